@@ -1,0 +1,86 @@
+# Everything here is also written out in README.md ("Without make").
+#
+#   make demo PYTHON=python3.12                          another Python
+#   make demo PIP_ARGS="--index-url ADDRESS"             another package index, such as one with CPU builds of torch
+#   make test PYTEST_ARGS="-k coco"                      a part of the tests
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+SCENES ?= 12
+SEED ?= 7
+OUT ?= demo-output
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
+REQUIREMENTS := pyproject.toml constraints.txt
+INSTALLED := $(VENV)/.installed
+INSTALLED_TEST := $(VENV)/.installed-test
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-quick lint format docs benchmark train-playground clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-18s %s\n", $$1, $$2 }'
+
+demo: $(INSTALLED) ## label sample pictures with the embedded model and write a COCO file and a preview page
+	@echo "== Drawing $(SCENES) sample pictures"
+	@rm -rf "$(OUT)"
+	$(BIN)/tcl-annotate playground scenes --out "$(OUT)/scenes" --count $(SCENES) --seed $(SEED)
+	@echo "== Labelling them with the embedded model"
+	$(BIN)/tcl-annotate prelabel "$(OUT)/scenes" --labels "$(OUT)/scenes/labels.yaml" --model playground \
+	    --out "$(OUT)/annotations.json" --preview "$(OUT)/preview"
+	@echo "== Checking the COCO file"
+	$(BIN)/tcl-annotate validate-coco "$(OUT)/annotations.json" --images "$(OUT)/scenes"
+	@echo
+	@echo "COCO file:    $(OUT)/annotations.json"
+	@echo "Preview page: $(OUT)/preview/index.html (open it in a browser)"
+
+test: $(INSTALLED_TEST) lint ## everything: lint, types, all tests, the wheel in an empty environment
+	@echo "== Tests (the wheel's installs everything once more into an empty environment and takes minutes)"
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-quick: $(INSTALLED_TEST) ## the inner loop: tests that take less than a few seconds each
+	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+
+lint: $(INSTALLED_TEST) ## style, formatting and types
+	@echo "== Style, formatting, types"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED_TEST) ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(INSTALLED_TEST) ## API reference from the docstrings, in build/docs
+	$(BIN)/python docs/build_reference.py build/docs
+	@echo "API reference: build/docs/index.html"
+
+benchmark: $(INSTALLED) ## measure polygons and speed on this machine
+	$(BIN)/tcl-annotate benchmark polygons
+	$(BIN)/tcl-annotate benchmark segment
+
+train-playground: $(INSTALLED) ## train the embedded model again (under two hours on two cores)
+	$(BIN)/python -m training.playground
+
+clean: ## remove the environment and what was made (a training in build/playground stays)
+	rm -rf "$(VENV)" "$(OUT)" build/docs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# A stamp is newer than what it was made from; the environment is touched only when that changes.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit("tcl-annotate needs Python 3.11 or newer, not " + sys.version.split()[0] + "; say make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@echo "== Making the environment $(VENV)"
+	$(PYTHON) -m venv "$(VENV)"
+	@touch $@
+
+$(INSTALLED): $(VENV)/.made $(REQUIREMENTS)
+	@echo "== Installing tcl-annotate (PyTorch is large: this can take minutes)"
+	$(PIP) --editable .
+	@touch $@
+
+$(INSTALLED_TEST): $(INSTALLED) $(REQUIREMENTS)
+	@echo "== Installing the tools for tests"
+	$(PIP) --editable ".[test]"
+	@touch $@

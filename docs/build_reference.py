@@ -1,0 +1,39 @@
+"""Writes the API reference of every public module: ``python docs/build_reference.py FOLDER``."""
+
+from __future__ import annotations
+
+import pkgutil
+import sys
+from pathlib import Path
+
+import pdoc
+
+import tcl_core
+
+__all__ = ["build", "public_modules"]
+
+
+def public_modules() -> list[str]:
+    """Names of the package's modules, without those that begin with an underscore; a package comes before its parts."""
+    names = [module.name for module in pkgutil.walk_packages(tcl_core.__path__, "tcl_core.")]
+    return ["tcl_core", *(name for name in names if not any(part.startswith("_") for part in name.split(".")))]
+
+
+def build(folder: Path) -> None:
+    """Write the pages into ``folder``, which is made if need be; ``index.html`` is where to begin."""
+    private = r"!tcl_core\.(.*\.)?_"
+    # By itself pdoc leaves out the modules of a package that has an ``__all__``, and complains of a module named twice.
+    named: list[str] = []
+    found: set[str] = set()
+    for name in public_modules():
+        if name not in found:
+            named.append(name)
+            found |= set(pdoc.extract.walk_specs([name, private]))
+    pdoc.render.configure(docformat="google")
+    pdoc.pdoc(*named, private, output_directory=folder)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python docs/build_reference.py FOLDER")
+    build(Path(sys.argv[1]))

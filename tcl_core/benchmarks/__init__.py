@@ -1,0 +1,1 @@
+"""Measurements behind the figures this project promises, each one a command that anybody can repeat."""

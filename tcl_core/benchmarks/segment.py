@@ -1,0 +1,148 @@
+"""How much the two-step design saves, as ratios measured in one run on this machine.
+
+Absolute times mean little on another machine; the ratios say what encoding a picture once, and pictures in batches,
+is worth with a given model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tcl_core.cache import FeatureCache
+from tcl_core.errors import SettingsError
+from tcl_core.segmenter import Segmenter
+from tcl_core.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from tcl_core.models import Model
+
+__all__ = ["Row", "format_rows", "run"]
+
+_OPEN_PROMPTS = ("sofa", "lamp", "cat", "sky", "door", "tree", "cup", "road")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement beside the one it is compared with.
+
+    Attributes:
+        what: what was measured.
+        seconds: shortest of the repetitions, for all pictures together.
+        compared_with: what the ratio refers to; empty where the row itself is the reference.
+        ratio: how many times quicker than the reference; 1 for the reference.
+    """
+
+    what: str
+    seconds: float
+    compared_with: str = ""
+    ratio: float = 1.0
+
+
+def run(
+    model: Model,
+    *,
+    pictures: int = 8,
+    size: tuple[int, int] = (480, 640),
+    batch_size: int = 8,
+    refine: bool = True,
+    repeats: int = 3,
+    seed: int = 0,
+) -> list[Row]:
+    """Measure prompts on cached pictures, and batches.
+
+    Args:
+        model: from `tcl_core.models.load_model`.
+        pictures: number of pictures, drawn from ``seed`` (their content does not matter for the time).
+        size: height and width of the pictures.
+        batch_size: windows per batch in the batched measurement.
+        refine: with PAMR.
+        repeats: repetitions, of which the shortest counts.
+        seed: of the pictures.
+
+    Returns:
+        Four rows: first prompt on new pictures, second prompt on the same pictures; encoding one window at a time,
+        encoding in batches.
+
+    Raises:
+        SettingsError: a number is under 1.
+    """
+    if min(pictures, *size, batch_size, repeats) < 1:
+        raise SettingsError("the benchmark's numbers of pictures, pixels, windows and repetitions must be at least 1.")
+    images = _draw(pictures, size, seed)
+    first, second = _vocabularies(model)
+    # The first call of a shape pays for memory and kernel selection.
+    warm = Segmenter(model, refine=refine, batch_size=batch_size)
+    warm.segment_image(images[0], first)
+
+    new: list[float] = []
+    cached: list[float] = []
+    for _ in range(repeats):
+        segmenter = Segmenter(model, refine=refine, batch_size=batch_size, cache=FeatureCache(max_bytes=1 << 40))
+        for vocabulary, times in ((first, new), (second, cached)):
+            # Text embeddings are kept by the segmenter too; what is compared is the pictures' part.
+            segmenter.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
+            times.append(_seconds(model, partial(_segment_all, segmenter, images, vocabulary)))
+    single: list[float] = []
+    batched: list[float] = []
+    for _ in range(repeats):
+        for windows, times in ((1, single), (batch_size, batched)):
+            segmenter = Segmenter(model, refine=refine, batch_size=windows)
+            times.append(_seconds(model, partial(segmenter.encode_batch, images)))
+    return [
+        Row("first prompt on new pictures", min(new)),
+        Row("second prompt on cached pictures", min(cached), "first prompt", min(new) / min(cached)),
+        Row("encode one window at a time", min(single)),
+        Row(f"encode {batch_size} windows at a time", min(batched), "one at a time", min(single) / min(batched)),
+    ]
+
+
+def format_rows(rows: Sequence[Row]) -> str:
+    """The rows as a plain table, one line each.
+
+    >>> print(format_rows([Row("first", 2.0), Row("second", 0.5, "first", 4.0)]))
+    first   2.000 s
+    second  0.500 s  4.0 times as fast as first
+    """
+    width = max((len(row.what) for row in rows), default=0)
+    lines = []
+    for row in rows:
+        ratio = f"  {row.ratio:.1f} times as fast as {row.compared_with}" if row.compared_with else ""
+        lines.append(f"{row.what:<{width}}  {row.seconds:.3f} s{ratio}")
+    return "\n".join(lines)
+
+
+def _draw(count: int, size: tuple[int, int], seed: int) -> list[NDArray[np.uint8]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def _vocabularies(model: Model) -> tuple[Vocabulary, Vocabulary]:
+    """Two vocabularies of four labels without a common prompt, of words that the model knows."""
+    known = getattr(model.tokenizer, "words", _OPEN_PROMPTS)
+    words = [str(word) for word in known if word != "background"][:8]
+    half = len(words) // 2
+    if half == 0:
+        raise SettingsError(f"the model {model.name} knows fewer than two words; the benchmark needs two prompts.")
+    return Vocabulary.from_options(words[:half]), Vocabulary.from_options(words[half : 2 * half])
+
+
+def _segment_all(segmenter: Segmenter, images: Sequence[NDArray[np.uint8]], vocabulary: Vocabulary) -> None:
+    for image in images:
+        segmenter.segment_image(image, vocabulary)
+
+
+def _seconds(model: Model, work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    # CUDA computes in the background until it is waited for.
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter() - started

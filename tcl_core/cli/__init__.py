@@ -1,0 +1,1 @@
+"""The command line ``tcl-annotate``: one module for each command."""

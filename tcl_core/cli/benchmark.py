@@ -1,0 +1,113 @@
+"""``tcl-annotate benchmark``: figures measured on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tcl_core.cli.main import EXIT_FINE
+from tcl_core.cli.options import DEFAULT_MODEL
+from tcl_core.errors import SettingsError
+
+__all__ = ["command"]
+
+
+@click.group(
+    "benchmark",
+    short_help="Measure polygons and speed on this machine.",
+    epilog="\b\nExamples:\n  tcl-annotate benchmark polygons\n  tcl-annotate benchmark segment",
+)
+def command() -> None:
+    """Measure polygons and speed on this machine."""
+
+
+@command.command(
+    "polygons",
+    epilog="""\b
+Examples:
+  tcl-annotate benchmark polygons
+  tcl-annotate benchmark polygons --maps 40 --detail fine --picture polygons.png""",
+)
+@click.option(
+    "--maps", type=click.IntRange(min=1), default=200, show_default=True, metavar="N", help="How many label maps."
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, metavar="N", help="Same seed, same maps."
+)
+@click.option(
+    "--detail",
+    default="default",
+    show_default=True,
+    metavar="D",
+    help="Detail of the polygons, as of 'tcl-annotate prelabel'.",
+)
+@click.option(
+    "--picture", type=click.Path(path_type=Path), metavar="FILE", help="Also draw some of the maps and their polygons."
+)
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def polygons_command(maps: int, seed: int, detail: str, picture: Path | None, quiet: bool) -> int:
+    """Measure how close polygons are to their masks, with how few points, and whether neighbours fit together.
+
+    The exit code is 1 if a bar is missed.
+    """
+    from tcl_core.benchmarks import polygons
+
+    figures = polygons.run(maps, seed, detail, progress=not quiet)
+    click.echo(polygons.format_table(figures))
+    if picture is not None:
+        try:
+            polygons.picture(picture, min(maps, 6), seed, detail)
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"--picture {picture}: cannot be written ({error})") from error
+        click.echo(f"picture: {picture}")
+    return figures.exit_code
+
+
+@command.command(
+    "segment",
+    epilog="""\b
+Examples:
+  tcl-annotate benchmark segment
+  tcl-annotate benchmark segment --model tcl-vit-b16 --device cuda --pictures 32 --batch-size 16""",
+)
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="Name or path of a model.")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")
+@click.option(
+    "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16 or float16."
+)
+@click.option("--pictures", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="How many.")
+@click.option(
+    "--size",
+    type=(click.IntRange(min=1), click.IntRange(min=1)),
+    default=(640, 480),
+    show_default=True,
+    metavar="WIDTH HEIGHT",
+    help="Size of the pictures in pixels.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Windows in a batch."
+)
+@click.option("--refine/--no-refine", default=True, help="Whether masks follow the picture's edges (PAMR).")
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="The shortest counts."
+)
+def segment_command(
+    model: str,
+    device: str,
+    precision: str,
+    pictures: int,
+    size: tuple[int, int],
+    batch_size: int,
+    refine: bool,
+    repeats: int,
+) -> int:
+    """Measure what encoding a picture once, and pictures in batches, is worth."""
+    from tcl_core.benchmarks.segment import format_rows, run
+    from tcl_core.models import load_model
+
+    loaded = load_model(model, device=device, precision=precision)
+    rows = run(loaded, pictures=pictures, size=size[::-1], batch_size=batch_size, refine=refine, repeats=repeats)
+    click.echo(f"model {loaded.name} on {loaded.device}, {pictures} pictures of {size[0]} x {size[1]}")
+    click.echo(format_rows(rows))
+    return EXIT_FINE

@@ -1,0 +1,129 @@
+"""Entry point of the command line: the group of commands, and what becomes of errors.
+
+A command is a module that defines ``command``; it is imported only when it is asked for, so that ``--help`` does not
+wait for the network's library. To add one, write the module and put a line into `COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+import tcl_core
+from tcl_core.errors import TclError
+
+__all__ = ["COMMANDS", "cli", "main", "run"]
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "prelabel": ("tcl_core.cli.prelabel", "Label pictures from text and write a COCO file."),
+    "segment": ("tcl_core.cli.segment", "Segment one picture and show what was found."),
+    "validate-coco": ("tcl_core.cli.validate_coco", "Check a COCO file and print each fault with its place."),
+    "models": ("tcl_core.cli.models", "List, fetch and import models."),
+    "benchmark": ("tcl_core.cli.benchmark", "Measure polygons and speed on this machine."),
+    "playground": ("tcl_core.cli.playground", "Draw sample scenes and score a model on them."),
+}
+"""Name of each command, with the module that defines it and its line in the list of commands."""
+
+EXIT_FINE, EXIT_FINDINGS, EXIT_BAD_INPUT, EXIT_INTERNAL, EXIT_INTERRUPTED = 0, 1, 2, 70, 130
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the commands, in the order in which they are meant to be read."""
+        return [*COMMANDS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name, imported now, or ``None``."""
+        if cmd_name in COMMANDS:
+            return importlib.import_module(COMMANDS[cmd_name][0]).command
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="""\b
+Examples:
+  tcl-annotate prelabel photos --labels labels.yaml --model playground --out labels.json --preview preview
+  tcl-annotate segment room.jpg --label "Sofa=sofa,couch" --label Lamp --out overlay.png
+  tcl-annotate validate-coco labels.json --images photos
+
+Exit codes: 0 all is well, 1 done but something was found or skipped, 2 bad input, 130 interrupted.""",
+)
+@click.version_option(tcl_core.__version__, prog_name="tcl-annotate")
+def cli() -> None:
+    """Pre-label pictures from text: masks, polygons that share their edges, COCO that is correct to the pixel."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; every error becomes one line on the standard error stream.
+
+    Args:
+        arguments: words after the program's name; those of the process by default.
+    """
+    _accept_any_name()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        # Commands find the words in the root context, to say how a run that was stopped goes on.
+        result = cli.main(args=words, prog_name="tcl-annotate", standalone_mode=False, obj=words)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else EXIT_FINE
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return EXIT_BAD_INPUT
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "tcl-annotate"
+        return _error(f"{error.format_message().rstrip('.')}; see '{command} --help'")
+    except click.ClickException as error:
+        return _error(error.format_message())
+    except TclError as error:
+        return _error(str(error))
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        click.echo("interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python would complain once more while it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FINDINGS
+    except Exception as error:
+        if os.environ.get("TCL_ANNOTATE_DEBUG") == "1":
+            traceback.print_exc()
+        message = " ".join(str(error).split())
+        click.echo(
+            f"internal error: {type(error).__name__}: {message} (set TCL_ANNOTATE_DEBUG=1 for the traceback)", err=True
+        )
+        return EXIT_INTERNAL
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line of this process and leave with its exit code."""
+    sys.exit(run(arguments))
+
+
+def _error(message: str) -> int:
+    click.echo(f"error: {message}", err=True)
+    return EXIT_BAD_INPUT
+
+
+def _accept_any_name() -> None:
+    """File names need not be valid text; printing one must not end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+if __name__ == "__main__":
+    main()

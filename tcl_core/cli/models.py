@@ -1,0 +1,85 @@
+"""``tcl-annotate models``: what there is, fetching it, importing checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tcl_core.cli.main import EXIT_FINE
+
+__all__ = ["command"]
+
+
+@click.group(
+    "models",
+    short_help="List, fetch and import models.",
+    epilog="""\b
+Examples:
+  tcl-annotate models list
+  tcl-annotate models fetch tcl-vit-b16
+  tcl-annotate models import tcl.pth --name my-tcl""",
+)
+def command() -> None:
+    """List, fetch and import models."""
+
+
+@command.command("list", epilog="\b\nExample:\n  tcl-annotate models list")
+def list_command() -> int:
+    """List the models that can be used by name, and where they lie."""
+    from tcl_core.weights.library import list_models
+
+    for row in list_models():
+        size = f"{row.size / 1e6:,.1f} MB" if row.size is not None else "size unknown"
+        state = "ready" if row.installed else "not fetched"
+        click.echo(f"{row.name}  ({state}, {size}{', ' + row.licence if row.licence else ''})")
+        for line in (row.description, f"source: {row.source}" if row.source else "", f"file: {row.path}"):
+            if line:
+                click.echo(f"    {line}")
+    return EXIT_FINE
+
+
+@command.command(
+    "fetch",
+    epilog="\b\nExamples:\n  tcl-annotate models fetch tcl-vit-b16\n  tcl-annotate models fetch tcl-vit-b16 --quiet",
+)
+@click.argument("name")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def fetch_command(name: str, quiet: bool) -> int:
+    """Download the model NAME and make it ready; what is there already is not fetched again."""
+    from tcl_core.weights.library import fetch_model
+
+    click.echo(f"ready: {fetch_model(name, progress=not quiet)}")
+    return EXIT_FINE
+
+
+@command.command(
+    "import",
+    epilog="""\b
+Examples:
+  tcl-annotate models import tcl.pth --name my-tcl
+  tcl-annotate models import training.pth --out my-tcl.safetensors""",
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--name", metavar="NAME", help="Name to load the model by; by default that of FILE.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Model file to write (.safetensors); by default NAME in the folder of models.",
+)
+@click.option(
+    "--clip",
+    "clip_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Safetensors file with the frozen CLIP, for checkpoints of another CLIP than OpenAI's ViT-B/16 that lack it.",
+)
+@click.option("--licence", default="", metavar="TEXT", help="Licence of the weights, kept in the model file.")
+def import_command(file: Path, name: str | None, out: Path | None, clip_file: Path | None, licence: str) -> int:
+    """Turn a published or training checkpoint (.pth) FILE into a model file, without running code from it."""
+    from tcl_core.weights.checkpoint import import_checkpoint
+
+    written = import_checkpoint(file, name=name, out=out, clip_file=clip_file, licence=licence)
+    click.echo(f"ready: {written}")
+    return EXIT_FINE

@@ -1,0 +1,204 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tcl_core.errors import SettingsError
+from tcl_core.templates import TEMPLATE_SETS
+from tcl_core.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from tcl_core.segmenter import Segmenter
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "check_folder",
+    "check_outputs",
+    "make_segmenter",
+    "make_vocabulary",
+    "model_options",
+    "vocabulary_options",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_MODEL = "playground"
+"""The model that comes with the package."""
+
+
+def vocabulary_options(function: F) -> F:
+    """``--labels``, ``--label``, ``--background``, ``--background-threshold`` and ``--templates``."""
+    for option in reversed(
+        [
+            click.option(
+                "--labels", "labels_file", type=click.Path(path_type=Path), metavar="FILE", help="Label file (YAML)."
+            ),
+            click.option(
+                "--label",
+                "label_options",
+                multiple=True,
+                metavar="NAME[=PROMPT,...]",
+                help='A label and its prompts, such as "Sofa=sofa,couch"; may be given again. Without prompts the name '
+                "is the prompt.",
+            ),
+            click.option(
+                "--background/--no-background",
+                default=None,
+                help="Whether pixels may stay without a label; by default what the label file says, or yes.",
+            ),
+            click.option(
+                "--background-threshold",
+                type=float,
+                metavar="T",
+                help="Score from 0 to 1 that a label must reach to win against the background; by default the label "
+                "file's or the model's.",
+            ),
+            click.option(
+                "--templates",
+                metavar="NAME",
+                help=f"Template set for the prompts: {', '.join(TEMPLATE_SETS)}; by default the label file's or the "
+                "model's.",
+            ),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+def make_vocabulary(
+    labels_file: Path | None,
+    label_options: tuple[str, ...],
+    background: bool | None,
+    background_threshold: float | None,
+    templates: str | None,
+) -> Vocabulary:
+    """The vocabulary of the shared options; options come before what the label file says.
+
+    Raises:
+        VocabularyError: if a label, prompt, threshold or template set cannot be used.
+        SettingsError: if labels are given both ways or not at all.
+    """
+    if labels_file is not None and label_options:
+        raise SettingsError("--labels and --label: give the labels one way, in a file or as options")
+    if labels_file is None and not label_options:
+        raise SettingsError('no labels: give --labels FILE, or --label "NAME=PROMPT,PROMPT" for each label')
+    if background is False and background_threshold is not None:
+        raise SettingsError("--no-background and --background-threshold exclude each other; give one of them")
+    vocabulary = Vocabulary.from_file(labels_file) if labels_file else Vocabulary.from_options(label_options)
+    if background is not None:
+        kept = vocabulary.background_threshold if background else None
+        vocabulary = replace(vocabulary, background=background, background_threshold=kept)
+    if background_threshold is not None:
+        vocabulary = replace(vocabulary, background=True, background_threshold=background_threshold)
+    if templates is not None:
+        vocabulary = replace(vocabulary, templates=templates)
+    return vocabulary
+
+
+def model_options(function: F) -> F:
+    """``--model``, ``--refine``, ``--kp-weight``, ``--device``, ``--precision`` and ``--batch-size``."""
+    for option in reversed(
+        [
+            click.option(
+                "--model",
+                default=DEFAULT_MODEL,
+                show_default=True,
+                metavar="NAME",
+                help="Name of a model ('tcl-annotate models list') or path of a model file.",
+            ),
+            click.option(
+                "--refine/--no-refine",
+                default=True,
+                help="Whether masks follow the picture's edges (PAMR); on by default, off is quicker.",
+            ),
+            click.option(
+                "--kp-weight",
+                type=click.FloatRange(0, 1),
+                metavar="W",
+                help="Share from 0 to 1 of CLIP's own dense map in the scores; by default the model's.",
+            ),
+            click.option(
+                "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."
+            ),
+            click.option(
+                "--precision",
+                default="auto",
+                show_default=True,
+                metavar="NAME",
+                help="auto, float32, bfloat16 or float16.",
+            ),
+            click.option(
+                "--batch-size",
+                type=click.IntRange(min=1),
+                default=8,
+                show_default=True,
+                metavar="N",
+                help="Pictures and windows that go through the network together; memory grows with it.",
+            ),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | str | None], replace: bool) -> None:
+    """See to it, before any work, that outputs can be written and land on nothing that the user wants to keep.
+
+    Args:
+        outputs: files to write, by their options.
+        inputs: pictures, label file and model that are read; what does not exist is passed over.
+        replace: whether outputs that exist may be replaced; an input never is.
+
+    Raises:
+        SettingsError: if an output is a folder, in no folder, an input, the same as another, or exists.
+    """
+    given = {option: path for option, path in outputs.items() if path is not None}
+    read = {os.path.realpath(path): path for path in inputs if path is not None and os.path.exists(path)}
+    taken: dict[str, str] = {}
+    for option, path in given.items():
+        if path.is_dir():
+            raise SettingsError(f"{option} {path}: is a folder; name a file")
+        check_folder(option, path.absolute().parent)
+        place = os.path.realpath(path)
+        if place in read:
+            raise SettingsError(f"{option} {path}: is an input of this command; name another file")
+        if place in taken:
+            raise SettingsError(f"{option} {path}: is the same file as {taken[place]}; name another")
+        if path.exists() and not replace:
+            raise SettingsError(f"{option} {path}: is there already; add --overwrite, or name another file")
+        taken[place] = option
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Refuse a folder that is missing or cannot be written to.
+
+    Raises:
+        SettingsError: with the option's name.
+    """
+    if not folder.is_dir():
+        raise SettingsError(f"{option}: there is no folder {folder}; make it, or name another")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SettingsError(f"{option}: the folder {folder} cannot be written to; change its permissions")
+
+
+def make_segmenter(
+    model: str, refine: bool, kp_weight: float | None, device: str, precision: str, batch_size: int
+) -> Segmenter:
+    """Load the model of the shared options.
+
+    Raises:
+        WeightsError: if there is no such model, or its file cannot be used.
+        SettingsError: if the device, the precision or a number is out of range.
+    """
+    from tcl_core.models import load_model
+    from tcl_core.segmenter import Segmenter
+
+    loaded = load_model(model, device=device, precision=precision)
+    return Segmenter(loaded, refine=refine, kp_weight=kp_weight, batch_size=batch_size)

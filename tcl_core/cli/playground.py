@@ -1,0 +1,107 @@
+"""``tcl-annotate playground``: scenes of the playground world, and how well a model finds its way in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from tcl_core.cli.main import EXIT_FINE
+from tcl_core.cli.options import DEFAULT_MODEL
+from tcl_core.errors import SettingsError
+
+__all__ = ["command"]
+
+_SEED = click.IntRange(min=0, max=2**32 - 1)
+
+
+@click.group(
+    "playground",
+    short_help="Draw sample scenes and score a model on them.",
+    epilog="""\b
+Examples:
+  tcl-annotate playground scenes --out scenes --count 12
+  tcl-annotate playground evaluate --scenes 500""",
+)
+def command() -> None:
+    """Draw scenes of the small world that the embedded model knows, and score a model on scenes it has never seen."""
+
+
+@command.command(
+    "scenes",
+    epilog="""\b
+Examples:
+  tcl-annotate playground scenes --out scenes
+  tcl-annotate playground scenes --out scenes --count 40 --size 320 240 --seed 7 --truth""",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder for the pictures.")
+@click.option("--count", type=click.IntRange(min=1), default=12, show_default=True, metavar="N", help="How many.")
+@click.option("--seed", type=_SEED, default=0, show_default=True, metavar="N", help="Same seed, same scenes.")
+@click.option(
+    "--size",
+    type=(click.IntRange(min=32, max=4096), click.IntRange(min=32, max=4096)),
+    default=(320, 240),
+    show_default=True,
+    metavar="WIDTH HEIGHT",
+    help="Size of the pictures in pixels.",
+)
+@click.option("--truth", is_flag=True, help="Also write the exact masks as a COCO file, truth.json.")
+@click.option("--overwrite", is_flag=True, help="Replace scenes, labels.yaml and truth.json that are in DIR.")
+def scenes_command(out: Path, count: int, seed: int, size: tuple[int, int], truth: bool, overwrite: bool) -> int:
+    """Write scenes as PNG files, and a labels.yaml that names everything in them."""
+    there = [path for name in ("labels.yaml", "truth.json", "scene-*.png") for path in sorted(out.glob(name))]
+    if there and not overwrite:
+        raise SettingsError(f"--out {out}: holds {there[0].name} already; add --overwrite, or name another folder")
+
+    from tcl_core.playground.export import write_scenes
+
+    try:
+        written = write_scenes(out, count, seed, size[::-1], truth=truth)
+    except OSError as error:
+        raise SettingsError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+    click.echo(f"{len(written)} scenes and {out / 'labels.yaml'}" + (f", {out / 'truth.json'}" if truth else ""))
+    return EXIT_FINE
+
+
+@command.command(
+    "evaluate",
+    epilog="""\b
+Examples:
+  tcl-annotate playground evaluate
+  tcl-annotate playground evaluate --model build/playground/playground.safetensors --scenes 100 --json table.json""",
+)
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="Name or path of a model.")
+@click.option(
+    "--scenes", type=click.IntRange(min=1), default=500, show_default=True, metavar="N", help="Scenes in each set."
+)
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")
+@click.option(
+    "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16 or float16."
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Also write the table here.")
+def evaluate_command(model: str, scenes: int, device: str, precision: str, json_file: Path | None) -> int:
+    """Print the mean IoU of a model and of its parts, on scenes that took no part in training.
+
+    One half of the scenes has kind-colour combinations that occur in training, the other only combinations that never
+    do. Every class of the world competes in every scene.
+    """
+    from tqdm import tqdm
+
+    from tcl_core.evaluation.playground import evaluate_playground, format_rows, rows_to_json
+    from tcl_core.models import load_model
+
+    loaded = load_model(model, device=device, precision=precision)
+    with tqdm(total=2 * scenes, unit="scene", desc="scoring", mininterval=1) as bar:
+        rows = evaluate_playground(loaded, scenes, lambda done, _: bar.update(done - bar.n))
+    click.echo(f"mean IoU in percent, {scenes} scenes a set, model {loaded.name} ({loaded.weights_sha256[:12]})\n")
+    click.echo(format_rows(rows))
+    if json_file is not None:
+        content = {"model": loaded.name, "weights_sha256": loaded.weights_sha256, "scenes": scenes}
+        try:
+            json_file.write_text(
+                json.dumps(content | {"rows": json.loads(rows_to_json(rows))}, indent=1) + "\n", encoding="utf-8"
+            )
+        except OSError as error:
+            raise SettingsError(f"--json {json_file}: cannot be written ({error.strerror or error})") from error
+    return EXIT_FINE

@@ -1,0 +1,117 @@
+"""``tcl-annotate segment``: one picture, and what is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tcl_core.cli.main import EXIT_FINE
+from tcl_core.cli.options import check_outputs, make_segmenter, make_vocabulary, model_options, vocabulary_options
+from tcl_core.errors import SettingsError
+
+if TYPE_CHECKING:
+    from tcl_core.types import Region, Segmentation
+
+__all__ = ["command"]
+
+
+@click.command(
+    "segment",
+    short_help="Segment one picture and show what was found.",
+    epilog="""\b
+Examples:
+  tcl-annotate segment room.jpg --label "Sofa=sofa,couch" --label Lamp
+  tcl-annotate segment room.jpg --labels labels.yaml --out overlay.png --json room.json""",
+)
+@click.argument("picture", type=click.Path(path_type=Path))
+@vocabulary_options
+@model_options
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the picture under its masks, with a legend."
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the regions as a COCO file."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the files of --out and --json if they are there.")
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    default=200_000_000,
+    show_default=True,
+    metavar="N",
+    help="Refuse pictures of more pixels.",
+)
+def command(
+    picture: Path,
+    labels_file: Path | None,
+    label_options: tuple[str, ...],
+    background: bool | None,
+    background_threshold: float | None,
+    templates: str | None,
+    model: str,
+    refine: bool,
+    kp_weight: float | None,
+    device: str,
+    precision: str,
+    batch_size: int,
+    out: Path | None,
+    json_file: Path | None,
+    overwrite: bool,
+    max_pixels: int,
+) -> int:
+    """Segment PICTURE and print, for each label, its regions, its share of the picture and its mean score."""
+    vocabulary = make_vocabulary(labels_file, label_options, background, background_threshold, templates)
+    _check_ending(out)
+    check_outputs({"--out": out, "--json": json_file}, [picture, labels_file, model], overwrite)
+
+    from tcl_core.images import load_image
+    from tcl_core.regions import label_map_to_regions
+
+    image = load_image(picture, max_pixels=max_pixels)
+    segmenter = make_segmenter(model, refine, kp_weight, device, precision, batch_size)
+    segmentation = segmenter.segment_image(image, vocabulary)
+    regions = label_map_to_regions(segmentation)
+    click.echo(f"{picture}: {image.shape[1]} x {image.shape[0]} pixels, model {segmenter.model.name}")
+    click.echo(_table(segmentation, regions))
+    if json_file is not None:
+        from tcl_core.coco import PictureResult, coco_file_name, regions_to_annotations, write_coco_file
+
+        annotations = regions_to_annotations(regions, segmentation.size)
+        result = PictureResult(coco_file_name(picture.name), *segmentation.size, annotations)
+        write_coco_file(json_file, [result], vocabulary, segmenter.settings(), overwrite=True)
+        click.echo(f"regions: {json_file}")
+    if out is not None:
+        from tcl_core.preview.drawing import draw_overlay
+
+        try:
+            draw_overlay(image, segmentation).save(out)
+        except OSError as error:
+            raise SettingsError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+        click.echo(f"overlay: {out}")
+    return EXIT_FINE
+
+
+def _check_ending(out: Path | None) -> None:
+    if out is not None and out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise SettingsError(f"--out {out}: the overlay is a picture; let its name end in .png, .jpg or .webp")
+
+
+def _table(segmentation: Segmentation, regions: list[Region]) -> str:
+    pixels = segmentation.label_map.size
+    rows: list[tuple[str, str, str, str]] = []
+    for label_id, name in enumerate(segmentation.vocabulary.names, start=1):
+        own = [region for region in regions if region.label_id == label_id]
+        area = sum(region.area for region in own)
+        score = f"{sum(region.score * region.area for region in own) / area:.2f}" if area else "-"
+        rows.append((name, str(len(own)), f"{area / pixels:.1%}", score))
+    free = int((segmentation.label_map == 0).sum())
+    rows.append(("(nothing)", "", f"{free / pixels:.1%}", ""))
+    heads = ("label", "regions", "share", "score")
+    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(4)]
+    lines = [
+        f"  {row[0]:<{widths[0]}}  " + "  ".join(f"{row[column]:>{widths[column]}}" for column in range(1, 4))
+        for row in [heads, *rows]
+    ]
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,113 @@
+"""Where the network runs and in which number format, chosen by name."""
+
+from __future__ import annotations
+
+import re
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from tcl_core.errors import SettingsError
+
+__all__ = ["PRECISIONS", "autocast", "precision_name", "select_device", "select_precision"]
+
+PRECISIONS: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""Number formats by the names users write."""
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """Turn a device name into a device that exists on this machine.
+
+    Args:
+        name: ``auto`` (the first CUDA device, else Apple's ``mps``, else ``cpu``), ``cpu``, ``cuda``, ``cuda:N`` or
+            ``mps``.
+
+    Returns:
+        The device; ``cuda`` is returned with its index.
+
+    Raises:
+        SettingsError: the name is unknown or the device is not available.
+
+    >>> select_device("cpu")
+    device(type='cpu')
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise SettingsError("device mps is not available on this machine; use --device cpu or auto.")
+        return torch.device("mps")
+    if re.fullmatch(r"cuda(:\d+)?", name):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise SettingsError(f"device {name} is not available on this machine; use --device cpu or auto.")
+        index = int(name[5:]) if ":" in name else torch.cuda.current_device()
+        if index >= count:
+            raise SettingsError(f"device {name} does not exist; this machine has cuda:0 to cuda:{count - 1}.")
+        return torch.device("cuda", index)
+    raise SettingsError(f"device {name!r} is unknown; use auto, cpu, cuda, cuda:N or mps.")
+
+
+def select_precision(name: str = "auto", device: torch.device | str = "cpu") -> torch.dtype:
+    """Turn a precision name into the number format of the image tower's matrix products.
+
+    ``auto`` means bfloat16 on CUDA devices that compute in it natively, where it is several times faster than float32,
+    and float32 everywhere else. On the CPU it stays float32 even where the processor knows bfloat16: the same pictures
+    then give the same COCO file on every machine of a team, and the products of a small model on a CPU are too little
+    of the time to give that up for. ``bfloat16`` may be asked for on any CPU; without AMX or AVX-512 BF16 it is correct
+    but slower than float32.
+
+    Args:
+        name: ``auto``, ``float32``, ``bfloat16`` or ``float16`` (CUDA only: CPU kernels for it are missing or slow).
+        device: the device it will run on.
+
+    Raises:
+        SettingsError: the name is unknown, or the device cannot compute in that format.
+
+    >>> select_precision("auto", "cpu")
+    torch.float32
+    """
+    device = torch.device(device)
+    if name == "auto":
+        native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if native else torch.float32
+    if name not in PRECISIONS:
+        raise SettingsError(f"precision {name!r} is unknown; use auto, {', '.join(PRECISIONS)}.")
+    if name == "float16" and device.type != "cuda":
+        raise SettingsError(f"precision float16 needs a CUDA device, not {device}; use float32 or bfloat16.")
+    if name == "bfloat16" and device.type == "mps":
+        raise SettingsError("precision bfloat16 is not supported on mps; use float32.")
+    return PRECISIONS[name]
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """The user's name of a number format, the inverse of `PRECISIONS`.
+
+    Raises:
+        SettingsError: the format is none of `PRECISIONS`.
+
+    >>> precision_name(torch.bfloat16)
+    'bfloat16'
+    """
+    for name, known in PRECISIONS.items():
+        if known == dtype:
+            return name
+    raise SettingsError(f"precision {dtype} is unknown; use {', '.join(PRECISIONS)}.")
+
+
+def autocast(device: torch.device | str, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """A context in which matrix products and convolutions run in ``dtype``; nothing changes for float32.
+
+    Weights stay float32 and are converted on use, so one loaded model serves every precision.
+    """
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=dtype)

@@ -1,0 +1,122 @@
+"""How well a model finds everything in held-out playground scenes, and what its parts contribute."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from tcl_core.evaluation.miou import MeanIoU
+from tcl_core.models import Model
+from tcl_core.playground import CLASS_NAMES, KINDS, Scene, draw_scene, scene_rng
+from tcl_core.playground.scenes import Combinations
+from tcl_core.segmenter import Segmenter
+from tcl_core.vocabulary import Label, Vocabulary
+
+__all__ = ["VARIANTS", "Row", "evaluate_playground", "format_rows", "held_out_scene", "rows_to_json"]
+
+_SEEDS: dict[Combinations, int] = {"seen": 7_001, "held-out": 7_002, "all": 7_003}
+
+VARIANTS: dict[str, dict[str, bool | float]] = {
+    "dense baseline: CLIP's value path": {"refine": False, "kp_weight": 1.0},
+    "TCL": {"refine": False, "kp_weight": 0.0},
+    "TCL + KP": {"refine": False, "kp_weight": 0.3},
+    "TCL + PAMR": {"refine": True, "kp_weight": 0.0},
+    "TCL + PAMR + KP": {"refine": True, "kp_weight": 0.3},
+}
+"""Settings of the segmenter for each row of the table. With ``kp_weight`` 1 the score map is CLIP's own dense map."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Dataset-level mean IoU of one variant, in percent.
+
+    Attributes:
+        variant: a key of ``VARIANTS``.
+        seen: over all classes, on new scenes of combinations that occur in training.
+        seen_kinds: over the kinds of objects alone.
+        seen_stuff: over the background stuff alone.
+        held_out: over all classes, on scenes whose every object has a combination never seen in training.
+        held_out_kinds: over the kinds of objects alone.
+        held_out_stuff: over the background stuff alone.
+    """
+
+    variant: str
+    seen: float
+    seen_kinds: float
+    seen_stuff: float
+    held_out: float
+    held_out_kinds: float
+    held_out_stuff: float
+
+    @property
+    def loss(self) -> float:
+        """Points lost on combinations never seen in training."""
+        return self.seen - self.held_out
+
+
+def held_out_scene(combinations: Combinations, index: int) -> Scene:
+    """Scene ``index`` of the evaluation; its seed is used nowhere else."""
+    return draw_scene(scene_rng(_SEEDS[combinations], index), combinations=combinations)
+
+
+def evaluate_playground(
+    model: Model, scenes: int = 500, progress: Callable[[int, int], object] | None = None
+) -> list[Row]:
+    """Score a model on scenes that were never used for training.
+
+    Every class of the world competes in every picture, without a background plane; plain arg-max decides.
+
+    Args:
+        model: the model to score.
+        scenes: number of scenes in each of the two sets.
+        progress: called with the scenes done and the total.
+
+    Returns:
+        One row a variant.
+    """
+    vocabulary = Vocabulary(tuple(Label(name, (name,)) for name in CLASS_NAMES), background=False)
+    segmenters = {
+        name: Segmenter(model, refine=bool(options["refine"]), kp_weight=float(options["kp_weight"]))
+        for name, options in VARIANTS.items()
+    }
+    # Features depend on the refinement alone among the settings that differ.
+    encoders = {refine: next(s for s in segmenters.values() if s.refine is refine) for refine in (False, True)}
+    sets: tuple[Combinations, ...] = ("seen", "held-out")
+    metrics = {(name, which): MeanIoU(len(CLASS_NAMES)) for name in segmenters for which in sets}
+    done = 0
+    for which in sets:
+        for start in range(0, scenes, 16):
+            batch = [held_out_scene(which, index) for index in range(start, min(start + 16, scenes))]
+            images = [scene.image for scene in batch]
+            features = {refine: encoder.encode_batch(images) for refine, encoder in encoders.items()}
+            for name, segmenter in segmenters.items():
+                for scene, feature in zip(batch, features[segmenter.refine], strict=True):
+                    metrics[name, which].update(scene.label_map, segmenter.segment(feature, vocabulary).label_map)
+            done += len(batch)
+            if progress is not None:
+                progress(done, scenes * len(sets))
+    kinds, stuff = slice(0, len(KINDS)), slice(len(KINDS), None)
+    return [
+        Row(name, *(100 * metrics[name, which].compute(part) for which in sets for part in (slice(None), kinds, stuff)))
+        for name in segmenters
+    ]
+
+
+def format_rows(rows: list[Row]) -> str:
+    """The table as Markdown."""
+    lines = [
+        "| | seen: all | kinds | stuff | held out: all | kinds | stuff | lost |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        figures = (row.seen, row.seen_kinds, row.seen_stuff, row.held_out, row.held_out_kinds, row.held_out_stuff)
+        lines.append(f"| {row.variant} | " + " | ".join(f"{np.round(x, 1):.1f}" for x in (*figures, row.loss)) + " |")
+    return "\n".join(lines)
+
+
+def rows_to_json(rows: list[Row]) -> str:
+    """The table as JSON, for keeping beside the weights."""
+    return json.dumps([asdict(row) | {"lost": row.loss} for row in rows], indent=1)

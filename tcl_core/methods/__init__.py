@@ -1,0 +1,15 @@
+"""The methods: each is a module or package in this folder that registers its class."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from tcl_core.methods.base import Method, WindowEmbeddings
+from tcl_core.methods.registry import create_method, list_methods, register_method
+
+__all__ = ["Method", "WindowEmbeddings", "create_method", "list_methods", "register_method"]
+
+# A new paper is one new file here; looking them up keeps it so.
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,104 @@
+"""Settings of TCL; the defaults are those of the released model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from tcl_core.errors import SettingsError
+
+__all__ = ["TCLConfig"]
+
+
+@dataclass(frozen=True)
+class TCLConfig:
+    """Structure, loss weights and inference constants of TCL (arXiv 2212.00785).
+
+    Attributes:
+        ie_freeze: number of CLIP's image blocks that are shared and frozen; the grounder copies the blocks after
+            them. ``None``: all but the last.
+        decoder_layers: number of x2 up-sampling stages.
+        decoder_double: two gated convolutions per stage instead of one.
+        decoder_kernel: side of the decoder's convolutions, odd.
+        init_w: initial slope w of ``sigmoid(w * cos + b)``.
+        init_b: initial offset b.
+        gumbel_tau: temperature of the Gumbel-sigmoid.
+        tcl_weight: weight of both contrastive terms.
+        area_weight: weight of both area terms.
+        tv_weight: weight of both smoothness terms.
+        area_prior: share of a picture that a caption's mask is expected to cover, in ``[0, 1]``.
+        kp_weight: default weight of CLIP's own dense map at inference, in ``[0, 1]``.
+        kp_scale: slope of that map's sigmoid.
+        kp_threshold: cosine at which that map is one half.
+        background_threshold_pamr: score of the background where masks are refined.
+        background_threshold_plain: score of the background where they are not.
+
+    Raises:
+        SettingsError: a value is out of range.
+
+    Example:
+        >>> TCLConfig(area_prior=0.25).area_prior
+        0.25
+    """
+
+    ie_freeze: int | None = None
+    decoder_layers: int = 2
+    decoder_double: bool = True
+    decoder_kernel: int = 3
+    init_w: float = 10.0
+    init_b: float = -2.5
+    gumbel_tau: float = 1.0
+    tcl_weight: float = 0.1
+    area_weight: float = 0.4
+    tv_weight: float = 1.0
+    area_prior: float = 0.4
+    kp_weight: float = 0.3
+    kp_scale: float = 10.0
+    kp_threshold: float = 0.25
+    background_threshold_pamr: float = 0.4
+    background_threshold_plain: float = 0.5
+
+    def __post_init__(self) -> None:
+        shares = ("area_prior", "kp_weight", "background_threshold_pamr", "background_threshold_plain")
+        weights = ("tcl_weight", "area_weight", "tv_weight")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "decoder_double":
+                valid, wanted = isinstance(value, bool), "true or false"
+            elif field.name == "ie_freeze":
+                valid, wanted = value is None or (type(value) is int and value >= 1), "a number of blocks, or null"
+            elif field.name == "decoder_layers":
+                valid, wanted = type(value) is int and 0 <= value <= 4, "a whole number from 0 to 4"
+            elif field.name == "decoder_kernel":
+                valid, wanted = type(value) is int and value > 0 and value % 2 == 1, "an odd whole number"
+            elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                valid, wanted = False, "a finite number"
+            elif field.name in shares:
+                valid, wanted = 0 <= value <= 1, "between 0 and 1"
+            elif field.name in weights:
+                valid, wanted = value >= 0, "0 or more"
+            elif field.name == "gumbel_tau":
+                valid, wanted = value > 0, "more than 0"
+            else:
+                valid, wanted = True, ""
+            if not valid:
+                raise SettingsError(f"The TCL setting {field.name} is {value!r}, but must be {wanted}.")
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """Build from plain values.
+
+        Raises:
+            SettingsError: a setting is unknown or out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(settings.keys() - known):
+            raise SettingsError(f"Unknown TCL settings: {', '.join(unknown)}; known are: {', '.join(sorted(known))}.")
+        return cls(**settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain JSON values."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,197 @@
+"""Pixel-adaptive mask refinement (PAMR), split into a part per picture and a part per mask.
+
+Araslanov and Roth, "Single-Stage Semantic Segmentation from Image Labels", CVPR 2020 (arXiv 2005.08104). The
+affinities depend on the picture alone, so that a new prompt costs only the iterations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["DILATIONS", "ITERATIONS", "PamrAffinity", "pamr", "pamr_affinity", "refine_masks"]
+
+DILATIONS = (1, 2, 4, 8, 12, 24)
+"""Distances in pixels at which the eight neighbours are looked up."""
+ITERATIONS = 10
+"""Number of smoothing steps."""
+
+_STD_WEIGHT = 0.1
+_EPSILON = 1e-8
+# The planes of a chunk and its affinities should stay in a core's cache while the 48 neighbours are summed.
+_CHUNK_VALUES = 1 << 18
+# Bounds the memory for the 54 samples of each pixel; strips of a picture are independent.
+_STRIP_PIXELS = 1 << 15
+# Partial sums over blocks of neighbours keep the rounding error of ten steps near 1e-6.
+_BLOCK = 16
+
+
+@dataclass(frozen=True)
+class PamrAffinity:
+    """Weights with which each pixel takes over its neighbours' mask values.
+
+    Attributes:
+        weights: float32 ``[B, 8 * len(dilations), h, w]``; they sum to 1 over the neighbours.
+        dilations: distances of the neighbours, in the order of ``weights``.
+    """
+
+    weights: Tensor
+    dilations: tuple[int, ...] = DILATIONS
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width at which masks are refined."""
+        return int(self.weights.shape[-2]), int(self.weights.shape[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the weights."""
+        return self.weights.element_size() * self.weights.numel()
+
+    def __len__(self) -> int:
+        return int(self.weights.shape[0])
+
+    def __getitem__(self, windows: slice) -> PamrAffinity:
+        """The affinities of some of the pictures."""
+        return PamrAffinity(self.weights[windows], self.dilations)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PamrAffinity:
+        """A copy on another device or in another precision (float16 halves the memory of a cache)."""
+        return PamrAffinity(self.weights.to(device=device, dtype=dtype), self.dilations)
+
+
+def _neighbours(padded: Tensor, size: tuple[int, int], dilations: tuple[int, ...]) -> Iterator[Tensor]:
+    """Views of the 8 neighbours per dilation, in row-major order around the centre."""
+    height, width = size
+    margin = max(dilations)
+    for dilation in dilations:
+        for dy in (-dilation, 0, dilation):
+            for dx in (-dilation, 0, dilation):
+                if dy or dx:
+                    top, left = margin + dy, margin + dx
+                    yield padded[..., top : top + height, left : left + width]
+
+
+@torch.no_grad()
+def pamr_affinity(
+    image: Tensor, size: tuple[int, int] | None = None, dilations: tuple[int, ...] = DILATIONS
+) -> PamrAffinity:
+    r"""Affinities of a picture.
+
+    For pixel i, neighbour j and colour c the kernel is :math:`-|I_{ic} - I_{jc}| / (10^{-8} + 0.1\,\sigma_{ic})` with
+    :math:`\sigma` the unbiased standard deviation over the neighbours and (once per dilation) the centre; it is
+    averaged over the colours and soft-maxed over the neighbours. Borders are replicated.
+
+    Args:
+        image: float ``[B, 3, H, W]``, in any linear colour scale (the kernel does not depend on gain and offset).
+        size: height and width at which masks will be refined; the picture is resized bilinearly with aligned
+            corners. ``None`` keeps the picture's size.
+        dilations: distances of the neighbours in pixels.
+
+    Returns:
+        The affinities, float32.
+
+    Example:
+        >>> affinity = pamr_affinity(torch.rand(1, 3, 8, 12), size=(4, 6))
+        >>> tuple(affinity.weights.shape)
+        (1, 48, 4, 6)
+    """
+    with torch.autocast(device_type=image.device.type, enabled=False):
+        image = image.float()
+        if size is not None and tuple(image.shape[-2:]) != tuple(size):
+            image = F.interpolate(image, size=size, mode="bilinear", align_corners=True)
+        batch, _, height, width = image.shape
+        margin = max(dilations)
+        padded = F.pad(image, [margin] * 4, mode="replicate")
+        weights = image.new_empty(batch, 8 * len(dilations), height, width)
+        rows = max(1, _STRIP_PIXELS // width)
+        for index in range(batch):
+            for top in range(0, height, rows):
+                bottom = min(top + rows, height)
+                strip = padded[index, :, top : bottom + 2 * margin]
+                weights[index, :, top:bottom] = _strip_weights(strip, (bottom - top, width), dilations)
+        return PamrAffinity(weights, dilations)
+
+
+def _strip_weights(padded: Tensor, size: tuple[int, int], dilations: tuple[int, ...]) -> Tensor:
+    """Weights ``[48, h, w]`` of a strip, from its pixels with their margin ``[3, h + 48, w + 48]``."""
+    margin = max(dilations)
+    centre = padded[:, margin : margin + size[0], margin : margin + size[1]]
+    neighbours = list(_neighbours(padded, size, dilations))
+    samples = []
+    for index in range(len(dilations)):
+        samples += [*neighbours[8 * index : 8 * index + 8], centre]
+    scale = _EPSILON + _STD_WEIGHT * torch.stack(samples).std(dim=0)
+    kernels = [(-(centre - neighbour).abs_() / scale).mean(dim=0) for neighbour in neighbours]
+    return torch.softmax(torch.stack(kernels), dim=0)
+
+
+@torch.no_grad()
+def refine_masks(affinity: PamrAffinity, masks: Tensor, iterations: int = ITERATIONS) -> Tensor:
+    r"""Smooth masks along the picture's affinities: ``iterations`` times :math:`m_i \leftarrow \sum_j a_{ij} m_j`.
+
+    Args:
+        affinity: of B pictures (or of one, used for all masks) at ``h x w``.
+        masks: float ``[B, K, h', w']``; resized bilinearly with aligned corners where the size differs.
+        iterations: number of steps.
+
+    Returns:
+        float32 ``[B, K, h, w]``, up to rounding within the range of the input.
+
+    Raises:
+        ValueError: there are neither B nor one picture.
+    """
+    if len(affinity) not in (1, len(masks)):
+        raise ValueError(f"the affinities are of {len(affinity)} pictures, the masks of {len(masks)}")
+    with torch.autocast(device_type=masks.device.type, enabled=False):
+        masks = masks.float()
+        if tuple(masks.shape[-2:]) != affinity.size:
+            masks = F.interpolate(masks, size=affinity.size, mode="bilinear", align_corners=True)
+        weights = affinity.weights.to(device=masks.device, dtype=torch.float32)
+        refined = torch.empty(masks.shape, device=masks.device)
+        height, width = affinity.size
+        chunk = max(1, _CHUNK_VALUES // (height * width)) if masks.device.type == "cpu" else max(1, masks.shape[1])
+        for index in range(masks.shape[0]):
+            planes = weights[index if len(affinity) > 1 else 0]
+            for start in range(0, masks.shape[1], chunk):
+                refined[index, start : start + chunk] = _iterate(
+                    planes, masks[index, start : start + chunk], affinity.dilations, iterations
+                )
+        return refined
+
+
+def _iterate(weights: Tensor, masks: Tensor, dilations: tuple[int, ...], iterations: int) -> Tensor:
+    """Refine ``[K, h, w]`` with the weights ``[48, h, w]`` of one picture."""
+    size = (int(masks.shape[-2]), int(masks.shape[-1]))
+    product, partial = torch.empty_like(masks), torch.empty_like(masks)
+    for _ in range(iterations):
+        padded = F.pad(masks[None], [max(dilations)] * 4, mode="replicate")[0]
+        masks = torch.zeros_like(masks)
+        neighbours = _neighbours(padded, size, dilations)
+        for index, (plane, neighbour) in enumerate(zip(weights, neighbours, strict=True)):
+            if index % _BLOCK == 0:
+                torch.mul(neighbour, plane, out=partial)
+            else:
+                partial += torch.mul(neighbour, plane, out=product)
+            if (index + 1) % _BLOCK == 0:
+                masks += partial
+        if len(weights) % _BLOCK:
+            masks += partial
+    return masks
+
+
+def pamr(image: Tensor, masks: Tensor) -> Tensor:
+    """Refine masks by a picture, at the picture's resolution.
+
+    Args:
+        image: float ``[B, 3, H, W]``.
+        masks: float ``[B, K, h, w]``.
+
+    Returns:
+        float32 ``[B, K, H, W]``.
+    """
+    return refine_masks(pamr_affinity(image), masks)

@@ -1,0 +1,132 @@
+"""From what the user names (files, folders, globs) to the list of pictures of a job.
+
+A picture's **file name** in the COCO file is its path relative to the job's **root**, with ``/`` between the parts. The
+root is the deepest folder that holds every input, a folder itself included, unless the user sets it; so pictures of
+the same name in several folders never collide, and one folder gives the names that are seen inside it.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tcl_core.errors import ImageError, SettingsError
+from tcl_core.images import SUPPORTED_EXTENSIONS, is_supported
+from tcl_core.preview.page import CARDS_FILE, is_preview_folder
+
+__all__ = ["PictureList", "find_pictures"]
+
+
+@dataclass(frozen=True)
+class PictureList:
+    """The pictures of a job, in the order in which they are worked on.
+
+    Attributes:
+        root: absolute folder that the file names are relative to.
+        file_names: one to a picture, relative to ``root``, with ``/`` between the parts; none twice.
+    """
+
+    root: Path
+    file_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.file_names)
+
+    def path(self, index: int) -> Path:
+        """Absolute path of picture ``index`` (counted from 0)."""
+        return self.root / self.file_names[index]
+
+
+def find_pictures(inputs: Sequence[str], root: Path | None = None, exclude: Sequence[Path] = ()) -> PictureList:
+    """List the pictures that ``inputs`` name, each once.
+
+    A file is taken whatever it is called; a folder is searched through all its sub-folders, in the order of names, for
+    files that end like pictures (hidden ones, whose name begins with a dot, and the copies in the folder of a preview
+    are left out); a pattern with ``*``, ``?``, ``[...]`` or ``**`` is expanded here too, so that it may be quoted.
+
+    Args:
+        inputs: what the user named, in order.
+        root: folder that file names are relative to; by default the deepest folder that holds all inputs.
+        exclude: folders and files that are never taken from a folder (the job's own results).
+
+    Raises:
+        ImageError: an input does not exist, a pattern matches nothing, or there is no picture in any of them.
+        SettingsError: a picture lies outside ``root``, or ``root`` is not a folder.
+    """
+    left_out = frozenset(_absolute(str(path)) for path in exclude)
+    found: dict[str, None] = {}
+    anchors: list[str] = []
+    for named in inputs:
+        for match in _expand(named):
+            path = _absolute(match)
+            if os.path.isdir(path):
+                anchors.append(path)
+                found.update(dict.fromkeys(_walk(path, left_out)))
+            else:
+                anchors.append(os.path.dirname(path))
+                found[path] = None
+    if not found:
+        endings = ", ".join(SUPPORTED_EXTENSIONS)
+        raise ImageError(f"{', '.join(inputs)}: no pictures found; they are told by their endings {endings}")
+    base = _root(root, anchors)
+    return PictureList(Path(base), tuple(_relative(path, base) for path in found))
+
+
+def _expand(named: str) -> list[str]:
+    if not named:
+        raise ImageError("an input is empty; name a picture, a folder or a pattern")
+    if os.path.lexists(named):
+        return [named]
+    if not glob.has_magic(named):
+        raise ImageError(f"{named}: there is no such file or folder; check the path")
+    matches = sorted(glob.glob(os.path.expanduser(named), recursive=True))
+    if not matches:
+        raise ImageError(f"{named}: the pattern matches no file; check it, and that it is in quotes if it should be")
+    return matches
+
+
+def _walk(folder: str, left_out: frozenset[str]) -> Iterator[str]:
+    visited: set[tuple[int, int]] = set()
+    # Linked folders are entered, as data sets are often put together from links; a loop of links is entered once.
+    for current, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
+        status = os.stat(current)
+        if (status.st_dev, status.st_ino) in visited or (CARDS_FILE in files and is_preview_folder(current)):
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and os.path.join(current, name) not in left_out
+        )
+        for name in sorted(files):
+            path = os.path.join(current, name)
+            if is_supported(name) and not name.startswith(".") and path not in left_out:
+                yield path
+
+
+def _unreadable(error: OSError) -> None:
+    raise ImageError(f"{error.filename}: the folder cannot be read ({error.strerror}); change its permissions")
+
+
+def _root(root: Path | None, anchors: list[str]) -> str:
+    if root is not None:
+        if not root.is_dir():
+            raise SettingsError(f"--root {root}: is not a folder; name the folder that file names are relative to")
+        return _absolute(str(root))
+    try:
+        return os.path.commonpath(anchors)
+    except ValueError as error:
+        raise SettingsError("the inputs lie on different drives; label them in one run for each drive") from error
+
+
+def _relative(path: str, root: str) -> str:
+    if path != root and os.path.commonpath([path, root]) != root:
+        raise SettingsError(f"{path}: lies outside --root {root}; name a folder that holds every input")
+    return Path(os.path.relpath(path, root)).as_posix()
+
+
+def _absolute(path: str) -> str:
+    # Not resolved: the name the user sees is a link's own, not that of what it points to.
+    return os.path.abspath(path)

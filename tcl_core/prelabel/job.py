@@ -1,0 +1,374 @@
+"""The main job: a list of pictures and a vocabulary become a COCO file, picture by picture.
+
+Pictures are worked off in groups of fixed places in the list, so that every picture goes through the network together
+with the same others in every run: an interrupted and resumed run then computes the very same numbers. What a picture
+gave is on disc before the next is begun; nothing but its name stays in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tcl_core.coco import CocoJournal, Geometry, PictureResult, journal_path, regions_to_annotations
+from tcl_core.coco.names import is_text
+from tcl_core.errors import ImageError, SettingsError, TclError, VocabularyError, WeightsError
+from tcl_core.images import DEFAULT_MAX_PIXELS, load_image
+from tcl_core.polygons import detail_in_pixels
+from tcl_core.prelabel.inputs import PictureList
+from tcl_core.prelabel.interrupt import InterruptGuard
+from tcl_core.prelabel.progress import Progress
+from tcl_core.preview.page import PreviewWriter, check_preview_folder
+from tcl_core.regions import label_map_to_regions
+from tcl_core.types import Region, Segmentation
+from tcl_core.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from tcl_core.features import ImageFeatures
+    from tcl_core.segmenter import Segmenter
+
+__all__ = ["PrelabelSettings", "PrelabelSummary", "run_prelabel"]
+
+_PIXELS_AT_ONCE = 24_000_000
+"""Pictures of a group are decoded together only up to this many pixels (72 MB), then they go through the network."""
+
+
+_INTERNAL = "internal error, "
+_TOO_MANY_INTERNAL = 3
+"""If so many pictures fail by internal errors before any has a result, the program is at fault and the job ends."""
+
+
+@dataclass(frozen=True)
+class PrelabelSettings:
+    """What a result depends on besides pictures, vocabulary and segmenter.
+
+    Attributes:
+        geometry: ``"auto"``, ``"polygon"`` or ``"rle"``, see :mod:`tcl_core.coco.geometry`.
+        merge: one annotation for each label of a picture instead of one for each region.
+        detail: of the polygons, see :func:`tcl_core.polygons.detail_in_pixels`.
+        min_area: regions of fewer pixels are not annotated.
+        small: what becomes of them: ``"drop"`` or ``"merge"`` into their surroundings.
+        max_pixels: larger pictures are skipped.
+
+    Raises:
+        SettingsError: if a value is out of range.
+    """
+
+    geometry: Geometry = "auto"
+    merge: bool = False
+    detail: str | float = "default"
+    min_area: int = 0
+    small: Literal["drop", "merge"] = "drop"
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.geometry not in ("auto", "polygon", "rle"):
+            raise SettingsError(f"--geometry {self.geometry}: choose auto, polygon or rle")
+        if self.small not in ("drop", "merge"):
+            raise SettingsError(f"--small {self.small}: choose drop or merge")
+        if self.min_area < 0:
+            raise SettingsError(f"--min-area {self.min_area}: give a number of pixels, 0 or more")
+        if self.max_pixels < 1:
+            raise SettingsError(f"--max-pixels {self.max_pixels}: give a number of pixels, 1 or more")
+        detail_in_pixels(self.detail)
+
+
+@dataclass(frozen=True)
+class PrelabelSummary:
+    """How a run ended.
+
+    Attributes:
+        total: pictures of the job.
+        done: pictures that stand in the file, of this run and earlier ones.
+        failed: reason for each picture that does not, by file name.
+        interrupted: whether the run was stopped before its end.
+        preview: first page of the preview, if there is one.
+    """
+
+    total: int
+    done: int
+    failed: Mapping[str, str]
+    interrupted: bool
+    preview: Path | None = None
+
+    @property
+    def internal(self) -> int:
+        """How many pictures failed by a fault of the program, not of the picture."""
+        return sum(reason.startswith(_INTERNAL) for reason in self.failed.values())
+
+
+def run_prelabel(
+    pictures: PictureList,
+    segmenter: Segmenter,
+    vocabulary: Vocabulary,
+    out: Path,
+    settings: PrelabelSettings | None = None,
+    *,
+    preview: Path | None = None,
+    preview_title: str = "Pre-labels",
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = True,
+) -> PrelabelSummary:
+    """Label pictures and write a COCO file; stopped at any moment, it can be resumed with the same result.
+
+    A picture that cannot be read or labelled costs only itself: it stands with its reason in the summary, in the file's
+    ``info.failed`` and on the preview. SIGINT and SIGTERM end the run between two pictures with a valid file of what is
+    done.
+
+    Args:
+        pictures: from :func:`tcl_core.prelabel.inputs.find_pictures`.
+        segmenter: the model and its settings.
+        vocabulary: the labels.
+        out: COCO file to write; a journal lies next to it until the job is complete.
+        settings: how regions become annotations.
+        preview: folder for a preview page; ``None`` makes none.
+        preview_title: its heading.
+        resume: go on with an interrupted run; pictures that failed are tried again. There may be more pictures than
+            before, never fewer.
+        overwrite: replace what is there.
+        quiet: show no progress.
+
+    Returns:
+        What was done, also when the run was stopped.
+
+    Raises:
+        TclError: before the first picture if the settings, the vocabulary's words or the places to write to are not
+            usable; later only if results cannot be written.
+        Exception: an internal error that the first three pictures to be labelled all met.
+    """
+    settings = settings or PrelabelSettings()
+    prompts = [prompt for _, prompt in vocabulary.prompts]
+    segmenter.embed_prompts(prompts, vocabulary.templates)
+    if preview is not None and check_preview_folder(preview) and not (resume or overwrite):
+        raise SettingsError(
+            f"--preview {preview}: holds a preview already; name another folder, --resume or --overwrite"
+        )
+    info = _info(segmenter, settings)
+    begun = journal_path(out).exists()
+    with CocoJournal.open(out, vocabulary, info, resume=resume, overwrite=overwrite) as journal:
+        try:
+            _check_same_inputs(pictures, journal.done, out)
+            job_key = _job_key(info, vocabulary)
+            pages = PreviewWriter(preview, vocabulary, keep=resume, job=job_key) if preview is not None else None
+        except TclError:
+            journal.close()
+            if not begun:
+                # Else what was complete would look like a run that was stopped.
+                journal_path(out).unlink(missing_ok=True)
+            raise
+        try:
+            job = _Job(pictures, segmenter, vocabulary, settings, journal, pages, quiet)
+            with InterruptGuard() as guard:
+                interrupted = job.run(guard)
+                index = job.finish(interrupted, preview_title, _shown_settings(info, vocabulary))
+            names = set(pictures.file_names)
+            failed = {name: reason for name, reason in journal.failed.items() if name in names}
+            done = sum(name in names for name in journal.done)
+            return PrelabelSummary(len(pictures), done, failed, interrupted, index)
+        finally:
+            if pages is not None:
+                pages.close()
+
+
+class _Job:
+    """One run over the pictures."""
+
+    def __init__(
+        self,
+        pictures: PictureList,
+        segmenter: Segmenter,
+        vocabulary: Vocabulary,
+        settings: PrelabelSettings,
+        journal: CocoJournal,
+        pages: PreviewWriter | None,
+        quiet: bool,
+    ) -> None:
+        self._pictures = pictures
+        self._segmenter = segmenter
+        self._vocabulary = vocabulary
+        self._settings = settings
+        self._journal = journal
+        self._pages = pages
+        self._annotated = journal.done
+        self._shown = pages.names() if pages is not None else set()
+        self._internal_failures = 0
+        self._quiet = quiet
+
+    def run(self, guard: InterruptGuard) -> bool:
+        """Work off what is not done yet; returns whether a signal stopped it."""
+        total = len(self._pictures)
+        already = sum(not self._is_wanted(name) for name in self._pictures.file_names)
+        progress = Progress(total, already, quiet=self._quiet)
+        if already:
+            progress.say(f"{already:,} of {total:,} pictures are done already")
+        try:
+            size = self._segmenter.batch_size
+            for begin in range(0, total, size):
+                names = self._pictures.file_names[begin : begin + size]
+                if any(self._is_wanted(name) for name in names):
+                    self._do_group(names, guard, progress)
+            guard.hold()
+            return False
+        except KeyboardInterrupt:
+            return True
+        finally:
+            progress.close()
+
+    def finish(self, interrupted: bool, title: str, shown: Mapping[str, str]) -> Path | None:
+        """Put together the file and the preview from what there is."""
+        names = self._pictures.file_names
+        # The results come first, so that no fault of the preview can cost them.
+        self._journal.write_coco(names, final=not interrupted)
+        return self._pages.finish(title, shown, names) if self._pages is not None else None
+
+    def _is_wanted(self, name: str) -> bool:
+        return name not in self._annotated or (self._pages is not None and name not in self._shown)
+
+    def _do_group(self, names: Sequence[str], guard: InterruptGuard, progress: Progress) -> None:
+        # Pictures done earlier are loaded too, because the numbers of the others may depend on their company.
+        pending: list[tuple[str, NDArray[np.uint8]]] = []
+        pixels = 0
+        for name in names:
+            try:
+                if not is_text(name):
+                    raise ImageError(
+                        f"{_printable(name)}: the file's name is not valid UTF-8, so COCO cannot hold it; rename it"
+                    )
+                image = load_image(
+                    self._pictures.root / name, max_pixels=self._settings.max_pixels, name=_printable(name)
+                )
+            except Exception as error:
+                self._fail(name, error, guard, progress)
+                continue
+            pending.append((name, image))
+            pixels += image.shape[0] * image.shape[1]
+            if pixels >= _PIXELS_AT_ONCE:
+                self._label(pending, guard, progress)
+                pending, pixels = [], 0
+        self._label(pending, guard, progress)
+
+    def _label(
+        self, pending: Sequence[tuple[str, NDArray[np.uint8]]], guard: InterruptGuard, progress: Progress
+    ) -> None:
+        if not any(self._is_wanted(name) for name, _ in pending):
+            return
+        for name, image, encode in self._encoded(pending):
+            if not self._is_wanted(name):
+                continue
+            try:
+                regions = self._regions(self._segmenter.segment(encode(), self._vocabulary))
+                annotations = regions_to_annotations(
+                    regions, image.shape[:2], self._settings.geometry, merge=self._settings.merge
+                )
+            except Exception as error:
+                self._fail(name, error, guard, progress)
+                continue
+            with guard.writing():
+                # The journal comes last: what stands in it needs no second look.
+                if self._pages is not None and name not in self._shown:
+                    self._pages.add_picture(name, image, regions)
+                if name not in self._annotated:
+                    self._journal.add(PictureResult(name, image.shape[0], image.shape[1], annotations))
+                progress.advance()
+
+    def _encoded(
+        self, pending: Sequence[tuple[str, NDArray[np.uint8]]]
+    ) -> Iterator[tuple[str, NDArray[np.uint8], Callable[[], ImageFeatures]]]:
+        """Each picture with a call that gives its features, or raises what went wrong with this one picture."""
+        images = [image for _, image in pending]
+        try:
+            features = self._segmenter.encode_batch(images)
+        except Exception:
+            # One of them is to blame; alone, each gives its own features or its own error.
+            for name, image in pending:
+                yield name, image, partial(self._segmenter.encode, image)
+            return
+        for position, (name, image) in enumerate(pending):
+            yield name, image, partial(features.__getitem__, position)
+
+    def _regions(self, segmentation: Segmentation) -> list[Region]:
+        settings = self._settings
+        needs_polygons = settings.geometry != "rle" or self._pages is not None
+        return label_map_to_regions(
+            segmentation,
+            min_area=settings.min_area,
+            small=settings.small,
+            detail=settings.detail if needs_polygons else None,
+        )
+
+    def _fail(self, name: str, error: Exception, guard: InterruptGuard, progress: Progress) -> None:
+        # What is wrong with the job rather than with one picture would be wrong with every picture.
+        if isinstance(error, (SettingsError, VocabularyError, WeightsError)):
+            raise error
+        if not self._is_wanted(name):
+            return
+        reason = _reason(name, error)
+        if reason.startswith(_INTERNAL):
+            self._internal_failures += 1
+            if self._internal_failures >= _TOO_MANY_INTERNAL and not self._annotated:
+                raise error
+        with guard.writing():
+            if self._pages is not None:
+                self._pages.add_failure(name, reason)
+            if name not in self._annotated:
+                self._journal.add_failure(name, reason)
+            progress.skip(f"{_printable(name)}: {reason}")
+
+
+def _reason(name: str, error: Exception) -> str:
+    if isinstance(error, TclError):
+        return str(error).removeprefix(f"{_printable(name)}: ")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "there is not enough memory for it; use a smaller --batch-size, or --max-pixels to leave it out"
+    text = " ".join(str(error).split())
+    return f"{_INTERNAL}{type(error).__name__}: {text}; please report it"
+
+
+def _info(segmenter: Segmenter, settings: PrelabelSettings) -> dict[str, Any]:
+    return {**segmenter.settings(), **asdict(settings)}
+
+
+def _job_key(info: Mapping[str, Any], vocabulary: Vocabulary) -> str:
+    text = json.dumps([info, vocabulary.to_dict()], sort_keys=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _shown_settings(info: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, str]:
+    background = "yes" if vocabulary.background else "no"
+    if vocabulary.background:
+        threshold = vocabulary.background_threshold
+        threshold = info["background_threshold"] if threshold is None else threshold
+        background += f", threshold {threshold:g}"
+    shown = {**info, "background_threshold": None, "templates": vocabulary.templates or info["templates"]}
+    shown = {key: value for key, value in shown.items() if value is not None}
+    texts = {
+        key.replace("_", " "): ", ".join(f"{k} {v}" for k, v in value.items())
+        if isinstance(value, dict)
+        else str(value)
+        for key, value in shown.items()
+    }
+    prompts = "; ".join(f"{label.name}: {', '.join(label.prompts)}" for label in vocabulary.labels)
+    return {**texts, "background": background, "labels and prompts": prompts}
+
+
+def _check_same_inputs(pictures: PictureList, done: Set[str], out: Path) -> None:
+    gone = done - set(pictures.file_names)
+    if gone:
+        raise SettingsError(
+            f"{out}: {len(gone):,} of the {len(done):,} pictures done so far (such as {_printable(min(gone))}) are not "
+            "among the inputs; give the same inputs and the same --root to resume (more inputs may be added)"
+        )
+
+
+def _printable(name: str) -> str:
+    """The name with bytes that are no valid text written out."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,102 @@
+"use strict";
+(() => {
+  const body = document.body;
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const press = (button, on) => button.setAttribute("aria-pressed", String(on));
+  const pressed = (button) => button.getAttribute("aria-pressed") === "true";
+
+  const hidden = document.head.appendChild(document.createElement("style"));
+  const chips = all(".legend .chip");
+  const refreshLabels = () => {
+    hidden.textContent = chips
+      .filter((chip) => !pressed(chip))
+      .map((chip) => `.r.l${chip.dataset.label}{display:none}`)
+      .join("");
+  };
+  chips.forEach((chip) => {
+    chip.addEventListener("click", () => { press(chip, !pressed(chip)); refreshLabels(); });
+    chip.addEventListener("dblclick", () => {
+      chips.forEach((other) => press(other, other === chip));
+      refreshLabels();
+    });
+  });
+
+  const layers = { masks: ["no-masks", false], edges: ["no-edges", false], original: ["original", true] };
+  const toggleLayer = (button) => {
+    const [name, whenPressed] = layers[button.dataset.layer];
+    press(button, !pressed(button));
+    body.classList.toggle(name, pressed(button) === whenPressed);
+  };
+  all("[data-layer]").forEach((button) => button.addEventListener("click", () => toggleLayer(button)));
+  const opacity = document.getElementById("opacity");
+  opacity.addEventListener("input", () => body.style.setProperty("--mask", opacity.value / 100));
+
+  const cards = all("main .card");
+  const search = document.getElementById("search");
+  const filters = all("[data-show]");
+  const refreshCards = () => {
+    const show = filters.find(pressed).dataset.show;
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    cards.forEach((card) => {
+      const text = card.textContent.toLowerCase();
+      const fits = (show === "all" || card.dataset.kind === show) && words.every((word) => text.includes(word));
+      card.classList.toggle("hide", !fits);
+    });
+  };
+  filters.forEach((button) => button.addEventListener("click", () => {
+    filters.forEach((other) => press(other, other === button));
+    refreshCards();
+  }));
+  search.addEventListener("input", refreshCards);
+
+  const dialog = document.getElementById("view");
+  const holder = document.getElementById("held");
+  let shown = -1;
+  const open = (card) => {
+    shown = cards.indexOf(card);
+    const copy = card.cloneNode(true);
+    holder.replaceChildren(copy);
+    const shot = copy.querySelector(".shot");
+    if (shot) {
+      const image = shot.querySelector("img");
+      const [width, height] = [Number(image.getAttribute("width")), Number(image.getAttribute("height"))];
+      const scale = Math.min(innerWidth * 0.94 / width, (innerHeight * 0.94 - 110) / height);
+      shot.style.width = `${Math.max(1, Math.floor(width * scale))}px`;
+      copy.style.width = `max(${shot.style.width}, min(340px, 94vw))`;
+    }
+    if (!dialog.open) dialog.showModal();
+  };
+  const step = (by) => {
+    for (let next = shown + by; next >= 0 && next < cards.length; next += by) {
+      if (!cards[next].classList.contains("hide")) { open(cards[next]); return; }
+    }
+  };
+  cards.forEach((card) => card.querySelector(".shot")?.addEventListener("click", () => open(card)));
+  dialog.addEventListener("click", (event) => {
+    if (event.target === dialog || event.target.closest(".shot")) dialog.close();
+  });
+  document.querySelector(".step.prev").addEventListener("click", () => step(-1));
+  document.querySelector(".step.next").addEventListener("click", () => step(1));
+  addEventListener("keydown", (event) => {
+    if (event.target.matches("input[type=search]") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (dialog.open && event.key === "ArrowLeft") step(-1);
+    if (dialog.open && event.key === "ArrowRight") step(1);
+    const button = document.querySelector(`[data-key="${CSS.escape(event.key.toLowerCase())}"]`);
+    if (button) toggleLayer(button);
+  });
+
+  const tip = document.getElementById("tip");
+  addEventListener("pointermove", (event) => {
+    const path = event.target.closest?.("path.r");
+    if (!path) { tip.hidden = true; return; }
+    const title = path.querySelector("title");
+    if (title) { path.dataset.tip = title.textContent; title.remove(); }
+    // A modal dialog covers everything outside it, so the tip has to live where the pointer is.
+    const home = dialog.open ? dialog : body;
+    if (tip.parentNode !== home) home.append(tip);
+    tip.textContent = path.dataset.tip;
+    tip.hidden = false;
+    tip.style.left = `${Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8)}px`;
+    tip.style.top = `${Math.min(event.clientY + 16, innerHeight - tip.offsetHeight - 8)}px`;
+  });
+})();

@@ -1,0 +1,139 @@
+"""Drawing regions over pictures: as SVG paths for the preview page, and as pixels for a single overlay."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from tcl_core.types import Region, Segmentation
+
+__all__ = ["draw_overlay", "regions_to_svg", "thumbnail"]
+
+_MAX_REGIONS = 500
+_MASK_OPACITY = 0.45
+_UNSEEN = 0.4
+"""Units of the drawing below which a detail of an outline is not worth its points."""
+
+
+def thumbnail(image: NDArray[np.uint8], max_side: int = 800) -> Image.Image:
+    """A copy of ``image`` (uint8 ``[H, W, 3]``) whose longer side is at most ``max_side`` pixels; never enlarged."""
+    picture = Image.fromarray(image)
+    scale = max_side / max(picture.size)
+    if scale >= 1:
+        return picture
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BOX if scale < 0.25 else Image.Resampling.LANCZOS)
+
+
+def regions_to_svg(regions: Sequence[Region], scale: float = 1.0, max_regions: int = _MAX_REGIONS) -> str:
+    """SVG ``<path>`` elements of the regions' polygons, the largest first so that small ones stay reachable.
+
+    Each path has the classes ``r`` and ``l<label id>`` and a ``<title>`` with label, score and area; holes need
+    ``fill-rule: evenodd``. Outlines that are drawn smaller than they are lose details too small to be seen.
+
+    Args:
+        regions: regions with polygons; those without one are drawn as their box.
+        scale: factor from pixels of the picture to units of the drawing.
+        max_regions: only this many of the largest are drawn.
+
+    Returns:
+        Markup in which every text is escaped.
+    """
+    largest = sorted(regions, key=lambda region: -region.area)[:max_regions]
+    return "".join(
+        f'<path class="r l{region.label_id}" d="{_path_data(region, scale)}">'
+        f"<title>{html.escape(region.label)} · {region.score:.2f} · {region.area:,} px</title></path>"
+        for region in largest
+    )
+
+
+def draw_overlay(image: NDArray[np.uint8], segmentation: Segmentation, opacity: float = _MASK_OPACITY) -> Image.Image:
+    """The picture under translucent masks with outlines, and a legend below.
+
+    Args:
+        image: uint8 ``[H, W, 3]``.
+        segmentation: of the same height and width.
+        opacity: of the masks, in ``[0, 1]``.
+
+    Returns:
+        An RGB picture as wide as ``image`` (at least 160 pixels) and a legend higher.
+
+    Examples:
+        >>> from tcl_core.vocabulary import Vocabulary
+        >>> image, label_map = np.zeros((40, 200, 3), np.uint8), np.ones((40, 200), np.int32)
+        >>> found = Segmentation(label_map, label_map.astype(np.float32), Vocabulary.from_options(["Sofa"]))
+        >>> draw_overlay(image, found).width
+        200
+    """
+    colours = np.array([(0, 0, 0), *segmentation.vocabulary.colours], dtype=np.float32)
+    label_map = segmentation.label_map
+    canvas = image.astype(np.float32)
+    labelled = label_map > 0
+    tint = colours[label_map[labelled]]
+    canvas[labelled] = (1 - opacity) * canvas[labelled] + opacity * tint
+    edge = _inner_edge(label_map) & labelled
+    canvas[edge] = colours[label_map[edge]]
+    picture = Image.fromarray(canvas.round().astype(np.uint8))
+    present = [label_id for label_id in np.unique(label_map).tolist() if label_id > 0]
+    return _with_legend(picture, [(segmentation.vocabulary.names[k - 1], colours[k]) for k in present])
+
+
+def _inner_edge(label_map: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Pixels with a 4-neighbour of another label."""
+    edge = np.zeros(label_map.shape, dtype=bool)
+    across = label_map[:, 1:] != label_map[:, :-1]
+    down = label_map[1:] != label_map[:-1]
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    edge[1:] |= down
+    edge[:-1] |= down
+    return edge
+
+
+def _with_legend(picture: Image.Image, entries: list[tuple[str, NDArray[np.float32]]]) -> Image.Image:
+    if not entries:
+        return picture
+    size = max(12, min(28, picture.width // 40))
+    font = ImageFont.load_default(size)
+    pad = size // 2
+    width = max(picture.width, 160)
+    places: list[tuple[int, int]] = []
+    x, row = pad, 0
+    for name, _ in entries:
+        needed = size + pad + int(font.getlength(name)) + 2 * pad
+        if x + needed > width and x > pad:
+            x, row = pad, row + 1
+        places.append((x, row))
+        x += needed
+    line = size + pad
+    result = Image.new("RGB", (width, picture.height + (row + 1) * line + pad), (255, 255, 255))
+    result.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(result)
+    for (name, colour), (left, at_row) in zip(entries, places, strict=True):
+        top = picture.height + pad + at_row * line
+        draw.rectangle((left, top, left + size, top + size - 2), fill=tuple(int(c) for c in colour))
+        draw.text((left + size + pad, top + size // 2), name, fill=(20, 24, 28), font=font, anchor="lm")
+    return result
+
+
+def _path_data(region: Region, scale: float) -> str:
+    if region.polygon is None:
+        x, y, width, height = region.bbox
+        box = np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], dtype=np.float64)
+        return _ring_data(box * scale)
+    # What is drawn smaller needs no detail that could not be seen; this bounds what one picture can cost.
+    polygon = region.polygon if scale >= 1 else region.polygon.simplify(_UNSEEN / scale)
+    rings = [polygon.exterior, *polygon.interiors]
+    return "".join(_ring_data(np.asarray(ring.coords, dtype=np.float64)[:-1, :2] * scale) for ring in rings)
+
+
+def _ring_data(points: NDArray[np.float64]) -> str:
+    return "M" + "L".join(f"{_short(x)} {_short(y)}" for x, y in points.tolist()) + "Z"
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")

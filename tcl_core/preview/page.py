@@ -1,0 +1,295 @@
+"""A preview of a job as static pages that work offline, written picture by picture.
+
+Every picture becomes a small copy in ``img/`` and one line in ``cards.jsonl``; the pages are put together from those
+lines at the end. So memory does not grow with the number of pictures but for their names, a run that was killed leaves
+nothing half-written that the next could trip over, and a resumed run fills in what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tcl_core.errors import SettingsError, TclError
+from tcl_core.preview._html import render_page
+from tcl_core.preview.drawing import regions_to_svg, thumbnail
+from tcl_core.types import Region
+from tcl_core.vocabulary import Vocabulary
+
+__all__ = ["CARDS_FILE", "PreviewWriter", "check_preview_folder", "is_preview_folder"]
+
+CARDS_FILE = "cards.jsonl"
+"""File in a preview's folder that holds one line for each picture."""
+_INDEX = "index.html"
+_TINY = 200
+_FORMAT = {"preview": "tcl-annotate", "format": 1}
+
+
+def check_preview_folder(folder: Path) -> bool:
+    """Whether ``folder``, which is made if need be, already holds a preview.
+
+    Raises:
+        SettingsError: if it is not a folder, cannot be written to, or holds something that should not be mixed with a
+            preview.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"--preview {folder}: is not a folder; name a new folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if not any(folder.iterdir()):
+            return False
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    if is_preview_folder(folder):
+        return True
+    raise SettingsError(f"--preview {folder}: holds other files; name a new or an empty folder")
+
+
+def is_preview_folder(folder: str | os.PathLike[str]) -> bool:
+    """Whether a preview was written into ``folder``; its pictures are then copies, not pictures to label."""
+    try:
+        with open(os.path.join(folder, CARDS_FILE), "rb") as lines:
+            header = json.loads(lines.readline())
+            return isinstance(header, dict) and header.items() >= _FORMAT.items()
+    except (OSError, ValueError):
+        return False
+
+
+class PreviewWriter:
+    """Writes the preview of a job into a folder.
+
+    Args:
+        folder: made if need be; see :func:`check_preview_folder`.
+        vocabulary: whose labels make the legend.
+        keep: go on with the cards that are there instead of beginning anew.
+        page_size: cards on one page.
+        max_side: longer side of the pictures' copies in pixels.
+        job: any text that tells jobs of different results apart; only cards of the same job are kept.
+
+    Raises:
+        SettingsError: if the folder holds something else, cannot be written to, or if cards are to be kept that are
+            another job's or damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        vocabulary: Vocabulary,
+        keep: bool = False,
+        page_size: int = 100,
+        max_side: int = 800,
+        job: str = "",
+    ) -> None:
+        self._folder = folder
+        self._vocabulary = vocabulary
+        self._page_size = page_size
+        self._max_side = max_side
+        self._header = {**_FORMAT, "job": job}
+        there = check_preview_folder(folder)
+        if there and keep:
+            self._check_cards()
+        try:
+            (folder / "img").mkdir(parents=True, exist_ok=True)
+            if there and not keep:
+                self._remove_old()
+            self._cards: IO[bytes] = open(folder / CARDS_FILE, "a+b")
+            self._drop_torn_line()
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+
+    def __enter__(self) -> PreviewWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file of cards; the pages are only written by :meth:`finish`."""
+        self._cards.close()
+
+    def names(self) -> set[str]:
+        """File names of the pictures that have a card, without those that failed."""
+        last = {card["name"]: "failed" in card for _, card in self._lines()}
+        return {name for name, failed in last.items() if not failed}
+
+    def add_picture(self, file_name: str, image: NDArray[np.uint8], regions: Sequence[Region]) -> None:
+        """Add the card of one picture; a later card of the same name replaces it.
+
+        Args:
+            file_name: as in the COCO file.
+            image: uint8 ``[H, W, 3]``.
+            regions: its regions, with polygons; there may be none.
+
+        Raises:
+            TclError: if the folder cannot be written to.
+        """
+        height, width = image.shape[:2]
+        small = thumbnail(image, self._max_side)
+        tiny = max(small.size) <= _TINY
+        # The same name in every run, whatever other pictures there are, and safe on every file system.
+        stem = hashlib.sha256(file_name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        name = f"{stem}.{'png' if tiny else 'jpg'}"
+        try:
+            if tiny:
+                small.save(self._folder / "img" / name, compress_level=6)
+            else:
+                small.save(self._folder / "img" / name, quality=84)
+        except OSError as error:
+            raise _unwritable(self._folder, error) from error
+        self._append(
+            {
+                "name": file_name,
+                "size": [width, height],
+                "image": name,
+                "shown": list(small.size),
+                "tiny": tiny,
+                "counts": dict(sorted(Counter(region.label_id for region in regions).items())),
+                "svg": regions_to_svg(regions, min(1.0, small.width / width)),
+            }
+        )
+
+    def add_failure(self, file_name: str, reason: str) -> None:
+        """Add the card of a picture that could not be labelled.
+
+        Raises:
+            TclError: if the folder cannot be written to.
+        """
+        self._append({"name": file_name, "failed": reason})
+
+    def finish(self, title: str, settings: Mapping[str, str], order: Sequence[str]) -> Path:
+        """Write the pages from the cards there are; may be called again after more cards.
+
+        Args:
+            title: heading of the page.
+            settings: names and values that are printed under the pictures.
+            order: file names of the job's pictures; where some have no card yet the page says so.
+
+        Returns:
+            Path of the first page.
+
+        Raises:
+            TclError: if the folder cannot be written to.
+        """
+        offsets = {card["name"]: offset for offset, card in self._lines()}
+        present = array("q", (offsets[name] for name in order if name in offsets))
+        counts: Counter[int] = Counter()
+        kinds: Counter[str] = Counter()
+        for card in self._read(present):
+            counts.update({int(label_id): number for label_id, number in card.get("counts", {}).items()})
+            kinds[_kind(card)] += 1
+        pages = max(1, -(-len(present) // self._page_size))
+        try:
+            for page in range(pages):
+                begin = page * self._page_size
+                cards = list(self._read(present[begin : begin + self._page_size]))
+                for card in cards:
+                    card["kind"] = _kind(card)
+                text = render_page(title, cards, self._vocabulary, counts, kinds, settings, len(order), page, pages)
+                _write(self._folder / page_name(page), text)
+            for stale in self._folder.glob("page-*.html"):
+                if stale.name not in {page_name(page) for page in range(pages)}:
+                    stale.unlink()
+        except OSError as error:
+            raise _unwritable(self._folder, error) from error
+        return self._folder / _INDEX
+
+    def _append(self, card: Mapping[str, Any]) -> None:
+        try:
+            # One write for one line, so that a kill tears at most the last.
+            self._cards.write(json.dumps(card).encode("ascii") + b"\n")
+            self._cards.flush()
+        except OSError as error:
+            raise _unwritable(self._folder, error) from error
+
+    def _lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        self._cards.flush()
+        with open(self._folder / CARDS_FILE, "rb") as lines:
+            offset = len(lines.readline())
+            for number, line in enumerate(lines, start=2):
+                yield offset, self._card(line, number)
+                offset += len(line)
+
+    def _read(self, offsets: Sequence[int]) -> Iterator[dict[str, Any]]:
+        with open(self._folder / CARDS_FILE, "rb") as lines:
+            for offset in offsets:
+                lines.seek(offset)
+                yield json.loads(lines.readline())
+
+    def _check_cards(self) -> None:
+        with open(self._folder / CARDS_FILE, "rb") as lines:
+            if json.loads(lines.readline()) != self._header:
+                raise SettingsError(
+                    f"--preview {self._folder}: holds the preview of a job with other labels or settings; name another "
+                    "folder, or remove this one"
+                )
+            for number, line in enumerate(lines, start=2):
+                if line.endswith(b"\n"):
+                    self._card(line, number)
+
+    def _card(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            card = json.loads(line)
+            if not (isinstance(card["name"], str) and ("failed" in card or {"image", "counts", "svg"} <= card.keys())):
+                raise ValueError
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise SettingsError(
+                f"--preview {self._folder / CARDS_FILE}: line {number} is damaged; remove the folder, and --resume "
+                "makes the preview anew"
+            ) from None
+        return dict(card)
+
+    def _drop_torn_line(self) -> None:
+        size = self._cards.seek(0, os.SEEK_END)
+        if size == 0:
+            self._cards.write(json.dumps(self._header).encode("ascii") + b"\n")
+            self._cards.flush()
+            return
+        self._cards.seek(0)
+        whole = 0
+        for line in self._cards:
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+        self._cards.truncate(whole)
+
+    def _remove_old(self) -> None:
+        # Only what a preview wrote: whatever else the user keeps there stays.
+        for pattern in (CARDS_FILE, _INDEX, "page-*.html", "img/????????????????.jpg", "img/????????????????.png"):
+            for path in self._folder.glob(pattern):
+                path.unlink()
+
+
+def page_name(page: int) -> str:
+    """File name of page ``page``, counted from 0."""
+    return _INDEX if page == 0 else f"page-{page + 1}.html"
+
+
+def _kind(card: Mapping[str, Any]) -> str:
+    if "failed" in card:
+        return "failed"
+    return "found" if card["counts"] else "empty"
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    # A name that is not valid Unicode can be shown only approximately.
+    part.write_text(text, encoding="utf-8", errors="replace")
+    os.replace(part, path)
+
+
+def _unwritable(folder: Path, error: OSError) -> TclError:
+    return SettingsError(
+        f"--preview {folder}: cannot be written ({error.strerror or error}); free space or name another"
+    )

@@ -1,0 +1,165 @@
+"""From a label map to regions: one connected piece of one label each, with mask, score, box and polygon."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from tcl_core.errors import SettingsError
+from tcl_core.pixel_edges import faces_of
+from tcl_core.polygons import simplify_coverage
+from tcl_core.types import Region, Segmentation
+
+__all__ = ["absorb_small", "drop_small", "label_map_to_regions"]
+
+
+def label_map_to_regions(
+    segmentation: Segmentation,
+    *,
+    min_area: int = 0,
+    small: Literal["drop", "merge"] = "drop",
+    detail: str | float | None = "default",
+) -> list[Region]:
+    """Split a label map into regions.
+
+    Pixels belong together if they share an edge (4-connectivity), so that every polygon is valid; pixels that
+    touch at a corner only are separate regions.
+
+    Args:
+        segmentation: label map, score map and vocabulary of one picture.
+        min_area: regions of fewer pixels are removed first; 0 keeps all.
+        small: what happens to them: ``"drop"`` leaves nothing (0) in their place, ``"merge"`` gives their pixels to
+            the label (or nothing) around them with the longest shared border.
+        detail: detail of the polygons, see :func:`tcl_core.polygons.detail_in_pixels`; ``None`` makes no polygons.
+
+    Returns:
+        Regions ordered by label, then by their first pixel in reading order. A region's score is the mean of the
+        score map over its pixels that the label won itself (merged pixels have another label's score).
+
+    Raises:
+        SettingsError: a negative ``min_area``, an unknown ``small`` or ``detail``, or maps that do not fit together.
+    """
+    label_map, score_map = segmentation.label_map, segmentation.score_map
+    names = [label.name for label in segmentation.vocabulary.labels]
+    _check(label_map, score_map, len(names))
+    if min_area < 0:
+        raise SettingsError(f"min_area: {min_area} is negative; give a number of pixels from 0 up")
+    if small not in ("drop", "merge"):
+        raise SettingsError(f"small: {small!r} is not known; give drop or merge")
+    if label_map.size == 0:
+        return []
+    kept = label_map
+    if min_area > 1:
+        kept = drop_small(label_map, min_area) if small == "drop" else absorb_small(label_map, min_area)
+    faces = faces_of(kept)
+    count = int(faces.max())
+    label_of = np.zeros(count + 1, dtype=np.int64)
+    label_of[faces] = kept
+    area = np.bincount(faces.ravel(), minlength=count + 1)
+    own = (kept == label_map).ravel()
+    total = np.bincount(faces.ravel(), weights=np.where(own, score_map.ravel(), 0), minlength=count + 1)
+    won = np.bincount(faces.ravel(), weights=own, minlength=count + 1)
+    score = np.clip(total / np.maximum(won, 1), 0, 1)
+    polygons = None if detail is None else simplify_coverage(faces, detail, wanted=label_of[1:] > 0)
+    boxes = ndimage.find_objects(faces)
+    order = np.lexsort((np.arange(1, count + 1), label_of[1:])) + 1
+    regions = []
+    for face in order[label_of[order] > 0].tolist():
+        rows, columns = boxes[face - 1]
+        regions.append(
+            Region(
+                label_id=int(label_of[face]),
+                label=names[label_of[face] - 1],
+                score=float(score[face]),
+                area=int(area[face]),
+                bbox=(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start),
+                mask=faces[rows, columns] == face,
+                polygon=None if polygons is None else polygons[face - 1],
+            )
+        )
+    return regions
+
+
+def drop_small(label_map: NDArray[np.int32], min_area: int) -> NDArray[np.int32]:
+    """Set regions of fewer than ``min_area`` pixels to 0.
+
+    Args:
+        label_map: int32 ``[H, W]``, 0 is nothing.
+        min_area: pixels.
+
+    Returns:
+        A new label map.
+
+    Examples:
+        >>> drop_small(np.array([[1, 1, 0, 1]], dtype=np.int32), 2).tolist()
+        [[1, 1, 0, 0]]
+    """
+    faces = faces_of(label_map)
+    area = np.bincount(faces.ravel())
+    return np.where(area[faces] < min_area, 0, label_map).astype(np.int32)
+
+
+def absorb_small(label_map: NDArray[np.int32], min_area: int) -> NDArray[np.int32]:
+    """Merge regions of fewer than ``min_area`` pixels into the label around them with the longest shared border.
+
+    The smallest go first (ties: reading order), so that a speck inside a small region joins it before that region
+    is judged. Equal borders go to the smaller label. Pieces of nothing (0) are not regions and stay; a region that
+    fills the picture stays.
+
+    Args:
+        label_map: int32 ``[H, W]``, 0 is nothing.
+        min_area: pixels.
+
+    Returns:
+        A new label map, in which every region that has a neighbour has at least ``min_area`` pixels.
+
+    Examples:
+        >>> absorb_small(np.array([[1, 1, 1], [1, 2, 0], [1, 1, 1]], dtype=np.int32), 2).tolist()
+        [[1, 1, 1], [1, 1, 0], [1, 1, 1]]
+    """
+    result = label_map.astype(np.int32, copy=True)
+    while True:
+        faces = faces_of(result)
+        area = np.bincount(faces.ravel())
+        count = len(area)
+        label_of = np.zeros(count, dtype=np.int64)
+        label_of[faces] = result
+        is_small = (area < min_area) & (label_of > 0)
+        is_small[0] = False
+        pairs = np.concatenate(
+            [
+                np.stack([faces[:, 1:].ravel(), faces[:, :-1].ravel()], axis=1),
+                np.stack([faces[1:].ravel(), faces[:-1].ravel()], axis=1),
+            ]
+        )
+        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+        pairs = np.concatenate([pairs, pairs[:, ::-1]])
+        pairs = pairs[is_small[pairs[:, 0]]]
+        if len(pairs) == 0:
+            return result
+        # Only the smallest of touching small regions moves in one round: two must not swap labels.
+        rank = np.empty(count, dtype=np.int64)
+        rank[np.lexsort((np.arange(count), area))] = np.arange(count)
+        waits = np.zeros(count, dtype=bool)
+        waits[pairs[is_small[pairs[:, 1]] & (rank[pairs[:, 1]] < rank[pairs[:, 0]]), 0]] = True
+        pairs = pairs[~waits[pairs[:, 0]]]
+        labels = int(label_of.max()) + 1
+        key, border = np.unique(pairs[:, 0] * labels + label_of[pairs[:, 1]], return_counts=True)
+        face, label = key // labels, key % labels
+        best = np.lexsort((label, -border, face))
+        first = best[np.append(True, face[best][1:] != face[best][:-1])]
+        new_label = label_of.copy()
+        new_label[face[first]] = label[first]
+        result = new_label[faces].astype(np.int32)
+
+
+def _check(label_map: NDArray[np.int32], score_map: NDArray[np.float32], labels: int) -> None:
+    if label_map.ndim != 2 or not np.issubdtype(label_map.dtype, np.integer):
+        raise SettingsError(f"label map: expected integers [H, W], got {label_map.dtype} {list(label_map.shape)}")
+    if score_map.shape != label_map.shape:
+        raise SettingsError(f"score map: its shape {score_map.shape} differs from the label map's {label_map.shape}")
+    if label_map.size and (label_map.min() < 0 or label_map.max() > labels):
+        raise SettingsError(f"label map: values must lie between 0 and {labels}, the number of labels")

@@ -1,0 +1,1 @@
+"""Model files: their format, their download, and the import of upstream checkpoints."""

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tcl_core.devices import PRECISIONS, autocast, precision_name, select_device, select_precision
+from tcl_core.errors import SettingsError
+
+
+def pretend_cuda(monkeypatch: pytest.MonkeyPatch, devices: int, capability: tuple[int, int] = (9, 0)) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+
+
+def test_auto_takes_what_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    pretend_cuda(monkeypatch, 0)
+    assert select_device("auto") == torch.device("cpu")
+    pretend_cuda(monkeypatch, 2)
+    assert select_device("auto") == torch.device("cuda:0")
+    pretend_cuda(monkeypatch, 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert select_device("auto") == torch.device("mps")
+
+
+def test_named_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_cuda(monkeypatch, 2)
+    assert select_device("cpu") == torch.device("cpu")
+    assert select_device("cuda") == torch.device("cuda:0")
+    assert select_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(SettingsError, match="cuda:2 does not exist.*cuda:0 to cuda:1"):
+        select_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
+def test_unavailable_devices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_cuda(monkeypatch, 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(SettingsError, match=f"{name} is not available"):
+        select_device(name)
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "cuda:", "cuda:-1", "CPU", "cuda:1x"])
+def test_unknown_devices(name: str) -> None:
+    with pytest.raises(SettingsError, match="unknown"):
+        select_device(name)
+
+
+def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert select_precision("auto", "cpu") == torch.float32
+    assert select_precision("bfloat16", "cpu") == torch.bfloat16
+    assert select_precision("float32", torch.device("cpu")) == torch.float32
+    pretend_cuda(monkeypatch, 1)
+    assert select_precision("auto", "cuda:0") == torch.bfloat16
+    assert select_precision("float16", "cuda:0") == torch.float16
+    pretend_cuda(monkeypatch, 1, capability=(7, 5))
+    assert select_precision("auto", "cuda:0") == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "words"),
+    [("float16", "cpu", "needs a CUDA"), ("half", "cpu", "unknown"), ("bfloat16", "mps", "not supported")],
+)
+def test_precisions_that_cannot_be(name: str, device: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        select_precision(name, device)
+
+
+def test_precision_names_are_inverse() -> None:
+    assert all(precision_name(dtype) == name for name, dtype in PRECISIONS.items())
+    with pytest.raises(SettingsError, match="int8"):
+        precision_name(torch.int8)
+
+
+def test_autocast_changes_products_and_leaves_float32_alone() -> None:
+    left = torch.ones(2, 2)
+    with autocast("cpu", torch.bfloat16):
+        assert (left @ left).dtype == torch.bfloat16
+    with autocast("cpu", torch.float32):
+        assert (left @ left).dtype == torch.float32

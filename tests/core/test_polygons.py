@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pycocotools import mask as coco_mask
+from skimage.draw import disk, line
+from skimage.measure import approximate_polygon, find_contours
+
+from tcl_core.benchmarks.label_maps import KINDS, label_maps
+from tcl_core.benchmarks.polygons import fewest_vertices, format_table, picture, run
+from tcl_core.errors import SettingsError
+from tcl_core.pixel_edges import faces_of, trace_edges
+from tcl_core.polygons import detail_in_pixels, simplify_coverage
+
+small_maps = st.integers(1, 14).flatmap(
+    lambda h: st.integers(1, 14).flatmap(
+        lambda w: st.integers(1, 4).flatmap(lambda k: arrays(np.int32, (h, w), elements=st.integers(0, k)))
+    )
+)
+DETAILS = ["full", "fine", "default", "coarse", 5.0]
+
+
+def assert_partition(polygons, size):
+    height, width = size
+    assert shapely.is_valid(polygons).all()
+    assert (shapely.get_type_id(polygons) == shapely.GeometryType.POLYGON).all()
+    assert (shapely.area(polygons) > 0).all()
+    assert shapely.coverage_is_valid(polygons)
+    assert shapely.area(polygons).sum() == pytest.approx(height * width)
+    left, top, right, bottom = shapely.total_bounds(polygons)
+    assert (left, top, right, bottom) == (0, 0, width, height)
+    # Independent of the coverage test: a point a little off each pixel centre lies in one polygon.
+    y, x = np.mgrid[:height, :width] + 0.5
+    covered = sum(shapely.contains_xy(polygon, x + 0.00123, y - 0.00231).astype(int) for polygon in polygons)
+    assert (covered == 1).all()
+
+
+def by_pycocotools(polygon, size):
+    flat = [shapely.get_coordinates(polygon.exterior)[:-1].ravel().tolist()]
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, *size))).astype(bool)
+
+
+@given(small_maps)
+@settings(max_examples=150, deadline=None)
+def test_full_detail_is_exact(label_map):
+    faces = faces_of(label_map)
+    polygons = simplify_coverage(faces, "full")
+    assert_partition(polygons, label_map.shape)
+    assert np.array_equal(shapely.area(polygons), np.bincount(faces.ravel())[1:])
+    for number, polygon in enumerate(polygons, 1):
+        if not polygon.interiors:
+            assert np.array_equal(by_pycocotools(polygon, label_map.shape), faces == number)
+
+
+@given(small_maps, st.sampled_from(DETAILS))
+@settings(max_examples=150, deadline=None)
+def test_any_detail_is_a_valid_partition(label_map, detail):
+    faces = faces_of(label_map)
+    polygons = simplify_coverage(faces, detail)
+    assert len(polygons) == faces.max()
+    assert_partition(polygons, label_map.shape)
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_kinds_are_partitions_and_hold_the_iou(name):
+    label_map = KINDS[name](np.random.default_rng(3))[:110, :120]
+    faces = faces_of(label_map)
+    polygons = simplify_coverage(faces)
+    assert_partition(polygons, label_map.shape)
+    area = np.bincount(faces.ravel())
+    for number in np.flatnonzero(area >= 64):
+        drawn = np.zeros(faces.shape, dtype=bool)
+        for ring in (polygons[number - 1].exterior, *polygons[number - 1].interiors):
+            drawn ^= by_pycocotools(shapely.Polygon(ring), faces.shape)
+        mask = faces == number
+        assert (drawn & mask).sum() / (drawn | mask).sum() >= 0.95
+
+
+def test_collinear_corners_are_removed_at_full_detail():
+    label_map = np.zeros((20, 30), dtype=np.int32)
+    label_map[5:15, 5:25] = 1
+    square = simplify_coverage(faces_of(label_map), "full")[1]
+    assert len(square.exterior.coords) == 5
+    assert square.equals(shapely.box(5, 5, 25, 15))
+
+
+@pytest.mark.parametrize("detail", DETAILS)
+def test_rectangles_and_the_frame_stay_exact_at_any_detail(detail):
+    label_map = np.ones((40, 60), dtype=np.int32)
+    label_map[:, 30:] = 2
+    label_map[10:30, 40:55] = 3
+    polygons = simplify_coverage(faces_of(label_map), detail)
+    assert polygons[0].equals(shapely.box(0, 0, 30, 40))
+    assert polygons[2].equals(shapely.box(40, 10, 55, 30))
+    assert len(polygons[1].interiors) == 1
+    assert sum(len(p.exterior.coords) - 1 for p in polygons) == 12
+
+
+def test_a_disc_takes_few_vertices():
+    label_map = np.zeros((120, 120), dtype=np.int32)
+    label_map[disk((60, 60), 50)] = 1
+    polygon = simplify_coverage(faces_of(label_map))[1]
+    assert len(polygon.exterior.coords) < 32
+    # No vertex strays: each is within a pixel and a half of the circle.
+    radius = np.hypot(*(shapely.get_coordinates(polygon) - 60.5).T)
+    assert np.abs(radius - 50).max() < 1.5
+
+
+def test_more_detail_takes_more_vertices():
+    faces = faces_of(KINDS["blobs"](np.random.default_rng(5)))
+    counts = [shapely.get_num_coordinates(simplify_coverage(faces, d)).sum() for d in DETAILS[:4]]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > 2 * counts[2]
+
+
+@pytest.mark.parametrize("detail", DETAILS)
+def test_single_pixels_and_lines_stay(detail):
+    label_map = np.zeros((40, 40), dtype=np.int32)
+    label_map[3, 3] = 1
+    label_map[10, 5:35] = 2
+    label_map[12:38, 20] = 3
+    label_map[line(14, 2, 36, 15)] = 4
+    polygons = simplify_coverage(faces_of(label_map), detail)
+    assert_partition(polygons, label_map.shape)
+    assert (shapely.area(polygons) > 0.3).all()
+
+
+def test_a_region_pinched_at_a_corner_is_valid():
+    # One 4-connected region whose outline passes twice through a corner, outside and around a hole.
+    label_map = np.array([[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 1], [0, 1, 1, 1]], dtype=np.int32)
+    for detail in DETAILS:
+        assert_partition(simplify_coverage(faces_of(label_map), detail), label_map.shape)
+
+
+def test_holes_and_islands_are_kept():
+    label_map = np.zeros((100, 100), dtype=np.int32)
+    for radius, value in ((45, 1), (35, 2), (25, 0), (15, 1)):
+        label_map[disk((50, 50), radius)] = value
+    polygons = simplify_coverage(faces_of(label_map))
+    assert [len(p.interiors) for p in polygons] == [1, 1, 1, 1, 0]
+
+
+def test_degenerate_sizes():
+    assert len(simplify_coverage(faces_of(np.zeros((0, 5), dtype=np.int32)))) == 0
+    assert simplify_coverage(faces_of(np.ones((1, 1), dtype=np.int32)))[0].equals(shapely.box(0, 0, 1, 1))
+    assert simplify_coverage(faces_of(np.ones((1, 9), dtype=np.int32)))[0].equals(shapely.box(0, 0, 9, 1))
+
+
+def test_the_same_map_gives_the_same_polygons():
+    faces = faces_of(KINDS["photographs"](np.random.default_rng(2))[:80, :80])
+    assert shapely.equals_exact(simplify_coverage(faces), simplify_coverage(faces)).all()
+
+
+@pytest.mark.parametrize("detail", ["finest", -1, float("nan"), float("inf"), "-2"])
+def test_an_unknown_detail_is_one_clear_sentence(detail):
+    with pytest.raises(SettingsError, match="detail"):
+        detail_in_pixels(detail)
+
+
+def test_detail_accepts_a_number_written_as_text():
+    assert detail_in_pixels("1.5") == 1.5
+
+
+@given(small_maps)
+@settings(max_examples=60, deadline=None)
+def test_every_edge_is_on_one_arc(label_map):
+    faces = faces_of(label_map)
+    graph = trace_edges(faces)
+    padded = np.pad(faces, 1)
+    edges = np.count_nonzero(padded[1:] != padded[:-1]) + np.count_nonzero(padded[:, 1:] != padded[:, :-1])
+    assert np.diff(graph.starts).sum() - len(graph.left) == edges
+    assert (graph.left != graph.right).all()
+    walked = np.bincount(graph.ring_arcs // 2, minlength=len(graph.left))
+    assert np.array_equal(walked, 2 - ((graph.left == 0) | (graph.right == 0)))
+
+
+def test_the_comparison_reaches_the_iou_with_few_vertices():
+    mask = np.zeros((80, 80), dtype=bool)
+    mask[disk((40, 40), 30)] = True
+    contours = [c[:, ::-1] - 0.5 for c in find_contours(np.pad(mask, 1).astype(float), 0.5)]
+    assert fewest_vertices(contours, mask, 0.5) < fewest_vertices(contours, mask, 0.97)
+    assert fewest_vertices(contours, mask, 0.97) < fewest_vertices(contours, mask, 1.0)
+
+
+def test_the_comparison_is_what_approximate_polygon_needs():
+    mask = np.zeros((70, 70), dtype=bool)
+    mask[disk((35, 35), 28)] = True
+    mask[disk((30, 40), 9)] = False
+    mask &= np.random.default_rng(0).random(mask.shape) < 0.97
+    contours = [c[:, ::-1] - 0.5 for c in find_contours(np.pad(mask, 1).astype(float), 0.5)]
+    fewest = 10**9
+    for tolerance in np.arange(0, 3, 0.05):
+        rings = [approximate_polygon(c, tolerance)[:-1] for c in contours]
+        if min(map(len, rings)) < 3:  # a hole is lost
+            break
+        drawn = coco_mask.decode(coco_mask.frPyObjects([r.ravel().tolist() for r in rings], *mask.shape))
+        inside = drawn.sum(axis=2) % 2 == 1
+        if (inside & mask).sum() / (inside | mask).sum() >= 0.96:
+            fewest = min(fewest, sum(map(len, rings)))
+    assert 0.5 * fewest < fewest_vertices(contours, mask, 0.96) <= fewest
+
+
+def test_label_maps_do_not_depend_on_how_many_are_drawn():
+    few, many = list(label_maps(4, 7)), list(label_maps(8, 7))
+    for (kind, one), (other_kind, other) in zip(few, many, strict=False):
+        assert kind == other_kind and np.array_equal(one, other)
+
+
+def test_benchmark_on_a_few_maps(tmp_path):
+    figures = run(6, seed=35, progress=False)
+    bars = {text: met for text, _, met in figures.bars()}
+    assert len(bars) == 6
+    assert [met for text, met in bars.items() if "vertices" not in text] == [True] * 5
+    assert figures.exit_code == (0 if figures.passed else 1)
+    assert "ratio" in format_table(figures)
+    picture(tmp_path / "polygons.png", count=2)
+    assert (tmp_path / "polygons.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_benchmark_meets_every_bar_but_one():
+    """The bar on vertices, 0.5, is not reached yet; this holds what is reached, so that it does not get worse."""
+    figures = run(200, progress=False)
+    missed = [(text, value) for text, value, met in figures.bars() if not met]
+    assert [text.split(" at most ")[0] for text, _ in missed] == ["vertices per contour vertex"], format_table(figures)
+    assert missed[0][1] < 0.6

@@ -1,0 +1,435 @@
+"""The main job: which pictures are found, what is written, and that no interruption changes it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from tcl_core.coco import journal_path
+from tcl_core.coco.validate import validate_coco
+from tcl_core.errors import CocoError, ImageError, SettingsError, TclError
+from tcl_core.features import ImageFeatures
+from tcl_core.images import load_image
+from tcl_core.models import Model, load_model
+from tcl_core.prelabel.inputs import PictureList, find_pictures
+from tcl_core.prelabel.interrupt import InterruptGuard
+from tcl_core.prelabel.job import PrelabelSettings, PrelabelSummary, run_prelabel
+from tcl_core.prelabel.progress import Progress
+from tcl_core.preview.page import PreviewWriter
+from tcl_core.segmenter import Segmenter
+from tcl_core.types import Segmentation
+from tcl_core.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary.from_options(["Cat=cat,dog", "Sofa=sofa,red couch", "Tree=tree"])
+
+
+def save_picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 48)) -> None:
+    blocks = np.random.default_rng(seed).integers(0, 256, (size[0] // 8 + 1, size[1] // 8 + 1, 3))
+    pixels = np.kron(blocks, np.ones((8, 8, 1)))[: size[0], : size[1]].astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+# -- which pictures ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("b.png", "a.PNG", "z/c d.jpg", "z/ä/猫.png", ".hidden.png", ".cache/x.png", "results/img/copy.png"):
+        save_picture(tmp_path / "pics" / name)
+    (tmp_path / "pics" / "notes.txt").write_text("no picture")
+    save_picture(tmp_path / "more" / "b.png")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_is_searched_in_order_of_names(tree: Path) -> None:
+    found = find_pictures(["pics"], exclude=[Path("pics/results")])
+    assert found.root == tree / "pics"
+    assert found.file_names == ("a.PNG", "b.png", "z/c d.jpg", "z/ä/猫.png")
+    assert found.path(3).is_file() and len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("inputs", "names"),
+    [
+        (["pics/b.png"], ["b.png"]),
+        (["more", "pics/b.png", "pics/z"], ["more/b.png", "pics/b.png", "pics/z/c d.jpg", "pics/z/ä/猫.png"]),
+        (["pics/b.png", "./pics/b.png", "more/../pics/b.png", "pics/[b]*.png"], ["b.png"]),
+        (["pics/z/**/*.png"], ["猫.png"]),
+        (["pics/z/*"], ["c d.jpg", "ä/猫.png"]),
+        (["*/b.png"], ["more/b.png", "pics/b.png"]),
+        (["pics/notes.txt", "pics/b.png"], ["notes.txt", "b.png"]),
+        (["pics/.hidden.png"], [".hidden.png"]),
+    ],
+)
+def test_files_folders_and_patterns(tree: Path, inputs: list[str], names: list[str]) -> None:
+    assert list(find_pictures(inputs).file_names) == names
+
+
+def test_names_are_relative_to_the_root_that_is_set(tree: Path) -> None:
+    assert find_pictures(["pics/z/c d.jpg"], root=tree).file_names == ("pics/z/c d.jpg",)
+    with pytest.raises(SettingsError, match="lies outside --root"):
+        find_pictures(["more"], root=tree / "pics")
+    with pytest.raises(SettingsError, match="is not a folder"):
+        find_pictures(["more"], root=tree / "pics" / "b.png")
+
+
+def test_a_name_with_brackets_is_a_name_first(tree: Path) -> None:
+    save_picture(tree / "more" / "x[1].png")
+    assert find_pictures(["more/x[1].png"]).file_names == ("x[1].png",)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (["nowhere"], "nowhere: there is no such file or folder"),
+        (["pics/*.tif"], r"pics/\*.tif: the pattern matches no file"),
+        (["empty"], "empty: no pictures found"),
+        ([""], "an input is empty"),
+        (["pics", "nowhere.png"], "nowhere.png: there is no such file"),
+    ],
+)
+def test_inputs_without_pictures_are_errors(tree: Path, inputs: list[str], message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        find_pictures(inputs)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_links_are_followed_once_and_keep_their_names(tree: Path) -> None:
+    (tree / "more" / "linked").symlink_to(tree / "pics" / "z")
+    (tree / "more" / "loop").symlink_to(tree / "more")
+    (tree / "more" / "broken.png").symlink_to(tree / "gone.png")
+    assert find_pictures(["more"]).file_names == ("b.png", "broken.png", "linked/c d.jpg", "linked/ä/猫.png")
+
+
+def test_an_older_preview_in_the_folder_is_not_labelled(tree: Path) -> None:
+    with PreviewWriter(tree / "more" / "preview", VOCABULARY) as writer:
+        writer.add_picture("b.png", load_image(tree / "more" / "b.png"), [])
+    assert list((tree / "more" / "preview" / "img").iterdir())
+    assert find_pictures(["more"]).file_names == ("b.png",)
+
+
+# -- the job -----------------------------------------------------------------------------------------------------------
+
+
+class TroubledSegmenter(Segmenter):
+    """A real segmenter to which something happens: before segmenting call ``at``, or with pictures of one colour."""
+
+    at = -1
+    trouble: Callable[[], None] = staticmethod(lambda: None)
+    poison: tuple[int, int, int] | None = None
+    calls = 0
+    company: list[tuple[str, ...]]
+
+    def encode_batch(self, images: list[NDArray[np.uint8]]) -> list[ImageFeatures]:  # type: ignore[override]
+        if self.poison is not None and any((image[0, 0] == self.poison).all() for image in images):
+            raise RuntimeError("poisoned\npicture")
+        features = super().encode_batch(images)
+        self.company = [*getattr(self, "company", []), tuple(f.key.content for f in features)]
+        return features
+
+    def segment(self, features: ImageFeatures, vocabulary: Vocabulary) -> Segmentation:
+        if self.calls == self.at:
+            self.trouble()
+        self.calls += 1
+        return super().segment(features, vocabulary)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_path: Path) -> Model:
+    return load_model(tiny_model_path, device="cpu")
+
+
+@pytest.fixture
+def segmenter(model: Model) -> TroubledSegmenter:
+    return TroubledSegmenter(model, refine=False, batch_size=4)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> PictureList:
+    folder = tmp_path / "my pictures"
+    for number in range(14):
+        save_picture(folder / f"{number:02d} ü.png", number, (40, 48) if number % 3 else (33, 21))
+    return find_pictures([str(folder)])
+
+
+@pytest.fixture
+def bad_pictures(pictures: PictureList) -> PictureList:
+    whole = (pictures.path(0)).read_bytes()
+    (pictures.root / "01 truncated.png").write_bytes(whole[: len(whole) // 2])
+    (pictures.root / "05 empty.png").touch()
+    (pictures.root / "05 text.jpg").write_text("I am no picture")
+    (pictures.root / "99 corrupt.png").write_bytes(whole[:30] + bytes(reversed(whole[30:])))
+    return find_pictures([str(pictures.root)])
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_every_picture_is_listed_with_the_segmenters_regions(
+    tmp_path: Path, pictures: PictureList, segmenter: TroubledSegmenter
+) -> None:
+    out = tmp_path / "out.json"
+    summary = run_prelabel(pictures, segmenter, VOCABULARY, out, PrelabelSettings(geometry="rle"))
+    assert summary == PrelabelSummary(14, 14, {}, False)
+    assert validate_coco(out, pictures.root) == []
+    data = read(out)
+    assert [image["file_name"] for image in data["images"]] == list(pictures.file_names)
+    assert [category["name"] for category in data["categories"]] == ["Cat", "Sofa", "Tree"]
+    assert data["info"]["settings"]["model"] == "tiny" and data["info"]["complete"] is True
+    for image in data["images"]:
+        pixels = load_image(pictures.root / image["file_name"])
+        label_map = segmenter.segment_image(pixels, VOCABULARY).label_map
+        own = [a for a in data["annotations"] if a["image_id"] == image["id"]]
+        areas = np.bincount([a["category_id"] for a in own], [a["area"] for a in own], minlength=4)
+        # A batch of other pictures may move a tie at a border, never more.
+        assert np.abs(areas[1:] - np.bincount(label_map.ravel(), minlength=4)[1:]).max() <= 2
+    assert len(data["annotations"]) > 40
+    assert not journal_path(out).exists()
+
+
+def test_bad_pictures_cost_only_themselves(
+    tmp_path: Path, bad_pictures: PictureList, segmenter: TroubledSegmenter
+) -> None:
+    out = tmp_path / "out.json"
+    summary = run_prelabel(bad_pictures, segmenter, VOCABULARY, out, preview=tmp_path / "preview")
+    assert (summary.total, summary.done) == (18, 14)
+    assert set(summary.failed) == {"01 truncated.png", "05 empty.png", "05 text.jpg", "99 corrupt.png"}
+    assert "the file is empty" in summary.failed["05 empty.png"]
+    assert not any(str(tmp_path) in reason for reason in summary.failed.values())
+    assert [f["file_name"] for f in read(out)["info"]["failed"]] == sorted(summary.failed)
+    assert len(read(out)["images"]) == 14
+    page = (tmp_path / "preview" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<figure") == 18 and page.count('data-kind="failed"') == 4
+
+
+@pytest.mark.parametrize("geometry", ["auto", "rle"])
+def test_interrupted_and_resumed_gives_the_same_bytes(
+    tmp_path: Path, bad_pictures: PictureList, model: Model, geometry: str
+) -> None:
+    settings = PrelabelSettings(geometry=geometry)  # type: ignore[arg-type]
+    whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
+    undisturbed = TroubledSegmenter(model, refine=False, batch_size=4)
+    run_prelabel(bad_pictures, undisturbed, VOCABULARY, whole, settings, preview=tmp_path / "p1")
+
+    first = TroubledSegmenter(model, refine=False, batch_size=4)
+    first.at, first.trouble = 5, lambda: os.kill(os.getpid(), signal.SIGTERM)
+    summary = run_prelabel(bad_pictures, first, VOCABULARY, parts, settings, preview=tmp_path / "p2")
+    assert summary.interrupted and summary.done == 5
+    assert validate_coco(parts, bad_pictures.root) == []
+    assert len(read(parts)["images"]) == 5 and read(parts)["info"]["complete"] is False
+    assert "unfinished" in (tmp_path / "p2" / "index.html").read_text(encoding="utf-8")
+
+    second = TroubledSegmenter(model, refine=False, batch_size=4)
+    second.at, second.trouble = 3, lambda: os.kill(os.getpid(), signal.SIGINT)
+    assert (
+        run_prelabel(bad_pictures, second, VOCABULARY, parts, settings, preview=tmp_path / "p2", resume=True).done == 8
+    )
+
+    last = TroubledSegmenter(model, refine=False, batch_size=4)
+    summary = run_prelabel(bad_pictures, last, VOCABULARY, parts, settings, preview=tmp_path / "p2", resume=True)
+    assert not summary.interrupted and summary.done == 14 and last.calls == 6
+    assert parts.read_bytes() == whole.read_bytes()
+    for page in ("index.html", "cards.jsonl"):
+        one, two = ((tmp_path / p / page).read_text(encoding="utf-8") for p in ("p1", "p2"))
+        assert sorted(set(one.splitlines())) == sorted(set(two.replace("parts", "whole").splitlines()))
+    # Everything went through the network in the same company as in the undisturbed run.
+    assert set(first.company) | set(second.company) | set(last.company) == set(undisturbed.company)
+
+
+def test_killed_without_any_warning(tmp_path: Path, pictures: PictureList, model: Model) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die() -> None:
+        raise Killed
+
+    whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
+    run_prelabel(pictures, TroubledSegmenter(model, refine=False, batch_size=4), VOCABULARY, whole)
+    killed = TroubledSegmenter(model, refine=False, batch_size=4)
+    killed.at, killed.trouble = 7, die
+    with pytest.raises(Killed):
+        run_prelabel(pictures, killed, VOCABULARY, parts)
+    journal = journal_path(parts)
+    # What SIGKILL leaves: no COCO file, and a journal whose last line may be torn.
+    assert not parts.exists()
+    journal.write_bytes(journal.read_bytes()[:-40])
+    with pytest.raises(CocoError, match="resume"):
+        run_prelabel(pictures, killed, VOCABULARY, parts)
+    summary = run_prelabel(
+        pictures, TroubledSegmenter(model, refine=False, batch_size=4), VOCABULARY, parts, resume=True
+    )
+    assert summary.done == 14 and parts.read_bytes() == whole.read_bytes()
+
+
+def test_an_unexpected_error_costs_one_picture_of_a_batch(
+    tmp_path: Path, pictures: PictureList, segmenter: TroubledSegmenter
+) -> None:
+    victim = load_image(pictures.path(6))
+    segmenter.poison = tuple(victim[0, 0].tolist())
+    summary = run_prelabel(pictures, segmenter, VOCABULARY, tmp_path / "out.json")
+    assert summary.failed == {
+        pictures.file_names[6]: "internal error, RuntimeError: poisoned picture; please report it"
+    }
+    segmenter.poison = None
+    summary = run_prelabel(pictures, segmenter, VOCABULARY, tmp_path / "out.json", resume=True)
+    assert summary.failed == {} and summary.done == 14
+    assert [image["file_name"] for image in read(tmp_path / "out.json")["images"]] == list(pictures.file_names)
+
+
+def test_a_preview_asked_for_later_is_filled_in(
+    tmp_path: Path, pictures: PictureList, segmenter: TroubledSegmenter
+) -> None:
+    out, preview = tmp_path / "out.json", tmp_path / "preview"
+    run_prelabel(pictures, segmenter, VOCABULARY, out)
+    before = out.read_bytes()
+    summary = run_prelabel(pictures, segmenter, VOCABULARY, out, preview=preview, resume=True)
+    assert summary.preview == preview / "index.html"
+    assert summary.preview.read_text(encoding="utf-8").count("<figure") == 14
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(vocabulary=Vocabulary.from_options(["Cat=hippo"])), "does not know the word 'hippo'"),
+        (dict(vocabulary=Vocabulary.from_options(["Cat=cat"], templates="custom")), "templates 'custom'"),
+    ],
+)
+def test_what_is_wrong_with_the_job_is_found_before_it_begins(
+    tmp_path: Path, pictures: PictureList, segmenter: TroubledSegmenter, change: dict, message: str
+) -> None:
+    arguments = {"vocabulary": VOCABULARY, "out": tmp_path / "out.json", **change}
+    with pytest.raises(TclError, match=message):
+        run_prelabel(pictures, segmenter, **arguments)
+    assert segmenter.calls == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["my pictures"]
+
+
+def test_places_that_hold_something_are_left_alone(
+    tmp_path: Path, pictures: PictureList, segmenter: TroubledSegmenter
+) -> None:
+    out, preview = tmp_path / "out.json", tmp_path / "preview"
+    run_prelabel(pictures, segmenter, VOCABULARY, out, preview=preview)
+    before = out.read_bytes()
+    with pytest.raises(CocoError, match="exists"):
+        run_prelabel(pictures, segmenter, VOCABULARY, out)
+    with pytest.raises(SettingsError, match="holds a preview already"):
+        run_prelabel(pictures, segmenter, VOCABULARY, tmp_path / "other.json", preview=preview)
+    with pytest.raises(SettingsError, match="holds other files"):
+        run_prelabel(pictures, segmenter, VOCABULARY, out, preview=pictures.root, overwrite=True)
+    with pytest.raises(CocoError, match="was made with"):
+        run_prelabel(pictures, segmenter, VOCABULARY, out, PrelabelSettings(geometry="rle"), resume=True)
+    elsewhere = PictureList(tmp_path, tuple(f"my pictures/{name}" for name in pictures.file_names))
+    with pytest.raises(SettingsError, match="same --root to resume"):
+        run_prelabel(elsewhere, segmenter, VOCABULARY, out, resume=True)
+    assert out.read_bytes() == before
+    run_prelabel(pictures, segmenter, VOCABULARY, out, preview=preview, overwrite=True)
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"geometry": "mask"}, {"small": "keep"}, {"min_area": -1}, {"max_pixels": 0}, {"detail": "high"}],
+    ids=str,
+)
+def test_settings_out_of_range(values: dict) -> None:
+    with pytest.raises(SettingsError, match=next(iter(values)).replace("_", "-")):
+        PrelabelSettings(**values)
+
+
+def test_a_picture_over_the_limit_is_skipped(
+    tmp_path: Path, pictures: PictureList, segmenter: TroubledSegmenter
+) -> None:
+    summary = run_prelabel(pictures, segmenter, VOCABULARY, tmp_path / "o.json", PrelabelSettings(max_pixels=33 * 21))
+    assert len(summary.failed) == 9 and "more than the limit" in min(summary.failed.values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_no_text(tmp_path: Path, segmenter: TroubledSegmenter) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    save_picture(tmp_path / "pics" / name)
+    save_picture(tmp_path / "pics" / "ok.png")
+    (tmp_path / "pics" / os.fsdecode(b"\xff.png")).touch()
+    summary = run_prelabel(
+        find_pictures([str(tmp_path / "pics")]), segmenter, VOCABULARY, tmp_path / "o.json", preview=tmp_path / "p"
+    )
+    assert summary.done == 1
+    assert {image["file_name"] for image in read(tmp_path / "o.json")["images"]} == {"ok.png"}
+    assert "caf\\udce9.png" in json.dumps(read(tmp_path / "o.json")["info"]["failed"], ensure_ascii=False).replace(
+        "\\\\", "\\"
+    )
+
+
+# -- signals and progress ----------------------------------------------------------------------------------------------
+
+
+def test_a_signal_waits_for_the_end_of_writing_and_comes_once() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    steps: list[str] = []
+    with InterruptGuard() as guard:
+        with pytest.raises(KeyboardInterrupt):
+            with guard.writing():
+                os.kill(os.getpid(), signal.SIGINT)
+                with guard.writing():
+                    steps.append("inner")
+                steps.append("outer")
+        assert steps == ["inner", "outer"]
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_elsewhere_interrupts_at_once_and_not_after_the_work() -> None:
+    with InterruptGuard():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    with InterruptGuard() as guard:
+        guard.hold()
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_progress_says_rate_time_left_and_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("tcl_core.prelabel.progress.time.monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    progress = Progress(1210, already=10, stream=stream)
+    for _ in range(40):
+        clock[0] += 0.5
+        progress.advance()
+    progress.skip("bad.png: broken")
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "30 of 1,210 pictures, 2.0 a second, about 9 min 50 s left"
+    assert "bad.png: broken" in lines[-1]
+    assert len(lines) == 3
+
+
+def test_progress_on_a_terminal_is_a_bar() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    progress = Progress(4, already=1, stream=stream)
+    progress.advance()
+    progress.skip("bad.png: broken")
+    progress.close()
+    assert "3/4" in stream.getvalue() and "bad.png: broken" in stream.getvalue()
+    quiet = Terminal()
+    silent = Progress(4, stream=quiet, quiet=True)
+    silent.skip("x")
+    silent.close()
+    assert quiet.getvalue() == ""

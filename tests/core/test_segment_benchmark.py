@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import pytest
+
+from tcl_core.benchmarks.segment import format_rows, run
+from tcl_core.errors import SettingsError
+from tcl_core.models import Model
+from tests.core.test_segmenter import model  # noqa: F401
+
+
+def test_rows_refer_to_each_other(model: Model) -> None:  # noqa: F811
+    rows = run(model, pictures=2, size=(50, 60), batch_size=4, repeats=1)
+    assert [bool(row.compared_with) for row in rows] == [False, True, False, True]
+    for reference, row in (rows[:2], rows[2:]):
+        assert reference.ratio == 1 and row.ratio == pytest.approx(reference.seconds / row.seconds)
+    assert all(row.what in format_rows(rows) for row in rows)
+
+
+def test_numbers_under_one_are_errors(model: Model) -> None:  # noqa: F811
+    with pytest.raises(SettingsError, match="at least 1"):
+        run(model, pictures=0)

@@ -1,0 +1,70 @@
+"""Two processes with half a batch each against one process with all of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from tcl_core.methods.tcl import TCLConfig
+from tcl_core.methods.tcl.distributed import gather, process_rank
+from tests.core.tcl_models import captions, small_tcl
+
+PROCESSES, PER_PROCESS = 2, 2
+# A prior that no half batch's mean reaches, so that the absolute value is linear over the processes.
+CONFIG = TCLConfig(area_prior=1.0)
+
+
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    count = PROCESSES * PER_PROCESS
+    images = torch.randn(count, 3, 32, 40, generator=generator)
+    return images, captions(count), torch.rand(count, 16, 20, generator=generator).clamp(0.01, 0.99)
+
+
+def step(wrap: bool, part: slice) -> dict[str, Tensor]:
+    tcl = small_tcl(CONFIG)
+    tcl.set_stage("full")
+    module = DistributedDataParallel(tcl) if wrap else tcl
+    images, tokens, noise = (tensor[part] for tensor in batch())
+    losses = module(images, tokens, noise=noise)
+    losses["total"].backward()
+    grads = {f"grad/{name}": p.grad for name, p in tcl.named_parameters() if p.grad is not None}
+    return {name: value.detach() for name, value in losses.items()} | grads
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES)
+    try:
+        start = rank * PER_PROCESS
+        torch.save(step(True, slice(start, start + PER_PROCESS)), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_one_process_gathers_nothing() -> None:
+    x = torch.rand(2, 3)
+    assert gather(x) is x
+    assert process_rank() == 0
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_and_gradients_of_one(tmp_path: Path) -> None:
+    mp.spawn(work, args=(str(tmp_path),), nprocs=PROCESSES)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
+    whole = step(False, slice(None))
+    assert set(whole) == set(parts[0])
+    for name, expected in whole.items():
+        # Losses are means over a process' part; gradients were averaged already.
+        actual = torch.stack([part[name] for part in parts]).mean(dim=0)
+        scale = max(float(expected.norm()), 1e-3)
+        assert float((actual - expected).norm()) <= 1e-4 * scale, name
+        if name.startswith("grad/"):
+            assert torch.equal(parts[0][name], parts[1][name]), name

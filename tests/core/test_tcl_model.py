@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tcl_core.clip import FrozenClip
+from tcl_core.errors import SettingsError, WeightsError
+from tcl_core.methods import Method, create_method, list_methods, register_method
+from tcl_core.methods.tcl import TCL, TCLConfig, learned_keys
+from tests.core.tcl_models import captions, small_clip, small_tcl
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"decoder_double": False},
+    {"decoder_layers": 1, "decoder_kernel": 1},
+    {"decoder_layers": 0},
+    {"ie_freeze": 1},
+]
+
+
+def random_images(count: int, height: int = 32, width: int = 40, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_windows_as_a_batch_are_the_windows_one_by_one(variant: dict[str, Any]) -> None:
+    tcl, windows = small_tcl(TCLConfig(**variant)), random_images(3, 37, 50)
+    text = tcl.embed_prompts(captions(6).unflatten(0, (2, 3)))
+    scores = tcl.score_maps(tcl.embed_windows(windows), text, tcl.refinement(windows), kp_weight=0.3)
+    assert scores.shape == (3, 2, 37, 50) and scores.dtype == torch.float32
+    for index in range(3):
+        one = windows[index : index + 1]
+        alone = tcl.score_maps(tcl.embed_windows(one), text, tcl.refinement(one), kp_weight=0.3)
+        torch.testing.assert_close(scores[index : index + 1], alone, rtol=0, atol=2e-6)
+
+
+def test_prompts_do_not_influence_each_other() -> None:
+    tcl, windows = small_tcl(), random_images(1)
+    text = tcl.embed_prompts(captions(5)[:, None])
+    emb, affinity = tcl.embed_windows(windows), tcl.refinement(windows)
+    together = tcl.score_maps(emb, text, affinity, kp_weight=0.3)
+    for index in range(5):
+        alone = tcl.score_maps(emb, text[index : index + 1], affinity, kp_weight=0.3)
+        torch.testing.assert_close(together[:, index : index + 1], alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (7, 33), (200, 3)])
+def test_any_size_of_window(size: tuple[int, int]) -> None:
+    tcl, windows = small_tcl(), random_images(1, *size)
+    text = tcl.embed_prompts(captions(2)[:, None])
+    scores = tcl.score_maps(tcl.embed_windows(windows), text, tcl.refinement(windows), kp_weight=0.5)
+    assert scores.shape == (1, 2, *size)
+    assert bool(scores.isfinite().all()) and 0 <= float(scores.min()) and float(scores.max()) <= 1
+
+
+def test_before_training_the_grounder_is_clips_own_dense_map() -> None:
+    """Closed gates make the decoder a nearest-neighbour up-sampler."""
+    clip = small_clip()
+    tcl, windows = TCL(clip), random_images(2)
+    emb = tcl.embed_windows(windows)
+    enlarged = emb.dense.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    torch.testing.assert_close(emb.image_emb, enlarged, rtol=0, atol=1e-5)
+    text = tcl.embed_prompts(captions(2)[:, None])
+    cosine = torch.einsum("behw,ne->bnhw", emb.dense, text)
+    expected = F.interpolate(torch.sigmoid(10 * (cosine - 0.25)), size=(16, 20), mode="bilinear")
+    expected = F.interpolate(expected, size=(32, 40), mode="bilinear")
+    torch.testing.assert_close(tcl.score_maps(emb, text, kp_weight=1.0), expected, rtol=0, atol=1e-5)
+
+
+def test_prompts_average_unnormalised_templates() -> None:
+    tcl, tokens = small_tcl(), captions(6).unflatten(0, (2, 3))
+    raw = torch.stack([tcl.clip.encode_text(template) for template in tokens.unbind(1)], dim=1)
+    expected = F.normalize(raw.mean(dim=1), dim=-1)
+    torch.testing.assert_close(tcl.embed_prompts(tokens), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(tcl.embed_prompts(tokens).norm(dim=-1), torch.ones(2))
+
+
+def test_many_templates_are_encoded_in_parts() -> None:
+    tcl, tokens = small_tcl(), captions(300)
+    whole = tcl.embed_prompts(tokens[None])
+    mean = tcl.clip.encode_text(tokens).mean(dim=0)
+    torch.testing.assert_close(whole[0], F.normalize(mean, dim=0), rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_cache_changes_little() -> None:
+    tcl, windows = small_tcl(), random_images(1)
+    text, emb, affinity = tcl.embed_prompts(captions(2)[:, None]), tcl.embed_windows(windows), tcl.refinement(windows)
+    half = emb.to(dtype=torch.float16)
+    assert half.nbytes * 2 == emb.nbytes and len(half[0:1]) == 1
+    expected = tcl.score_maps(emb, text, affinity, 0.3)
+    actual = tcl.score_maps(half, text, affinity.to(dtype=torch.float16), 0.3)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0.01)
+
+
+def test_bfloat16_inference_stays_near() -> None:
+    tcl, windows = small_tcl(), random_images(2)
+    tokens = captions(2)[:, None]
+    expected = tcl.score_maps(tcl.embed_windows(windows), tcl.embed_prompts(tokens), tcl.refinement(windows), 0.3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        emb = tcl.embed_windows(windows)
+        actual = tcl.score_maps(emb, tcl.embed_prompts(tokens), tcl.refinement(windows), 0.3)
+    assert actual.dtype == emb.image_emb.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0.06)
+
+
+def numbers(losses: dict[str, Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in losses.items()}
+
+
+# -- training ----------------------------------------------------------------------------------------------------
+
+
+def test_losses_under_bfloat16_autocast_are_finite_and_near() -> None:
+    tcl, images, tokens = small_tcl(), random_images(4), captions(4)
+    noise = torch.rand(4, 16, 20, generator=torch.Generator().manual_seed(0)).clamp(0.01, 0.99)
+    expected = tcl.losses(images, tokens, noise=noise)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = tcl.losses(images, tokens, noise=noise)
+    actual["total"].backward()
+    for name, value in actual.items():
+        assert value.dtype == torch.float32, name
+        assert float(value.detach()) == pytest.approx(float(expected[name].detach()), rel=0.1, abs=0.02), name
+    assert all(bool(p.grad.isfinite().all()) for p in tcl.parameters() if p.grad is not None)
+
+
+def test_every_trainable_parameter_gets_a_gradient() -> None:
+    tcl = small_tcl()
+    for stage in ("ust", "full"):
+        tcl.zero_grad(set_to_none=True)
+        trainable = tcl.set_stage(stage)
+        tcl.losses(random_images(3), captions(3))["total"].backward()
+        for name, parameter in tcl.named_parameters():
+            member = any(parameter is other for other in trainable)
+            assert (parameter.grad is not None) == member == parameter.requires_grad, name
+            assert parameter.grad is None or float(parameter.grad.abs().max()) > 0, name
+
+
+def test_stages_also_thaw_a_model_loaded_for_inference() -> None:
+    tcl = small_tcl()
+    names = {name for name, _ in tcl.named_parameters() if not name.startswith("clip.")}
+    tcl.requires_grad_(False)
+    tcl.set_stage("full")
+    assert {name for name, parameter in tcl.named_parameters() if parameter.requires_grad} == names
+    assert len(tcl.set_stage("ust")) == len(names) - 12
+
+
+def test_unknown_stage() -> None:
+    with pytest.raises(SettingsError, match="'half'.*ust, full"):
+        small_tcl().set_stage("half")  # type: ignore[arg-type]
+
+
+def test_released_size_has_the_published_parameter_counts() -> None:
+    with torch.device("meta"):
+        config = open_clip.get_model_config("ViT-B-16-quickgelu")
+        tcl = TCL(FrozenClip(open_clip.CLIP(**config)))
+    assert sum(parameter.numel() for parameter in tcl.set_stage("ust")) == 21_637_640
+    assert sum(parameter.numel() for parameter in tcl.set_stage("full")) == 28_725_512
+
+
+def test_noise_can_be_given_for_the_matching_pairs_or_for_all() -> None:
+    tcl, images, tokens = small_tcl(), random_images(3), captions(3)
+    noise = torch.rand(3, 3, 16, 20)
+    everything = numbers(tcl.losses(images, tokens, noise=noise))
+    matching = numbers(tcl.losses(images, tokens, noise=noise[range(3), range(3)]))
+    assert everything == matching
+    with pytest.raises(ValueError, match="noise has shape"):
+        tcl.losses(images, tokens, noise=noise[:, :, :8])
+
+
+def test_generator_makes_the_losses_repeatable() -> None:
+    tcl, images, tokens = small_tcl(), random_images(3), captions(3)
+    first, again, other = (
+        numbers(tcl(images, tokens, generator=torch.Generator().manual_seed(seed)))["tcli_loss"] for seed in (5, 5, 6)
+    )
+    assert first == again != other
+
+
+def test_weights_and_prior_come_from_the_settings() -> None:
+    images, tokens, noise = random_images(3), captions(3), torch.full((3, 16, 20), 0.5)
+    plain = numbers(small_tcl().losses(images, tokens, noise=noise))
+    config = TCLConfig(tcl_weight=0.2, area_weight=0.8, tv_weight=3.0, area_prior=0.1)
+    other = numbers(small_tcl(config).losses(images, tokens, noise=noise))
+    for name, factor in {"tcli": 2, "tclf": 2, "neg_area": 2, "tv_img": 3, "tv_mask": 3}.items():
+        assert other[f"{name}_loss"] == pytest.approx(factor * plain[f"{name}_loss"], rel=1e-5)
+    assert other["area_loss"] == pytest.approx(0.8 * abs(other["mask"] - 0.1), rel=1e-5)
+    assert other["total"] == pytest.approx(sum(value for name, value in other.items() if "loss" in name), rel=1e-6)
+
+
+def test_one_pair_alone() -> None:
+    """There is nothing to contrast with, and no mask of another pair."""
+    losses = numbers(small_tcl().losses(random_images(1), captions(1)))
+    assert losses["tcli_loss"] == losses["tclf_loss"] == losses["neg_area_loss"] == 0
+    assert 0 < losses["total"] < 100
+
+
+def test_mismatched_batches_are_errors() -> None:
+    tcl = small_tcl()
+    with pytest.raises(ValueError, match="3 pictures, but 2 captions"):
+        tcl.losses(random_images(3), captions(2))
+    with pytest.raises(ValueError, match="patch size"):
+        tcl.losses(random_images(2, 33), captions(2))
+
+
+def test_a_few_steps_lower_the_loss() -> None:
+    tcl, images, tokens = small_tcl(), random_images(4), captions(4)
+    optimizer = torch.optim.AdamW(tcl.set_stage("full"), lr=1e-3)
+    noise = torch.rand(4, 16, 20, generator=torch.Generator().manual_seed(0)).clamp(0.01, 0.99)
+    totals = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        total = tcl.losses(images, tokens, noise=noise)["total"]
+        total.backward()
+        optimizer.step()
+        totals.append(float(total.detach()))
+    assert totals[-1] < 0.9 * totals[0]
+
+
+def test_temperature_is_capped() -> None:
+    tcl = small_tcl()
+    assert tcl.tcli_loss().item() == pytest.approx(1 / 0.07, rel=1e-5)
+    with torch.no_grad():
+        tcl.tcli_loss.logit_scale.fill_(9.0)
+    assert tcl.tcli_loss().item() == 100
+
+
+# -- settings, registry, state -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"area_prior": 1.5}, "area_prior is 1.5.*between 0 and 1"),
+        ({"tv_weight": -1}, "tv_weight is -1.*0 or more"),
+        ({"gumbel_tau": 0}, "gumbel_tau"),
+        ({"init_w": float("nan")}, "init_w"),
+        ({"kp_weight": "0.3"}, "kp_weight"),
+        ({"decoder_double": 1}, "decoder_double"),
+        ({"decoder_kernel": 2}, "decoder_kernel"),
+        ({"decoder_layers": -1}, "decoder_layers"),
+        ({"ie_freeze": 0}, "ie_freeze"),
+        ({"ie_freeze": 3}, "between 1 and 2"),
+        ({"area_priors": 0.4}, "Unknown TCL settings: area_priors"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        create_method("tcl", small_clip(), settings)
+
+
+def test_settings_survive_the_round_trip() -> None:
+    method = create_method("tcl", small_clip(), {"area_prior": 0.2, "decoder_double": False})
+    again = create_method("tcl", small_clip(), method.config_to_dict())
+    assert isinstance(again, TCL) and again.config == TCLConfig(area_prior=0.2, decoder_double=False)
+
+
+def test_registry() -> None:
+    assert "tcl" in list_methods()
+    with pytest.raises(SettingsError, match="no method 'tlc'.*tcl"):
+        create_method("tlc", small_clip())
+    with pytest.raises(ValueError, match="taken by TCL"):
+        register_method("tcl")(Method)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_learned_tensors_survive_the_round_trip(variant: dict[str, Any]) -> None:
+    config = TCLConfig(**variant)
+    trained, fresh = small_tcl(config), TCL(small_clip(), config)
+    state = trained.learned_state_dict()
+    assert sorted(state) == sorted(learned_keys(config, depth=3))
+    fresh.load_learned_state_dict(state)
+    windows = random_images(1)
+    assert torch.equal(fresh.embed_windows(windows).image_emb, trained.embed_windows(windows).image_emb)
+
+
+def test_loading_the_wrong_tensors_lists_them() -> None:
+    tcl = small_tcl()
+    before = {name: tensor.clone() for name, tensor in tcl.learned_state_dict().items()}
+    state = {name: tensor + 1 for name, tensor in before.items()}
+    del state["masker.sim2mask.w"]
+    state["masker.extra"] = torch.zeros(1)
+    state["masker.sim2mask.b"] = torch.zeros(2)
+    with pytest.raises(WeightsError) as error:
+        tcl.load_learned_state_dict(state)
+    for part in ("missing: masker.sim2mask.w", "unknown: masker.extra", "masker.sim2mask.b [2] instead of []"):
+        assert part in str(error.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tcl.learned_state_dict().items())
+
+
+def test_temperatures_may_be_missing_and_halves_are_widened() -> None:
+    tcl, state = small_tcl(), small_tcl().learned_state_dict()
+    half = {name: tensor.half() for name, tensor in state.items() if "logit_scale" not in name}
+    tcl.load_learned_state_dict(half)
+    loaded = tcl.learned_state_dict()["masker.image_encoder.decoder.image_proj.proj"]
+    assert loaded.dtype == torch.float32
+    assert torch.equal(loaded, half["masker.image_encoder.decoder.image_proj.proj"].float())

@@ -1,0 +1,25 @@
+"""The API reference is made from the docstrings without a complaint."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import REPOSITORY
+
+
+@pytest.mark.slow
+def test_reference_is_built_without_warnings(tmp_path: Path) -> None:
+    words = [sys.executable, "docs/build_reference.py", str(tmp_path)]
+    environment = {"PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "default", "HOME": str(tmp_path)}
+    done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert "warn" not in done.stderr.lower(), done.stderr
+    sources = [path.relative_to(REPOSITORY).with_suffix("") for path in (REPOSITORY / "tcl_core").rglob("*.py")]
+    public = [path for path in sources if not any(part.startswith("_") for part in path.parts)]
+    assert len(public) > 30
+    assert not [path for path in public if not (tmp_path / f"{path}.html").exists()]
+    assert not list(tmp_path.rglob("_*.html"))

@@ -1,0 +1,129 @@
+"""The main job on 2,000 pictures in a process of its own: killed, interrupted, resumed, and watched for memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tcl_core.coco import journal_path
+from tcl_core.coco.validate import validate_coco
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc"),
+]
+
+NUMBER = 2000
+BAD = ("0300 corrupt.png", "0900 empty.png", "1500 text.jpg", "1900 truncated.png")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for number in range(NUMBER - len(BAD)):
+        blocks = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        pixels = blocks.repeat(10, axis=0).repeat(10, axis=1)[:, : 48 if number % 5 else 44]
+        Image.fromarray(pixels).save(folder / f"{number:04d}.png", compress_level=1)
+    whole = (folder / "0000.png").read_bytes()
+    contents = [whole[:40] + bytes(reversed(whole[40:])), b"", b"these are words, not a picture\n", whole[:-60]]
+    for name, content in zip(BAD, contents, strict=True):
+        (folder / name).write_bytes(content)
+    return folder
+
+
+class Run:
+    """A run of the command line as a process."""
+
+    def __init__(self, pictures: Path, model: Path, out: Path, *more: str) -> None:
+        self.journal = journal_path(out)
+        command = [sys.executable, "-m", "tcl_core.cli", "prelabel", str(pictures), "--label", "Cat=cat,dog"]
+        command += ["--label", "Sofa=sofa", "--label", "Tree=tree", "--model", str(model), "--device", "cpu"]
+        command += ["--no-refine", "--out", str(out), "--preview", str(out.with_suffix("")), *more]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self.log = open(out.with_suffix(".log"), "a+", encoding="utf-8")
+        self.process = subprocess.Popen(command, env=environment, stdout=self.log, stderr=self.log)
+
+    def progress(self) -> Iterator[int]:
+        """Pictures that stand in the journal, again and again until the process ends."""
+        lines, position = 0, 0
+        while self.process.poll() is None:
+            if self.journal.exists():
+                with open(self.journal, "rb") as journal:
+                    journal.seek(position)
+                    new = journal.read()
+                lines, position = lines + new.count(b"\n"), position + len(new)
+            yield max(0, lines - 1)
+            time.sleep(0.02)
+
+    def stop_at(self, count: int, number: signal.Signals) -> int:
+        """Send a signal once ``count`` pictures are done; returns the exit code."""
+        for done in self.progress():
+            if done >= count:
+                self.process.send_signal(number)
+                break
+        return self.process.wait(timeout=300)
+
+    def resident_megabytes(self) -> float:
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) / 1024
+        return 0.0
+
+    def said(self) -> str:
+        self.log.seek(0)
+        return self.log.read()
+
+
+def test_killed_interrupted_and_resumed_equals_one_run_in_bounded_memory(
+    pictures: Path, tiny_model_path: Path, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
+
+    run = Run(pictures, tiny_model_path, whole)
+    after_200, after_2000 = 0.0, 0.0
+    for done in run.progress():
+        if done >= 200 and not after_200:
+            after_200 = run.resident_megabytes()
+        # Once the journal is gone the process only takes itself apart, which brings in pages of its libraries.
+        if done >= NUMBER - 60 and run.journal.exists():
+            after_2000 = max(after_2000, run.resident_megabytes())
+    assert run.process.returncode == 1, run.said()
+    assert after_200 > 50 and after_2000 > 50
+    print(f"resident memory: {after_200:.0f} MB after 200 pictures, {after_2000:.0f} MB after {NUMBER}")
+    assert after_2000 - after_200 < 50
+
+    data = json.loads(whole.read_text())
+    assert len(data["images"]) == NUMBER - len(BAD)
+    assert [failure["file_name"] for failure in data["info"]["failed"]] == list(BAD)
+    assert len(data["annotations"]) > NUMBER
+    assert validate_coco(whole, pictures) == []
+
+    killed = Run(pictures, tiny_model_path, parts)
+    assert killed.stop_at(700, signal.SIGKILL) == -signal.SIGKILL
+    assert not parts.exists()
+    interrupted = Run(pictures, tiny_model_path, parts, "--resume")
+    assert interrupted.stop_at(1400, signal.SIGINT) == 130, interrupted.said()
+    partial = json.loads(parts.read_text())
+    assert 1300 <= len(partial["images"]) < NUMBER - len(BAD)
+    assert partial["info"]["complete"] is False and validate_coco(parts, pictures) == []
+    resumed = Run(pictures, tiny_model_path, parts, "--resume")
+    assert resumed.process.wait(timeout=900) == 1, resumed.said()
+
+    assert parts.read_bytes() == whole.read_bytes()
+    pages = [sorted((tmp_path / name).glob("*.html")) for name in ("whole", "parts")]
+    assert len(pages[0]) == len(pages[1]) == NUMBER // 100
+    for one, other in zip(*pages, strict=True):
+        assert one.read_text().replace("whole", "parts") == other.read_text()
+    assert "Traceback" not in resumed.said()

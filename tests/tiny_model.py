@@ -1,0 +1,60 @@
+"""A model file of a few hundred kilobytes with random weights, for tests of everything that is not about quality.
+
+Its scores depend on colour and place, so that label maps have several regions, but mean nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+import torch
+
+from tcl_core.clip import FrozenClip
+from tcl_core.methods import create_method
+from tcl_core.weights.metadata import ModelMetadata, Preprocess
+from tcl_core.weights.modelfile import write_model_file
+
+__all__ = ["WORDS", "write_tiny_model"]
+
+WORDS = ("a", "photo", "of", "the", "red", "green", "blue", "cat", "dog", "sofa", "couch", "ball", "tree", "sky", "car")
+CONTEXT = 12
+
+CLIP_CONFIG = {
+    "embed_dim": 32,
+    "quick_gelu": False,
+    "vision_cfg": {
+        "image_size": 64,
+        "patch_size": 8,
+        "width": 64,
+        "head_width": 32,
+        "layers": 3,
+        "pool_type": "avg",
+    },
+    "text_cfg": {"context_length": CONTEXT, "vocab_size": len(WORDS) + 4, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+def write_tiny_model(path: Path, seed: int = 0) -> Path:
+    """Write the model file; the same seed gives the same bytes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        clip = open_clip.CLIP(**CLIP_CONFIG)
+        with torch.no_grad():
+            # Random towers see little of the picture: louder patches, quieter places.
+            clip.visual.conv1.weight.mul_(4)
+            clip.visual.positional_embedding.mul_(0.5)
+        method = create_method("tcl", FrozenClip(clip), {"init_w": 30.0, "init_b": 0.0, "kp_weight": 0.0})
+    metadata = ModelMetadata(
+        name="tiny",
+        preprocess=Preprocess((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 64, 256, 64, 32),
+        method_config=method.config_to_dict(),
+        clip={"config": CLIP_CONFIG},
+        tokenizer={"type": "words", "words": list(WORDS), "context_length": CONTEXT},
+        templates="identity",
+        background_threshold={"pamr": 0.5, "plain": 0.5},
+        licence="MIT",
+        source="random numbers",
+    )
+    write_model_file(path, metadata, method.learned_state_dict(), clip.state_dict())
+    return path

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from training.loop import Schedule, learning_rate, step_generators, train
+
+SCHEDULE = Schedule(steps=30, lr=0.05, min_lr=0.001, warmup=5)
+
+
+def _problem(folder, stop_at: int | None = None, recipe: str = "toy") -> nn.Module:
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2)
+
+    def losses(step: int):
+        if step == stop_at:
+            raise KeyboardInterrupt
+        _, generator = step_generators(7, step)
+        x = torch.randn(8, 3, generator=generator)
+        return {"total": (module(x) - x[:, :2]).square().mean()}
+
+    train("toy", module, list(module.parameters()), SCHEDULE, losses, folder, recipe, log_every=10, save_every=4)
+    return module
+
+
+def test_it_learns_and_logs(tmp_path) -> None:
+    _problem(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "toy.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30]
+    assert lines[-1]["total"] < 0.5 * lines[0]["total"]
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path) -> None:
+    whole = _problem(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        _problem(tmp_path / "cut", stop_at=17)
+    resumed = _problem(tmp_path / "cut")
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    logs = [(tmp_path / name / "toy.jsonl").read_text().splitlines() for name in ("whole", "cut")]
+    steps, cut_steps = ([json.loads(line)["step"] for line in log] for log in logs)
+    assert steps == cut_steps
+
+
+def test_a_changed_recipe_is_not_resumed(tmp_path) -> None:
+    _problem(tmp_path)
+    with pytest.raises(SystemExit, match="another recipe"):
+        _problem(tmp_path, recipe="toy with a larger batch")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path) -> None:
+    module = nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match="step 0 is not finite"):
+        train(
+            "bad",
+            module,
+            list(module.parameters()),
+            SCHEDULE,
+            lambda _: {"total": torch.tensor(float("nan"))},
+            tmp_path,
+            "bad",
+        )
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    rates = [learning_rate(SCHEDULE, step) for step in range(SCHEDULE.steps + 1)]
+    assert rates[:5] == sorted(rates[:5]) and rates[5:] == sorted(rates[5:], reverse=True)
+    assert max(rates) == pytest.approx(SCHEDULE.lr) and rates[-1] == pytest.approx(SCHEDULE.min_lr)

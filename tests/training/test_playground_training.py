@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from tcl_core.models import load_model
+from tcl_core.playground import caption_words, is_held_out
+from tcl_core.segmenter import Segmenter
+from tcl_core.templates import get_templates
+from tcl_core.tokenizer import WordTokenizer
+from tcl_core.vocabulary import Vocabulary
+from training.loop import Schedule
+from training.playground.__main__ import run
+from training.playground.clip import clip_losses, whiten
+from training.playground.data import Captions, PictureSet, draw_pictures
+from training.playground.recipe import RECIPE
+
+TINY = PictureSet(count=40, size=32, objects=(1, 2), radius=(8, 12), plain=0.3, seed=1)
+
+
+def test_pictures_carry_no_truth_and_no_held_out_combination() -> None:
+    pictures = draw_pictures(TINY, workers=1)
+    assert pictures.images.shape == (40, 32, 32, 3)
+    for scene in pictures.scenes:
+        assert scene.label_map.size == 0
+        assert not any(is_held_out(thing.kind, thing.colour) for thing in scene.objects)
+
+
+def test_batches_repeat_for_the_same_generator() -> None:
+    pictures = draw_pictures(TINY, workers=1)
+    templates = get_templates("full")
+    tokenizer = WordTokenizer(caption_words(templates), 16)
+    how = Captions(templates, per_picture=2)
+    first, again = (pictures.batch(np.random.default_rng(3), 8, tokenizer, how) for _ in range(2))
+    assert torch.equal(first[0], again[0]) and len(first[1]) == 2
+    assert all(torch.equal(a, b) for a, b in zip(first[1], again[1], strict=True))
+    assert first[0].min() >= -1 and first[0].max() <= 1
+
+
+def test_whitened_features_are_centred_and_spread() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(500, 12, generator=generator) * torch.linspace(0.2, 2, 12) + 5
+    embedded = features @ whiten(features, 8, seed=1)
+    # Only the direction of the mean is removed, so means vanish up to rounding and components are uncorrelated.
+    assert embedded.mean(dim=0).abs().max() < 1e-3 * embedded.std()
+    correlation = torch.corrcoef(embedded.T) - torch.eye(8)
+    assert correlation.abs().max() < 0.2
+
+
+def test_the_contrastive_loss_prefers_the_right_pairs() -> None:
+    from training.playground.clip import build_clip
+    from training.playground.recipe import clip_config
+
+    model = build_clip(clip_config(60, 16), seed=0)
+    images = torch.randn(4, 3, 48, 48)
+    tokens = torch.randint(1, 59, (4, 16))
+    terms = clip_losses(model, images, [tokens, tokens])
+    alone = clip_losses(model, images, [tokens])
+    assert terms["total"].item() == pytest.approx(alone["total"].item(), rel=2e-2)
+    assert terms["scale"].item() == pytest.approx(1 / 0.07, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_recipe_runs_end_to_end_and_resumes(tmp_path) -> None:
+    """A few steps of the real recipe make a file that loads and segments; nothing is expected of its quality."""
+    short = Schedule(steps=3, lr=1e-4, min_lr=1e-5, warmup=1)
+    phases = tuple(
+        dataclasses.replace(phase, pictures=TINY, batch=8, schedule=short)
+        if index
+        # Whitening takes 1,500 pictures.
+        else dataclasses.replace(phase, pictures=dataclasses.replace(TINY, count=1500), batch=8, schedule=short)
+        for index, phase in enumerate(RECIPE.clip_phases)
+    )
+    stage = dataclasses.replace(RECIPE.tcl_stage, pictures=TINY, batch=4, ust_steps=1, schedule=short)
+    recipe = dataclasses.replace(RECIPE, clip_phases=phases, tcl_stage=stage)
+    out = tmp_path / "model.safetensors"
+    first = run(recipe, tmp_path / "work", out)
+    assert run(recipe, tmp_path / "work", out) == first
+    assert out.stat().st_size < 25e6
+    segmenter = Segmenter(load_model(str(out)))
+    vocabulary = Vocabulary.from_options(["cat", "grass"], background=False)
+    label_map = segmenter.segment_image(np.full((40, 50, 3), 90, np.uint8), vocabulary).label_map
+    assert label_map.shape == (40, 50)

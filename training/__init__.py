@@ -1,0 +1,1 @@
+"""Recipes, data pipelines and the training loop; not part of the installed package."""

@@ -1,0 +1,87 @@
+"""Train the embedded model: ``python -m training.playground``.
+
+Runs on two CPU cores, shows progress, can be interrupted and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from tcl_core.clip import FrozenClip
+from tcl_core.methods.tcl import TCL
+from tcl_core.playground import caption_words
+from tcl_core.templates import get_templates
+from tcl_core.tokenizer import WordTokenizer
+from tcl_core.weights.metadata import ModelMetadata
+from tcl_core.weights.modelfile import write_model_file
+from training.playground.clip import build_clip, train_clip
+from training.playground.recipe import RECIPE, Recipe, clip_config
+from training.playground.tcl import train_tcl
+
+__all__ = ["main", "run"]
+
+CAPTION_TEMPLATES = "full"
+EVALUATION_TEMPLATES = "simple"
+
+
+def run(recipe: Recipe, folder: Path, out: Path) -> str:
+    """Train, and write the model file.
+
+    Args:
+        recipe: what to do.
+        folder: checkpoints and logs; an interrupted run goes on from there.
+        out: the model file (``.safetensors``).
+
+    Returns:
+        SHA-256 of the model file.
+    """
+    templates = get_templates(CAPTION_TEMPLATES)
+    tokenizer = WordTokenizer(caption_words(templates), recipe.context_length)
+    config = clip_config(tokenizer.vocab_size, recipe.context_length)
+    model = build_clip(config, recipe.seed)
+    settings = json.loads(json.dumps(asdict(recipe)))
+    fingerprint = json.dumps([settings, config, tokenizer.to_dict()], sort_keys=True)
+    train_clip(model, recipe.clip_phases, tokenizer, templates, recipe.seed, folder, fingerprint)
+    tcl = TCL(FrozenClip(model), recipe.tcl)
+    train_tcl(tcl, recipe.tcl_stage, tokenizer, templates, recipe.seed, folder, fingerprint)
+    metadata = ModelMetadata(
+        name="playground",
+        preprocess=recipe.preprocess,
+        method_config=recipe.tcl.to_dict(),
+        clip={"config": config},
+        tokenizer=tokenizer.to_dict(),
+        templates=EVALUATION_TEMPLATES,
+        licence="MIT",
+        source="python -m training.playground",
+        extra={"recipe": settings},
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return write_model_file(out, metadata, tcl.learned_state_dict(), model.state_dict(), half=True)
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(prog="python -m training.playground", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("build/playground"), help="checkpoints and logs")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/playground/playground.safetensors"), help="the model file to write"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    try:
+        sha256 = run(RECIPE, options.work, options.out)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    print(f"wrote {options.out} (SHA-256 {sha256})")
+    print(f"score it: tcl-annotate playground evaluate --model {options.out}")
+    print("embed it: copy it to tcl_core/assets/playground.safetensors")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""Stage one: a small CLIP, trained from scratch on pictures and captions with the contrastive loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tcl_core.clip import FrozenClip, diagonal_attention_block
+from tcl_core.tokenizer import Tokenizer
+from training.loop import Schedule, step_generators, train
+from training.playground.data import Captions, Pictures, PictureSet, draw_pictures
+
+__all__ = ["ClipPhase", "build_clip", "clip_losses", "train_clip", "whiten"]
+
+_MAX_SCALE = 100.0
+_LOCAL_SHARPNESS = 10.0
+
+
+@dataclass(frozen=True)
+class ClipPhase:
+    """A part of the pre-training on one set of pictures.
+
+    Attributes:
+        name: of the phase.
+        pictures: what is shown.
+        batch: pictures per step.
+        captions: captions per picture and step; each makes a contrastive loss of its own.
+        brief: share of captions that name one object and say nothing else.
+        local_weight: weight of the local contrastive loss, see ``clip_losses``.
+        collage: pictures are shown as collages of this many by this many, see ``clip_losses``.
+        schedule: optimiser settings.
+    """
+
+    name: str
+    pictures: PictureSet
+    batch: int
+    captions: int
+    brief: float
+    local_weight: float
+    collage: int
+    schedule: Schedule
+
+
+def build_clip(config: dict[str, Any], seed: int) -> open_clip.CLIP:
+    """A CLIP with random weights, the same for the same seed."""
+    torch.manual_seed(seed)
+    return open_clip.CLIP(**config)
+
+
+def _tiles(tokens: Tensor, grid: tuple[int, int], collage: int) -> Tensor:
+    """Patch tokens ``[B, hw, C]`` of collages of n pictures, as those of the pictures, ``[B * n, hw / n, C]``."""
+    batch, _, channels = tokens.shape
+    rows, columns = grid[0] // collage, grid[1] // collage
+    tiled = tokens.reshape(batch, collage, rows, collage, columns, channels).transpose(2, 3)
+    return tiled.reshape(batch * collage**2, rows * columns, channels)
+
+
+def _embed_pictures(model: open_clip.CLIP, images: Tensor, collage: int, local: bool) -> tuple[Tensor, Tensor | None]:
+    """Unit embeddings ``[B, E]`` and, if wanted, those of the value path ``[B, hw, E]``, of pictures of any size."""
+    if collage > 1:
+        batch, channels, height, width = images.shape
+        tiled = images.reshape(batch // collage**2, collage, collage, channels, height, width)
+        images = tiled.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, collage * height, collage * width)
+    visual = model.visual
+    rows, columns = images.shape[-2] // visual.patch_size[0], images.shape[-1] // visual.patch_size[1]
+    position = visual.positional_embedding
+    if (rows, columns) != tuple(visual.grid_size):
+        table = position[1:].unflatten(0, tuple(visual.grid_size)).permute(2, 0, 1)[None]
+        table = F.interpolate(table, size=(rows, columns), mode="bicubic", align_corners=False)
+        position = torch.cat([position[:1], table[0].flatten(1).T])
+    patches = visual.conv1(images).flatten(2).transpose(1, 2)
+    tokens = torch.cat([visual.class_embedding.expand(len(images), 1, -1), patches], dim=1) + position
+    tokens = visual.ln_pre(tokens)
+    for block in visual.transformer.resblocks[:-1]:
+        tokens = block(tokens)
+    last = visual.transformer.resblocks[-1]
+    grid = (rows, columns)
+    pooled = _tiles(visual.ln_post(last(tokens))[:, 1:], grid, collage).mean(dim=1) @ visual.proj
+    pooled = F.normalize(pooled, dim=-1)
+    if not local:
+        return pooled, None
+    dense = visual.ln_post(diagonal_attention_block(last, tokens[:, 1:])) @ visual.proj
+    return pooled, F.normalize(_tiles(dense, grid, collage), dim=-1)
+
+
+def _local_similarity(dense: Tensor, text: Tensor) -> Tensor:
+    """How well the best-matching part of each picture matches each text.
+
+    Args:
+        dense: unit ``[B, P, E]``.
+        text: unit ``[N, E]``.
+
+    Returns:
+        float ``[B, N]``: the cosines of the patches, averaged with weights that are a softmax of themselves.
+    """
+    cosine = dense @ text.T
+    return (cosine * (_LOCAL_SHARPNESS * cosine).softmax(dim=1)).sum(dim=1)
+
+
+def clip_losses(
+    model: open_clip.CLIP, images: Tensor, captions: Sequence[Tensor], local_weight: float = 0.0, collage: int = 1
+) -> dict[str, Tensor]:
+    """Symmetric InfoNCE (CLIP, arXiv 2103.00020), averaged over the captions of each picture.
+
+    The local term contrasts each caption with the patches that match it best, on the value path: a caption mentions
+    only some of a scene, and nothing in the global term says that what it mentions should be found where it is.
+    Patches meet captions as in PACL (arXiv 2212.04994).
+
+    In a collage, several captioned pictures are shown as one, and each caption has to be found among the patches of
+    its own picture; the neighbours are negatives like any other picture. What a patch says must then come from
+    nearby.
+
+    Args:
+        model: the CLIP; its image tower pools the mean of its patch tokens.
+        images: float32 ``[B, 3, H, W]``, normalised.
+        captions: token ids int64 ``[B, L]``, one tensor per caption of a picture.
+        local_weight: weight of the local term; 0 leaves it out.
+        collage: pictures on each side of a collage; its square divides B. 1 shows the pictures one by one.
+
+    Returns:
+        ``total``, the terms ``global`` and ``local``, and the contrastive ``scale``, scalars.
+    """
+    few_tokens = collage * images.shape[-1] < 100
+    # The fused attention kernel is the slower one for few tokens on a CPU.
+    backends = [SDPBackend.MATH] if few_tokens else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(backends):
+        image, dense = _embed_pictures(model, images, collage, local_weight > 0)
+        text = model.encode_text(torch.cat(list(captions)), normalize=True)
+    scale = model.logit_scale.clamp(max=math.log(_MAX_SCALE)).exp()
+    target = torch.arange(len(images))
+    global_terms, local_terms = [], []
+    for part in text.float().chunk(len(captions)):
+        global_terms.append(_info_nce(scale * image.float() @ part.T, target))
+        if dense is not None:
+            local_terms.append(_info_nce(scale * _local_similarity(dense.float(), part), target))
+    total = global_term = torch.stack(global_terms).mean()
+    losses = {"global": global_term, "scale": scale}
+    if local_terms:
+        losses["local"] = torch.stack(local_terms).mean()
+        total = total + local_weight * losses["local"]
+    return losses | {"total": total}
+
+
+def _info_nce(logits: Tensor, target: Tensor) -> Tensor:
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def whiten(features: Tensor, size: int, seed: int, floor: float = 1e-3) -> Tensor:
+    """A projection whose outputs are centred and decorrelated on ``features``.
+
+    At random initialisation all pooled features of a transformer point in nearly the same direction, so that every
+    picture meets every caption with the same cosine and the contrastive loss hardly moves for the first hundreds of
+    steps. Removing that direction and equalising the rest lets it learn from the first step.
+
+    Args:
+        features: float ``[N, C]``.
+        size: number of outputs E, at most C.
+        seed: of the rotation that spreads the components over the outputs.
+        floor: components weaker than this share of the strongest variance are not blown up further.
+
+    Returns:
+        float32 ``[C, E]``.
+    """
+    features = features.double()
+    mean = features.mean(dim=0)
+    direction = mean / mean.norm()
+    centred = features - mean
+    centred = centred - (centred @ direction)[:, None] * direction
+    variance, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
+    variance, axes = variance.flip(0)[:size], axes.flip(1)[:, :size]
+    axes = axes - direction[:, None] * (direction @ axes)
+    axes = axes / (variance + floor * variance[0]).sqrt() * (variance > 1e-9 * variance[0])
+    generator = torch.Generator().manual_seed(seed)
+    rotation = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator))[0]
+    return (axes @ rotation).float()
+
+
+@torch.no_grad()
+def _whiten_towers(model: open_clip.CLIP, images: Tensor, captions: Tensor, seed: int) -> None:
+    """Set both projections from features of the untrained towers."""
+    visual = model.visual
+    visual.proj.data = torch.eye(visual.proj.shape[0])
+    clip = FrozenClip(model)
+    visual.proj.data = whiten(torch.cat([clip.encode_image(part) for part in images.split(250)]), _dim(model), seed)
+    model.text_projection.data = torch.eye(model.text_projection.shape[0])
+    text = torch.cat([clip.encode_text(part) for part in captions.split(500)])
+    model.text_projection.data = whiten(text, _dim(model), seed + 1)
+    model.requires_grad_(True)
+    model.train()
+
+
+def _dim(model: open_clip.CLIP) -> int:
+    return int(model.text_projection.shape[1])
+
+
+def train_clip(
+    model: open_clip.CLIP,
+    phases: Sequence[ClipPhase],
+    tokenizer: Tokenizer,
+    templates: Sequence[str],
+    seed: int,
+    folder: Path,
+    recipe: str,
+) -> None:
+    """Run the phases one after the other; finished ones are loaded from ``folder``."""
+    for number, phase in enumerate(phases):
+        pictures: Pictures | None = None
+        done = folder / f"{phase.name}.ckpt"
+        if not done.exists() or torch.load(done, weights_only=True)["step"] < phase.schedule.last:
+            pictures = draw_pictures(phase.pictures)
+
+            if number == 0 and not done.exists():
+                how = Captions(tuple(templates), 2, phase.brief)
+                images, captions = pictures.batch(np.random.default_rng(seed), 1500, tokenizer, how)
+                _whiten_towers(model, images, torch.cat(captions), seed)
+
+        def losses(step: int, phase: ClipPhase = phase, number: int = number, drawn: Pictures | None = pictures) -> Any:
+            assert drawn is not None
+            rng, _ = step_generators(seed + number, step)
+            how = Captions(tuple(templates), phase.captions, phase.brief)
+            images, captions = drawn.batch(rng, phase.batch, tokenizer, how)
+            return clip_losses(model, images, captions, phase.local_weight, phase.collage)
+
+        train(phase.name, model, list(model.parameters()), phase.schedule, losses, folder, f"{phase.name} of {recipe}")

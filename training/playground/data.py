@@ -1,0 +1,136 @@
+"""Training pictures and captions of the playground, drawn once and kept in memory.
+
+Only pictures and captions leave this module towards the losses; the label maps of training scenes are thrown
+away as soon as a scene is drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from tcl_core.playground import Scene, caption, draw_scene, scene_rng
+from tcl_core.tokenizer import Tokenizer
+
+__all__ = ["Captions", "Pictures", "PictureSet", "draw_pictures", "normalise"]
+
+_NO_LABELS = np.zeros((0, 0), np.int32)
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """A recipe for one set of training pictures.
+
+    Attributes:
+        count: number of pictures.
+        size: side of the square pictures in pixels.
+        objects: smallest and largest number of objects.
+        radius: smallest and largest half side of an object, in pixels.
+        plain: probability of a plain studio backdrop.
+        seed: first seed; pictures are the same for the same seed.
+    """
+
+    count: int
+    size: int
+    objects: tuple[int, int]
+    radius: tuple[float, float]
+    plain: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Captions:
+    """How captions are drawn.
+
+    Attributes:
+        templates: prompt templates that captions use now and then.
+        per_picture: captions per picture and step.
+        brief: share of captions that name one object and say nothing else.
+    """
+
+    templates: tuple[str, ...]
+    per_picture: int = 1
+    brief: float = 0.2
+
+
+@dataclass
+class Pictures:
+    """Drawn pictures and what captions may say about them.
+
+    Attributes:
+        images: uint8 ``[N, S, S, 3]``.
+        scenes: one scene a picture, without its label map.
+    """
+
+    images: NDArray[np.uint8]
+    scenes: list[Scene] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def batch(
+        self, rng: np.random.Generator, size: int, tokenizer: Tokenizer, captions: Captions
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Draw a batch with fresh captions.
+
+        Args:
+            rng: source of randomness.
+            size: batch size B.
+            tokenizer: turns captions into ids.
+            captions: how captions are drawn.
+
+        Returns:
+            Pictures float32 ``[B, 3, S, S]``, normalised, and token ids int64 ``[B, L]`` for each of the captions.
+        """
+        chosen = rng.choice(len(self), size, replace=False)
+        texts = [
+            [caption(rng, self.scenes[int(i)], captions.templates, captions.brief) for i in chosen]
+            for _ in range(captions.per_picture)
+        ]
+        return normalise(self.images[chosen]), [tokenizer(part) for part in texts]
+
+
+def normalise(images: NDArray[np.uint8]) -> Tensor:
+    """uint8 ``[B, H, W, 3]`` to float32 ``[B, 3, H, W]`` in ``[-1, 1]`` (mean and deviation 0.5)."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def _draw(recipe: PictureSet, index: int) -> tuple[NDArray[np.uint8], Scene]:
+    scene = draw_scene(
+        scene_rng(recipe.seed, index),
+        (recipe.size, recipe.size),
+        recipe.objects,
+        recipe.radius,
+        combinations="seen",
+        plain=recipe.plain,
+    )
+    return scene.image, Scene(scene.image[:1], _NO_LABELS, scene.objects, scene.stuff)
+
+
+@lru_cache(maxsize=1)
+def draw_pictures(recipe: PictureSet, workers: int = 2) -> Pictures:
+    """Draw a set of training pictures.
+
+    Args:
+        recipe: what to draw.
+        workers: processes.
+
+    Returns:
+        The pictures, in the order of their index whatever the number of workers; the last set is kept, because
+        stages share it.
+    """
+    images = np.empty((recipe.count, recipe.size, recipe.size, 3), np.uint8)
+    scenes: list[Scene] = []
+    with get_context("spawn").Pool(workers) as pool:
+        drawn = pool.imap(partial(_draw, recipe), range(recipe.count), chunksize=64)
+        for index, (image, scene) in enumerate(tqdm(drawn, total=recipe.count, desc="drawing", mininterval=5)):
+            images[index] = image
+            scenes.append(scene)
+    return Pictures(images, scenes)

@@ -1,0 +1,114 @@
+"""The numbers behind the embedded model; docs/playground.md says how they were found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tcl_core.methods.tcl import TCLConfig
+from tcl_core.weights.metadata import Preprocess
+from training.loop import Schedule
+from training.playground.clip import ClipPhase
+from training.playground.data import PictureSet
+from training.playground.tcl import TclStage
+
+__all__ = ["RECIPE", "Recipe", "clip_config"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights.
+
+    Attributes:
+        seed: of the weights, the batches, the captions and the noise.
+        context_length: tokens of a caption.
+        clip_phases: parts of the pre-training.
+        tcl: settings of the method.
+        tcl_stage: how the grounder is trained.
+        preprocess: how pictures are shown to the finished model.
+    """
+
+    seed: int
+    context_length: int
+    clip_phases: tuple[ClipPhase, ...]
+    tcl: TCLConfig
+    tcl_stage: TclStage
+    preprocess: Preprocess
+
+
+def clip_config(vocab_size: int, context_length: int) -> dict[str, Any]:
+    """open_clip's configuration of the small CLIP.
+
+    The image tower pools the mean of its patch tokens: every token's projection then takes part in the embedding
+    that meets the caption, so that dense features are text-aligned by construction. Pooled by its class token, a
+    tower of this size learns features that localise almost nothing.
+    """
+    return {
+        "embed_dim": 192,
+        "vision_cfg": {
+            "image_size": 64,
+            "patch_size": 8,
+            "width": 192,
+            "head_width": 32,
+            "layers": 6,
+            "pool_type": "avg",
+        },
+        "text_cfg": {
+            "context_length": context_length,
+            "vocab_size": vocab_size,
+            "width": 192,
+            "heads": 3,
+            "layers": 3,
+        },
+    }
+
+
+RECIPE = Recipe(
+    seed=0,
+    context_length=24,
+    clip_phases=(
+        ClipPhase(
+            name="clip-1-objects",
+            pictures=PictureSet(count=40_000, size=48, objects=(1, 1), radius=(14, 24), plain=0.5, seed=4),
+            batch=128,
+            captions=2,
+            brief=0.5,
+            local_weight=0.0,
+            collage=1,
+            schedule=Schedule(steps=1800, lr=8e-4, min_lr=4e-4, warmup=50, stop=1200),
+        ),
+        ClipPhase(
+            name="clip-2-scenes",
+            pictures=PictureSet(count=60_000, size=64, objects=(1, 3), radius=(12, 30), plain=0.1, seed=1),
+            batch=128,
+            captions=2,
+            brief=0.3,
+            local_weight=1.0,
+            collage=1,
+            schedule=Schedule(steps=1700, lr=7e-4, min_lr=1e-5, warmup=50, stop=1200),
+        ),
+        ClipPhase(
+            name="clip-3-collages",
+            pictures=PictureSet(count=24_000, size=64, objects=(1, 3), radius=(12, 30), plain=0.1, seed=1),
+            batch=128,
+            captions=2,
+            brief=0.3,
+            local_weight=1.0,
+            collage=2,
+            schedule=Schedule(steps=600, lr=5e-4, min_lr=1e-5, warmup=30),
+        ),
+    ),
+    tcl=TCLConfig(area_prior=0.25, tv_weight=0.25),
+    tcl_stage=TclStage(
+        pictures=PictureSet(count=24_000, size=64, objects=(1, 3), radius=(12, 30), plain=0.1, seed=1),
+        batch=64,
+        ust_steps=200,
+        schedule=Schedule(
+            steps=600, lr=1e-3, min_lr=3e-5, warmup=50, betas=(0.9, 0.999), clip_norm=5.0, scalar_scale=5.0
+        ),
+    ),
+    preprocess=Preprocess(
+        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), short_side=128, max_long_side=1024, window=128, stride=64
+    ),
+)
+"""The recipe of the embedded model."""
