@@ -5,8 +5,8 @@ polygon with a role that says how it is painted:
 
 * ``body``: the object's colour and surface pattern;
 * ``dark`` and ``light``: a shade and a tint of the object's colour, for details;
-* ``window``, ``rubber``, ``leaf``, ``timber``, ``paper``, ``glow``, ``metal``, ``skin``: materials, which have the
-  same colour whatever the colour of the object;
+* ``window``, ``rubber``, ``leaf``, ``timber``, ``paper``, ``glow``, ``metal``, ``skin``, ``berry``: materials, which
+  have the same colour whatever the colour of the object;
 * ``cut``: takes away what was painted so far (the hole of a handle).
 """
 
@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 __all__ = ["MATERIALS", "SHAPES", "Part", "Role"]
 
-Role = Literal["body", "dark", "light", "cut", "window", "rubber", "leaf", "timber", "paper", "glow", "metal", "skin"]
+Role = Literal[
+    "body", "dark", "light", "cut", "window", "rubber", "leaf", "timber", "paper", "glow", "metal", "skin", "berry"
+]
 Points = NDArray[np.float64]
 
 
@@ -35,6 +37,7 @@ MATERIALS: dict[str, tuple[int, int, int]] = {
     "glow": (255, 222, 96),
     "metal": (168, 174, 184),
     "skin": (238, 196, 158),
+    "berry": (206, 24, 92),
 }
 """sRGB of every material."""
 
@@ -94,15 +97,24 @@ def _heart() -> Part:
 
 
 SHAPES: dict[str, tuple[Part, ...]] = {
-    "ball": (_ellipse(0, 0, 0.85), _arc(0, 0, 0.72, 0.6, 190, 260, "light")),
-    "star": (_star(5, 1.0, 0.42),),
-    "heart": (_heart(),),
+    "ball": (
+        _ellipse(0, 0, 0.88),
+        *(_arc(0, 0, 0.88, 0.01, start, start + 60, "paper") for start in (0, 120, 240)),
+        _ellipse(0, 0, 0.2, role="berry"),
+    ),
+    "star": (_star(5, 1.0, 0.45), _star(5, 0.6, 0.26, "paper")),
+    "heart": (
+        _heart(),
+        _poly(-0.95, 0.42, 0.62, -0.5, 0.7, -0.36, -0.87, 0.56, role="timber"),
+        _poly(0.5, -0.6, 1, -0.68, 0.76, -0.2, role="metal"),
+    ),
     "moon": (
         Part(
             np.concatenate(
                 [_arc(0, 0, 0.95, 0.95, 50, 310).points[:30], _arc(0.42, 0, 0.82, 0.82, 300, 60).points[:30]]
             )
         ),
+        _star(5, 0.42, 0.18, "glow", 0.45, 0.05),
     ),
     "house": (
         _rect(-0.75, -0.1, 0.75, 0.95),
@@ -117,6 +129,7 @@ SHAPES: dict[str, tuple[Part, ...]] = {
         _ellipse(-0.4, -0.05, 0.48),
         _ellipse(0.4, -0.05, 0.48),
         _ellipse(0, -0.1, 0.5),
+        *(_ellipse(x, y, 0.14, role="berry") for x, y in ((-0.4, -0.1), (0.05, -0.6), (0.4, 0.05))),
     ),
     "cactus": (
         _rect(-0.24, -0.95, 0.24, 1),
@@ -124,6 +137,8 @@ SHAPES: dict[str, tuple[Part, ...]] = {
         _rect(-0.8, 0.05, -0.1, 0.35),
         _rect(0.5, -0.6, 0.8, 0.1),
         _rect(0.1, -0.15, 0.8, 0.15),
+        _ellipse(0, -0.9, 0.24, 0.16, "berry"),
+        _rect(-0.05, -0.6, 0.05, 0.95, "paper"),
     ),
     "flower": (
         _rect(-0.08, 0, 0.08, 1, "leaf"),
@@ -133,14 +148,22 @@ SHAPES: dict[str, tuple[Part, ...]] = {
         ),
         _ellipse(0, -0.32, 0.25, role="glow"),
     ),
-    "mushroom": (_rect(-0.26, 0, 0.26, 0.95, "paper"), _arc(0, 0.15, 0.98, 0.01, 180, 360)),
+    "mushroom": (
+        _rect(-0.26, 0, 0.26, 0.95, "paper"),
+        _arc(0, 0.15, 0.98, 0.01, 180, 360),
+        *(_ellipse(x, y, 0.16, role="paper") for x, y in ((-0.52, -0.1), (0, -0.45), (0.52, -0.1))),
+    ),
     "apple": (
         _ellipse(-0.3, 0.15, 0.6, 0.75),
         _ellipse(0.3, 0.15, 0.6, 0.75),
         _rect(-0.07, -0.95, 0.07, -0.4, "timber"),
         _ellipse(0.32, -0.78, 0.28, 0.13, "leaf", -25),
     ),
-    "banana": (_arc(0, -0.65, 1.35, 0.85, 25, 155), _rect(-1.0, -0.35, -0.82, -0.05, "timber")),
+    "banana": (
+        _arc(0, -0.65, 1.35, 0.85, 25, 155),
+        _poly(-1.25, -0.2, -1.0, -0.3, -0.78, 0.02, -0.95, 0.12, role="timber"),
+        _poly(1.25, -0.2, 1.0, -0.3, 0.78, 0.02, 0.95, 0.12, role="timber"),
+    ),
     "carrot": (
         _poly(-0.45, -0.4, 0.45, -0.4, 0.05, 1, -0.05, 1),
         _poly(-0.1, -0.4, -0.5, -1, -0.2, -0.95, 0, -0.55, 0.2, -0.95, 0.5, -1, 0.1, -0.4, role="leaf"),
@@ -153,12 +176,16 @@ SHAPES: dict[str, tuple[Part, ...]] = {
         _arc(0.55, 0.4, 0.5, 0.34, -90, 80),
         _ellipse(-0.45, -0.35, 0.08, role="glow"),
         _ellipse(-0.15, -0.35, 0.08, role="glow"),
+        _ellipse(-0.3, -0.12, 0.2, 0.12, "paper"),
+        _ellipse(0.0, 0.5, 0.26, 0.34, "paper"),
     ),
     "fish": (
         _ellipse(-0.2, 0, 0.75, 0.48),
         _poly(0.35, 0, 1, -0.55, 0.85, 0, 1, 0.55),
-        _ellipse(-0.6, -0.1, 0.1, role="rubber"),
-        _poly(-0.2, -0.4, 0.15, -0.8, 0.25, -0.3),
+        _ellipse(-0.6, -0.1, 0.12, role="rubber"),
+        _poly(-0.2, -0.4, 0.15, -0.8, 0.25, -0.3, role="glow"),
+        _poly(-0.3, -0.46, -0.1, -0.46, -0.1, 0.46, -0.3, 0.46, role="paper"),
+        _poly(0.12, -0.4, 0.28, -0.34, 0.28, 0.34, 0.12, 0.4, role="paper"),
     ),
     "bird": (
         _ellipse(0.05, 0.1, 0.62, 0.45),
@@ -174,7 +201,8 @@ SHAPES: dict[str, tuple[Part, ...]] = {
         _ellipse(0.5, -0.4, 0.48, 0.45, turn=-30),
         _ellipse(-0.4, 0.45, 0.36, 0.4),
         _ellipse(0.4, 0.45, 0.36, 0.4),
-        _ellipse(0, 0, 0.11, 0.75, "rubber"),
+        *(_ellipse(x, y, 0.19, role="glow") for x, y in ((-0.52, -0.42), (0.52, -0.42), (-0.42, 0.47), (0.42, 0.47))),
+        _ellipse(0, 0, 0.13, 0.78, "rubber"),
     ),
     "snail": (
         _poly(-1, 0.85, -0.95, 0.4, -0.6, 0.4, -0.5, 0.6, 0.8, 0.6, 1, 0.85, role="skin"),
@@ -190,10 +218,12 @@ SHAPES: dict[str, tuple[Part, ...]] = {
         _poly(0.06, -0.08, 0.06, -0.42, 0.32, -0.42, 0.45, -0.08, role="window"),
         _ellipse(-0.55, 0.5, 0.27, role="rubber"),
         _ellipse(0.55, 0.5, 0.27, role="rubber"),
+        _rect(-1, 0.02, -0.82, 0.24, "glow"),
     ),
     "bus": (
         _rect(-0.98, -0.7, 0.98, 0.6),
         *(_rect(x, -0.5, x + 0.34, -0.05, "window") for x in (-0.85, -0.4, 0.05, 0.5)),
+        _rect(-0.98, 0.1, 0.98, 0.3, "paper"),
         _ellipse(-0.55, 0.62, 0.24, role="rubber"),
         _ellipse(0.55, 0.62, 0.24, role="rubber"),
     ),
@@ -207,12 +237,14 @@ SHAPES: dict[str, tuple[Part, ...]] = {
         _ellipse(0, 0, 0.98, 0.2),
         _poly(-0.15, 0, 0.35, -0.95, 0.55, -0.95, 0.3, 0, 0.55, 0.95, 0.35, 0.95),
         _poly(0.6, 0, 0.8, -0.45, 0.98, -0.45, 0.9, 0, 0.98, 0.45, 0.8, 0.45),
-        _ellipse(-0.75, 0, 0.12, 0.1, "window"),
+        _ellipse(-0.75, 0, 0.16, 0.12, "window"),
+        _rect(0.05, -0.62, 0.4, -0.44, "metal"),
+        _rect(0.05, 0.44, 0.4, 0.62, "metal"),
     ),
     "rocket": (
         _poly(-0.32, 0.6, -0.35, -0.3, 0, -1, 0.35, -0.3, 0.32, 0.6),
-        _poly(-0.33, 0.1, -0.75, 0.8, -0.3, 0.6, role="dark"),
-        _poly(0.33, 0.1, 0.75, 0.8, 0.3, 0.6, role="dark"),
+        _poly(-0.33, 0.1, -0.75, 0.8, -0.3, 0.6, role="berry"),
+        _poly(0.33, 0.1, 0.75, 0.8, 0.3, 0.6, role="berry"),
         _ellipse(0, -0.2, 0.17, role="window"),
         _poly(-0.2, 0.62, 0, 1, 0.2, 0.62, role="glow"),
     ),
@@ -220,20 +252,25 @@ SHAPES: dict[str, tuple[Part, ...]] = {
         _ellipse(0, -0.3, 0.62, 0.7),
         _poly(-0.13, 0.52, 0.13, 0.52, 0, 0.38),
         _rect(-0.04, 0.5, 0.04, 1, "paper"),
+        _ellipse(-0.25, -0.55, 0.14, 0.22, "paper", 25),
     ),
     "umbrella": (
         _arc(0, 0.05, 1, 0.01, 180, 360),
+        _arc(0, 0.05, 1, 0.01, 216, 252, "paper"),
+        _arc(0, 0.05, 1, 0.01, 288, 324, "paper"),
         _rect(-0.05, 0, 0.05, 0.85, "timber"),
         _arc(0.17, 0.8, 0.22, 0.11, 0, 180, "timber"),
     ),
     "chair": (
         _rect(-0.6, -1, -0.35, 1),
         _rect(-0.6, 0.05, 0.65, 0.3),
-        _rect(0.42, 0.2, 0.65, 1),
+        _rect(0.42, 0.3, 0.65, 1, "timber"),
+        _rect(-0.6, 0.3, -0.35, 1, "timber"),
         _rect(-0.4, -0.9, -0.1, 0.1, "paper"),
     ),
     "table": (
         _rect(-1, -0.35, 1, -0.05),
+        _ellipse(0.3, -0.5, 0.26, 0.16, "berry"),
         _rect(-0.85, -0.05, -0.62, 0.8, "timber"),
         _rect(0.62, -0.05, 0.85, 0.8, "timber"),
     ),
@@ -244,22 +281,27 @@ SHAPES: dict[str, tuple[Part, ...]] = {
         _rect(-0.7, 0.15, 0.7, 0.65, "dark"),
         _rect(-0.9, 0.65, -0.75, 0.85, "timber"),
         _rect(0.75, 0.65, 0.9, 0.85, "timber"),
+        _rect(-0.6, -0.25, -0.15, 0.18, "glow"),
+        _rect(0.15, -0.25, 0.6, 0.18, "glow"),
     ),
     "bed": (
         _rect(-1, -0.7, -0.82, 0.8, "timber"),
         _rect(0.85, -0.1, 1, 0.8, "timber"),
         _rect(-0.85, 0.05, 0.88, 0.5),
-        _ellipse(-0.55, -0.08, 0.28, 0.16, "paper"),
+        _ellipse(-0.55, -0.1, 0.3, 0.2, "paper"),
+        _rect(0.2, 0.05, 0.45, 0.5, "paper"),
     ),
     "lamp": (
         _poly(-0.35, -0.95, 0.35, -0.95, 0.72, 0.05, -0.72, 0.05),
+        _poly(-0.66, -0.1, 0.66, -0.1, 0.78, 0.15, -0.78, 0.15, role="glow"),
         _rect(-0.08, 0.05, 0.08, 0.75, "metal"),
         _ellipse(0, 0.82, 0.5, 0.16, "metal"),
     ),
     "cup": (
         _arc(0.5, 0, 0.48, 0.26, -90, 90),
         _poly(-0.8, -0.7, 0.55, -0.7, 0.42, 0.8, -0.67, 0.8),
-        _ellipse(-0.12, -0.7, 0.67, 0.14, "dark"),
+        _ellipse(-0.12, -0.7, 0.67, 0.18, "timber"),
+        _ellipse(-0.12, 0.1, 0.24, role="paper"),
     ),
     "bottle": (
         _poly(-0.4, 1, -0.4, -0.15, -0.16, -0.5, -0.16, -0.8, 0.16, -0.8, 0.16, -0.5, 0.4, -0.15, 0.4, 1),
@@ -278,7 +320,7 @@ SHAPES: dict[str, tuple[Part, ...]] = {
         _poly(-0.85, -0.45, -0.1, -0.3, -0.1, 0.55, -0.85, 0.4, role="paper"),
         _poly(0.85, -0.45, 0.1, -0.3, 0.1, 0.55, 0.85, 0.4, role="paper"),
     ),
-    "hat": (_ellipse(0, 0.5, 1, 0.24), _rect(-0.52, -0.75, 0.52, 0.5), _rect(-0.52, 0.1, 0.52, 0.36, "dark")),
+    "hat": (_ellipse(0, 0.5, 1, 0.24), _rect(-0.52, -0.75, 0.52, 0.5), _rect(-0.52, 0.05, 0.52, 0.36, "berry")),
     "shoe": (
         _poly(-0.9, -0.6, -0.25, -0.6, 0, -0.05, 0.75, 0.1, 1, 0.5, -0.9, 0.5),
         _rect(-0.95, 0.45, 1, 0.65, "rubber"),
@@ -288,7 +330,8 @@ SHAPES: dict[str, tuple[Part, ...]] = {
         _rect(-0.5, -0.75, 0.5, 0.95),
         _poly(-0.5, -0.75, -1.02, -0.3, -0.75, 0.1, -0.5, -0.1),
         _poly(0.5, -0.75, 1.02, -0.3, 0.75, 0.1, 0.5, -0.1),
-        _poly(-0.22, -0.76, 0.22, -0.76, 0, -0.4, role="dark"),
+        _poly(-0.26, -0.76, 0.26, -0.76, 0, -0.36, role="skin"),
+        *(_ellipse(0, y, 0.1, role="paper") for y in (-0.1, 0.25, 0.6)),
     ),
     "guitar": (
         _ellipse(0, 0.58, 0.52, 0.42),
@@ -299,17 +342,25 @@ SHAPES: dict[str, tuple[Part, ...]] = {
     ),
     "bell": (
         _poly(-0.85, 0.55, -0.55, 0.25, -0.5, -0.35, -0.2, -0.75, 0.2, -0.75, 0.5, -0.35, 0.55, 0.25, 0.85, 0.55),
-        _ellipse(0, 0.7, 0.2, role="metal"),
-        _ellipse(0, -0.83, 0.14, role="metal"),
+        _rect(-0.6, 0.15, 0.6, 0.32, "glow"),
+        _ellipse(0, 0.7, 0.22, role="metal"),
+        _ellipse(0, -0.83, 0.16, role="metal"),
     ),
     "crown": (
         _poly(-0.95, -0.6, -0.45, 0.05, 0, -0.8, 0.45, 0.05, 0.95, -0.6, 0.8, 0.7, -0.8, 0.7),
-        _rect(-0.8, 0.45, 0.8, 0.72, "dark"),
+        _rect(-0.8, 0.45, 0.8, 0.75, "glow"),
+        *(_ellipse(x, y, 0.14, role="berry") for x, y in ((-0.45, 0.3), (0, 0.2), (0.45, 0.3))),
     ),
-    "envelope": (_rect(-0.95, -0.6, 0.95, 0.6), _poly(-0.95, -0.6, 0.95, -0.6, 0, 0.15, role="paper")),
+    "envelope": (
+        _rect(-0.95, -0.6, 0.95, 0.6),
+        _poly(-0.95, -0.6, 0.95, -0.6, 0, 0.15, role="paper"),
+        _ellipse(0, 0.1, 0.2, role="berry"),
+    ),
     "television": (
         _rect(-0.95, -0.7, 0.95, 0.6),
-        _rect(-0.78, -0.54, 0.78, 0.44, "window"),
+        _rect(-0.78, -0.54, 0.48, 0.44, "window"),
+        _ellipse(0.7, -0.35, 0.12, role="rubber"),
+        _ellipse(0.7, 0.0, 0.12, role="rubber"),
         _poly(-0.4, 0.85, -0.2, 0.6, 0.2, 0.6, 0.4, 0.85, role="timber"),
     ),
     "robot": (
