@@ -45,9 +45,10 @@ def run(recipe: Recipe, folder: Path, out: Path) -> str:
     config = clip_config(tokenizer.vocab_size, recipe.context_length)
     model = build_clip(config, recipe.seed)
     settings = json.loads(json.dumps(asdict(recipe)))
-    fingerprint = json.dumps([settings, config, tokenizer.to_dict()], sort_keys=True)
-    train_clip(model, recipe.clip_phases, tokenizer, templates, recipe.seed, folder, fingerprint)
+    clip_recipe = json.dumps([recipe.seed, config, tokenizer.to_dict()], sort_keys=True)
+    train_clip(model, recipe.clip_phases, tokenizer, templates, recipe.seed, folder, clip_recipe)
     tcl = TCL(FrozenClip(model), recipe.tcl)
+    fingerprint = json.dumps([settings, config, tokenizer.to_dict()], sort_keys=True)
     train_tcl(tcl, recipe.tcl_stage, tokenizer, templates, recipe.seed, folder, fingerprint)
     metadata = ModelMetadata(
         name="playground",

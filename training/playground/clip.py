@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ class ClipPhase:
         captions: captions per picture and step; each makes a contrastive loss of its own.
         brief: share of captions that name one object and say nothing else.
         local_weight: weight of the local contrastive loss, see ``clip_losses``.
-        collage: pictures are shown as collages of this many by this many, see ``clip_losses``.
+        collages: pictures are shown as collages of this many by this many, see ``clip_losses``; the steps take these
+            numbers in turn.
         schedule: optimiser settings.
     """
 
@@ -47,7 +49,7 @@ class ClipPhase:
     captions: int
     brief: float
     local_weight: float
-    collage: int
+    collages: tuple[int, ...]
     schedule: Schedule
 
 
@@ -213,7 +215,10 @@ def train_clip(
     recipe: str,
 ) -> None:
     """Run the phases one after the other; finished ones are loaded from ``folder``."""
+    settings = [asdict(phase) for phase in phases]
     for number, phase in enumerate(phases):
+        # A change of a later phase leaves what the earlier ones have reached as it is.
+        so_far = json.dumps([recipe, settings[: number + 1]], sort_keys=True)
         pictures: Pictures | None = None
         done = folder / f"{phase.name}.ckpt"
         if not done.exists() or torch.load(done, weights_only=True)["step"] < phase.schedule.last:
@@ -229,6 +234,7 @@ def train_clip(
             rng, _ = step_generators(seed + number, step)
             how = Captions(tuple(templates), phase.captions, phase.brief)
             images, captions = drawn.batch(rng, phase.batch, tokenizer, how)
-            return clip_losses(model, images, captions, phase.local_weight, phase.collage)
+            collage = phase.collages[step % len(phase.collages)]
+            return clip_losses(model, images, captions, phase.local_weight, collage)
 
-        train(phase.name, model, list(model.parameters()), phase.schedule, losses, folder, f"{phase.name} of {recipe}")
+        train(phase.name, model, list(model.parameters()), phase.schedule, losses, folder, so_far)
