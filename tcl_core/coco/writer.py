@@ -138,7 +138,7 @@ class CocoJournal:
             out.parent.mkdir(parents=True, exist_ok=True)
             lock = _locked(journal)
         except OSError as error:
-            raise CocoError(f"{journal} cannot be written: {error.strerror}") from error
+            raise CocoError(f"{out} cannot be written: {error.strerror}; choose another folder or file name") from error
         try:
             part = journal.with_name(journal.name + ".part")
             part.unlink(missing_ok=True)
@@ -148,7 +148,7 @@ class CocoJournal:
             self = cls(out, header, open(journal, "a+b", buffering=0), lock)
         except OSError as error:
             _let_go(lock)
-            raise CocoError(f"{journal} cannot be written: {error.strerror}") from error
+            raise CocoError(f"{out} cannot be written: {error.strerror}; choose another folder or file name") from error
         except BaseException:
             _let_go(lock)
             raise

@@ -14,9 +14,9 @@ from tcl_core.tokenizer import WordTokenizer
 from tcl_core.vocabulary import Vocabulary
 from training.loop import Schedule
 from training.playground.__main__ import run
-from training.playground.clip import clip_losses, whiten
+from training.playground.clip import _collages, _embed_pictures, _tiles, build_clip, clip_losses, whiten
 from training.playground.data import Captions, PictureSet, draw_pictures
-from training.playground.recipe import RECIPE
+from training.playground.recipe import RECIPE, clip_config
 
 TINY = PictureSet(count=40, size=32, objects=(1, 2), radius=(8, 12), plain=0.3, seed=1)
 
@@ -51,9 +51,6 @@ def test_whitened_features_are_centred_and_spread() -> None:
 
 
 def test_the_contrastive_loss_prefers_the_right_pairs() -> None:
-    from training.playground.clip import build_clip
-    from training.playground.recipe import clip_config
-
     model = build_clip(clip_config(60, 16), seed=0)
     images = torch.randn(4, 3, 48, 48)
     tokens = torch.randint(1, 59, (4, 16))
@@ -61,17 +58,47 @@ def test_the_contrastive_loss_prefers_the_right_pairs() -> None:
     alone = clip_losses(model, images, [tokens])
     assert terms["total"].item() == pytest.approx(alone["total"].item(), rel=2e-2)
     assert terms["scale"].item() == pytest.approx(1 / 0.07, rel=1e-3)
+    assert "local" not in terms
+    both = clip_losses(model, images, [tokens], local_weight=0.5)
+    assert both["total"].item() == pytest.approx(both["global"].item() + 0.5 * both["local"].item(), rel=1e-5)
+    assert both["global"].item() == pytest.approx(alone["global"].item(), rel=1e-5)
+
+
+def test_patches_of_a_collage_come_back_to_their_picture() -> None:
+    pictures = torch.rand(18, 3, 4, 5)
+    collages = _collages(pictures, 3)
+    assert collages.shape == (2, 3, 12, 15)
+    assert torch.equal(collages[1, :, 4:8, 10:15], pictures[9 + 5])
+    pixels = collages.flatten(2).transpose(1, 2)
+    assert torch.equal(_tiles(pixels, (12, 15), 3), pictures.flatten(2).transpose(1, 2))
+
+
+def test_a_shifted_collage_keeps_its_patches_in_place() -> None:
+    """Without positions, a shift around the edges changes nothing but the order of the patches."""
+    model = build_clip(clip_config(60, 16), seed=0)
+    with torch.no_grad():
+        model.visual.positional_embedding.zero_()
+        images = torch.randn(4, 3, 16, 16)
+        still, moved = (_embed_pictures(model, images, 2, shift) for shift in ((0, 0), (1, 3)))
+    for one, other in zip(still, moved, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_the_recipe_runs_end_to_end_and_resumes(tmp_path) -> None:
     """A few steps of the real recipe make a file that loads and segments; nothing is expected of its quality."""
     short = Schedule(steps=3, lr=1e-4, min_lr=1e-5, warmup=1)
+    # Whitening takes 1,500 pictures.
+    many = dataclasses.replace(TINY, count=1500)
     phases = tuple(
-        dataclasses.replace(phase, pictures=TINY, batch=8, schedule=short)
-        if index
-        # Whitening takes 1,500 pictures.
-        else dataclasses.replace(phase, pictures=dataclasses.replace(TINY, count=1500), batch=8, schedule=short)
+        dataclasses.replace(
+            phase,
+            views=tuple(
+                dataclasses.replace(view, pictures=TINY if index else many, batch=2 * view.collage**2)
+                for view in phase.views
+            ),
+            schedule=short,
+        )
         for index, phase in enumerate(RECIPE.clip_phases)
     )
     stage = dataclasses.replace(RECIPE.tcl_stage, pictures=TINY, batch=4, ust_steps=1, schedule=short)

@@ -16,40 +16,50 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tcl_core.clip import FrozenClip, diagonal_attention_block
+from tcl_core.clip import FrozenClip
 from tcl_core.tokenizer import Tokenizer
 from training.loop import Schedule, step_generators, train
 from training.playground.data import Captions, Pictures, PictureSet, draw_pictures
 
-__all__ = ["ClipPhase", "build_clip", "clip_losses", "train_clip", "whiten"]
+__all__ = ["ClipPhase", "View", "build_clip", "clip_losses", "train_clip", "whiten"]
 
 _MAX_SCALE = 100.0
 _LOCAL_SHARPNESS = 10.0
 
 
 @dataclass(frozen=True)
+class View:
+    """How pictures are shown in a step.
+
+    Attributes:
+        pictures: what is shown.
+        batch: pictures per step.
+        collage: pictures are shown as collages of this many by this many, see ``clip_losses``.
+    """
+
+    pictures: PictureSet
+    batch: int
+    collage: int
+
+
+@dataclass(frozen=True)
 class ClipPhase:
-    """A part of the pre-training on one set of pictures.
+    """A part of the pre-training.
 
     Attributes:
         name: of the phase.
-        pictures: what is shown.
-        batch: pictures per step.
+        views: the steps take them in turn.
         captions: captions per picture and step; each makes a contrastive loss of its own.
         brief: share of captions that name one object and say nothing else.
         local_weight: weight of the local contrastive loss, see ``clip_losses``.
-        collages: pictures are shown as collages of this many by this many, see ``clip_losses``; the steps take these
-            numbers in turn.
         schedule: optimiser settings.
     """
 
     name: str
-    pictures: PictureSet
-    batch: int
+    views: tuple[View, ...]
     captions: int
     brief: float
     local_weight: float
-    collages: tuple[int, ...]
     schedule: Schedule
 
 
@@ -67,32 +77,32 @@ def _tiles(tokens: Tensor, grid: tuple[int, int], collage: int) -> Tensor:
     return tiled.reshape(batch * collage**2, rows * columns, channels)
 
 
-def _embed_pictures(model: open_clip.CLIP, images: Tensor, collage: int, local: bool) -> tuple[Tensor, Tensor | None]:
-    """Unit embeddings ``[B, E]`` and, if wanted, those of the value path ``[B, hw, E]``, of pictures of any size."""
-    if collage > 1:
-        batch, channels, height, width = images.shape
-        tiled = images.reshape(batch // collage**2, collage, collage, channels, height, width)
-        images = tiled.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, collage * height, collage * width)
+def _collages(images: Tensor, collage: int) -> Tensor:
+    """Pictures ``[B, 3, H, W]`` laid out in squares of n, ``[B / n, 3, c H, c W]``."""
+    batch, channels, height, width = images.shape
+    tiled = images.reshape(batch // collage**2, collage, collage, channels, height, width)
+    return tiled.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, collage * height, collage * width)
+
+
+def _embed_pictures(
+    model: open_clip.CLIP, images: Tensor, collage: int, shift: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Unit embeddings of pictures of any size, ``[B, E]``, and of their patches, ``[B, hw, E]``."""
     visual = model.visual
-    rows, columns = images.shape[-2] // visual.patch_size[0], images.shape[-1] // visual.patch_size[1]
+    sides = visual.patch_size
+    images = _collages(images, collage).roll((shift[0] * sides[0], shift[1] * sides[1]), dims=(2, 3))
+    grid = (images.shape[-2] // sides[0], images.shape[-1] // sides[1])
     position = visual.positional_embedding
-    if (rows, columns) != tuple(visual.grid_size):
+    if grid != tuple(visual.grid_size):
         table = position[1:].unflatten(0, tuple(visual.grid_size)).permute(2, 0, 1)[None]
-        table = F.interpolate(table, size=(rows, columns), mode="bicubic", align_corners=False)
+        table = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
         position = torch.cat([position[:1], table[0].flatten(1).T])
     patches = visual.conv1(images).flatten(2).transpose(1, 2)
     tokens = torch.cat([visual.class_embedding.expand(len(images), 1, -1), patches], dim=1) + position
-    tokens = visual.ln_pre(tokens)
-    for block in visual.transformer.resblocks[:-1]:
-        tokens = block(tokens)
-    last = visual.transformer.resblocks[-1]
-    grid = (rows, columns)
-    pooled = _tiles(visual.ln_post(last(tokens))[:, 1:], grid, collage).mean(dim=1) @ visual.proj
-    pooled = F.normalize(pooled, dim=-1)
-    if not local:
-        return pooled, None
-    dense = visual.ln_post(diagonal_attention_block(last, tokens[:, 1:])) @ visual.proj
-    return pooled, F.normalize(_tiles(dense, grid, collage), dim=-1)
+    tokens = visual.ln_post(visual.transformer(visual.ln_pre(tokens)))[:, 1:]
+    tokens = tokens.unflatten(1, grid).roll((-shift[0], -shift[1]), dims=(1, 2)).flatten(1, 2)
+    tokens = _tiles(tokens, grid, collage)
+    return F.normalize(tokens.mean(dim=1) @ visual.proj, dim=-1), F.normalize(tokens @ visual.proj, dim=-1)
 
 
 def _local_similarity(dense: Tensor, text: Tensor) -> Tensor:
@@ -110,17 +120,22 @@ def _local_similarity(dense: Tensor, text: Tensor) -> Tensor:
 
 
 def clip_losses(
-    model: open_clip.CLIP, images: Tensor, captions: Sequence[Tensor], local_weight: float = 0.0, collage: int = 1
+    model: open_clip.CLIP,
+    images: Tensor,
+    captions: Sequence[Tensor],
+    local_weight: float = 0.0,
+    collage: int = 1,
+    shift: tuple[int, int] = (0, 0),
 ) -> dict[str, Tensor]:
     """Symmetric InfoNCE (CLIP, arXiv 2103.00020), averaged over the captions of each picture.
 
-    The local term contrasts each caption with the patches that match it best, on the value path: a caption mentions
-    only some of a scene, and nothing in the global term says that what it mentions should be found where it is.
-    Patches meet captions as in PACL (arXiv 2212.04994).
+    The local term contrasts each caption with the patches that match it best: a caption mentions only some of a
+    scene, and nothing in the global term says that what it mentions should be found where it is. Patches meet
+    captions as in PACL (arXiv 2212.04994), but are those of the ordinary forward pass.
 
     In a collage, several captioned pictures are shown as one, and each caption has to be found among the patches of
     its own picture; the neighbours are negatives like any other picture. What a patch says must then come from
-    nearby.
+    nearby. A shift of the collage, around its edges, keeps the positions from giving the seams away.
 
     Args:
         model: the CLIP; its image tower pools the mean of its patch tokens.
@@ -128,6 +143,7 @@ def clip_losses(
         captions: token ids int64 ``[B, L]``, one tensor per caption of a picture.
         local_weight: weight of the local term; 0 leaves it out.
         collage: pictures on each side of a collage; its square divides B. 1 shows the pictures one by one.
+        shift: of the collage, in patches down and to the right.
 
     Returns:
         ``total``, the terms ``global`` and ``local``, and the contrastive ``scale``, scalars.
@@ -136,15 +152,15 @@ def clip_losses(
     # The fused attention kernel is the slower one for few tokens on a CPU.
     backends = [SDPBackend.MATH] if few_tokens else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(backends):
-        image, dense = _embed_pictures(model, images, collage, local_weight > 0)
+        image, patches = _embed_pictures(model, images, collage, shift)
         text = model.encode_text(torch.cat(list(captions)), normalize=True)
     scale = model.logit_scale.clamp(max=math.log(_MAX_SCALE)).exp()
     target = torch.arange(len(images))
     global_terms, local_terms = [], []
     for part in text.float().chunk(len(captions)):
         global_terms.append(_info_nce(scale * image.float() @ part.T, target))
-        if dense is not None:
-            local_terms.append(_info_nce(scale * _local_similarity(dense.float(), part), target))
+        if local_weight > 0:
+            local_terms.append(_info_nce(scale * _local_similarity(patches.float(), part), target))
     total = global_term = torch.stack(global_terms).mean()
     losses = {"global": global_term, "scale": scale}
     if local_terms:
@@ -219,22 +235,25 @@ def train_clip(
     for number, phase in enumerate(phases):
         # A change of a later phase leaves what the earlier ones have reached as it is.
         so_far = json.dumps([recipe, settings[: number + 1]], sort_keys=True)
-        pictures: Pictures | None = None
+        pictures: list[Pictures] = []
         done = folder / f"{phase.name}.ckpt"
         if not done.exists() or torch.load(done, weights_only=True)["step"] < phase.schedule.last:
-            pictures = draw_pictures(phase.pictures)
-
+            pictures = [draw_pictures(view.pictures) for view in phase.views]
             if number == 0 and not done.exists():
                 how = Captions(tuple(templates), 2, phase.brief)
-                images, captions = pictures.batch(np.random.default_rng(seed), 1500, tokenizer, how)
+                images, captions = pictures[0].batch(np.random.default_rng(seed), 1500, tokenizer, how)
                 _whiten_towers(model, images, torch.cat(captions), seed)
 
-        def losses(step: int, phase: ClipPhase = phase, number: int = number, drawn: Pictures | None = pictures) -> Any:
-            assert drawn is not None
+        def losses(
+            step: int, phase: ClipPhase = phase, number: int = number, pictures: list[Pictures] = pictures
+        ) -> dict[str, Tensor]:
             rng, _ = step_generators(seed + number, step)
+            turn = step % len(phase.views)
+            view = phase.views[turn]
             how = Captions(tuple(templates), phase.captions, phase.brief)
-            images, captions = drawn.batch(rng, phase.batch, tokenizer, how)
-            collage = phase.collages[step % len(phase.collages)]
-            return clip_losses(model, images, captions, phase.local_weight, collage)
+            images, captions = pictures[turn].batch(rng, view.batch, tokenizer, how)
+            side = view.collage * view.pictures.size // model.visual.patch_size[0]
+            down, right = rng.integers(0, side, 2) if view.collage > 1 else (0, 0)
+            return clip_losses(model, images, captions, phase.local_weight, view.collage, (int(down), int(right)))
 
         train(phase.name, model, list(model.parameters()), phase.schedule, losses, folder, so_far)

@@ -114,7 +114,7 @@ def _draw(recipe: PictureSet, index: int) -> tuple[NDArray[np.uint8], Scene]:
     return scene.image, Scene(scene.image[:1], _NO_LABELS, scene.objects, scene.stuff)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def draw_pictures(recipe: PictureSet, workers: int = 2) -> Pictures:
     """Draw a set of training pictures.
 
@@ -123,8 +123,8 @@ def draw_pictures(recipe: PictureSet, workers: int = 2) -> Pictures:
         workers: processes.
 
     Returns:
-        The pictures, in the order of their index whatever the number of workers; the last set is kept, because
-        stages share it.
+        The pictures, in the order of their index whatever the number of workers; the last two sets are kept, because
+        stages share them.
     """
     images = np.empty((recipe.count, recipe.size, recipe.size, 3), np.uint8)
     scenes: list[Scene] = []

@@ -8,7 +8,7 @@ from typing import Any
 from tcl_core.methods.tcl import TCLConfig
 from tcl_core.weights.metadata import Preprocess
 from training.loop import Schedule
-from training.playground.clip import ClipPhase
+from training.playground.clip import ClipPhase, View
 from training.playground.data import PictureSet
 from training.playground.tcl import TclStage
 
@@ -63,38 +63,37 @@ def clip_config(vocab_size: int, context_length: int) -> dict[str, Any]:
     }
 
 
+_OBJECTS = PictureSet(count=48_000, size=48, objects=(1, 1), radius=(14, 24), plain=0.5, seed=4)
+_SCENES = PictureSet(count=48_000, size=64, objects=(1, 3), radius=(12, 30), plain=0.1, seed=1)
+
 RECIPE = Recipe(
     seed=0,
     context_length=16,
     clip_phases=(
         ClipPhase(
             name="clip-1-objects",
-            pictures=PictureSet(count=48_000, size=48, objects=(1, 1), radius=(14, 24), plain=0.5, seed=4),
-            batch=128,
+            views=(View(_OBJECTS, batch=128, collage=1),),
             captions=1,
             brief=0.5,
             local_weight=0.0,
-            collages=(1,),
             schedule=Schedule(steps=2200, lr=8e-4, min_lr=4e-4, warmup=50),
         ),
         ClipPhase(
             name="clip-2-collages",
-            pictures=PictureSet(count=64_000, size=64, objects=(1, 2), radius=(12, 30), plain=0.1, seed=1),
-            batch=128,
+            views=(View(_OBJECTS, batch=144, collage=3), View(_SCENES, batch=128, collage=2)),
             captions=2,
             brief=0.3,
-            local_weight=0.0,
-            collages=(2, 2, 1),
-            schedule=Schedule(steps=2400, lr=7e-4, min_lr=1e-5, warmup=50),
+            local_weight=1.0,
+            schedule=Schedule(steps=2000, lr=7e-4, min_lr=1e-5, warmup=50),
         ),
     ),
-    tcl=TCLConfig(area_prior=0.25, tv_weight=0.25),
+    tcl=TCLConfig(ie_freeze=4, decoder_layers=1, area_prior=0.25, tv_weight=0.25),
     tcl_stage=TclStage(
-        pictures=PictureSet(count=24_000, size=64, objects=(1, 3), radius=(12, 30), plain=0.1, seed=1),
+        pictures=_SCENES,
         batch=64,
         ust_steps=200,
         schedule=Schedule(
-            steps=600, lr=1e-3, min_lr=3e-5, warmup=50, betas=(0.9, 0.999), clip_norm=5.0, scalar_scale=5.0
+            steps=2000, lr=7e-4, min_lr=2e-5, warmup=50, betas=(0.9, 0.999), clip_norm=5.0, scalar_scale=5.0
         ),
     ),
     preprocess=Preprocess(
