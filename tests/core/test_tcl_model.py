@@ -12,6 +12,7 @@ from tcl_core.clip import FrozenClip
 from tcl_core.errors import SettingsError, WeightsError
 from tcl_core.methods import Method, create_method, list_methods, register_method
 from tcl_core.methods.tcl import TCL, TCLConfig, learned_keys
+from tcl_core.pamr import refine_masks
 from tests.core.tcl_models import captions, small_clip, small_tcl
 
 VARIANTS: list[dict[str, Any]] = [
@@ -20,6 +21,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"decoder_layers": 1, "decoder_kernel": 1},
     {"decoder_layers": 0},
     {"ie_freeze": 1},
+    {"decoder_layers": 1, "refine_scale": 5},
 ]
 
 
@@ -47,6 +49,22 @@ def test_prompts_do_not_influence_each_other() -> None:
     for index in range(5):
         alone = tcl.score_maps(emb, text[index : index + 1], affinity, kp_weight=0.3)
         torch.testing.assert_close(together[:, index : index + 1], alone, rtol=0, atol=1e-6)
+
+
+def test_masks_are_refined_at_the_scale_of_the_settings() -> None:
+    """The finer masks are what PAMR makes of the masks by themselves."""
+    windows, scale = random_images(1, 32, 40), 6
+    own, finer = small_tcl(), small_tcl(TCLConfig(refine_scale=scale))
+    finer.load_state_dict(own.state_dict())
+    rows, columns = finer.clip.grid(windows)
+    affinity = finer.refinement(windows)
+    assert affinity.size == (scale * rows, scale * columns)
+    assert own.refinement(windows).size == (4 * rows, 4 * columns)
+    text = own.embed_prompts(captions(2)[:, None])
+    masks = torch.sigmoid(own.masker.sim2mask(own.embed_windows(windows).image_emb, text))
+    expected = F.interpolate(refine_masks(affinity, masks), size=(32, 40), mode="bilinear")
+    scores = finer.score_maps(finer.embed_windows(windows), text, affinity)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (7, 33), (200, 3)])
@@ -244,6 +262,7 @@ def test_temperature_is_capped() -> None:
         ({"decoder_kernel": 2}, "decoder_kernel"),
         ({"decoder_layers": -1}, "decoder_layers"),
         ({"ie_freeze": 0}, "ie_freeze"),
+        ({"refine_scale": 0}, "refine_scale is 0.*1 to 32, or null"),
         ({"ie_freeze": 3}, "between 1 and 2"),
         ({"area_priors": 0.4}, "Unknown TCL settings: area_priors"),
     ],

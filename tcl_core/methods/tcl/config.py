@@ -33,6 +33,8 @@ class TCLConfig:
         kp_weight: default weight of CLIP's own dense map at inference, in ``[0, 1]``.
         kp_scale: slope of that map's sigmoid.
         kp_threshold: cosine at which that map is one half.
+        refine_scale: pixels per patch side at which masks are refined by the picture. ``None``: the masks' own
+            resolution.
         background_threshold_pamr: score of the background where masks are refined.
         background_threshold_plain: score of the background where they are not.
 
@@ -58,6 +60,7 @@ class TCLConfig:
     kp_weight: float = 0.3
     kp_scale: float = 10.0
     kp_threshold: float = 0.25
+    refine_scale: int | None = None
     background_threshold_pamr: float = 0.4
     background_threshold_plain: float = 0.5
 
@@ -72,6 +75,9 @@ class TCLConfig:
                 valid, wanted = value is None or (type(value) is int and value >= 1), "a number of blocks, or null"
             elif field.name == "decoder_layers":
                 valid, wanted = type(value) is int and 0 <= value <= 4, "a whole number from 0 to 4"
+            elif field.name == "refine_scale":
+                valid = value is None or (type(value) is int and 1 <= value <= 32)
+                wanted = "a whole number from 1 to 32, or null"
             elif field.name == "decoder_kernel":
                 valid, wanted = type(value) is int and value > 0 and value % 2 == 1, "an odd whole number"
             elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

@@ -123,11 +123,11 @@ class TCL(Method):
 
     @torch.no_grad()
     def refinement(self, windows: Tensor) -> PamrAffinity:
-        """PAMR affinities of windows ``[B, 3, H, W]`` at the masks' resolution."""
+        """PAMR affinities of windows ``[B, 3, H, W]``, at the masks' resolution or at ``refine_scale``."""
         padded, _ = pad_to_multiple(windows, self.clip.patch_size)
         rows, columns = self.clip.grid(padded)
-        upsampling = 2**self.config.decoder_layers
-        return pamr_affinity(padded, size=(rows * upsampling, columns * upsampling))
+        scale = self.config.refine_scale or 2**self.config.decoder_layers
+        return pamr_affinity(padded, size=(rows * scale, columns * scale))
 
     @torch.no_grad()
     def score_maps(
