@@ -17,7 +17,7 @@ from tcl_core.regions import label_map_to_regions
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
 
-__all__ = ["AnnotatedPicture", "export_coco", "regions_of", "to_positions", "vocabulary_of_names"]
+__all__ = ["AnnotatedPicture", "check_folder", "export_coco", "regions_of", "to_positions", "vocabulary_of_names"]
 
 _MAX_NAME = 200
 

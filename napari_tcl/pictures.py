@@ -89,6 +89,11 @@ class SliceReader:
         return tuple(axis for axis in axes if axis != self.channel_axis)
 
     @property
+    def stack_axes(self) -> tuple[int, ...]:
+        """Axes of ``data`` that the places of slices count along."""
+        return self._spatial[:-2]
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of a slice in pixels."""
         rows, columns = self._spatial[-2:]
@@ -97,7 +102,7 @@ class SliceReader:
     @property
     def stack_shape(self) -> tuple[int, ...]:
         """Lengths of the leading axes; empty for a single picture."""
-        return tuple(int(self.data.shape[axis]) for axis in self._spatial[:-2])
+        return tuple(int(self.data.shape[axis]) for axis in self.stack_axes)
 
     def indices(self) -> Iterator[Index]:
         """Places of all slices in reading order."""
@@ -136,7 +141,7 @@ class SliceReader:
 
     def _plane(self, place: Index, channel: int | None) -> NDArray[Any]:
         selection: list[int | slice] = [slice(None)] * len(self.data.shape)
-        for axis, number in zip(self._spatial[:-2], place, strict=True):
+        for axis, number in zip(self.stack_axes, place, strict=True):
             selection[axis] = number
         if channel is not None and self.channel_axis is not None:
             selection[self.channel_axis] = channel
