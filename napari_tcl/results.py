@@ -143,9 +143,9 @@ class Results:
         note = self.annotation
         label_map = to_positions(note.combined(index), ids, names)
         scores = self._scores.get(index)
-        score_map = (
-            np.zeros(label_map.shape, np.float32) if scores is None else scores.astype(np.float32) / _SCORE_STEPS
-        )
+        score_map: NDArray[np.float32] = np.zeros(label_map.shape, np.float32)
+        if scores is not None:
+            score_map += scores / np.float32(_SCORE_STEPS)
         score_map[note.confirmed(index)] = 1
         score_map[label_map == 0] = 0
         return AnnotatedPicture(picture_name(self.image, index), label_map, score_map)

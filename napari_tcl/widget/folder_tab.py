@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from magicgui.types import FileDialogMode
 from magicgui.widgets import FileEdit
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog, QGridLayout, QLabel, QListWidget, QListWidgetItem, QPushButton, QVBoxLayout
@@ -40,7 +41,9 @@ class FolderTab(Widget):
         self.job: FolderJob | None = None
         self._opened: tuple[str, Results] | None = None
         self.folder = FileEdit(
-            label="Folder", mode="d", tooltip="Pictures of this folder and its sub-folders are labelled."
+            label="Folder",
+            mode=FileDialogMode.EXISTING_DIRECTORY,
+            tooltip="Pictures of this folder and its sub-folders are labelled.",
         )
         self.run_button = _button(
             "Label folder / resume",
@@ -71,7 +74,7 @@ class FolderTab(Widget):
 
     def run(self) -> None:
         """Label what is waiting; begun work is taken up."""
-        folder = Path(self.folder.value)
+        folder = Path(str(self.folder.value))
         try:
             vocabulary = self.owner.vocabulary()
             choice = self.owner.model.choice()
@@ -213,7 +216,7 @@ class FolderTab(Widget):
 
     def _item(self, file_name: str) -> QListWidgetItem | None:
         items = (self.pictures.item(row) for row in range(self.pictures.count()))
-        return next((item for item in items if item.data(_NAME_ROLE) == file_name), None)
+        return next((item for item in items if item is not None and item.data(_NAME_ROLE) == file_name), None)
 
     def _choose(self, file_name: str) -> None:
         item = self._item(file_name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import yaml
 from qtpy.QtCore import Qt, Signal
@@ -65,13 +66,15 @@ class LabelTable(QWidget):
         self.table = QTableWidget(0, len(_HEADS), self)
         self.table.setHorizontalHeaderLabels(list(_HEADS))
         for column, tip in enumerate(_TIPS):
-            self.table.horizontalHeaderItem(column).setToolTip(tip)
-        header = self.table.horizontalHeader()
+            cast(QTableWidgetItem, self.table.horizontalHeaderItem(column)).setToolTip(tip)
+        header = cast(QHeaderView, self.table.horizontalHeader())
         for column in range(len(_HEADS)):
-            header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
+            header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
+        for column, width in ((_SHOW, 24), (_COLOUR, 52), (_THRESHOLD, 104)):
+            header.resizeSection(column, width)
         header.setSectionResizeMode(_NAME, QHeaderView.ResizeMode.Stretch)
         header.setSectionResizeMode(_PROMPTS, QHeaderView.ResizeMode.Stretch)
-        self.table.verticalHeader().hide()
+        cast(QHeaderView, self.table.verticalHeader()).hide()
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.table.setMinimumHeight(140)
         self.table.itemChanged.connect(self._on_item)
@@ -266,17 +269,17 @@ class LabelTable(QWidget):
         return "" if item is None else str(item.text()).strip()
 
     def _spin(self, row: int) -> QDoubleSpinBox:
-        return self.table.cellWidget(row, _THRESHOLD)
+        return cast(QDoubleSpinBox, self.table.cellWidget(row, _THRESHOLD))
 
     def _check(self, row: int) -> QCheckBox:
-        return self.table.cellWidget(row, _SHOW)
+        return cast(QCheckBox, self.table.cellWidget(row, _SHOW))
 
     def _colours(self) -> Iterator[_Colour]:
         for row in range(self.table.rowCount()):
-            yield _painted(self.table.cellWidget(row, _COLOUR))
+            yield _painted(cast(QPushButton, self.table.cellWidget(row, _COLOUR)))
 
 
-def _button(text: str, tip: str, action: object) -> QPushButton:
+def _button(text: str, tip: str, action: Callable[..., object]) -> QPushButton:
     button = QPushButton(text)
     button.setToolTip(tip)
     button.clicked.connect(action)

@@ -9,20 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from napari.layers import Image
 from napari.utils.notifications import show_error
-from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QFileDialog, QGroupBox, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_tcl.engine import Engine
 from napari_tcl.export import export_coco
-from napari_tcl.layers import show_polygons
-from napari_tcl.metadata import METADATA_KEY
 from napari_tcl.pictures import Index, SliceReader
 from napari_tcl.results import Results
 from napari_tcl.widget.buttons import RunButtons
 from napari_tcl.widget.folder_tab import FolderTab
 from napari_tcl.widget.label_table import LabelTable
 from napari_tcl.widget.options import BackgroundForm, ModelForm, PictureForm, PolygonForm
-from napari_tcl.widget.runs import PolygonRun, SegmentRun, SliceDone, Step
+from napari_tcl.widget.overlays import Overlays
+from napari_tcl.widget.runs import SegmentRun, SliceDone, Step
 from napari_tcl.widget.tasks import Outcome, Task
 from tcl_core.errors import TclError
 from tcl_core.vocabulary import Vocabulary
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["SegmentWidget"]
 
 _SESSIONS_AT_HAND = 3
-_POLYGON_PAUSE = 250  # milliseconds without a change before polygons are made
 _ACCEPT_KEY = "c"
 
 
@@ -51,8 +48,6 @@ class SegmentWidget(QWidget):
         self.results: list[Results] = []
         self._task: Task | None = None
         self._waiting: Callable[[], None] | None = None
-        self._polygon_task: Task | None = None
-        self._polygons_stale = False
         self.picture = PictureForm(napari_viewer)
         self.labels = LabelTable()
         self.background = BackgroundForm()
@@ -60,10 +55,7 @@ class SegmentWidget(QWidget):
         self.polygons = PolygonForm()
         self.buttons = RunButtons()
         self.folder = FolderTab(self)
-        self._polygon_timer = QTimer(self)
-        self._polygon_timer.setSingleShot(True)
-        self._polygon_timer.setInterval(_POLYGON_PAUSE)
-        self._polygon_timer.timeout.connect(self._make_polygons)
+        self.overlays = Overlays(self)
         self._lay_out()
         self._connect()
 
@@ -105,9 +97,6 @@ class SegmentWidget(QWidget):
         self.labels.labels_removed.connect(self._forget)
         self.labels.loaded.connect(self._take_vocabulary)
         self.background.changed.connect(self.relabel)
-        self.polygons.detail.changed.connect(self._follow_polygons)
-        self.polygons.polygons.changed.connect(self._follow_polygons)
-        self.polygons.scores.changed.connect(self._show_scores)
         self.buttons.segment.clicked.connect(lambda: self.segment())
         self.buttons.segment_all.clicked.connect(lambda: self.segment(every_slice=True))
         self.buttons.cancel.clicked.connect(lambda: self.cancel())
@@ -121,7 +110,7 @@ class SegmentWidget(QWidget):
     @property
     def busy(self) -> bool:
         """Whether work is going on in a thread."""
-        return self._task is not None or self._polygon_task is not None or self._polygon_timer.isActive()
+        return self._task is not None or self.overlays.busy
 
     def segment(self, every_slice: bool = False) -> None:
         """Segment the slice that is shown, or all slices; results appear in the layers as they come."""
@@ -169,7 +158,7 @@ class SegmentWidget(QWidget):
             return
         moved = results.accept(index, [chosen])
         self.buttons.say(f"{names[chosen]}: {moved:,} pixels accepted; later runs leave them alone")
-        self._polygon_timer.start()
+        self.overlays.follow()
 
     def undo(self) -> None:
         """Take back the last run or acceptance (strokes of the brush are taken back by Ctrl+Z in their layer)."""
@@ -178,7 +167,7 @@ class SegmentWidget(QWidget):
             self.buttons.say("there is no run or acceptance to take back")
             return
         self.buttons.say("taken back")
-        self._polygon_timer.start()
+        self.overlays.follow()
 
     def relabel(self) -> None:
         """Decide anew with other thresholds; the network does not run."""
@@ -204,7 +193,7 @@ class SegmentWidget(QWidget):
             if outcome.result is not None and results.present:
                 found = outcome.result
                 results.show(index, found.label_map, found.score_map, ids)
-                self._polygon_timer.start()
+                self.overlays.follow()
 
         self.start(lambda reporter: session.segment(vocabulary), on_end=on_end, quiet=True)
 
@@ -304,7 +293,7 @@ class SegmentWidget(QWidget):
                 return results
         results = Results(self.viewer, layer, reader, self.labels.shown_labels())
         results.draft.bind_key(_ACCEPT_KEY, lambda _: self.accept(), overwrite=True)
-        results.draft.events.paint.connect(lambda _: self._follow_polygons())
+        results.draft.events.paint.connect(lambda _: self.overlays.follow())
         self.results.append(results)
         if self.labels.ids:
             row = max(self.labels.table.currentRow(), 0)
@@ -339,23 +328,18 @@ class SegmentWidget(QWidget):
         results.sessions[news.index] = news.session
         while len(results.sessions) > _SESSIONS_AT_HAND:
             results.sessions.pop(next(iter(results.sessions)))
-        self._show_scores()
-        self._polygon_timer.start()
+        self.overlays.show_scores()
+        self.overlays.follow()
 
     def _summary(self, layer: Image, index: Index) -> str:
         found = next((r for r in self.results if r.image is layer and r.present), None)
         if found is None:
             return "done"
-        counts = np.bincount(found.annotation.combined(index).ravel(), minlength=1)
-        shares = [
-            f"{label.name} {counts[label.id] / counts.sum():.0%}"
-            for label in self.labels.shown_labels()
-            if label.id < len(counts)
-        ]
-        return ", ".join(shares) or "nothing was found; try lower thresholds or other words"
-
-    def _follow_polygons(self) -> None:
-        self._polygon_timer.start()
+        labels = self.labels.shown_labels()
+        counts = np.bincount(found.annotation.combined(index).ravel(), minlength=max(label.id for label in labels) + 1)
+        if not counts[1:].any():
+            return "nothing was found; try lower thresholds, other words, or no background"
+        return ", ".join(f"{label.name} {counts[label.id] / counts.sum():.0%}" for label in labels)
 
     def _restyle(self) -> None:
         for results in self.results:
@@ -378,82 +362,6 @@ class SegmentWidget(QWidget):
 
     def _on_removed(self) -> None:
         self.results = [results for results in self.results if results.present]
-
-    def _show_scores(self) -> None:
-        current = self.current()
-        if current is None:
-            return
-        results, index = current
-        session = results.sessions.get(index)
-        wanted = (
-            {}
-            if session is None or not self.polygons.scores.value
-            else {label.name: label for label in self.vocabulary().labels}
-        )
-        for name in [name for name in results.score_layers if name not in wanted]:
-            layer = results.score_layers.pop(name)
-            if layer in self.viewer.layers:
-                self.viewer.layers.remove(layer)
-        for name, label in wanted.items():
-            assert session is not None
-            score = session.score_map(label, self.labels.templates)
-            layer = results.score_layers.get(name)
-            if layer is not None and layer in self.viewer.layers:
-                layer.data = score
-                continue
-            layer = Image(
-                score,
-                name=f"score: {name}",
-                colormap="inferno",
-                contrast_limits=(0, 1),
-                scale=results.draft.scale[-2:],
-                translate=results.draft.translate[-2:],
-                opacity=0.6,
-                metadata={METADATA_KEY: {"score_of": name}},
-            )
-            results.score_layers[name] = self.viewer.add_layer(layer)
-        self.viewer.layers.selection.active = results.draft
-
-    def _make_polygons(self) -> None:
-        current = self.current()
-        if current is None:
-            return
-        if self._polygon_task is not None:
-            self._polygons_stale = True
-            return
-        results, index = current
-        try:
-            vocabulary = self.vocabulary()
-            picture = results.annotated(index, self.labels.ids, vocabulary.names)
-        except TclError as error:
-            self.buttons.vertices.setText(str(error))
-            return
-
-        def ended(outcome: Outcome) -> None:
-            self._polygon_task = None
-            task.deleteLater()
-            if outcome.error is not None:
-                self.buttons.vertices.setText(outcome.error)
-            elif results.present:
-                self._show_polygons(results, index, outcome.result, vocabulary)
-            if self._polygons_stale:
-                self._polygons_stale = False
-                self._polygon_timer.start()
-
-        task = Task(PolygonRun(picture, vocabulary, float(self.polygons.detail.value)), self)
-        task.ended.connect(ended)
-        self._polygon_task = task
-        task.start()
-
-    def _show_polygons(self, results: Results, index: Index, regions: list, vocabulary: Vocabulary) -> None:
-        self.buttons.show_vertices(regions)
-        if self.polygons.polygons.value:
-            colours = dict(zip(vocabulary.names, vocabulary.colours, strict=True))
-            active = self.viewer.layers.selection.active
-            results.polygons = show_polygons(
-                self.viewer, results.polygons, results.image, results.draft, regions, index, colours
-            )
-            self.viewer.layers.selection.active = active
 
     def _ask_export(self) -> None:
         path, _ = QFileDialog.getSaveFileName(self, "Export COCO", "labels.json", "COCO (*.json)")

@@ -135,7 +135,9 @@ class BackgroundForm(Container):
             text="Background", value=True, tooltip="On: pixels that no label reaches stay free. Off: each gets a label."
         )
         self.own = CheckBox(
-            text="own threshold", value=False, tooltip="Off: the model's own threshold. On: the slider's."
+            text="Own threshold, not the model's",
+            value=False,
+            tooltip="Off: the model's own threshold. On: the slider's.",
         )
         self.threshold = FloatSlider(
             min=0,
@@ -144,7 +146,7 @@ class BackgroundForm(Container):
             value=_DEFAULT_BACKGROUND,
             tooltip="Score that a label has to exceed to win against the background; masks follow while you move it.",
         )
-        super().__init__(widgets=[self.on, self.own, self.threshold], layout="horizontal", labels=False)
+        super().__init__(widgets=[self.on, self.own, self.threshold], labels=False)
         self.margins = (0, 0, 0, 0)
         self.threshold.changed.connect(self._take_own)
 
@@ -177,7 +179,7 @@ class PolygonForm(Container):
             max=4,
             step=0.25,
             value=DETAILS["default"],
-            tooltip="About how far, in pixels, a polygon may leave the mask's edge: 0 is exact, more takes fewer points.",
+            tooltip="About how far, in pixels, a polygon may leave the mask: 0 is exact, more takes fewer points.",
         )
         self.geometry = ComboBox(
             label="Export as",

@@ -1,8 +1,14 @@
-"""Fixtures of the napari plugin's tests."""
+"""Fixtures of the napari plugin's tests: a display, a viewer in a real window, small models."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -10,6 +16,11 @@ from numpy.typing import NDArray
 
 from tcl_core.models import Model, load_model
 from tcl_core.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from napari import Viewer
+
+_SCREEN = "1400x900x24"
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +38,55 @@ def picture() -> NDArray[np.uint8]:
     """A picture with large coloured blocks, so that a random model finds several regions."""
     blocks = np.random.default_rng(3).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     return np.ascontiguousarray(blocks.repeat(16, axis=0).repeat(16, axis=1))
+
+
+@pytest.fixture(scope="session")
+def display() -> Iterator[dict[str, str]]:
+    """Environment variables with which windows can be opened; an X server is started where there is none."""
+    if sys.platform != "linux":
+        yield {}
+        return
+    if shutil.which("Xvfb") is None:
+        if os.environ.get("DISPLAY"):
+            yield {"QT_QPA_PLATFORM": "xcb"}
+            return
+        pytest.skip("windows need an X server: install Xvfb (Debian and Ubuntu: apt-get install xvfb)")
+    # Even beside a desktop: windows that pop up would disturb, and the pictures need a known size.
+    read, write = os.pipe()
+    command = ["Xvfb", "-displayfd", str(write), "-screen", "0", _SCREEN, "+extension", "GLX", "-nolisten", "tcp"]
+    server = subprocess.Popen(command, pass_fds=[write], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.close(write)
+    try:
+        with os.fdopen(read) as pipe:
+            number = pipe.readline().strip()
+        assert number, f"Xvfb ended with {server.wait(10)}"
+        yield {"DISPLAY": f":{number}", "QT_QPA_PLATFORM": "xcb"}
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="session")
+def qt(display: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process in which viewers can be made, with napari's settings out of the way."""
+    home = tmp_path_factory.mktemp("napari")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in display.items():
+            patch.setenv(name, value)
+        patch.setenv("NAPARI_CONFIG", str(home / "settings.yaml"))
+        try:
+            from qtpy import QtWidgets
+        except ImportError as error:
+            pytest.skip(f"Qt cannot be loaded ({error}); install PyQt6 and the system's libEGL and libGL")
+        assert QtWidgets.QApplication is not None
+        yield
+
+
+@pytest.fixture
+def viewer(qt: None) -> Iterator[Viewer]:
+    """A viewer in a real window, closed after the test."""
+    import napari
+
+    made = napari.Viewer(show=True)
+    yield made
+    made.close()
