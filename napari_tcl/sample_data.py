@@ -11,7 +11,7 @@ from tcl_core.playground.export import sample_scene
 
 __all__ = ["photograph", "playground_scene", "playground_stack"]
 
-_SEED, _SIZE = 7, (480, 640)
+_SEED, _NUMBER, _SIZE = 7, 1, (480, 640)
 _SLICES, _SLICE_SIZE = 4, (240, 320)
 
 LayerData = tuple[Any, dict[str, Any], str]
@@ -19,7 +19,7 @@ LayerData = tuple[Any, dict[str, Any], str]
 
 def playground_scene() -> list[LayerData]:
     """A drawn scene of the small world that the embedded model knows."""
-    image = sample_scene(_SEED, 0, _SIZE).image
+    image = sample_scene(_SEED, _NUMBER, _SIZE).image
     return [(image, {"name": "playground scene", "rgb": True}, "image")]
 
 

@@ -176,7 +176,7 @@ class FolderTab(Widget):
 
         def on_end(outcome: Outcome) -> None:
             if outcome.result is not None:
-                self.owner.buttons.say(f"{path}: {outcome.result} of {len(job.pictures)} pictures")
+                self.owner.buttons.say(f"{Path(path).name}: {outcome.result} of {len(job.pictures)} pictures")
 
         self.owner.start(lambda reporter: job.export(path, geometry=geometry, detail=detail), on_end=on_end)
 

@@ -70,7 +70,7 @@ class LabelTable(QWidget):
         header = cast(QHeaderView, self.table.horizontalHeader())
         for column in range(len(_HEADS)):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
-        for column, width in ((_SHOW, 24), (_COLOUR, 52), (_THRESHOLD, 104)):
+        for column, width in ((_SHOW, 24), (_COLOUR, 52), (_THRESHOLD, 92)):
             header.resizeSection(column, width)
         header.setSectionResizeMode(_NAME, QHeaderView.ResizeMode.Stretch)
         header.setSectionResizeMode(_PROMPTS, QHeaderView.ResizeMode.Stretch)

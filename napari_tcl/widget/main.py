@@ -86,7 +86,7 @@ class SegmentWidget(QWidget):
         layout = QVBoxLayout(self)
         layout.addWidget(self.tabs)
         layout.addWidget(self.buttons)
-        self.setMinimumWidth(380)
+        self.setMinimumWidth(430)
 
     def _connect(self) -> None:
         self.labels.failed.connect(self.fail)
@@ -112,6 +112,11 @@ class SegmentWidget(QWidget):
         """Whether work is going on in a thread."""
         return self._task is not None or self.overlays.busy
 
+    @property
+    def idle(self) -> bool:
+        """Whether the labels are as they will stay; polygons may still follow."""
+        return self._task is None
+
     def segment(self, every_slice: bool = False) -> None:
         """Segment the slice that is shown, or all slices; results appear in the layers as they come."""
         try:
@@ -133,7 +138,7 @@ class SegmentWidget(QWidget):
 
         def on_end(outcome: Outcome) -> None:
             if outcome.result is not None and layer in self.viewer.layers:
-                self.buttons.say(self._summary(layer, index))
+                self._summarise(layer, index)
 
         self.start(run, on_news, on_end)
 
@@ -193,6 +198,7 @@ class SegmentWidget(QWidget):
             if outcome.result is not None and results.present:
                 found = outcome.result
                 results.show(index, found.label_map, found.score_map, ids)
+                self._summarise(results.image, index)
                 self.overlays.follow()
 
         self.start(lambda reporter: session.segment(vocabulary), on_end=on_end, quiet=True)
@@ -222,10 +228,12 @@ class SegmentWidget(QWidget):
 
         def on_end(outcome: Outcome) -> None:
             if outcome.result is not None:
-                self.buttons.say(f"{path}: {outcome.result} picture{'' if outcome.result == 1 else 's'} written")
+                self.buttons.say(
+                    f"{Path(path).name}: {outcome.result} picture{'' if outcome.result == 1 else 's'} written"
+                )
 
-        self.buttons.show_progress(f"writing {path}", None)
         self.start(work, on_end=on_end)
+        self.buttons.show_progress(f"writing {Path(path).name}", None)
 
     # -- parts that the folder tab uses too ------------------------------------------------------------------------
 
@@ -331,15 +339,18 @@ class SegmentWidget(QWidget):
         self.overlays.show_scores()
         self.overlays.follow()
 
-    def _summary(self, layer: Image, index: Index) -> str:
-        found = next((r for r in self.results if r.image is layer and r.present), None)
+    def _summarise(self, layer: Image, index: Index) -> None:
+        """Say how much of a slice each label covers."""
+        found = next((results for results in self.results if results.image is layer and results.present), None)
         if found is None:
-            return "done"
+            return
         labels = self.labels.shown_labels()
         counts = np.bincount(found.annotation.combined(index).ravel(), minlength=max(label.id for label in labels) + 1)
         if not counts[1:].any():
-            return "nothing was found; try lower thresholds, other words, or no background"
-        return ", ".join(f"{label.name} {counts[label.id] / counts.sum():.0%}" for label in labels)
+            self.buttons.say("nothing was found; try lower thresholds, other words, or no background")
+            return
+        shares = (f"{label.name} {counts[label.id] / counts.sum():.0%}" for label in labels)
+        self.buttons.say(", ".join(shares))
 
     def _restyle(self) -> None:
         for results in self.results:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, FloatSlider, LineEdit
 from napari.layers import Image
+from qtpy.QtWidgets import QWidget
 
 from napari_tcl.engine import ModelChoice
 from napari_tcl.layers import current_index, reader_of
@@ -46,7 +47,7 @@ class PictureForm(Container):
             "such as 0,2.",
         )
         super().__init__(widgets=[self.layer, self.axis, self.channels], labels=True)
-        self.margins = (0, 0, 0, 0)
+        _finish(self)
 
     def _layers(self, _: object) -> list[tuple[str, Image]]:
         ours = (layer for layer in self._viewer.layers if METADATA_KEY not in layer.metadata)
@@ -112,7 +113,7 @@ class ModelForm(Container):
             tooltip="Refine masks along edges (PAMR). Off is quicker and coarser.",
         )
         super().__init__(widgets=[self.model, self.file, self.device, self.precision, self.refine], labels=True)
-        self.margins = (0, 0, 0, 0)
+        _finish(self)
 
     def choice(self) -> ModelChoice:
         """What is chosen.
@@ -147,7 +148,7 @@ class BackgroundForm(Container):
             tooltip="Score that a label has to exceed to win against the background; masks follow while you move it.",
         )
         super().__init__(widgets=[self.on, self.own, self.threshold], labels=False)
-        self.margins = (0, 0, 0, 0)
+        _finish(self)
         self.threshold.changed.connect(self._take_own)
 
     def _take_own(self) -> None:
@@ -193,4 +194,12 @@ class PolygonForm(Container):
             text="Score map layers", value=False, tooltip="Show each label's score map as an image layer."
         )
         super().__init__(widgets=[self.detail, self.geometry, self.polygons, self.scores], labels=True)
-        self.margins = (0, 0, 0, 0)
+        _finish(self)
+
+
+def _finish(form: Container) -> None:
+    """Let a form fit into its box, and its tooltips reach the parts of which sliders and file fields are made."""
+    form.margins = (0, 0, 0, 0)
+    for part in form:
+        for child in part.native.findChildren(QWidget):
+            child.setToolTip(part.tooltip)
