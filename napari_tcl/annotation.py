@@ -142,6 +142,7 @@ class Annotation:
         return np.asarray((self.accepted[index] > 0) | (self.by_hand(index) & (self.draft[index] > 0)))
 
     def forget_labels(self, ids: Sequence[int]) -> None:
-        """Remove labels from both maps, everywhere."""
+        """Remove labels from both maps, everywhere; what was remembered before cannot be undone any more."""
+        self._history.clear()
         for label_map in (self.draft, self.accepted, self._put):
             label_map[np.isin(label_map, list(ids))] = 0

@@ -197,7 +197,7 @@ class SegmentWidget(QWidget):
         def on_end(outcome: Outcome) -> None:
             if outcome.result is not None and results.present:
                 found = outcome.result
-                results.show(index, found.label_map, found.score_map, ids)
+                results.show(index, found.label_map, found.score_map, self._still_there(ids))
                 self._summarise(results.image, index)
                 self.overlays.follow()
 
@@ -330,7 +330,7 @@ class SegmentWidget(QWidget):
             return
         results = self.results_for(layer, reader)
         results.annotation.remember(news.index)
-        results.show(news.index, news.found.label_map, news.found.score_map, ids)
+        results.show(news.index, news.found.label_map, news.found.score_map, self._still_there(ids))
         results.style(self.labels.shown_labels())
         results.sessions.pop(news.index, None)
         results.sessions[news.index] = news.session
@@ -339,13 +339,17 @@ class SegmentWidget(QWidget):
         self.overlays.show_scores()
         self.overlays.follow()
 
+    def _still_there(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Ids of labels, with 0 for those that were removed since the work began."""
+        return tuple(number if number in self.labels.ids else 0 for number in ids)
+
     def _summarise(self, layer: Image, index: Index) -> None:
         """Say how much of a slice each label covers."""
         found = next((results for results in self.results if results.image is layer and results.present), None)
         if found is None:
             return
         labels = self.labels.shown_labels()
-        counts = np.bincount(found.annotation.combined(index).ravel(), minlength=max(label.id for label in labels) + 1)
+        counts = np.bincount(found.annotation.combined(index).ravel(), minlength=max(self.labels.ids, default=0) + 1)
         if not counts[1:].any():
             self.buttons.say("nothing was found; try lower thresholds, other words, or no background")
             return
