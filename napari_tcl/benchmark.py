@@ -61,12 +61,7 @@ def run(runs: int = _RUNS) -> list[Row]:
 
 
 def format_rows(rows: list[Row]) -> str:
-    """The rows as a plain table.
-
-    >>> print(format_rows([Row("one", "2 ms", "idle: 1 ms"), Row("eleven", "30 ms", "")]))
-    one     2 ms   idle: 1 ms
-    eleven  30 ms
-    """
+    """The rows as a plain table, one line each."""
     wide, value = max(len(row.what) for row in rows), max(len(row.value) for row in rows)
     return "\n".join(f"{row.what:<{wide}}  {row.value:<{value}}  {row.beside}".rstrip() for row in rows)
 

@@ -209,9 +209,11 @@ def _decide(
         for number, (plane, threshold) in enumerate(zip(planes, thresholds, strict=True), start=1):
             score = plane[block]
             wins = score > top
-            if threshold is not None:
+            if threshold is None:
+                torch.maximum(score, top, out=top)
+            else:
                 wins &= score >= threshold
+                torch.where(wins, score, top, out=top)
             who.masked_fill_(wins, number)
-            torch.where(wins, score, top, out=top)
         top.masked_fill_(who == 0, 0)
     return winner.numpy(), best.numpy()

@@ -48,6 +48,7 @@ class SegmentWidget(QWidget):
         self.results: list[Results] = []
         self._task: Task | None = None
         self._waiting: Callable[[], None] | None = None
+        self._summary_stale = False
         self.picture = PictureForm(napari_viewer)
         self.labels = LabelTable()
         self.background = BackgroundForm()
@@ -138,7 +139,8 @@ class SegmentWidget(QWidget):
 
         def on_end(outcome: Outcome) -> None:
             if outcome.result is not None and layer in self.viewer.layers:
-                self._summarise(layer, index)
+                self._summary_stale = True
+                self.summarise(layer, index)
 
         self.start(run, on_news, on_end)
 
@@ -198,7 +200,7 @@ class SegmentWidget(QWidget):
             if outcome.result is not None and results.present:
                 found = outcome.result
                 results.show(index, found.label_map, found.score_map, self._still_there(ids))
-                self._summarise(results.image, index)
+                self._summary_stale = True
                 self.overlays.follow()
 
         self.start(lambda reporter: session.segment(vocabulary), on_end=on_end, quiet=True)
@@ -228,9 +230,8 @@ class SegmentWidget(QWidget):
 
         def on_end(outcome: Outcome) -> None:
             if outcome.result is not None:
-                self.buttons.say(
-                    f"{Path(path).name}: {outcome.result} picture{'' if outcome.result == 1 else 's'} written"
-                )
+                noun = "picture" if outcome.result == 1 else "pictures"
+                self.buttons.say(f"{Path(path).name}: {outcome.result} {noun} written")
 
         self.start(work, on_end=on_end)
         self.buttons.show_progress(f"writing {Path(path).name}", None)
@@ -343,8 +344,11 @@ class SegmentWidget(QWidget):
         """Ids of labels, with 0 for those that were removed since the work began."""
         return tuple(number if number in self.labels.ids else 0 for number in ids)
 
-    def _summarise(self, layer: Image, index: Index) -> None:
-        """Say how much of a slice each label covers."""
+    def summarise(self, layer: Image, index: Index) -> None:
+        """Say how much of a slice each label covers, if the model changed that since it was said last."""
+        if not self._summary_stale:
+            return
+        self._summary_stale = False
         found = next((results for results in self.results if results.image is layer and results.present), None)
         if found is None:
             return

@@ -90,6 +90,8 @@ class Overlays(QObject):
             self._stale = True
             return
         results, index = current
+        # Counting is too slow for every step of a slider, and this waits until it rests.
+        self._owner.summarise(results.image, index)
         try:
             vocabulary = self._owner.vocabulary()
             picture = results.annotated(index, self._owner.labels.ids, vocabulary.names)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,12 @@ from tcl_core.segmenter import Segmenter
 if TYPE_CHECKING:
     from napari import Viewer
 
+# Programs that import Qt at once; where Qt cannot be loaded the tests are skipped, and nothing else may import it.
+collect_ignore = ["scenario.py", "steps.py"]
+
 _SCREEN = "1400x900x24"
+_PROBE = "import napari; napari.Viewer(show=True).close()"
+_PROBE_SECONDS = 300
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +47,28 @@ def picture() -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="session")
-def display() -> Iterator[dict[str, str]]:
-    """Environment variables with which windows can be opened; an X server is started where there is none."""
+def display(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment variables with which viewers can be opened."""
+    with x_server() as variables:
+        home = tmp_path_factory.mktemp("napari")
+        variables["NAPARI_CONFIG"] = str(home / "settings.yaml")
+        # In a process of its own, for Qt ends the process where a library of the system is missing.
+        probe = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            env={**os.environ, **variables},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=_PROBE_SECONDS,
+        )
+        if probe.returncode:
+            last = (probe.stderr.strip().splitlines() or [f"exit code {probe.returncode}"])[-1]
+            pytest.skip(f"napari cannot open a window here: {last}")
+        yield variables
+
+
+@contextmanager
+def x_server() -> Iterator[dict[str, str]]:
+    """Start an X server, where windows need one."""
     if sys.platform != "linux":
         yield {}
         return
@@ -67,18 +93,11 @@ def display() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def qt(display: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A process in which viewers can be made, with napari's settings out of the way."""
-    home = tmp_path_factory.mktemp("napari")
+def qt(display: dict[str, str]) -> Iterator[None]:
+    """This process, ready to make viewers, with napari's settings of the user out of the way."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in display.items():
             patch.setenv(name, value)
-        patch.setenv("NAPARI_CONFIG", str(home / "settings.yaml"))
-        try:
-            from qtpy import QtWidgets
-        except ImportError as error:
-            pytest.skip(f"Qt cannot be loaded ({error}); install PyQt6 and the system's libEGL and libGL")
-        assert QtWidgets.QApplication is not None
         yield
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import napari
 import numpy as np
 import qtpy
-from napari.utils.io import imsave
 from npe2 import PluginManager, PluginManifest
+from PIL import Image
 
 from napari_tcl.widget import SegmentWidget
 from tcl_core.coco import validate_coco
@@ -23,6 +23,7 @@ from tests.napari.steps import brush, idle, wait_until
 __all__ = ["run"]
 
 _WINDOW = (1400, 900)
+_COLOURS = 256  # of a picture that is kept: enough for the eye, a third of the bytes
 _MANIFEST = Path(__file__).parents[2] / "napari_tcl" / "napari.yaml"
 _LABELS = (("Sofa", "sofa, couch"), ("House", "house"))
 
@@ -95,7 +96,8 @@ def run(folder: Path) -> None:
 def _picture(viewer: napari.Viewer, folder: Path, step: str) -> None:
     assert step in STEPS
     wait_until(lambda: True, "the window is drawn")
-    imsave(str(folder / f"napari-{step}.png"), viewer.screenshot(canvas_only=False, flash=False))
+    shot = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)[..., :3])
+    shot.quantize(_COLOURS).save(folder / f"napari-{step}.png", optimize=True)
 
 
 if __name__ == "__main__":

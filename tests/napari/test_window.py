@@ -55,7 +55,6 @@ def test_from_sample_to_coco(binding: str, display: dict[str, str], tmp_path: Pa
         **display,
         "QT_API": binding,
         "PYTHONPATH": str(REPOSITORY),
-        "NAPARI_CONFIG": str(tmp_path / "settings.yaml"),
     }
     done = subprocess.run(
         [python_with(binding), "-m", "tests.napari.scenario", tmp_path],
@@ -65,8 +64,6 @@ def test_from_sample_to_coco(binding: str, display: dict[str, str], tmp_path: Pa
         encoding="utf-8",
         timeout=_PATIENCE,
     )
-    if "libEGL" in done.stderr or "libGL.so" in done.stderr:
-        pytest.skip(f"Qt cannot be loaded: {done.stderr.strip().splitlines()[-1]}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.lower().startswith(binding)
     for step in STEPS:
