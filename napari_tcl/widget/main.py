@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,6 +121,10 @@ class SegmentWidget(QWidget):
 
     def segment(self, every_slice: bool = False) -> None:
         """Segment the slice that is shown, or all slices; results appear in the layers as they come."""
+        if self._task is not None:
+            # Called anew later, so that it sees what is changed until then.
+            self._waiting = partial(self.segment, every_slice)
+            return
         try:
             layer, reader, index = self.picture.reader()
             vocabulary = self.vocabulary()
@@ -192,7 +197,7 @@ class SegmentWidget(QWidget):
             self.buttons.say("press Segment to see what you changed")
             return
         if self._task is not None:
-            self._waiting = self.relabel
+            self._waiting = self._waiting or self.relabel
             return
         ids = self.labels.ids
 
