@@ -26,7 +26,7 @@ collect_ignore = ["scenario.py", "steps.py"]
 
 _SCREEN = "1400x900x24"
 _PROBE = "import napari; napari.Viewer(show=True).close()"
-_PROBE_SECONDS = 300
+_PROBE_SECONDS = 900
 
 
 @pytest.fixture(scope="session")

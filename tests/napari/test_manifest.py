@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import pytest
 from npe2 import PluginManifest
 
 import napari_tcl
@@ -19,6 +20,8 @@ MANIFEST = Path(napari_tcl.__file__).with_name("napari.yaml")
 BINDINGS = {"PyQt5", "PyQt6", "PySide2", "PySide6"}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_manifest_is_valid_and_its_commands_exist(qt: None) -> None:
     manifest = PluginManifest.from_file(MANIFEST)
     # What `npe2 validate --imports` does.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from napari_tcl.widget import SegmentWidget
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 LABELS = (("Cat", "cat, dog"), ("Sky", "sky"))
 
