@@ -45,6 +45,8 @@ def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     label_map = np.asarray(data[0] if isinstance(data, (list, tuple)) else data)
     if label_map.ndim < 2 or label_map.dtype.kind not in "biu" or label_map.size == 0:
         raise CocoError(f"{path}: the layer's data are {label_map.dtype} {label_map.shape}, not integers [..., H, W]")
+    if int(label_map.min()) < 0:
+        raise CocoError(f"{path}: the layer holds the label {int(label_map.min())}; labels are counted from 1")
     own = _own(attributes)
     names = _label_names(own, attributes, label_map)
     if not names:
