@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl_core.coco import Geometry, PictureResult, regions_to_annotations, write_coco_file
+from tcl_core.coco import Geometry, PictureResult, journal_path, regions_to_annotations, write_coco_file
 from tcl_core.errors import CocoError
 from tcl_core.regions import label_map_to_regions
 from tcl_core.types import Region, Segmentation
@@ -77,7 +77,8 @@ def export_coco(
         detail: of polygons, see `tcl_core.polygons.detail_in_pixels`.
 
     Raises:
-        CocoError: the folder is missing or cannot be written to, or two pictures have one name.
+        CocoError: the folder is missing or cannot be written to, an unfinished run makes the same file, or two
+            pictures have one name. A file that was there before stays then.
         SettingsError: a map does not fit the vocabulary.
     """
     out = Path(path)
@@ -88,11 +89,16 @@ def export_coco(
         regions = regions_of(picture, vocabulary, None if geometry == "rle" else detail)
         return PictureResult(picture.file_name, *size, regions_to_annotations(regions, size, geometry))
 
-    write_coco_file(out, map(result, pictures), vocabulary, {**settings, "geometry": geometry}, overwrite=True)
+    try:
+        write_coco_file(out, map(result, pictures), vocabulary, {**settings, "geometry": geometry}, overwrite=True)
+    except BaseException:
+        # What is begun again from the layers needs no journal to go on from.
+        journal_path(out).unlink(missing_ok=True)
+        raise
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a file whose folder is missing or cannot be written to, before any work.
+    """Refuse a file whose folder is missing or cannot be written to, or that is being made, before any work.
 
     Raises:
         CocoError: with what to do.
@@ -102,6 +108,8 @@ def check_folder(path: Path) -> None:
         raise CocoError(f"{path}: there is no folder {folder}; make it, or choose another")
     if path.is_dir():
         raise CocoError(f"{path}: is a folder; name a file")
+    if journal_path(path).exists():
+        raise CocoError(f"{path}: a run of tcl-annotate that makes this file is not finished; choose another name")
     if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise CocoError(f"{path}: cannot be written to; change its permissions, or choose another folder")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from napari_tcl.export import AnnotatedPicture, export_coco, regions_of, to_positions
-from tcl_core.coco import validate_coco
-from tcl_core.errors import CocoError
+from tcl_core.coco import journal_path, validate_coco
+from tcl_core.errors import CocoError, SettingsError
 from tcl_core.vocabulary import Vocabulary
 from tests.napari.coco_pixels import label_maps_of
 
@@ -66,6 +66,25 @@ def test_a_folder_is_no_file(label_map: np.ndarray, tmp_path: Path) -> None:
 
 def test_ids_become_places_in_the_vocabulary() -> None:
     assert to_positions(np.array([[0, 9], [4, 9]], np.uint16), [9, 4], ["a", "b"]).tolist() == [[0, 1], [2, 1]]
+
+
+def test_what_cannot_be_written_leaves_the_older_file(label_map: np.ndarray, tmp_path: Path) -> None:
+    out = tmp_path / "labels.json"
+    good = AnnotatedPicture("a.png", label_map)
+    export_coco(out, [good], VOCABULARY, {}, geometry="rle")
+    before = out.read_bytes()
+    with pytest.raises(SettingsError, match="number of labels"):
+        export_coco(out, [good, AnnotatedPicture("b.png", label_map + 5)], VOCABULARY, {}, geometry="rle")
+    assert out.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_file_that_a_run_is_making_is_left_to_it(label_map: np.ndarray, tmp_path: Path) -> None:
+    journal = journal_path(tmp_path / "labels.json")
+    journal.write_text("{}")
+    with pytest.raises(CocoError, match="not finished"):
+        export_coco(tmp_path / "labels.json", [AnnotatedPicture("a.png", label_map)], VOCABULARY, {})
+    assert journal.read_text() == "{}"
 
 
 @pytest.mark.parametrize("stray", [2, 5000])
