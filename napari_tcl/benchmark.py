@@ -71,11 +71,8 @@ class _Benchmark:
         self.viewer = viewer
         self.widget = SegmentWidget(viewer)
         viewer.window.add_dock_widget(self.widget, name="Segment from text")
-        words = [
-            str(word)
-            for word in getattr(load_model("playground").tokenizer, "words", ())
-            if len(word) > 3 and word != "background"
-        ]
+        known = getattr(load_model("playground").tokenizer, "words", ())
+        words = [str(word) for word in known if len(word) > 3 and word != "background"]
         self.words = words[: _LABELS + 1]
         self.widget.model.device.value = "cpu"
         self.widget.labels.set_vocabulary(Vocabulary(tuple(Label(word) for word in words[:_LABELS]), background=False))

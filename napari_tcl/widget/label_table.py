@@ -70,7 +70,7 @@ class LabelTable(QWidget):
         header = cast(QHeaderView, self.table.horizontalHeader())
         for column in range(len(_HEADS)):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
-        for column, width in ((_SHOW, 24), (_COLOUR, 52), (_THRESHOLD, 92)):
+        for column, width in ((_SHOW, 24), (_COLOUR, 52), (_THRESHOLD, 100)):
             header.resizeSection(column, width)
         header.setSectionResizeMode(_NAME, QHeaderView.ResizeMode.Stretch)
         header.setSectionResizeMode(_PROMPTS, QHeaderView.ResizeMode.Stretch)
@@ -135,7 +135,7 @@ class LabelTable(QWidget):
         spin = QDoubleSpinBox()
         spin.setRange(0, 1)
         spin.setSingleStep(0.01)
-        spin.setDecimals(3)
+        spin.setDecimals(2)
         spin.setValue(threshold or 0)
         spin.setToolTip(_TIPS[_THRESHOLD])
         spin.valueChanged.connect(lambda _: self.thresholds_changed.emit())
