@@ -6,7 +6,7 @@ Everything that segments (command line, annotation back ends, viewers, evaluatio
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -119,19 +119,25 @@ class Segmenter:
 
     # -- the picture ---------------------------------------------------------------------------------------------
 
-    def encode(self, image: NDArray[np.uint8]) -> ImageFeatures:
+    def encode(
+        self, image: NDArray[np.uint8], on_progress: Callable[[int, int], None] | None = None
+    ) -> ImageFeatures:
         """Compute all that depends on the picture alone, or find it in the cache.
 
         Args:
             image: uint8 ``[H, W, 3]``, RGB.
+            on_progress: called with the number of windows done and of all, before the first batch and after each;
+                what it raises ends the work and is passed on.
 
         Raises:
             ImageError: the array is not such a picture.
         """
-        return self.encode_batch([image])[0]
+        return self.encode_batch([image], on_progress)[0]
 
     @torch.no_grad()
-    def encode_batch(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageFeatures]:
+    def encode_batch(
+        self, images: Sequence[NDArray[np.uint8]], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[ImageFeatures]:
         """Encode several pictures; windows of one size go through the network together, ``batch_size`` at a time.
 
         Pictures of one working size (such as all photographs of a camera) share batches. Equal pictures are computed
@@ -139,6 +145,7 @@ class Segmenter:
 
         Args:
             images: uint8 ``[H, W, 3]`` each, RGB, of any sizes.
+            on_progress: see `encode`; it is not called if all pictures are in the cache.
 
         Returns:
             Features in the order of the pictures.
@@ -161,9 +168,20 @@ class Segmenter:
         for key, image in missing.items():
             prepared = self._prepare(image, key)
             by_window.setdefault(tuple(prepared.windows.shape[1:]), []).append(prepared)
+        total = sum(len(prepared.windows) for group in by_window.values() for prepared in group)
+        done = 0
+
+        def advance(windows: int) -> None:
+            nonlocal done
+            done += windows
+            if on_progress is not None:
+                on_progress(done, total)
+
+        if total:
+            advance(0)
         while by_window:
             _, group = by_window.popitem()
-            for features in self._embed(group):
+            for features in self._embed(group, advance):
                 found[features.key] = features
                 if self.cache is not None:
                     self.cache.put(features.key, features)
@@ -179,7 +197,7 @@ class Segmenter:
         windows, origins = split_windows(picture, preprocess.window, preprocess.stride)
         return _Prepared(windows, tuple(origins), size, (height, width), key)
 
-    def _embed(self, group: list[_Prepared]) -> Iterator[ImageFeatures]:
+    def _embed(self, group: list[_Prepared], advance: Callable[[int], None]) -> Iterator[ImageFeatures]:
         """Run pictures whose windows have one size through the network; each is given out once it is complete."""
         queue = ((picture, index) for picture in group for index in range(len(picture.windows)))
         embeddings: list[WindowEmbeddings] = []
@@ -209,6 +227,7 @@ class Segmenter:
                         key=picture.key,
                     )
                     embeddings, affinities = [], []
+            advance(len(batch))
 
     # -- the prompts ---------------------------------------------------------------------------------------------
 

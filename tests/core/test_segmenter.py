@@ -491,3 +491,25 @@ def test_resize_in_strips_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_resize_to_the_same_size_changes_nothing() -> None:
     image = picture(5, 9)
     np.testing.assert_array_equal(resize_picture(image, (5, 9)).numpy(), image.transpose(2, 0, 1))
+
+
+def test_progress_counts_windows_and_can_end_the_work(model: Model) -> None:
+    segmenter = Segmenter(model, batch_size=2, cache=FeatureCache())
+    image = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+    steps: list[tuple[int, int]] = []
+    features = segmenter.encode(image, lambda done, total: steps.append((done, total)))
+    total = len(features.origins)
+    assert steps[0] == (0, total) and steps[-1] == (total, total)
+    assert [done for done, _ in steps] == [*range(0, total, 2), total]
+    steps.clear()
+    segmenter.encode(image, lambda done, total: steps.append((done, total)))
+    assert steps == []
+
+    def stop(done: int, total: int) -> None:
+        if done:
+            raise InterruptedError
+
+    segmenter = Segmenter(model, batch_size=2, cache=FeatureCache())
+    with pytest.raises(InterruptedError):
+        segmenter.encode(image, stop)
+    assert segmenter.cache is not None and len(segmenter.cache) == 0

@@ -33,7 +33,7 @@ def canonical(name: str) -> str:
 
 def imported_distributions(folder: str) -> set[str]:
     """Distributions that a folder of the repository imports, ours and the standard library left out."""
-    ours = {"tcl_core", "training", "tests"}
+    ours = {"tcl_core", "napari_tcl", "training", "tests"}
     foreign = imported_packages(REPOSITORY / folder) - set(sys.stdlib_module_names) - ours
     distributions = packages_distributions()
     assert not {name for name in foreign if name not in distributions}
@@ -53,9 +53,13 @@ def test_dependencies_are_those_that_are_imported() -> None:
     assert imported_distributions("tcl_core") == declared_distributions()
 
 
+def test_the_napari_extra_has_all_that_the_plugin_imports() -> None:
+    assert imported_distributions("napari_tcl") <= declared_distributions("napari")
+
+
 @pytest.mark.parametrize("folder", ["training", "tests", "docs"])
 def test_the_test_extra_has_all_that_the_rest_imports(folder: str) -> None:
-    assert imported_distributions(folder) <= declared_distributions("test", "docs")
+    assert imported_distributions(folder) <= declared_distributions("test", "docs", "napari")
 
 
 def test_library_does_not_import_training_or_tests() -> None:

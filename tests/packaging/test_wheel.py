@@ -22,8 +22,13 @@ import pytest
 import tcl_core
 
 REPOSITORY = Path(__file__).parents[2]
-TOP_LEVEL = {"tcl_core", f"tcl_annotate-{tcl_core.__version__}.dist-info"}
-ASSETS = ("tcl_core/assets/playground.safetensors", "tcl_core/weights/manifest.json", "tcl_core/py.typed")
+TOP_LEVEL = {"tcl_core", "napari_tcl", f"tcl_annotate-{tcl_core.__version__}.dist-info"}
+ASSETS = (
+    "tcl_core/assets/playground.safetensors",
+    "tcl_core/weights/manifest.json",
+    "tcl_core/py.typed",
+    "napari_tcl/napari.yaml",
+)
 PICTURES = 2
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -83,7 +88,8 @@ def test_source_distribution_carries_what_the_tests_need(wheel: Path) -> None:
     unpacked = wheel.parent / "unpacked"
     shutil.unpack_archive(path, unpacked, filter="data")
     (root,) = unpacked.iterdir()
-    for name in ("tcl_core", "training", "tests", "docs", "Makefile", "constraints.txt", "LICENSE", "README.md"):
+    folders = ("tcl_core", "napari_tcl", "training", "tests", "docs")
+    for name in (*folders, "Makefile", "constraints.txt", "LICENSE", "README.md"):
         assert (root / name).exists(), name
     assert not [path for path in root.rglob("*") if path.name in ("__pycache__", ".venv", "demo-output")]
 
@@ -106,7 +112,12 @@ def test_installed_command_line(environment: Path, tmp_path: Path) -> None:
     assert (tmp_path / "preview" / "index.html").stat().st_size > 0
 
 
-@pytest.mark.parametrize("name", ["training", "tests", "labelstudio_backend", "napari_tcl"])
+def test_python_api_of_the_plugin_works_without_napari(environment: Path, tmp_path: Path) -> None:
+    code = "import napari_tcl; print(napari_tcl.PictureSession.__name__)"
+    assert run([environment / "python", "-c", code], tmp_path).strip() == "PictureSession"
+
+
+@pytest.mark.parametrize("name", ["training", "tests", "labelstudio_backend"])
 def test_no_other_package_is_installed(environment: Path, tmp_path: Path, name: str) -> None:
     code = f"import importlib.util; print(importlib.util.find_spec({name!r}))"
     assert run([environment / "python", "-c", code], tmp_path).strip() == "None"

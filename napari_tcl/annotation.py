@@ -1,0 +1,148 @@
+"""What the model proposes, what a person changed, and what is accepted, kept apart for one picture or stack.
+
+Two maps are shown: the **draft**, which the model fills and a person corrects, and the **accepted** map, which later
+runs never touch. A pixel belongs to the accepted map where that is not 0, else to the draft. The person may change
+both at any time with the viewer's own tools, so what was changed is found by comparing the draft with what was last
+put there.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_tcl.pictures import Index
+
+__all__ = ["Annotation", "LabelMap"]
+
+_UNDO_STEPS = 20
+
+LabelMap = NDArray[np.uint16]
+"""Label ids, 0 for nothing."""
+
+
+class Annotation:
+    """The draft and the accepted map of a picture or stack.
+
+    The arrays are worked on in place, so that a viewer which shows them shows the result.
+
+    Args:
+        draft: uint16 ``[..., H, W]``, label ids.
+        accepted: uint16 of the same shape.
+
+    Examples:
+        >>> note = Annotation(np.zeros((1, 3), np.uint16), np.zeros((1, 3), np.uint16))
+        >>> note.propose((), np.array([[1, 1, 2]], np.uint16))
+        >>> note.draft[0, 0] = 2  # a person's brush
+        >>> note.propose((), np.array([[1, 1, 1]], np.uint16))
+        >>> note.draft.tolist()
+        [[2, 1, 1]]
+        >>> note.accept((), [2])
+        1
+        >>> note.propose((), np.array([[1, 1, 1]], np.uint16))
+        >>> note.draft.tolist(), note.accepted.tolist(), note.combined(()).tolist()
+        ([[0, 1, 1]], [[2, 0, 0]], [[2, 1, 1]])
+    """
+
+    def __init__(self, draft: LabelMap, accepted: LabelMap) -> None:
+        if draft.shape != accepted.shape or draft.ndim < 2:
+            raise ValueError(f"the maps have the shapes {draft.shape} and {accepted.shape}")
+        self.draft = draft
+        self.accepted = accepted
+        self._put = draft.copy()
+        self._by_hand = np.zeros(draft.shape, dtype=bool)
+        self._history: deque[tuple[Index, list[bytes]]] = deque(maxlen=_UNDO_STEPS)
+
+    def propose(self, index: Index, proposal: LabelMap) -> None:
+        """Put the model's result into a slice of the draft; corrections and accepted pixels stay.
+
+        Args:
+            index: the slice.
+            proposal: uint16 ``[H, W]``.
+        """
+        draft, put = self.draft[index], self._put[index]
+        by_hand = self.by_hand(index)
+        np.copyto(put, proposal)
+        np.copyto(put, draft, where=by_hand)
+        put[self.accepted[index] > 0] = 0
+        np.copyto(draft, put)
+
+    def by_hand(self, index: Index) -> NDArray[np.bool_]:
+        """Pixels of a slice of the draft that a person changed since the model last put something there.
+
+        Returns:
+            bool ``[H, W]``, not to be written to.
+        """
+        by_hand = self._by_hand[index]
+        by_hand |= self.draft[index] != self._put[index]
+        return by_hand
+
+    def discard_corrections(self, index: Index) -> None:
+        """Forget what was changed by hand in a slice of the draft; the next proposal replaces it."""
+        self._by_hand[index] = False
+        np.copyto(self._put[index], self.draft[index])
+
+    def accept(self, index: Index, ids: Iterable[int]) -> int:
+        """Move a slice's regions of some labels from the draft to the accepted map.
+
+        Args:
+            index: the slice.
+            ids: of the labels.
+
+        Returns:
+            Number of pixels moved; pixels that are accepted already stay what they are.
+        """
+        draft, accepted = self.draft[index], self.accepted[index]
+        by_hand = self.by_hand(index)
+        chosen = np.isin(draft, list(ids)) & (draft > 0)
+        if not chosen.any():
+            return 0
+        self.remember(index)
+        moved = chosen & (accepted == 0)
+        accepted[moved] = draft[moved]
+        draft[chosen] = 0
+        self._put[index][chosen] = 0
+        by_hand[chosen] = False
+        return int(np.count_nonzero(moved))
+
+    def remember(self, index: Index) -> None:
+        """Keep what a slice is now, so that `undo` can bring it back; the oldest of many steps is forgotten."""
+        self.by_hand(index)
+        # Label maps shrink to about a hundredth, and a step is taken by a click, so the time does not count.
+        self._history.append((index, [zlib.compress(part[index].tobytes(), 1) for part in self._parts]))
+
+    def undo(self) -> Index | None:
+        """Bring back what the last `remember` or `accept` kept.
+
+        Returns:
+            The slice that changed, or ``None`` where there is nothing to undo.
+        """
+        if not self._history:
+            return None
+        index, kept = self._history.pop()
+        for part, data in zip(self._parts, kept, strict=True):
+            part[index] = np.frombuffer(zlib.decompress(data), part.dtype).reshape(part[index].shape)
+        return index
+
+    @property
+    def _parts(self) -> tuple[NDArray[np.generic], ...]:
+        return self.draft, self.accepted, self._put, self._by_hand
+
+    def combined(self, index: Index) -> LabelMap:
+        """What is exported of a slice: the accepted map, and the draft where nothing is accepted."""
+        accepted = self.accepted[index]
+        return np.where(accepted > 0, accepted, self.draft[index])
+
+    def confirmed(self, index: Index) -> NDArray[np.bool_]:
+        """Pixels of a slice that a person vouches for: accepted, or labelled by hand; bool ``[H, W]``."""
+        return np.asarray((self.accepted[index] > 0) | (self.by_hand(index) & (self.draft[index] > 0)))
+
+    def forget_labels(self, ids: Sequence[int]) -> None:
+        """Remove labels from both maps, everywhere; what was remembered before cannot be undone any more."""
+        self._history.clear()
+        for label_map in (self.draft, self.accepted, self._put):
+            label_map[np.isin(label_map, list(ids))] = 0

@@ -1,0 +1,265 @@
+"""Many pictures: pre-label all of them, stop and go on, correct them one by one, write one COCO file.
+
+The work lies in a folder of its own: ``job.json`` with the labels and settings, and one file of masks for each picture
+that is done. A file is replaced as a whole, so whatever happens, each picture is either done or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_tcl.export import AnnotatedPicture, export_coco
+from napari_tcl.session import PictureSession, ProgressCallback
+from tcl_core.coco import Geometry
+from tcl_core.coco.names import is_text
+from tcl_core.errors import ImageError, SettingsError
+from tcl_core.images import image_size, load_image
+from tcl_core.prelabel.inputs import PictureList, find_pictures
+from tcl_core.segmenter import Segmenter
+from tcl_core.types import Segmentation
+from tcl_core.vocabulary import Vocabulary
+
+__all__ = ["FolderJob", "PictureState"]
+
+_FORMAT = 1
+_JOB_FILE = "job.json"
+_SCORE_STEPS = 255
+
+State = Literal["waiting", "labelled", "corrected", "failed"]
+
+
+@dataclass(frozen=True)
+class PictureState:
+    """Where a picture of the job stands.
+
+    Attributes:
+        file_name: relative to the job's root.
+        state: ``"waiting"``, ``"labelled"`` by the model, ``"corrected"`` by a person, or ``"failed"``.
+        reason: why it failed.
+    """
+
+    file_name: str
+    state: State
+    reason: str = ""
+
+
+class FolderJob:
+    """A job over many pictures that can be stopped at any moment and taken up again.
+
+    Args:
+        pictures: from `tcl_core.prelabel.inputs.find_pictures`.
+        vocabulary: the labels.
+        settings: what else the masks depend on (`Segmenter.settings`).
+        work: folder for the masks; made if it is missing, taken up if it holds the same job.
+
+    Raises:
+        SettingsError: the folder holds another job, something else, or cannot be written to.
+
+    Example::
+
+        segmenter = Segmenter(load_model("playground"))
+        job = FolderJob.open("photos", Vocabulary.from_file("labels.yaml"), segmenter.settings(), "photos.masks")
+        for state in job.run(segmenter):
+            print(state.file_name, state.state)
+        job.export("labels.json")
+    """
+
+    def __init__(
+        self, pictures: PictureList, vocabulary: Vocabulary, settings: Mapping[str, Any], work: str | os.PathLike[str]
+    ) -> None:
+        self.pictures = pictures
+        self.vocabulary = vocabulary
+        self.settings = dict(settings)
+        self.work = Path(work)
+        self._failed: dict[str, str] = {}
+        self._take_up()
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        vocabulary: Vocabulary,
+        settings: Mapping[str, Any],
+        work: str | os.PathLike[str],
+    ) -> FolderJob:
+        """A job over a folder and its sub-folders (or one picture, or a pattern).
+
+        Raises:
+            ImageError: there is no picture.
+            SettingsError: see the class.
+        """
+        pictures = find_pictures([os.fspath(folder)], exclude=[Path(work)])
+        return cls(pictures, vocabulary, settings, work)
+
+    def states(self) -> list[PictureState]:
+        """Every picture of the job and where it stands."""
+        return [self.state(name) for name in self.pictures.file_names]
+
+    def state(self, file_name: str) -> PictureState:
+        """Where one picture stands."""
+        path = self._mask_path(file_name)
+        if path.is_file():
+            try:
+                with np.load(path, allow_pickle=False) as kept:
+                    return PictureState(file_name, "corrected" if bool(kept["corrected"]) else "labelled")
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                return PictureState(file_name, "waiting")
+        if file_name in self._failed:
+            return PictureState(file_name, "failed", self._failed[file_name])
+        return PictureState(file_name, "waiting")
+
+    def run(
+        self, segmenter: Segmenter, on_progress: Callable[[str], ProgressCallback] | None = None
+    ) -> Iterator[PictureState]:
+        """Label what is waiting, picture by picture; stopping between two pictures costs nothing.
+
+        Args:
+            segmenter: with the job's settings.
+            on_progress: given a file name, what to tell about the steps of its work.
+
+        Yields:
+            The new state of each picture; a picture that cannot be read costs only itself.
+
+        Raises:
+            SettingsError: the segmenter has other settings.
+            VocabularyError: the model does not know a word of a prompt.
+        """
+        if segmenter.settings() != self.settings:
+            raise SettingsError(f"{self.work}: was begun with another model or other settings; choose another folder")
+        segmenter.embed_prompts([prompt for _, prompt in self.vocabulary.prompts], self.vocabulary.templates)
+        for name in self.pictures.file_names:
+            if self.state(name).state in ("labelled", "corrected"):
+                continue
+            try:
+                if not is_text(name):
+                    raise ImageError("the file's name is not valid UTF-8, so COCO cannot hold it; rename it")
+                session = PictureSession(segmenter, load_image(self.pictures.root / name))
+                found = session.segment(self.vocabulary, None if on_progress is None else on_progress(name))
+                self.save(name, found.label_map, found.score_map, corrected=False)
+                self._failed.pop(name, None)
+            except ImageError as error:
+                self._failed[name] = str(error)
+            yield self.state(name)
+
+    def load(self, file_name: str) -> Segmentation:
+        """The masks of a picture that is done.
+
+        Raises:
+            SettingsError: there are none, or they are damaged or do not fit the picture.
+        """
+        path = self._mask_path(file_name)
+        try:
+            size = image_size(self.pictures.root / file_name)
+            with np.load(path, allow_pickle=False) as kept:
+                label_map, scores = kept["label_map"].astype(np.int32), kept["scores"]
+        except FileNotFoundError:
+            raise SettingsError(f"{file_name}: is not labelled yet; run the job first") from None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise SettingsError(f"{path}: is damaged; delete it and run the job again") from error
+        if label_map.shape != size or scores.shape != size or label_map.max() > len(self.vocabulary.labels):
+            raise SettingsError(f"{path}: does not fit the picture {file_name}; delete it and run the job again")
+        return Segmentation(label_map, scores.astype(np.float32) / _SCORE_STEPS, self.vocabulary)
+
+    def save(
+        self, file_name: str, label_map: NDArray[Any], score_map: NDArray[np.float32], *, corrected: bool = True
+    ) -> None:
+        """Keep the masks of a picture, in place of older ones.
+
+        Args:
+            file_name: of the job.
+            label_map: integers ``[H, W]``; 0 is nothing, k is label k of the vocabulary counted from 1.
+            score_map: float32 ``[H, W]`` in ``[0, 1]``, kept in steps of 1/255.
+            corrected: whether a person went over it.
+
+        Raises:
+            SettingsError: the name is not of this job, or the disc refuses.
+        """
+        if file_name not in self.pictures.file_names:
+            raise SettingsError(f"{file_name}: is no picture of this job")
+        path = self._mask_path(file_name)
+        part = path.with_suffix(".part")
+        try:
+            with open(part, "wb") as file:
+                np.savez_compressed(
+                    file,
+                    label_map=label_map.astype(np.uint16),
+                    scores=np.rint(np.clip(score_map, 0, 1) * _SCORE_STEPS).astype(np.uint8),
+                    corrected=np.bool_(corrected),
+                )
+            os.replace(part, path)
+        except OSError as error:
+            raise SettingsError(f"{path}: cannot be written ({error.strerror})") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def export(
+        self, path: str | os.PathLike[str], *, geometry: Geometry = "auto", detail: str | float = "default"
+    ) -> int:
+        """Write a COCO file of all pictures that are done.
+
+        Args:
+            path: the file, replaced if it is there.
+            geometry: see `napari_tcl.export.export_coco`.
+            detail: of the polygons.
+
+        Returns:
+            Number of pictures in the file.
+
+        Raises:
+            TclError: the file cannot be written, or masks are damaged.
+        """
+        done = [state.file_name for state in self.states() if state.state in ("labelled", "corrected")]
+
+        def annotated(name: str) -> AnnotatedPicture:
+            found = self.load(name)
+            return AnnotatedPicture(name, found.label_map, found.score_map)
+
+        export_coco(path, map(annotated, done), self.vocabulary, self.settings, geometry=geometry, detail=detail)
+        return len(done)
+
+    def _mask_path(self, file_name: str) -> Path:
+        # Sub-folders and names that differ only by case must not meet, on any file system.
+        digest = hashlib.sha256(file_name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        return self.work / f"{digest}.npz"
+
+    def _take_up(self) -> None:
+        wanted = json.loads(
+            json.dumps({"job": _FORMAT, "vocabulary": self.vocabulary.to_dict(), "settings": self.settings})
+        )
+        path = self.work / _JOB_FILE
+        try:
+            if path.exists():
+                found = json.loads(path.read_text(encoding="utf-8"))
+            else:
+                if self.work.is_dir() and any(self.work.iterdir()):
+                    raise SettingsError(f"{self.work}: holds other files; choose an empty folder for the masks")
+                self.work.mkdir(parents=True, exist_ok=True)
+                part = path.with_suffix(".part")
+                part.write_text(json.dumps(wanted), encoding="utf-8")
+                os.replace(part, path)
+                return
+        except OSError as error:
+            raise SettingsError(f"{self.work}: cannot be used for the masks ({error.strerror or error})") from error
+        except ValueError as error:
+            raise SettingsError(f"{path}: is damaged; choose another folder for the masks") from error
+        changed = _first_change(found, wanted)
+        if changed is not None:
+            raise SettingsError(
+                f"{self.work}: was begun with other {changed}; go back to them, or choose another folder for the masks"
+            )
+
+
+def _first_change(found: object, wanted: Mapping[str, Any]) -> str | None:
+    names: Sequence[tuple[str, str]] = (("job", "versions"), ("vocabulary", "labels"), ("settings", "settings"))
+    held = found if isinstance(found, Mapping) else {}
+    return next((name for key, name in names if held.get(key) != wanted[key]), None)

@@ -1,0 +1,219 @@
+"""One picture, segmented again and again while labels, prompts and thresholds change.
+
+What depends on the picture alone is computed once; a new prompt costs its own score map, and a threshold costs only
+the arg-max.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tcl_core.errors import SettingsError
+from tcl_core.features import ImageFeatures
+from tcl_core.segmenter import Segmenter, label_map_from_scores
+from tcl_core.types import Segmentation
+from tcl_core.vocabulary import Label, Vocabulary
+
+__all__ = ["PictureSession", "Progress", "ProgressCallback"]
+
+_PLANE_BYTES = 512 << 20
+# Pixels decided at once: few enough for the processor's cache, enough that calls cost little.
+_BLOCK = 1 << 15
+
+_Key = tuple[tuple[str, ...], str | None]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a piece of work is.
+
+    Attributes:
+        step: ``"encode"`` counts windows of the picture, ``"prompts"`` labels whose texts are embedded, ``"scores"``
+            labels whose score maps are made.
+        done: how many.
+        total: of how many.
+    """
+
+    step: Literal["encode", "prompts", "scores"]
+    done: int
+    total: int
+
+
+ProgressCallback = Callable[[Progress], None]
+"""Told about each step of the work; what it raises ends the work and is passed on, so it can cancel."""
+
+
+class PictureSession:
+    """A picture with everything that is known about it.
+
+    Not for several threads at once.
+
+    Args:
+        segmenter: the model and its settings; its cache, if it has one, is used.
+        image: uint8 ``[H, W, 3]``, RGB.
+
+    Raises:
+        ImageError: from the first `segment`, if the array is not such a picture.
+
+    Example::
+
+        session = PictureSession(Segmenter(load_model("playground")), load_image("room.jpg"))
+        first = session.segment(Vocabulary.from_options(["Seat=chair,sofa"]))
+        # The network does not run again:
+        again = session.segment(Vocabulary.from_options(["Seat=chair,sofa"], background_threshold=0.6))
+    """
+
+    def __init__(self, segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+        self.segmenter = segmenter
+        self._image: NDArray[np.uint8] | None = image
+        self._features: ImageFeatures | None = None
+        self._scores: dict[_Key, Tensor] = {}
+        self._planes: dict[_Key, Tensor] = {}
+        self.size: tuple[int, int] = (int(image.shape[0]), int(image.shape[1]))
+
+    def encode(self, on_progress: ProgressCallback | None = None) -> None:
+        """Compute what depends on the picture alone, unless that is done.
+
+        Args:
+            on_progress: see `ProgressCallback`.
+
+        Raises:
+            ImageError: the array is not a picture.
+        """
+        if self._features is not None or self._image is None:
+            return
+
+        def report(done: int, total: int) -> None:
+            if on_progress is not None:
+                on_progress(Progress("encode", done, total))
+
+        self._features = self.segmenter.encode(self._image, report)
+        # From here on the features stand for the picture.
+        self._image = None
+
+    def has_scores(self, vocabulary: Vocabulary) -> bool:
+        """Whether `segment` costs an arg-max alone, because every label's prompts were scored already."""
+        return all(_key(label, vocabulary) in self._scores for label in vocabulary.labels)
+
+    def segment(self, vocabulary: Vocabulary, on_progress: ProgressCallback | None = None) -> Segmentation:
+        """Decide each pixel's label; only what changed since the last call is computed.
+
+        The result is that of `tcl_core.segmenter.Segmenter.segment`.
+
+        Args:
+            vocabulary: the labels that compete.
+            on_progress: see `ProgressCallback`; cancelled work leaves the session as it was.
+
+        Raises:
+            ImageError: the array is not a picture.
+            VocabularyError: the model does not know a word of a prompt.
+        """
+        self._make_scores(vocabulary, on_progress)
+        keys = [_key(label, vocabulary) for label in vocabulary.labels]
+        scores = [self._scores[key] for key in keys]
+        if 4 * len(keys) * self.size[0] * self.size[1] > _PLANE_BYTES:
+            self._planes.clear()
+            label_map, score_map = label_map_from_scores(
+                torch.stack(scores), vocabulary, self._floor(vocabulary), self.size
+            )
+            return Segmentation(label_map, score_map, vocabulary)
+        kept = {key: plane for key, plane in self._planes.items() if key in keys}
+        for key, score in zip(keys, scores, strict=True):
+            if key not in kept:
+                kept[key] = _enlarge(score, self.size)
+        self._planes = kept
+        label_map, score_map = _decide([kept[key] for key in keys], vocabulary, self._floor(vocabulary))
+        return Segmentation(label_map.reshape(self.size), score_map.reshape(self.size), vocabulary)
+
+    def score_map(self, label: Label, templates: str | None = None) -> NDArray[np.float32]:
+        """The score map of a label that was segmented, before any threshold.
+
+        Args:
+            label: of the last vocabulary.
+            templates: the vocabulary's template set.
+
+        Returns:
+            float32 ``[H, W]`` in ``[0, 1]``.
+
+        Raises:
+            SettingsError: the label has no scores yet.
+        """
+        score = self._scores.get((label.prompts, templates))
+        if score is None:
+            raise SettingsError(f"the label {label.name!r} has no scores yet; segment the picture with it first")
+        return _enlarge(score, self.size).reshape(self.size).numpy().copy()
+
+    def _make_scores(self, vocabulary: Vocabulary, on_progress: ProgressCallback | None) -> None:
+        """Score the labels whose prompts are new, and forget those that are gone."""
+
+        def report(step: Literal["prompts", "scores"], done: int, total: int) -> None:
+            if on_progress is not None:
+                on_progress(Progress(step, done, total))
+
+        missing: dict[_Key, Label] = {}
+        for label in vocabulary.labels:
+            if _key(label, vocabulary) not in self._scores:
+                missing.setdefault(_key(label, vocabulary), label)
+        # Wrong words are found in a moment, the picture takes seconds.
+        for done, label in enumerate(missing.values()):
+            report("prompts", done, len(missing))
+            self.segmenter.embed_prompts(label.prompts, vocabulary.templates)
+        self.encode(on_progress)
+        fresh: dict[_Key, Tensor] = {}
+        if missing and self._features is not None:
+            report("scores", 0, len(missing))
+            part = replace(vocabulary, labels=tuple(missing.values()))
+            scores = self.segmenter.score_maps(self._features, part).cpu()
+            # Clones, because a view would keep the scores of all labels.
+            fresh = {key: plane.clone() for key, plane in zip(missing, scores, strict=True)}
+            report("scores", len(missing), len(missing))
+        known = {**self._scores, **fresh}
+        self._scores = {_key(label, vocabulary): known[_key(label, vocabulary)] for label in vocabulary.labels}
+
+    def _floor(self, vocabulary: Vocabulary) -> float:
+        if vocabulary.background_threshold is not None:
+            return vocabulary.background_threshold
+        return float(self.segmenter.settings()["background_threshold"])
+
+
+def _key(label: Label, vocabulary: Vocabulary) -> _Key:
+    return label.prompts, vocabulary.templates
+
+
+def _enlarge(score: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a score map as `label_map_from_scores` does; returns float32 ``[H * W]``."""
+    enlarged = F.interpolate(score[None, None].float(), size=size, mode="bilinear", align_corners=False)
+    return enlarged.reshape(-1)
+
+
+@torch.no_grad()
+def _decide(
+    planes: list[Tensor], vocabulary: Vocabulary, floor: float
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The arg-max of `label_map_from_scores` over planes ``[N]`` that have the picture's size already."""
+    count = len(planes[0])
+    best = torch.full((count,), floor if vocabulary.background else float("-inf"), dtype=torch.float32)
+    winner = torch.zeros(count, dtype=torch.int32)
+    thresholds = [label.threshold for label in vocabulary.labels]
+    for start in range(0, count, _BLOCK):
+        block = slice(start, min(start + _BLOCK, count))
+        top, who = best[block], winner[block]
+        for number, (plane, threshold) in enumerate(zip(planes, thresholds, strict=True), start=1):
+            score = plane[block]
+            wins = score > top
+            if threshold is None:
+                torch.maximum(score, top, out=top)
+            else:
+                wins &= score >= threshold
+                torch.where(wins, score, top, out=top)
+            who.masked_fill_(wins, number)
+        top.masked_fill_(who == 0, 0)
+    return winner.numpy(), best.numpy()

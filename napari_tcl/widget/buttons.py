@@ -1,0 +1,89 @@
+"""Buttons, progress and messages at the foot of the widget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import shapely
+from qtpy.QtWidgets import QGridLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+
+from tcl_core.types import Region
+
+__all__ = ["RunButtons"]
+
+_STEPS = 100
+
+
+class RunButtons(QWidget):
+    """Segment, Cancel, Accept, Undo, Export, and what is going on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.segment = _button("Segment", "Find the labels in the picture (or the slice) that is shown.")
+        self.segment_all = _button(
+            "Segment all slices", "Find the labels in every slice of a stack, one after another."
+        )
+        self.cancel = _button("Cancel", "End the work that is going on. What is shown stays.")
+        self.accept = _button(
+            "Accept label (C)",
+            "Move the chosen label's regions to the accepted layer, which later runs never overwrite. "
+            "The key C does the same while the labels layer is active.",
+        )
+        self.undo = _button("Undo", "Take back the last run or acceptance. Brush strokes: Ctrl+Z in their layer.")
+        self.export = _button("Export COCO...", "Write what the labels and accepted layers show to a COCO file.")
+        self.cancel.setEnabled(False)
+        grid = QGridLayout()
+        for place, button in enumerate(
+            (self.segment, self.segment_all, self.cancel, self.accept, self.undo, self.export)
+        ):
+            grid.addWidget(button, place // 3, place % 3)
+        self.progress = QProgressBar()
+        self.progress.setToolTip("How far the work is.")
+        self.progress.setRange(0, _STEPS)
+        self.message = QLabel("Type labels and press Segment.")
+        self.message.setWordWrap(True)
+        self.message.setToolTip("What was done last, or what went wrong.")
+        self.vertices = QLabel("")
+        self.vertices.setToolTip("How many points the polygons have at this detail; it follows what you change.")
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addLayout(grid)
+        for part in (self.progress, self.message, self.vertices):
+            layout.addWidget(part)
+
+    def set_running(self, running: bool) -> None:
+        """Only Cancel while work goes on, all but Cancel otherwise."""
+        for button in (self.segment, self.segment_all, self.accept, self.undo, self.export):
+            button.setEnabled(not running)
+        self.cancel.setEnabled(running)
+        self.progress.setRange(0, 0 if running else _STEPS)
+        if not running:
+            self.progress.setValue(0)
+
+    def show_progress(self, text: str, share: float | None) -> None:
+        """Show a step of the work; without a share the bar only moves to and fro."""
+        self.say(text)
+        self.progress.setRange(0, 0 if share is None else _STEPS)
+        if share is not None:
+            self.progress.setValue(round(_STEPS * share))
+
+    def say(self, text: str, error: bool = False) -> None:
+        """Show a sentence; errors are red."""
+        self.message.setStyleSheet("color: #e03131;" if error else "")
+        self.message.setText(text)
+
+    def show_vertices(self, regions: Sequence[Region]) -> None:
+        """Show how many points polygons have."""
+        # A ring's last point repeats its first.
+        count = sum(
+            shapely.count_coordinates(region.polygon) - 1 - len(region.polygon.interiors)
+            for region in regions
+            if region.polygon is not None
+        )
+        self.vertices.setText(f"{count:,} vertices in {len(regions):,} polygons")
+
+
+def _button(text: str, tip: str) -> QPushButton:
+    button = QPushButton(text)
+    button.setToolTip(tip)
+    return button

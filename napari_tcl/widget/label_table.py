@@ -1,0 +1,297 @@
+"""The table of labels: name, prompts, colour, threshold, visible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import yaml
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QColor
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QCheckBox,
+    QColorDialog,
+    QDoubleSpinBox,
+    QFileDialog,
+    QGridLayout,
+    QHeaderView,
+    QPushButton,
+    QTableWidget,
+    QTableWidgetItem,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_tcl.layers import ShownLabel
+from tcl_core.errors import TclError, VocabularyError
+from tcl_core.vocabulary import Label, Vocabulary, default_colours
+
+__all__ = ["LabelTable"]
+
+_SHOW, _NAME, _PROMPTS, _COLOUR, _THRESHOLD = range(5)
+_HEADS = ("", "Label", "Prompts", "Colour", "At least")
+_TIPS = (
+    "Whether the label is drawn. Hidden labels are segmented and exported all the same.",
+    "What the annotation is called (the COCO category).",
+    "What is searched for, separated by commas. Left empty, the label's own name is the prompt.",
+    "Click to choose the label's colour.",
+    "Score from 0 to 1 that a pixel needs for this label. The mask follows while you change it; 0 asks for nothing.",
+)
+_Colour = tuple[int, int, int]
+
+
+class LabelTable(QWidget):
+    """Edits a vocabulary's labels; every row keeps its id, so that layers stay right when rows come and go.
+
+    Signals: ``words_changed`` for names, prompts and rows, ``thresholds_changed``, ``look_changed`` for colours and
+    visibility, ``label_chosen`` with an id, ``loaded`` with a vocabulary read from a file, ``failed`` with a sentence.
+    """
+
+    words_changed = Signal()
+    thresholds_changed = Signal()
+    look_changed = Signal()
+    label_chosen = Signal(int)
+    labels_removed = Signal(object)
+    loaded = Signal(object)
+    failed = Signal(str)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._ids: list[int] = []
+        self._next_id = 1
+        self._known_ids: dict[str, int] = {}
+        self._free_colours = default_colours()
+        self.table = QTableWidget(0, len(_HEADS), self)
+        self.table.setHorizontalHeaderLabels(list(_HEADS))
+        for column, tip in enumerate(_TIPS):
+            cast(QTableWidgetItem, self.table.horizontalHeaderItem(column)).setToolTip(tip)
+        header = cast(QHeaderView, self.table.horizontalHeader())
+        for column in range(len(_HEADS)):
+            header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
+        for column, width in ((_SHOW, 24), (_COLOUR, 52), (_THRESHOLD, 100)):
+            header.resizeSection(column, width)
+        header.setSectionResizeMode(_NAME, QHeaderView.ResizeMode.Stretch)
+        header.setSectionResizeMode(_PROMPTS, QHeaderView.ResizeMode.Stretch)
+        cast(QHeaderView, self.table.verticalHeader()).hide()
+        self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.table.setMinimumHeight(140)
+        self.table.itemChanged.connect(self._on_item)
+        self.table.currentCellChanged.connect(self._on_row)
+        buttons = QGridLayout()
+        self.add_button = _button("Add label", "Add a row to the table.", self.add_row)
+        self.remove_button = _button(
+            "Remove", "Remove the chosen row, and its label from the layers.", self.remove_current
+        )
+        self.load_button = _button("Load...", "Read labels from a labels.yaml of the command line.", self._ask_load)
+        self.save_button = _button("Save...", "Write labels.yaml, which the command line reads too.", self._ask_save)
+        for place, button in enumerate((self.add_button, self.remove_button, self.load_button, self.save_button)):
+            buttons.addWidget(button, 0, place)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self.table)
+        layout.addLayout(buttons)
+        # What the whole vocabulary says besides its labels; the widget around the table knows.
+        self.background: bool | float = True
+        self.templates: str | None = None
+
+    # -- rows ----------------------------------------------------------------------------------------------------
+
+    def add_row(
+        self,
+        name: str = "",
+        prompts: str = "",
+        colour: _Colour | None = None,
+        threshold: float | None = None,
+        visible: bool = True,
+    ) -> None:
+        """Add a label; without a colour it gets one that no other has."""
+        if isinstance(name, bool):
+            # Qt's clicked() says whether a button is down.
+            name = ""
+        if colour is None:
+            taken = set(self._colours())
+            colour = next(free for free in self._free_colours if free not in taken)
+        row = self.table.rowCount()
+        self.table.blockSignals(True)
+        self.table.insertRow(row)
+        self._ids.append(self._id_for(name))
+        show = QCheckBox()
+        show.setChecked(visible)
+        show.setToolTip(_TIPS[_SHOW])
+        show.toggled.connect(lambda _: self.look_changed.emit())
+        self.table.setCellWidget(row, _SHOW, show)
+        for column, text in ((_NAME, name), (_PROMPTS, prompts)):
+            item = QTableWidgetItem(text)
+            item.setToolTip(_TIPS[column])
+            self.table.setItem(row, column, item)
+        button = QPushButton()
+        button.setToolTip(_TIPS[_COLOUR])
+        button.setFixedWidth(40)
+        _paint(button, colour)
+        button.clicked.connect(lambda _=False, b=button: self._ask_colour(b))
+        self.table.setCellWidget(row, _COLOUR, button)
+        spin = QDoubleSpinBox()
+        spin.setRange(0, 1)
+        spin.setSingleStep(0.01)
+        spin.setDecimals(2)
+        spin.setValue(threshold or 0)
+        spin.setToolTip(_TIPS[_THRESHOLD])
+        spin.valueChanged.connect(lambda _: self.thresholds_changed.emit())
+        self.table.setCellWidget(row, _THRESHOLD, spin)
+        self.table.blockSignals(False)
+        self.table.setCurrentCell(row, _NAME)
+        self.words_changed.emit()
+
+    def remove_current(self) -> None:
+        """Remove the chosen row."""
+        row = self.table.currentRow()
+        if row < 0:
+            self.failed.emit("no label is chosen; click on a row of the table first")
+            return
+        gone = self._ids.pop(row)
+        self._known_ids = {name: number for name, number in self._known_ids.items() if number != gone}
+        self.table.removeRow(row)
+        self.labels_removed.emit([gone])
+        self.words_changed.emit()
+
+    def set_threshold(self, row: int, value: float) -> None:
+        """Set a row's threshold, as its spin box does."""
+        self._spin(row).setValue(value)
+
+    def threshold_box(self, row: int) -> QDoubleSpinBox:
+        """A row's spin box."""
+        return self._spin(row)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Ids of the labels, row by row."""
+        return tuple(self._ids)
+
+    def shown_labels(self) -> list[ShownLabel]:
+        """How the labels look, row by row."""
+        return [
+            ShownLabel(self._ids[row], self._text(row, _NAME), colour, self._check(row).isChecked())
+            for row, colour in enumerate(self._colours())
+        ]
+
+    def vocabulary(self) -> Vocabulary:
+        """The labels as a vocabulary.
+
+        Raises:
+            VocabularyError: there is none, one is empty or there twice, or a prompt is; the message names the row.
+        """
+        labels = []
+        for row, colour in enumerate(self._colours()):
+            name, prompts = self._text(row, _NAME), self._text(row, _PROMPTS)
+            threshold = self._spin(row).value() or None
+            try:
+                labels.append(Label(name, tuple(prompts.split(",")) if prompts else (), threshold, colour))
+            except VocabularyError as error:
+                raise VocabularyError(f"row {row + 1}: {error}") from error
+        if not labels:
+            raise VocabularyError("there is no label; add one to the table and type what to search for")
+        background = self.background
+        threshold = None if isinstance(background, bool) else background
+        return Vocabulary(tuple(labels), background is not False, threshold, self.templates)
+
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Replace all rows; labels of the same name keep their ids."""
+        self._known_ids.update({self._text(row, _NAME): number for row, number in enumerate(self._ids)})
+        before = set(self._ids)
+        self.table.setRowCount(0)
+        self._ids.clear()
+        for label, colour in zip(vocabulary.labels, vocabulary.colours, strict=True):
+            prompts = "" if label.prompts == (label.name,) else ", ".join(label.prompts)
+            self.add_row(label.name, prompts, colour, label.threshold)
+        if gone := sorted(before - set(self._ids)):
+            self.labels_removed.emit(gone)
+        self.loaded.emit(vocabulary)
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def load(self, path: str | Path) -> None:
+        """Read a label file; a mistake in it leaves the table as it is and goes to ``failed``."""
+        try:
+            self.set_vocabulary(Vocabulary.from_file(path))
+        except TclError as error:
+            self.failed.emit(str(error))
+
+    def save(self, path: str | Path) -> None:
+        """Write a label file; what goes wrong goes to ``failed``."""
+        try:
+            data = self.vocabulary().to_dict()
+        except TclError as error:
+            self.failed.emit(str(error))
+            return
+        data["labels"] = [{key: value for key, value in label.items() if value is not None} for label in data["labels"]]
+        data = {key: value for key, value in data.items() if value is not None}
+        try:
+            Path(path).write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        except OSError as error:
+            self.failed.emit(f"{path}: cannot be written ({error.strerror}); choose another folder")
+
+    def _ask_load(self) -> None:
+        path, _ = QFileDialog.getOpenFileName(self, "Load labels", "", "Labels (*.yaml *.yml)")
+        if path:
+            self.load(path)
+
+    def _ask_save(self) -> None:
+        path, _ = QFileDialog.getSaveFileName(self, "Save labels", "labels.yaml", "Labels (*.yaml *.yml)")
+        if path:
+            self.save(path)
+
+    # -- cells ---------------------------------------------------------------------------------------------------
+
+    def _on_item(self, _: QTableWidgetItem) -> None:
+        self.words_changed.emit()
+
+    def _on_row(self, row: int, *_: int) -> None:
+        if 0 <= row < len(self._ids):
+            self.label_chosen.emit(self._ids[row])
+
+    def _ask_colour(self, button: QPushButton) -> None:
+        chosen = QColorDialog.getColor(QColor(*_painted(button)), self)
+        if chosen.isValid():
+            _paint(button, (chosen.red(), chosen.green(), chosen.blue()))
+            self.look_changed.emit()
+
+    def _id_for(self, name: str) -> int:
+        number = self._known_ids.get(name)
+        if name and number is not None and number not in self._ids:
+            return number
+        number, self._next_id = self._next_id, self._next_id + 1
+        return number
+
+    def _text(self, row: int, column: int) -> str:
+        item = self.table.item(row, column)
+        return "" if item is None else str(item.text()).strip()
+
+    def _spin(self, row: int) -> QDoubleSpinBox:
+        return cast(QDoubleSpinBox, self.table.cellWidget(row, _THRESHOLD))
+
+    def _check(self, row: int) -> QCheckBox:
+        return cast(QCheckBox, self.table.cellWidget(row, _SHOW))
+
+    def _colours(self) -> Iterator[_Colour]:
+        for row in range(self.table.rowCount()):
+            yield _painted(cast(QPushButton, self.table.cellWidget(row, _COLOUR)))
+
+
+def _button(text: str, tip: str, action: Callable[..., object]) -> QPushButton:
+    button = QPushButton(text)
+    button.setToolTip(tip)
+    button.clicked.connect(action)
+    button.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+    return button
+
+
+def _paint(button: QPushButton, colour: _Colour) -> None:
+    button.setProperty("colour", list(colour))
+    button.setStyleSheet("background-color: rgb({}, {}, {});".format(*colour))
+
+
+def _painted(button: QPushButton) -> _Colour:
+    red, green, blue = button.property("colour")
+    return int(red), int(green), int(blue)

@@ -1,0 +1,393 @@
+"""The widget: forms on top, results in the viewer's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from napari.layers import Image
+from napari.utils.notifications import show_error
+from qtpy.QtWidgets import QFileDialog, QGroupBox, QScrollArea, QTabWidget, QVBoxLayout, QWidget
+
+from napari_tcl.engine import Engine
+from napari_tcl.export import export_coco
+from napari_tcl.pictures import Index, SliceReader
+from napari_tcl.results import Results
+from napari_tcl.widget.buttons import RunButtons
+from napari_tcl.widget.folder_tab import FolderTab
+from napari_tcl.widget.label_table import LabelTable
+from napari_tcl.widget.options import BackgroundForm, ModelForm, PictureForm, PolygonForm
+from napari_tcl.widget.overlays import Overlays
+from napari_tcl.widget.runs import SegmentRun, SliceDone, Step
+from napari_tcl.widget.tasks import Outcome, Task
+from tcl_core.errors import TclError
+from tcl_core.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+__all__ = ["SegmentWidget"]
+
+_SESSIONS_AT_HAND = 3
+_ACCEPT_KEY = "c"
+
+
+class SegmentWidget(QWidget):
+    """Type labels, see masks, correct and accept them, export COCO.
+
+    Args:
+        napari_viewer: the viewer that it is docked to.
+    """
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self.engine = Engine()
+        self.results: list[Results] = []
+        self._task: Task | None = None
+        self._waiting: Callable[[], None] | None = None
+        self._summary_stale = False
+        self.picture = PictureForm(napari_viewer)
+        self.labels = LabelTable()
+        self.background = BackgroundForm()
+        self.model = ModelForm()
+        self.polygons = PolygonForm()
+        self.buttons = RunButtons()
+        self.folder = FolderTab(self)
+        self.overlays = Overlays(self)
+        self._lay_out()
+        self._connect()
+
+    def _lay_out(self) -> None:
+        page = QWidget()
+        column = QVBoxLayout(page)
+        for title, part in (
+            ("Picture", self.picture.native),
+            ("Labels", self.labels),
+            ("Background", self.background.native),
+            ("Model", self.model.native),
+            ("Result", self.polygons.native),
+        ):
+            box = QGroupBox(title)
+            inner = QVBoxLayout(box)
+            inner.setContentsMargins(4, 4, 4, 4)
+            inner.addWidget(part)
+            column.addWidget(box)
+        column.addStretch()
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setWidget(page)
+        self.tabs = QTabWidget()
+        self.tabs.addTab(scroll, "Picture")
+        self.tabs.addTab(self.folder, "Folder")
+        self.tabs.setTabToolTip(0, "Segment the picture or stack in the viewer.")
+        self.tabs.setTabToolTip(1, "Segment a folder of pictures and go through them one by one.")
+        layout = QVBoxLayout(self)
+        layout.addWidget(self.tabs)
+        layout.addWidget(self.buttons)
+        self.setMinimumWidth(430)
+
+    def _connect(self) -> None:
+        self.labels.failed.connect(self.fail)
+        self.labels.thresholds_changed.connect(self.relabel)
+        self.labels.look_changed.connect(self._restyle)
+        self.labels.words_changed.connect(self._restyle)
+        self.labels.label_chosen.connect(self._choose)
+        self.labels.labels_removed.connect(self._forget)
+        self.labels.loaded.connect(self._take_vocabulary)
+        self.background.changed.connect(self.relabel)
+        self.buttons.segment.clicked.connect(lambda: self.segment())
+        self.buttons.segment_all.clicked.connect(lambda: self.segment(every_slice=True))
+        self.buttons.cancel.clicked.connect(lambda: self.cancel())
+        self.buttons.accept.clicked.connect(lambda: self.accept())
+        self.buttons.undo.clicked.connect(lambda: self.undo())
+        self.buttons.export.clicked.connect(lambda: self._ask_export())
+        self.viewer.layers.events.removed.connect(self._on_removed)
+
+    # -- what the buttons do -------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether work is going on in a thread."""
+        return self._task is not None or self.overlays.busy
+
+    @property
+    def idle(self) -> bool:
+        """Whether the labels are as they will stay; polygons may still follow."""
+        return self._task is None
+
+    def segment(self, every_slice: bool = False) -> None:
+        """Segment the slice that is shown, or all slices; results appear in the layers as they come."""
+        if self._task is not None:
+            # Called anew later, so that it sees what is changed until then.
+            self._waiting = partial(self.segment, every_slice)
+            return
+        try:
+            layer, reader, index = self.picture.reader()
+            vocabulary = self.vocabulary()
+            choice = self.model.choice()
+        except TclError as error:
+            self.fail(str(error))
+            return
+        indices = list(reader.indices()) if every_slice else [index]
+        run = SegmentRun(self.engine, choice, reader, indices, vocabulary)
+        ids = self.labels.ids
+
+        def on_news(news: object) -> None:
+            if isinstance(news, SliceDone):
+                self._show_slice(layer, reader, news, ids)
+            elif isinstance(news, Step):
+                self.buttons.show_progress(news.text, news.share)
+
+        def on_end(outcome: Outcome) -> None:
+            if outcome.result is not None and layer in self.viewer.layers:
+                self._summary_stale = True
+                self.summarise(layer, index)
+
+        self.start(run, on_news, on_end)
+
+    def cancel(self) -> None:
+        """End the work that is going on; what is shown stays."""
+        if self._task is not None:
+            self._waiting = None
+            self.buttons.show_progress("cancelling", None)
+            self._task.cancel()
+
+    def accept(self) -> None:
+        """Move the chosen label's regions to the accepted layer."""
+        current = self.current()
+        if current is None:
+            self.fail("there is nothing to accept; segment the picture first")
+            return
+        results, index = current
+        chosen = int(results.draft.selected_label)
+        names = {label.id: label.name for label in self.labels.shown_labels()}
+        if chosen not in names:
+            self.fail("choose the label to accept: click on its row in the table")
+            return
+        moved = results.accept(index, [chosen])
+        self.buttons.say(f"{names[chosen]}: {moved:,} pixels accepted; later runs leave them alone")
+        self.overlays.follow()
+
+    def undo(self) -> None:
+        """Take back the last run or acceptance (strokes of the brush are taken back by Ctrl+Z in their layer)."""
+        current = self.current()
+        if current is None or current[0].undo() is None:
+            self.buttons.say("there is no run or acceptance to take back")
+            return
+        self.buttons.say("taken back")
+        self.overlays.follow()
+
+    def relabel(self) -> None:
+        """Decide anew with other thresholds; the network does not run."""
+        current = self.current()
+        if current is None:
+            return
+        results, index = current
+        session = results.sessions.get(index)
+        try:
+            vocabulary = self.vocabulary()
+        except TclError:
+            # Half-typed labels are judged when Segment is pressed.
+            return
+        if session is None or not session.has_scores(vocabulary):
+            self.buttons.say("press Segment to see what you changed")
+            return
+        if self._task is not None:
+            self._waiting = self._waiting or self.relabel
+            return
+        ids = self.labels.ids
+
+        def on_end(outcome: Outcome) -> None:
+            if outcome.result is not None and results.present:
+                found = outcome.result
+                results.show(index, found.label_map, found.score_map, self._still_there(ids))
+                self._summary_stale = True
+                self.overlays.follow()
+
+        self.start(lambda reporter: session.segment(vocabulary), on_end=on_end, quiet=True)
+
+    def export(self, path: str | Path) -> None:
+        """Write the picture's labels, or all labelled slices of a stack, to a COCO file."""
+        current = self.current()
+        if current is None:
+            self.fail("there is nothing to export; segment the picture first")
+            return
+        results, _ = current
+        try:
+            vocabulary = self.vocabulary()
+        except TclError as error:
+            self.fail(str(error))
+            return
+        # The model that made the draft, whatever is chosen in the form by now.
+        loaded = self.engine.loaded
+        settings = {} if loaded is None else loaded.settings()
+        ids, geometry, detail = self.labels.ids, self.polygons.geometry.value, float(self.polygons.detail.value)
+        pictures = list(results.labelled_slices())
+
+        def work(reporter: object) -> int:
+            annotated = (results.annotated(index, ids, vocabulary.names) for index in pictures)
+            export_coco(path, annotated, vocabulary, settings, geometry=geometry, detail=detail)
+            return len(pictures)
+
+        def on_end(outcome: Outcome) -> None:
+            if outcome.result is not None:
+                noun = "picture" if outcome.result == 1 else "pictures"
+                self.buttons.say(f"{Path(path).name}: {outcome.result} {noun} written")
+
+        self.start(work, on_end=on_end)
+        self.buttons.show_progress(f"writing {Path(path).name}", None)
+
+    # -- parts that the folder tab uses too ------------------------------------------------------------------------
+
+    def vocabulary(self) -> Vocabulary:
+        """The labels of the table with the background as chosen.
+
+        Raises:
+            VocabularyError: see `LabelTable.vocabulary`.
+        """
+        self.labels.background = self.background.value
+        return self.labels.vocabulary()
+
+    def fail(self, text: str) -> None:
+        """Say what went wrong, in the viewer and in the widget."""
+        self.buttons.say(text, error=True)
+        show_error(text)
+
+    def start(
+        self,
+        work: Callable[..., object],
+        on_news: Callable[[object], None] | None = None,
+        on_end: Callable[[Outcome], None] | None = None,
+        quiet: bool = False,
+    ) -> None:
+        """Run work in a thread; what is asked for meanwhile waits, of which the last counts.
+
+        Args:
+            work: see `Task`.
+            on_news: told in the window's thread what the work tells.
+            on_end: told how it ended, after errors were shown.
+            quiet: the work takes a moment, so buttons and progress stay as they are.
+        """
+        if self._task is not None:
+            self._waiting = lambda: self.start(work, on_news, on_end, quiet)
+            return
+
+        def ended(outcome: Outcome) -> None:
+            self._task = None
+            task.deleteLater()
+            if not quiet:
+                self.buttons.set_running(False)
+            if outcome.error is not None:
+                self.fail(outcome.error)
+            elif outcome.cancelled:
+                self.buttons.say("cancelled; the layers are as they were")
+            if on_end is not None:
+                on_end(outcome)
+            waiting, self._waiting = self._waiting, None
+            if waiting is not None and self._task is None:
+                waiting()
+
+        task = Task(work, self)
+        if on_news is not None:
+            task.news.connect(on_news)
+        task.ended.connect(ended)
+        self._task = task
+        if not quiet:
+            self.buttons.set_running(True)
+        task.start()
+
+    def results_for(self, layer: Image, reader: SliceReader) -> Results:
+        """The layers of a picture's results; made if they are not there, or were removed."""
+        for results in self.results:
+            if results.image is layer and results.present and results.fits(reader):
+                return results
+        results = Results(self.viewer, layer, reader, self.labels.shown_labels())
+        results.draft.bind_key(_ACCEPT_KEY, lambda _: self.accept(), overwrite=True)
+        results.draft.events.paint.connect(lambda _: self.overlays.follow())
+        self.results.append(results)
+        if self.labels.ids:
+            row = max(self.labels.table.currentRow(), 0)
+            results.draft.selected_label = self.labels.ids[row]
+        self.viewer.layers.selection.active = results.draft
+        return results
+
+    def current(self) -> tuple[Results, Index] | None:
+        """Results of the chosen picture and the slice that is shown, if there are any."""
+        try:
+            layer, reader, index = self.picture.reader()
+        except TclError:
+            return None
+        for results in reversed(self.results):
+            if results.image is layer and results.present and results.fits(reader):
+                return results, index
+        return None
+
+    # -- reactions -----------------------------------------------------------------------------------------------
+
+    def _show_slice(self, layer: Image, reader: SliceReader, news: SliceDone, ids: tuple[int, ...]) -> None:
+        if layer not in self.viewer.layers:
+            if self._task is not None:
+                self._task.cancel()
+            self.fail(f"the layer {layer.name!r} was removed meanwhile, so its result is dropped")
+            return
+        results = self.results_for(layer, reader)
+        results.annotation.remember(news.index)
+        results.show(news.index, news.found.label_map, news.found.score_map, self._still_there(ids))
+        results.style(self.labels.shown_labels())
+        results.sessions.pop(news.index, None)
+        results.sessions[news.index] = news.session
+        while len(results.sessions) > _SESSIONS_AT_HAND:
+            results.sessions.pop(next(iter(results.sessions)))
+        self.overlays.show_scores()
+        self.overlays.follow()
+
+    def _still_there(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Ids of labels, with 0 for those that were removed since the work began."""
+        return tuple(number if number in self.labels.ids else 0 for number in ids)
+
+    def summarise(self, layer: Image, index: Index) -> None:
+        """Say how much of a slice each label covers, if the model changed that since it was said last."""
+        if not self._summary_stale:
+            return
+        self._summary_stale = False
+        found = next((results for results in self.results if results.image is layer and results.present), None)
+        if found is None:
+            return
+        labels = self.labels.shown_labels()
+        counts = np.bincount(found.annotation.combined(index).ravel(), minlength=max(self.labels.ids, default=0) + 1)
+        if not counts[1:].any():
+            self.buttons.say("nothing was found; try lower thresholds, other words, or no background")
+            return
+        shares = (f"{label.name} {counts[label.id] / counts.sum():.0%}" for label in labels)
+        self.buttons.say(", ".join(shares))
+
+    def _restyle(self) -> None:
+        for results in self.results:
+            if results.present:
+                results.style(self.labels.shown_labels())
+
+    def _choose(self, label_id: int) -> None:
+        current = self.current()
+        if current is not None:
+            current[0].draft.selected_label = label_id
+
+    def _forget(self, ids: list[int]) -> None:
+        for results in self.results:
+            if results.present:
+                results.forget_labels(ids)
+
+    def _take_vocabulary(self, vocabulary: Vocabulary) -> None:
+        self.labels.templates = vocabulary.templates
+        self.background.set_value(vocabulary.background, vocabulary.background_threshold)
+
+    def _on_removed(self) -> None:
+        self.results = [results for results in self.results if results.present]
+
+    def _ask_export(self) -> None:
+        path, _ = QFileDialog.getSaveFileName(self, "Export COCO", "labels.json", "COCO (*.json)")
+        if path:
+            self.export(path)

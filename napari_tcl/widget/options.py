@@ -1,0 +1,205 @@
+"""The parts of the widget that are plain forms: the picture, the model, the result."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, FloatSlider, LineEdit
+from napari.layers import Image
+from qtpy.QtWidgets import QWidget
+
+from napari_tcl.engine import ModelChoice
+from napari_tcl.layers import current_index, reader_of
+from napari_tcl.metadata import METADATA_KEY
+from napari_tcl.pictures import Index, SliceReader
+from tcl_core.devices import PRECISIONS
+from tcl_core.errors import ImageError, SettingsError
+from tcl_core.models import list_models
+from tcl_core.polygons import DETAILS
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+
+__all__ = ["BackgroundForm", "ModelForm", "PictureForm", "PolygonForm"]
+
+_NO_AXIS = "none"
+_DEFAULT_BACKGROUND = 0.5
+
+
+class PictureForm(Container):
+    """Which layer is the picture, and which of its channels the model sees."""
+
+    def __init__(self, viewer: ViewerModel) -> None:
+        self._viewer = viewer
+        self.layer = ComboBox(label="Picture", choices=self._layers, tooltip="The image layer that is segmented.")
+        for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
+            event.connect(self._refill)
+        self.axis = ComboBox(
+            label="Channel axis",
+            choices=[_NO_AXIS, "0", "1", "2", "3", "-1"],
+            value=_NO_AXIS,
+            tooltip="The axis of the layer's data that holds channels, for pictures that are neither RGB nor grey.",
+        )
+        self.channels = LineEdit(
+            label="Channels",
+            value="0",
+            tooltip="Channels that the model sees: one as grey, two as red and green, three as red, green and blue; "
+            "such as 0,2.",
+        )
+        super().__init__(widgets=[self.layer, self.axis, self.channels], labels=True)
+        _finish(self)
+
+    def _layers(self, _: object) -> list[tuple[str, Image]]:
+        ours = (layer for layer in self._viewer.layers if METADATA_KEY not in layer.metadata)
+        return [(layer.name, layer) for layer in ours if isinstance(layer, Image)]
+
+    def _refill(self) -> None:
+        self.layer.reset_choices()
+
+    def reader(self) -> tuple[Image, SliceReader, Index]:
+        """The picture's layer, its slices, and the one that is shown.
+
+        Raises:
+            ImageError: there is no image layer, or it cannot be read as chosen.
+        """
+        layer = self.layer.value
+        if layer is None or layer not in self._viewer.layers:
+            raise ImageError("there is no picture; open one (File > Open), or a sample (File > Open Sample)")
+        axis = None
+        if self.axis.value != _NO_AXIS and not layer.rgb:
+            axis = int(self.axis.value) % layer.ndim
+        reader = reader_of(layer, axis, self._channels() if axis is not None else (0,))
+        return layer, reader, current_index(self._viewer, layer, reader)
+
+    def _channels(self) -> tuple[int, ...]:
+        try:
+            return tuple(int(part) for part in self.channels.value.split(","))
+        except ValueError:
+            raise ImageError(
+                f"channels: {self.channels.value!r} is no list of numbers; write one to three, such as 0,2"
+            ) from None
+
+
+class ModelForm(Container):
+    """Which model, where and how."""
+
+    def __init__(self) -> None:
+        self.model = ComboBox(
+            label="Model",
+            choices=[row.name for row in list_models() if row.installed],
+            tooltip="Models that are ready on this computer. 'playground' knows drawn toys only; fetch others with "
+            "'tcl-annotate models fetch NAME'.",
+        )
+        self.file = FileEdit(
+            label="or file",
+            filter="*.safetensors",
+            nullable=True,
+            value=None,
+            tooltip="A model file of your own, in place of the model above.",
+        )
+        self.device = ComboBox(
+            label="Device",
+            choices=["auto", "cpu", "cuda", "mps"],
+            tooltip="Where the network runs; auto takes a graphics card if there is one.",
+        )
+        self.precision = ComboBox(
+            label="Precision",
+            choices=["auto", *PRECISIONS],
+            tooltip="Number format of the network; auto is right unless you measure.",
+        )
+        self.refine = CheckBox(
+            text="Follow the picture's edges",
+            value=True,
+            tooltip="Refine masks along edges (PAMR). Off is quicker and coarser.",
+        )
+        super().__init__(widgets=[self.model, self.file, self.device, self.precision, self.refine], labels=True)
+        _finish(self)
+
+    def choice(self) -> ModelChoice:
+        """What is chosen.
+
+        Raises:
+            SettingsError: there is no model.
+        """
+        own = self.file.value
+        name = str(own) if own is not None and str(own) not in ("", ".") else self.model.value
+        if not name:
+            raise SettingsError("there is no model; run 'tcl-annotate models list' in a terminal")
+        return ModelChoice(name, self.device.value, self.precision.value, bool(self.refine.value))
+
+
+class BackgroundForm(Container):
+    """Whether pixels may stay without a label, and from which score on they get one."""
+
+    def __init__(self) -> None:
+        self.on = CheckBox(
+            text="Background", value=True, tooltip="On: pixels that no label reaches stay free. Off: each gets a label."
+        )
+        self.own = CheckBox(
+            text="Own threshold, not the model's",
+            value=False,
+            tooltip="Off: the model's own threshold. On: the slider's.",
+        )
+        self.threshold = FloatSlider(
+            min=0,
+            max=1,
+            step=0.005,
+            value=_DEFAULT_BACKGROUND,
+            tooltip="Score that a label has to exceed to win against the background; masks follow while you move it.",
+        )
+        super().__init__(widgets=[self.on, self.own, self.threshold], labels=False)
+        _finish(self)
+        self.threshold.changed.connect(self._take_own)
+
+    def _take_own(self) -> None:
+        # Whoever moves the slider means it.
+        self.own.value = True
+
+    @property
+    def value(self) -> bool | float:
+        """As in a label file: ``True``, ``False`` or a threshold."""
+        if not self.on.value:
+            return False
+        return float(self.threshold.value) if self.own.value else True
+
+    def set_value(self, background: bool, threshold: float | None) -> None:
+        """Show what a label file says."""
+        self.on.value = background
+        if threshold is not None:
+            self.threshold.value = threshold
+        self.own.value = threshold is not None
+
+
+class PolygonForm(Container):
+    """Polygons and score maps beside the labels."""
+
+    def __init__(self) -> None:
+        self.detail = FloatSlider(
+            label="Polygon detail",
+            min=DETAILS["full"],
+            max=4,
+            step=0.25,
+            value=DETAILS["default"],
+            tooltip="About how far, in pixels, a polygon may leave the mask: 0 is exact, more takes fewer points.",
+        )
+        self.geometry = ComboBox(
+            label="Export as",
+            choices=["auto", "polygon", "rle"],
+            tooltip="auto: polygons, and run lengths (RLE) for regions with holes; polygon: always; rle: every pixel.",
+        )
+        self.polygons = CheckBox(
+            text="Polygons layer", value=False, tooltip="Show the polygons as a Shapes layer that can be edited."
+        )
+        self.scores = CheckBox(
+            text="Score map layers", value=False, tooltip="Show each label's score map as an image layer."
+        )
+        super().__init__(widgets=[self.detail, self.geometry, self.polygons, self.scores], labels=True)
+        _finish(self)
+
+
+def _finish(form: Container) -> None:
+    """Let a form fit into its box, and its tooltips reach the parts of which sliders and file fields are made."""
+    form.margins = (0, 0, 0, 0)
+    for part in form:
+        for child in part.native.findChildren(QWidget):
+            child.setToolTip(part.tooltip)

@@ -1,0 +1,144 @@
+"""What lies over the labels on request: score maps and polygons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from napari.layers import Image
+from qtpy.QtCore import QObject, QTimer
+
+from napari_tcl.layers import show_polygons
+from napari_tcl.metadata import METADATA_KEY
+from napari_tcl.pictures import Index
+from napari_tcl.results import Results
+from napari_tcl.widget.runs import PolygonRun
+from napari_tcl.widget.tasks import Outcome, Task
+from tcl_core.errors import TclError
+from tcl_core.types import Region
+from tcl_core.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from napari_tcl.widget.main import SegmentWidget
+
+__all__ = ["Overlays"]
+
+_PAUSE = 250  # milliseconds without a change before polygons are made
+
+
+class Overlays(QObject):
+    """Keeps score maps and polygons in step with the labels; polygons are made in a thread, the latest wish counts.
+
+    Args:
+        owner: the widget with labels, forms and results.
+    """
+
+    def __init__(self, owner: SegmentWidget) -> None:
+        super().__init__(owner)
+        self._owner = owner
+        self._task: Task | None = None
+        self._stale = False
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(_PAUSE)
+        self._timer.timeout.connect(self._make_polygons)
+        form = owner.polygons
+        form.detail.changed.connect(lambda _: self.follow())
+        form.polygons.changed.connect(lambda _: self.follow())
+        form.scores.changed.connect(lambda _: self.show_scores())
+
+    @property
+    def busy(self) -> bool:
+        """Whether polygons are being made, or will be soon."""
+        return self._task is not None or self._timer.isActive()
+
+    def follow(self) -> None:
+        """Make polygons anew once nothing has changed for a moment."""
+        self._timer.start()
+
+    def show_scores(self) -> None:
+        """Show the score maps of the slice that is shown if they are wanted, and remove those that are not."""
+        current = self._owner.current()
+        if current is None:
+            return
+        results, index = current
+        viewer, session = self._owner.viewer, results.sessions.get(index)
+        try:
+            labels = self._owner.vocabulary().labels if self._owner.polygons.scores.value else ()
+            templates = self._owner.labels.templates
+            wanted = {} if session is None else {label.name: session.score_map(label, templates) for label in labels}
+        except TclError as error:
+            self._owner.buttons.say(str(error))
+            return
+        for name in [name for name in results.score_layers if name not in wanted]:
+            layer = results.score_layers.pop(name)
+            if layer in viewer.layers:
+                viewer.layers.remove(layer)
+        for name, score in wanted.items():
+            layer = results.score_layers.get(name)
+            if layer is not None and layer in viewer.layers:
+                layer.data = score
+                continue
+            results.score_layers[name] = viewer.add_layer(_score_layer(name, score, results))
+            viewer.layers.selection.active = results.draft
+
+    def _make_polygons(self) -> None:
+        current = self._owner.current()
+        if current is None:
+            return
+        if self._task is not None:
+            self._stale = True
+            return
+        results, index = current
+        # Counting is too slow for every step of a slider, and this waits until it rests.
+        self._owner.summarise(results.image, index)
+        try:
+            vocabulary = self._owner.vocabulary()
+            picture = results.annotated(index, self._owner.labels.ids, vocabulary.names)
+        except TclError as error:
+            self._owner.buttons.vertices.setText(str(error))
+            return
+
+        def ended(outcome: Outcome) -> None:
+            self._task = None
+            task.deleteLater()
+            if outcome.error is not None:
+                self._owner.buttons.vertices.setText(outcome.error)
+            elif results.present:
+                self._show_polygons(results, index, outcome.result, vocabulary)
+            if self._stale:
+                self._stale = False
+                self.follow()
+
+        task = Task(PolygonRun(picture, vocabulary, float(self._owner.polygons.detail.value)), self)
+        task.ended.connect(ended)
+        self._task = task
+        task.start()
+
+    def _show_polygons(self, results: Results, index: Index, regions: Sequence[Region], vocabulary: Vocabulary) -> None:
+        self._owner.buttons.show_vertices(regions)
+        viewer = self._owner.viewer
+        if not self._owner.polygons.polygons.value:
+            if results.polygons is not None and results.polygons in viewer.layers:
+                viewer.layers.remove(results.polygons)
+            results.polygons = None
+            return
+        colours = dict(zip(vocabulary.names, vocabulary.colours, strict=True))
+        active = viewer.layers.selection.active
+        results.polygons = show_polygons(
+            viewer, results.polygons, results.image, results.draft, regions, index, colours
+        )
+        viewer.layers.selection.active = active
+
+
+def _score_layer(name: str, score: object, results: Results) -> Image:
+    return Image(
+        score,
+        name=f"score: {name}",
+        colormap="inferno",
+        contrast_limits=(0, 1),
+        scale=results.draft.scale[-2:],
+        translate=results.draft.translate[-2:],
+        opacity=0.6,
+        metadata={METADATA_KEY: {"score_of": name}},
+    )

@@ -1,0 +1,188 @@
+"""napari writers: labels and shapes layers, ours and other plugins', become COCO files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from napari_tcl.export import AnnotatedPicture, check_folder, export_coco, to_positions, vocabulary_of_names
+from napari_tcl.metadata import METADATA_KEY
+from tcl_core.coco import PictureResult, regions_to_annotations, write_coco_file
+from tcl_core.errors import CocoError
+from tcl_core.raster import polygon_to_mask
+from tcl_core.types import Region
+
+__all__ = ["write_labels", "write_shapes"]
+
+_PIXEL_CENTRE = 0.5
+_ELLIPSE_SEGMENTS = 32
+_WITH_AREA = ("polygon", "rectangle", "ellipse")
+_SETTINGS = {"made_by": "napari"}
+
+
+def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
+    """Write a labels layer; every pixel is kept, as run lengths (RLE).
+
+    Names come from this plugin's metadata, else from the layer's features (columns ``index`` and ``label`` or
+    ``name``), else they are ``label 1`` and so on. The slices of a stack become pictures of their own.
+
+    Args:
+        path: ends with ``.json``.
+        data: integers ``[..., H, W]``.
+        attributes: of the layer.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        CocoError: the data are no label map, or the file cannot be written.
+    """
+    label_map = np.asarray(data[0] if isinstance(data, (list, tuple)) else data)
+    if label_map.ndim < 2 or label_map.dtype.kind not in "biu" or label_map.size == 0:
+        raise CocoError(f"{path}: the layer's data are {label_map.dtype} {label_map.shape}, not integers [..., H, W]")
+    if int(label_map.min()) < 0:
+        raise CocoError(f"{path}: the layer holds the label {int(label_map.min())}; labels are counted from 1")
+    own = _own(attributes)
+    names = _label_names(own, attributes, label_map)
+    if not names:
+        raise CocoError(f"{path}: the layer holds no label; paint something first")
+    ids = list(names)
+    vocabulary = vocabulary_of_names(names.values())
+    files = own.get("file_names", {})
+
+    def pictures() -> Iterator[AnnotatedPicture]:
+        for index in np.ndindex(label_map.shape[:-2]):
+            name = files.get(index) or _slice_name(attributes, index)
+            yield AnnotatedPicture(name, to_positions(label_map[index], ids, list(names.values())))
+
+    export_coco(path, pictures(), vocabulary, _SETTINGS, geometry="rle")
+    return [path]
+
+
+def write_shapes(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
+    """Write polygons, rectangles and ellipses of a shapes layer.
+
+    Labels come from the layer's feature ``label``, else all shapes are called ``shape``. The picture's size comes from
+    this plugin's metadata, else the file takes the least size that holds all shapes.
+
+    Args:
+        path: ends with ``.json``.
+        data: vertices ``[n, axes]`` of each shape.
+        attributes: of the layer.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        CocoError: a shape has no area or leaves the picture, or the file cannot be written.
+    """
+    check_folder(Path(path))
+    own = _own(attributes)
+    kinds = attributes.get("shape_type", "polygon")
+    kinds = [kinds] * len(data) if isinstance(kinds, str) else list(kinds)
+    labels = _shape_labels(attributes, len(data))
+    if not len(data):
+        raise CocoError(f"{path}: the layer holds no shape; draw one first")
+    outlines: dict[tuple[int, ...], list[tuple[str, shapely.Polygon]]] = {}
+    for number, (vertices, kind, label) in enumerate(zip(data, kinds, labels, strict=True), start=1):
+        place, polygon = _outline(np.asarray(vertices, dtype=np.float64), str(kind), f"{path}: shape {number}")
+        outlines.setdefault(place, []).append((label, polygon))
+    names = list(dict.fromkeys([*own.get("names", []), *labels]))
+    vocabulary = vocabulary_of_names(names)
+    size = own.get("size") or _size_of([polygon for found in outlines.values() for _, polygon in found])
+    height, width = int(size[0]), int(size[1])
+    results = []
+    for place in sorted(outlines):
+        regions = [_region(names.index(name) + 1, name, polygon, (height, width)) for name, polygon in outlines[place]]
+        file_name = own.get("file_name") or _slice_name(attributes, place)
+        annotations = regions_to_annotations(regions, (height, width), "auto")
+        results.append(PictureResult(file_name, height, width, annotations))
+    write_coco_file(path, results, vocabulary, _SETTINGS, overwrite=True)
+    return [path]
+
+
+def _own(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (attributes.get("metadata") or {}).get(METADATA_KEY) or {}
+
+
+def _slice_name(attributes: Mapping[str, Any], index: Sequence[int]) -> str:
+    name = str(attributes.get("name") or "picture").replace("/", "-").replace("\\", "-")
+    return "-".join([name, *(f"{number:04d}" for number in index)]) + ".png"
+
+
+def _label_names(own: Mapping[str, Any], attributes: Mapping[str, Any], data: NDArray[Any]) -> dict[int, str]:
+    if own.get("names"):
+        return {int(number): str(name) for number, name in own["names"].items()}
+    found = [int(number) for number in np.unique(data) if number]
+    features = attributes.get("features")
+    named: dict[int, str] = {}
+    if features is not None and "index" in features:
+        column = next((column for column in ("label", "name") if column in features), None)
+        if column is not None:
+            named = {int(number): str(name) for number, name in zip(features["index"], features[column], strict=True)}
+    return {number: named.get(number) or f"label {number}" for number in found}
+
+
+def _shape_labels(attributes: Mapping[str, Any], count: int) -> list[str]:
+    features = attributes.get("features")
+    if features is None or "label" not in features:
+        return ["shape"] * count
+    return [str(label) for label in features["label"]]
+
+
+def _outline(vertices: NDArray[np.float64], kind: str, what: str) -> tuple[tuple[int, ...], shapely.Polygon]:
+    """A shape's slice, and its outline in pixel-edge coordinates."""
+    if kind not in _WITH_AREA:
+        raise CocoError(f"{what} is a {kind}, which has no area; remove it, or draw a polygon")
+    leading = np.round(vertices[:, :-2])
+    if (leading != leading[0]).any():
+        raise CocoError(f"{what} lies across slices of the stack; draw it in one slice")
+    corners = vertices[:, :-3:-1] + _PIXEL_CENTRE
+    if kind == "ellipse":
+        corners = _ellipse(corners)
+    polygon = shapely.Polygon(corners) if len(corners) >= 3 else shapely.Polygon()
+    if not polygon.is_valid:
+        # Bridges to holes lie on each other, and hand-drawn lines may cross.
+        polygon = shapely.make_valid(polygon)
+    if not polygon.area > 0:
+        raise CocoError(f"{what} has no area; remove it")
+    return tuple(int(number) for number in leading[0]), polygon
+
+
+def _ellipse(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The outline of an ellipse that fills a (perhaps turned) rectangle of four corners."""
+    centre = corners.mean(axis=0)
+    one, other = (corners[1] - corners[0]) / 2, (corners[3] - corners[0]) / 2
+    angle = np.linspace(0, 2 * np.pi, 4 * _ELLIPSE_SEGMENTS, endpoint=False)[:, None]
+    return np.asarray(centre + np.cos(angle) * one + np.sin(angle) * other)
+
+
+def _size_of(polygons: Sequence[shapely.Polygon]) -> tuple[int, int]:
+    bounds = np.array([polygon.bounds for polygon in polygons])
+    return max(1, int(np.ceil(bounds[:, 3].max()))), max(1, int(np.ceil(bounds[:, 2].max())))
+
+
+def _region(label_id: int, name: str, polygon: shapely.Polygon, size: tuple[int, int]) -> Region:
+    inside = shapely.intersection(polygon, shapely.box(0, 0, size[1], size[0]))
+    parts = [part for part in shapely.get_parts(inside) if isinstance(part, shapely.Polygon)]
+    mask = np.zeros(size, dtype=bool)
+    for part in parts:
+        mask |= polygon_to_mask(part, size)
+    if not mask.any():
+        raise CocoError(f"a shape of the label {name!r} covers no pixel of the picture; remove it")
+    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
+    y, x, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+    return Region(
+        label_id=label_id,
+        label=name,
+        score=1.0,
+        area=int(mask.sum()),
+        bbox=(x, y, right - x, bottom - y),
+        mask=mask[y:bottom, x:right],
+        polygon=parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts),
+    )

@@ -1,0 +1,106 @@
+"""The whole way in a real window, with a picture of each step: ``python -m tests.napari.scenario FOLDER``.
+
+It is a program of its own, so that it can run under each Qt binding. The pictures of ``docs/napari.md`` are made by it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import napari
+import numpy as np
+import qtpy
+from npe2 import PluginManager, PluginManifest
+from PIL import Image
+
+from napari_tcl.widget import SegmentWidget
+from tcl_core.coco import validate_coco
+from tests.napari.coco_pixels import label_maps_of
+from tests.napari.pictures_of_steps import STEPS
+from tests.napari.steps import brush, idle, wait_until
+
+__all__ = ["run"]
+
+_WINDOW = (1400, 900)
+_COLOURS = 256  # of a picture that is kept: enough for the eye, a third of the bytes
+_MANIFEST = Path(__file__).parents[2] / "napari_tcl" / "napari.yaml"
+_LABELS = (("Sofa", "sofa, couch"), ("House", "house"))
+
+
+def run(folder: Path) -> None:
+    """Open the sample, type two labels, segment, move a threshold, correct, accept, export, and check the file.
+
+    Args:
+        folder: for the pictures ``napari-STEP.png`` and ``labels.json``.
+    """
+    plugins = PluginManager.instance()
+    plugins.discover()
+    if "tcl-annotate" not in plugins:
+        # A checkout that is not installed.
+        plugins.register(PluginManifest.from_file(_MANIFEST))
+    viewer = napari.Viewer(show=True)
+    viewer.window.resize(*_WINDOW)
+    viewer.open_sample("tcl-annotate", "scene")
+    _, widget = viewer.window.add_plugin_dock_widget("tcl-annotate", "Segment from text")
+    assert isinstance(widget, SegmentWidget)
+    widget.model.device.value = "cpu"
+    viewer.reset_view()
+    _picture(viewer, folder, "opened")
+
+    for name, prompts in _LABELS:
+        widget.labels.add_row(name, prompts)
+    _picture(viewer, folder, "typed")
+
+    widget.segment()
+    idle(widget)
+    current = widget.current()
+    assert current is not None, widget.buttons.message.text()
+    results, _ = current
+    _picture(viewer, folder, "segmented")
+
+    before = results.draft.data.copy()
+    # Half way between what the model asks for and nothing.
+    assert widget.engine.loaded is not None
+    widget.background.threshold.value = widget.engine.loaded.settings()["background_threshold"] / 2
+    idle(widget)
+    assert np.count_nonzero(results.draft.data) >= np.count_nonzero(before)
+    _picture(viewer, folder, "threshold")
+
+    height, width = results.draft.data.shape
+    brush(results.draft, widget.labels.ids[0], height // 2, width // 2, size=40)
+    stroke = results.draft.data.copy()
+    widget.overlays.follow()
+    idle(widget)
+    _picture(viewer, folder, "corrected")
+
+    widget.labels.table.setCurrentCell(0, 1)
+    widget.accept()
+    idle(widget)
+    assert np.array_equal(results.accepted.data == widget.labels.ids[0], stroke == widget.labels.ids[0])
+    assert np.array_equal(results.annotation.combined(()), stroke)
+    _picture(viewer, folder, "accepted")
+
+    widget.polygons.geometry.value = "rle"
+    out = folder / "labels.json"
+    widget.export(out)
+    idle(widget)
+    assert validate_coco(out) == []
+    (exported,) = label_maps_of(out).values()
+    assert np.array_equal(exported, stroke)
+    _picture(viewer, folder, "exported")
+    viewer.close()
+    print(f"{qtpy.API_NAME}: {np.count_nonzero(exported)} labelled pixels, equal to the layers")
+
+
+def _picture(viewer: napari.Viewer, folder: Path, step: str) -> None:
+    assert step in STEPS
+    wait_until(lambda: True, "the window is drawn")
+    shot = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)[..., :3])
+    shot.quantize(_COLOURS).save(folder / f"napari-{step}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m tests.napari.scenario FOLDER")
+    run(Path(sys.argv[1]))

@@ -1,0 +1,16 @@
+"""Examples in the docstrings of modules that need neither napari nor Qt."""
+
+from __future__ import annotations
+
+import doctest
+from types import ModuleType
+
+import pytest
+
+from napari_tcl import annotation, export, pictures
+
+
+@pytest.mark.parametrize("module", [annotation, export, pictures], ids=lambda module: module.__name__)
+def test_examples_in_docstrings(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0 and found.failed == 0

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from napari_tcl.folder import FolderJob
+from napari_tcl.session import Progress
+from tcl_core.coco import validate_coco
+from tcl_core.errors import SettingsError, VocabularyError
+from tcl_core.models import Model
+from tcl_core.segmenter import Segmenter
+from tcl_core.vocabulary import Vocabulary
+from tests.napari.coco_pixels import label_maps_of
+
+VOCABULARY = Vocabulary.from_options(["Cat=cat", "Sky=sky", "Tree=tree"])
+
+
+@pytest.fixture
+def photos(tmp_path: Path, picture: np.ndarray) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for number, name in enumerate(["a.png", "b.png", "more/a.png"]):
+        Image.fromarray(np.roll(picture, 16 * number, axis=1)).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def opened(photos: Path, segmenter: Segmenter, tmp_path: Path) -> Callable[[], FolderJob]:
+    return lambda: FolderJob.open(photos, VOCABULARY, segmenter.settings(), tmp_path / "masks")
+
+
+def test_interrupted_job_is_taken_up(
+    opened: Callable[[], FolderJob], segmenter: Segmenter, picture: np.ndarray, tmp_path: Path
+) -> None:
+    for state in opened().run(segmenter):
+        assert (state.file_name, state.state) == ("a.png", "labelled")
+        break
+    assert [state.state for state in opened().states()] == ["labelled", "waiting", "waiting"]
+    job = opened()
+    assert [state.file_name for state in job.run(segmenter)] == ["b.png", "more/a.png"]
+    assert list(job.run(segmenter)) == []
+
+    assert job.export(tmp_path / "labels.json", geometry="rle") == 3
+    assert validate_coco(tmp_path / "labels.json", job.pictures.root) == []
+    expected = segmenter.segment_image(picture, VOCABULARY).label_map
+    assert np.array_equal(label_maps_of(tmp_path / "labels.json")["a.png"], expected)
+
+
+def test_corrections_are_kept_and_exported(
+    opened: Callable[[], FolderJob], segmenter: Segmenter, tmp_path: Path
+) -> None:
+    job = opened()
+    list(job.run(segmenter))
+    found = job.load("b.png")
+    found.label_map[:10] = 2
+    job.save("b.png", found.label_map, found.score_map)
+    again = opened()
+    assert [state.state for state in again.states()] == ["labelled", "corrected", "labelled"]
+    assert list(again.run(segmenter)) == []
+    again.export(tmp_path / "labels.json", geometry="rle")
+    assert np.array_equal(label_maps_of(tmp_path / "labels.json")["b.png"], found.label_map)
+
+
+def test_scores_are_kept_to_a_two_hundredth(opened: Callable[[], FolderJob], segmenter: Segmenter) -> None:
+    job = opened()
+    list(job.run(segmenter))
+    scores = np.linspace(0, 1, 96 * 144, dtype=np.float32).reshape(96, 144)
+    job.save("a.png", job.load("a.png").label_map, scores)
+    assert np.abs(job.load("a.png").score_map - scores).max() < 1 / 500
+
+
+def test_broken_picture_costs_only_itself(
+    opened: Callable[[], FolderJob], segmenter: Segmenter, photos: Path, picture: np.ndarray
+) -> None:
+    (photos / "b.png").write_bytes(b"not a picture")
+    job = opened()
+    states = list(job.run(segmenter))
+    assert [state.state for state in states] == ["labelled", "failed", "labelled"]
+    assert "not a picture" in states[1].reason
+    Image.fromarray(picture).save(photos / "b.png")
+    assert [state.state for state in job.run(segmenter)] == ["labelled"]
+
+
+def test_cancelling_in_the_middle_of_a_picture_loses_nothing(
+    opened: Callable[[], FolderJob], segmenter: Segmenter
+) -> None:
+    def told(name: str) -> Callable[[Progress], None]:
+        def tell(progress: Progress) -> None:
+            if name == "b.png" and progress.step == "encode":
+                raise InterruptedError
+
+        return tell
+
+    with pytest.raises(InterruptedError):
+        list(opened().run(segmenter, told))
+    assert [state.state for state in opened().states()] == ["labelled", "waiting", "waiting"]
+
+
+def test_damaged_masks_are_made_again(opened: Callable[[], FolderJob], segmenter: Segmenter, tmp_path: Path) -> None:
+    job = opened()
+    list(job.run(segmenter))
+    for path in (tmp_path / "masks").glob("*.npz"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(SettingsError, match="damaged"):
+        job.load("a.png")
+    assert len(list(job.run(segmenter))) == 3
+
+
+def test_masks_of_another_size_are_refused(
+    opened: Callable[[], FolderJob], segmenter: Segmenter, photos: Path, picture: np.ndarray
+) -> None:
+    job = opened()
+    list(job.run(segmenter))
+    Image.fromarray(picture[:50]).save(photos / "a.png")
+    with pytest.raises(SettingsError, match="does not fit"):
+        job.load("a.png")
+
+
+def test_other_labels_are_another_job(
+    photos: Path, opened: Callable[[], FolderJob], segmenter: Segmenter, tmp_path: Path
+) -> None:
+    opened()
+    with pytest.raises(SettingsError, match="other labels"):
+        FolderJob.open(photos, Vocabulary.from_options(["cat"]), segmenter.settings(), tmp_path / "masks")
+
+
+def test_other_settings_are_another_job(
+    photos: Path, opened: Callable[[], FolderJob], tiny_model: Model, tmp_path: Path
+) -> None:
+    job = opened()
+    plain = Segmenter(tiny_model, refine=False)
+    with pytest.raises(SettingsError, match="other settings"):
+        FolderJob.open(photos, VOCABULARY, plain.settings(), tmp_path / "masks")
+    with pytest.raises(SettingsError, match="other settings"):
+        list(job.run(plain))
+
+
+def test_foreign_folder_is_left_alone(photos: Path, segmenter: Segmenter) -> None:
+    with pytest.raises(SettingsError, match="other files"):
+        FolderJob.open(photos, VOCABULARY, segmenter.settings(), photos)
+    assert sorted(path.name for path in photos.iterdir()) == ["a.png", "b.png", "more"]
+
+
+def test_unknown_word_ends_the_job_at_once(photos: Path, segmenter: Segmenter, tmp_path: Path) -> None:
+    vocabulary = Vocabulary.from_options(["giraffe"])
+    job = FolderJob.open(photos, vocabulary, segmenter.settings(), tmp_path / "masks")
+    with pytest.raises(VocabularyError, match="giraffe"):
+        next(iter(job.run(segmenter)))
+
+
+def test_masks_of_a_picture_that_waits(opened: Callable[[], FolderJob]) -> None:
+    with pytest.raises(SettingsError, match="not labelled yet"):
+        opened().load("a.png")
+
+
+def test_other_pictures_are_not_of_the_job(opened: Callable[[], FolderJob]) -> None:
+    with pytest.raises(SettingsError, match="no picture of this job"):
+        opened().save("z.png", np.zeros((3, 3)), np.zeros((3, 3), np.float32))
+
+
+def test_damaged_job_file(opened: Callable[[], FolderJob], tmp_path: Path) -> None:
+    opened()
+    (tmp_path / "masks" / "job.json").write_text("{")
+    with pytest.raises(SettingsError, match="damaged"):
+        opened()
+    shutil.rmtree(tmp_path / "masks")
+    opened()
