@@ -57,8 +57,9 @@ class LabellingConfig:
         image_key: key of the picture's address in a task's data.
         controls: the tags that draw on that image.
         labels: prompts (none: the value itself) and threshold of each label, by its value.
+        background: whether pixels may stay without a label (``model_background`` of the outermost tag).
+        background_threshold: score that a label must reach against the background; ``None`` takes the model's.
         background_label: the label that stands for what no other label wins, if there is one.
-        background_threshold: its ``model_score_threshold``.
         background_skipped: whether nothing is drawn for it.
         prompt_name: name of the ``TextArea`` for prompts, if there is one.
     """
@@ -67,8 +68,9 @@ class LabellingConfig:
     image_key: str
     controls: tuple[Control, ...]
     labels: Mapping[str, tuple[tuple[str, ...], float | None]]
-    background_label: str | None = None
+    background: bool = True
     background_threshold: float | None = None
+    background_label: str | None = None
     background_skipped: bool = False
     prompt_name: str | None = None
 
@@ -90,7 +92,7 @@ class LabellingConfig:
         for value, (prompts, threshold) in self.labels.items():
             more = tuple(added.get(value, ())) if added else ()
             labels.append(Label(_vocabulary_name(value), tuple(dict.fromkeys((*prompts, *more))), threshold))
-        return Vocabulary(tuple(labels), background_threshold=self.background_threshold)
+        return Vocabulary(tuple(labels), self.background, self.background_threshold)
 
 
 def parse_labelling_config(xml: str) -> LabellingConfig:
@@ -98,7 +100,8 @@ def parse_labelling_config(xml: str) -> LabellingConfig:
 
     The labels are those of all ``PolygonLabels``, ``BrushLabels`` and ``RectangleLabels`` on the first ``Image`` that
     such a tag points to. A label's prompts are in its ``predicted_values`` (separated by commas), its threshold in its
-    own ``model_score_threshold`` or that of its tag; a label of several tags unites their prompts.
+    own ``model_score_threshold`` or that of its tag; a label of several tags unites their prompts. The outermost tag may
+    say ``model_background="false"`` or give the threshold of the background.
 
     Args:
         xml: the project's configuration.
@@ -152,13 +155,16 @@ def parse_labelling_config(xml: str) -> LabellingConfig:
         )
     if not labels:
         raise SettingsError("the labelling configuration has no label to predict; add a <Label value=...>")
+    without = root.get("model_background", "").strip().lower() == "false"
+    threshold = None if without else _threshold(root, "the outermost tag", "model_background")
     config = LabellingConfig(
         image_name=image_name,
         image_key=images[image_name].get("value", "")[1:],
         controls=tuple(controls),
         labels=labels,
+        background=not without,
+        background_threshold=background[1] if background and background[1] is not None and not without else threshold,
         background_label=background[0] if background else None,
-        background_threshold=background[1] if background else None,
         background_skipped=background[2] if background else False,
         prompt_name=_prompt_name(root, image_name),
     )
@@ -203,8 +209,8 @@ def _prompts(label: Element) -> tuple[str, ...]:
     return given if given or shown == _value(label) else (shown,)
 
 
-def _threshold(element: Element, where: str) -> float | None:
-    text = element.get("model_score_threshold")
+def _threshold(element: Element, where: str, attribute: str = "model_score_threshold") -> float | None:
+    text = element.get(attribute)
     if text is None or not text.strip():
         return None
     try:
@@ -213,7 +219,7 @@ def _threshold(element: Element, where: str) -> float | None:
         number = math.nan
     if not 0 <= number <= 1:
         raise SettingsError(
-            f"the labelling configuration: {where} has the model_score_threshold {text!r}; give a number from 0 to 1"
+            f"the labelling configuration: {where} has the {attribute} {text!r}; give a number from 0 to 1"
         )
     return number
 

@@ -35,7 +35,7 @@ def encode_brush(mask: NDArray[np.bool_]) -> list[int]:
 
     Example:
         >>> encode_brush(np.ones((1, 2), dtype=bool))
-        [0, 0, 0, 8, 57, 27, 252, 63, 192]
+        [0, 0, 0, 8, 57, 27, 252, 255, 224]
     """
     flat = mask.ravel()
     starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
