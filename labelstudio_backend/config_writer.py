@@ -66,7 +66,7 @@ def labelling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> st
 
 
 def _add_labels(view: Element, tag: str, name: str, vocabulary: Vocabulary, **attributes: str) -> None:
-    control = SubElement(view, tag, name=name, toName="image", **attributes)
+    control = SubElement(view, tag, {"name": name, "toName": "image", **attributes})
     for label, colour in zip(vocabulary.labels, vocabulary.colours, strict=True):
         element = SubElement(control, "Label", value=label.name, background="#{:02x}{:02x}{:02x}".format(*colour))
         if label.prompts != (label.name,):

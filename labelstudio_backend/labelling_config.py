@@ -79,6 +79,11 @@ class LabellingConfig:
         """Values of the labels that have prompts; value k belongs to label k of the vocabulary (from 0)."""
         return tuple(self.labels)
 
+    @property
+    def drawing(self) -> tuple[Control, ...]:
+        """The tags that predictions are drawn with."""
+        return tuple(control for control in self.controls if not control.skipped)
+
     def vocabulary(self, added: Mapping[str, Iterable[str]] | None = None) -> Vocabulary:
         """The labels as a vocabulary, with prompts that were added later.
 
@@ -100,8 +105,8 @@ def parse_labelling_config(xml: str) -> LabellingConfig:
 
     The labels are those of all ``PolygonLabels``, ``BrushLabels`` and ``RectangleLabels`` on the first ``Image`` that
     such a tag points to. A label's prompts are in its ``predicted_values`` (separated by commas), its threshold in its
-    own ``model_score_threshold`` or that of its tag; a label of several tags unites their prompts. The outermost tag may
-    say ``model_background="false"`` or give the threshold of the background.
+    own ``model_score_threshold`` or that of its tag; a label of several tags unites their prompts. The outermost tag
+    may say ``model_background="false"`` or give the threshold of the background.
 
     Args:
         xml: the project's configuration.

@@ -153,12 +153,15 @@ class Predictor:
             nothing = label_map == 0
             score_map = np.where(nothing, 1 - _best(scores, features.size), score_map)
             label_map = np.where(nothing, len(values), label_map).astype(np.int32)
+        wanted = plan.config.drawing if controls is None else controls
         regions = label_map_to_regions(
-            Segmentation(label_map, score_map, vocabulary), min_area=self.options.min_area, detail=self.options.detail
+            Segmentation(label_map, score_map, vocabulary),
+            min_area=self.options.min_area,
+            detail=self.options.detail if any(control.kind == "polygon" for control in wanted) else None,
         )
         drawn = [(values[region.label_id - 1], region) for region in _from_the_back(regions, len(values), background)]
         meta = None if plan.note is None else {"text": [plan.note]}
-        results = region_results(plan.config, drawn, features.size, controls=controls, meta=meta)
+        results = region_results(plan.config, drawn, features.size, controls=wanted, meta=meta)
         return Prediction(results, overall_score(drawn), features.size, tuple(known.notes))
 
     def _known(self, vocabulary: Vocabulary, values: Sequence[str]) -> _Labels:

@@ -50,7 +50,7 @@ def region_results(
     Returns:
         Results of type ``polygonlabels``, ``brushlabels`` and ``rectanglelabels``, each with an id of its own.
     """
-    chosen = [control for control in config.controls if not control.skipped] if controls is None else controls
+    chosen = config.drawing if controls is None else controls
     results: list[dict[str, Any]] = []
     for value, region in drawn:
         holed = has_hole(region.mask)

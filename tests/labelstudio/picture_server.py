@@ -31,7 +31,8 @@ class PictureServer:
     """Serves `PNG` and notes what it was asked.
 
     * ``/data/upload/...``, ``/data/local-files/``: the picture; with ``token`` set only to who brings it.
-    * ``/redirect?to=URL``: a redirect. ``/declared``: a length of 10 GB. ``/endless``: bytes without a length.
+    * ``/redirect?to=URL``: a redirect; ``/loop``: one to itself.
+    * ``/declared``: a length of 10 GB. ``/endless``: bytes without a length.
     * ``/slow``: a header now, then a byte now and then.
     * ``/api/token/refresh/``: exchanges `REFRESH_TOKEN` for an access token.
     """
@@ -87,9 +88,9 @@ class PictureServer:
             def do_GET(self) -> None:
                 owner.requests.append(("GET", self.path, dict(self.headers)))
                 parts = urlsplit(self.path)
-                if parts.path == "/redirect":
+                if parts.path in ("/redirect", "/loop"):
                     self.send_response(302)
-                    self.send_header("Location", parse_qs(parts.query)["to"][0])
+                    self.send_header("Location", parse_qs(parts.query).get("to", ["/loop"])[0])
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                 elif parts.path == "/declared":
