@@ -90,12 +90,12 @@ def predict_project(
     config = parse_labelling_config(project.label_config)
     version = model_version(options, config, added)
     summary = BulkSummary(version)
+    known = {task["id"] for page in client.tasks(project.id, model_version=version) for task in page}
     wanted: list[dict[str, Any]] = []
     for page in client.tasks(project.id, view=view):
         for task in page:
             summary.total += 1
-            known = version in (task.get("predictions_model_versions") or [])
-            if known or (only_unlabelled and (task.get("total_annotations") or task.get("is_labeled"))):
+            if task["id"] in known or (only_unlabelled and (task.get("total_annotations") or task.get("is_labeled"))):
                 summary.skipped += 1
             else:
                 wanted.append({"id": task["id"], "url": (task.get("data") or {}).get(config.image_key)})

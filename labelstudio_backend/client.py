@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import httpx
 from labelstudio_backend.pictures.locations import origin_of
 from labelstudio_backend.pictures.tokens import Token
 from tcl_core.errors import SettingsError
+from tcl_core.images import SUPPORTED_EXTENSIONS
 
 __all__ = ["LabelStudioClient", "LabelStudioError", "Project"]
 
@@ -138,46 +141,49 @@ class LabelStudioClient:
         Raises:
             LabelStudioError: it cannot be added or read.
         """
-        body = {"project": project, "path": path, "use_blob_urls": True, "title": "local files"}
+        body = {
+            "project": project,
+            "path": path,
+            "use_blob_urls": True,
+            "regex_filter": rf"(?i).*\.({'|'.join(ending[1:] for ending in SUPPORTED_EXTENSIONS)})$",
+            "title": "local files",
+        }
         storage = self._json("POST", "/api/storages/localfiles", json=body)
         self._json("POST", f"/api/storages/localfiles/{storage['id']}/sync")
 
     def tasks(
-        self, project: int, *, view: int | None = None, page_size: int = 100, full: bool = False
+        self,
+        project: int,
+        *,
+        view: int | None = None,
+        model_version: str | None = None,
+        page_size: int = 100,
+        full: bool = False,
     ) -> Iterator[list[dict[str, Any]]]:
         """A project's tasks, page by page.
 
         Args:
             project: its number.
             view: number of a tab of the data manager, whose filters apply.
+            model_version: only tasks that have a prediction of this version (instead of a view).
             page_size: tasks of a page.
             full: with annotations and predictions.
 
         Raises:
             LabelStudioError: they cannot be read.
         """
-        page = 1
-        while True:
-            query: dict[str, Any] = {"project": project, "page": page, "page_size": page_size}
-            query |= {"view": view} if view is not None else {}
-            query |= {"fields": "all"} if full else {}
-            answer = self._json("GET", "/api/tasks/", params=query)
+        query: dict[str, Any] = {"project": project, "page_size": page_size}
+        query |= {"view": view} if view is not None else {}
+        query |= {"fields": "all"} if full else {}
+        if model_version is not None:
+            query["query"] = json.dumps(_with_version(model_version))
+        for page in itertools.count(1):
+            answer = self._json("GET", "/api/tasks/", params={**query, "page": page})
             tasks = answer["tasks"]
             if tasks:
                 yield tasks
             if page * page_size >= int(answer["total"]) or not tasks:
                 return
-            page += 1
-
-    def predicted_tasks(self, project: int, model_version: str) -> set[int]:
-        """Numbers of the tasks that have a prediction of a version.
-
-        Raises:
-            LabelStudioError: they cannot be read.
-        """
-        query = {"project": project, "model_version": model_version}
-        found = self._json("GET", "/api/predictions/", params=query)
-        return {entry["task"] for entry in found if entry.get("model_version") == model_version}
 
     def import_predictions(self, project: int, predictions: Sequence[Mapping[str, Any]]) -> int:
         """Store predictions; returns how many Label Studio says it has made.
@@ -234,6 +240,17 @@ class LabelStudioClient:
         if not isinstance(access, str):
             raise LabelStudioError(f"{self.url}: refused the personal access token ({response.status_code})")
         self._token.accept(access)
+
+
+def _with_version(model_version: str) -> dict[str, Any]:
+    """A query of the data manager. Its "contains" looks inside each version, so none may be a part of another."""
+    item = {
+        "filter": "filter:tasks:predictions_model_versions",
+        "operator": "contains",
+        "type": "List",
+        "value": [model_version],
+    }
+    return {"filters": {"conjunction": "and", "items": [item]}, "selectedItems": {"all": True, "excluded": []}}
 
 
 def _project(data: Mapping[str, Any]) -> Project:

@@ -41,7 +41,6 @@ def labelling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> st
         view.set("model_background", "false")
     elif vocabulary.background_threshold is not None:
         view.set("model_background", f"{vocabulary.background_threshold:g}")
-    SubElement(view, "Header", value="Type a prompt, such as: Label: other words")
     SubElement(
         view,
         "TextArea",
@@ -51,7 +50,7 @@ def labelling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> st
         rows="1",
         maxSubmissions="1",
         showSubmitButton="true",
-        placeholder="Label: prompt",
+        placeholder="Type a prompt for a label, such as  Label: other words",
     )
     if shape == "polygon":
         _add_labels(view, "PolygonLabels", "polygons", vocabulary, strokeWidth="2", opacity="0.4")
@@ -60,7 +59,7 @@ def labelling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> st
         _add_labels(view, "BrushLabels", "brushes", vocabulary)
     boxes = {} if shape == "box" else {"smart": "true", "model_skip": "true"}
     _add_labels(view, "RectangleLabels", "boxes", vocabulary, **boxes)
-    SubElement(view, "Image", name="image", value="$image", zoom="true")
+    SubElement(view, "Image", name="image", value="$image", zoom="true", zoomControl="true", maxWidth="900px")
     indent(view)
     return tostring(view, encoding="unicode")
 

@@ -18,13 +18,13 @@ from tcl_core.polygons import detail_in_pixels
 if TYPE_CHECKING:
     from tcl_core.segmenter import Segmenter
 
-__all__ = ["FAILED_SUFFIX", "ModelOptions", "model_version"]
+__all__ = ["FAILED_VERSION", "ModelOptions", "model_version"]
 
 _RESULTS_FORMAT = 1
 """Raise it when equal settings begin to give other regions."""
 
-FAILED_SUFFIX = "-failed"
-"""Added to the version of a task's empty answer, so that Label Studio asks again for this task."""
+FAILED_VERSION = "tcl-annotate-failed"
+"""Version of the empty answer for a task that failed: none of a model, so that Label Studio asks again for the task."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from anyio import CapacityLimiter, create_task_group
 from labelstudio_backend.answering import Question, answer_command
 from labelstudio_backend.labelling_config import LabellingConfig, parse_labelling_config
 from labelstudio_backend.metrics import Metrics
-from labelstudio_backend.model_options import FAILED_SUFFIX, model_version
+from labelstudio_backend.model_options import FAILED_VERSION, model_version
 from labelstudio_backend.pictures.locations import origin_of
 from labelstudio_backend.pictures.tokens import Token
 from labelstudio_backend.planning import freeze, read_context
@@ -222,7 +222,7 @@ class Service:
 
     def _response(self, outcomes: Sequence[_Outcome], version: str) -> bytes:
         quoted = json.dumps(version).encode()
-        failed = json.dumps(version + FAILED_SUFFIX).encode()
+        failed = json.dumps(FAILED_VERSION).encode()
         parts = [
             b'{"result":[],"score":0.0,"model_version":%b}' % failed
             if outcome.reply is None
