@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prelabel": ("labelstudio_backend.cli.prelabel", "Predict all tasks of a project."),
     "export": ("labelstudio_backend.cli.export", "Write a project's annotations as COCO."),
     "prompts": ("labelstudio_backend.cli.prompts", "List or clear typed prompts."),
+    "benchmark": ("labelstudio_backend.cli.benchmark", "Measure the server under load on this machine."),
 }
 """Name of each command, with the module that defines it and its line in the list of commands."""
 

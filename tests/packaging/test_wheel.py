@@ -22,7 +22,7 @@ import pytest
 import tcl_core
 
 REPOSITORY = Path(__file__).parents[2]
-TOP_LEVEL = {"tcl_core", f"tcl_annotate-{tcl_core.__version__}.dist-info"}
+TOP_LEVEL = {"tcl_core", "labelstudio_backend", f"tcl_annotate-{tcl_core.__version__}.dist-info"}
 ASSETS = ("tcl_core/assets/playground.safetensors", "tcl_core/weights/manifest.json", "tcl_core/py.typed")
 PICTURES = 2
 
@@ -83,7 +83,7 @@ def test_source_distribution_carries_what_the_tests_need(wheel: Path) -> None:
     unpacked = wheel.parent / "unpacked"
     shutil.unpack_archive(path, unpacked, filter="data")
     (root,) = unpacked.iterdir()
-    for name in ("tcl_core", "training", "tests", "docs", "Makefile", "constraints.txt", "LICENSE", "README.md"):
+    for name in ("tcl_core", "labelstudio_backend", "training", "tests", "docs", "Makefile", "constraints.txt", "LICENSE", "README.md"):
         assert (root / name).exists(), name
     assert not [path for path in root.rglob("*") if path.name in ("__pycache__", ".venv", "demo-output")]
 
@@ -106,7 +106,15 @@ def test_installed_command_line(environment: Path, tmp_path: Path) -> None:
     assert (tmp_path / "preview" / "index.html").stat().st_size > 0
 
 
-@pytest.mark.parametrize("name", ["training", "tests", "labelstudio_backend", "napari_tcl"])
+def test_label_studio_without_its_extra_says_what_is_missing(environment: Path, tmp_path: Path) -> None:
+    if os.environ.get("TCL_ANNOTATE_WHEEL_TEST") == "reuse":
+        pytest.skip("the borrowed libraries have the extra")
+    words = [environment / "tcl-annotate", "label-studio", "serve"]
+    done = subprocess.run([str(word) for word in words], cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert done.returncode == 2 and "tcl-annotate[label-studio]" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["training", "tests", "napari_tcl"])
 def test_no_other_package_is_installed(environment: Path, tmp_path: Path, name: str) -> None:
     code = f"import importlib.util; print(importlib.util.find_spec({name!r}))"
     assert run([environment / "python", "-c", code], tmp_path).strip() == "None"
