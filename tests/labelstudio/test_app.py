@@ -263,7 +263,12 @@ def test_killing_the_worker_loses_only_its_request(client: TestClient) -> None:
 
 
 def test_a_worker_that_dies_idle_is_replaced(client: TestClient) -> None:
-    os.kill(client.get("/status").json()["worker_pid"], signal.SIGKILL)
+    before = client.get("/status").json()
+    os.kill(before["worker_pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while client.get("/status").json()["worker_restarts"] == before["worker_restarts"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert client.post("/predict", json=request([data_url(4)], "cat")).status_code == 200
 
 

@@ -83,7 +83,17 @@ def test_source_distribution_carries_what_the_tests_need(wheel: Path) -> None:
     unpacked = wheel.parent / "unpacked"
     shutil.unpack_archive(path, unpacked, filter="data")
     (root,) = unpacked.iterdir()
-    for name in ("tcl_core", "labelstudio_backend", "training", "tests", "docs", "Makefile", "constraints.txt", "LICENSE", "README.md"):
+    for name in (
+        "tcl_core",
+        "labelstudio_backend",
+        "training",
+        "tests",
+        "docs",
+        "Makefile",
+        "constraints.txt",
+        "LICENSE",
+        "README.md",
+    ):
         assert (root / name).exists(), name
     assert not [path for path in root.rglob("*") if path.name in ("__pycache__", ".venv", "demo-output")]
 
