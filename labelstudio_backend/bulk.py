@@ -106,7 +106,11 @@ def predict_project(
     progress = Progress(summary.total, summary.skipped, quiet=quiet)
     sender = _Sender(client, project.id, summary, progress)
     try:
-        with InterruptGuard() as guard, start_blocking_portal() as portal:
+        with (
+            InterruptGuard() as guard,
+            start_blocking_portal() as portal,
+            portal.wrap_async_context_manager(fetcher),
+        ):
             try:
                 for task, fetched in _prefetched(wanted, fetcher, portal):
                     _predict_task(task, fetched, predictor, question, sender)

@@ -274,4 +274,15 @@ def _refusal(url: str, method: str, path: str, response: httpx.Response) -> str:
             f"{url}: Label Studio refuses the backend's address (403); private addresses need "
             "USE_DEFAULT_BANNED_SUBNETS=false in its environment"
         )
-    return f"{url}: {method} {path} was answered with {response.status_code}: {response.text[:_SHOWN]}"
+    return f"{url}: {method} {path} was answered with {response.status_code}: {_reason(response)}"
+
+
+def _reason(response: httpx.Response) -> str:
+    """What Label Studio says, out of the many fields that it says it in."""
+    try:
+        said = response.json()
+        errors = said.get("validation_errors")
+        text = json.dumps(errors, ensure_ascii=False) if errors else str(said.get("detail") or said)
+    except (ValueError, AttributeError):
+        text = response.text
+    return " ".join(text.split())[:_SHOWN]

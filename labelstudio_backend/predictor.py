@@ -154,15 +154,25 @@ class Predictor:
             score_map = np.where(nothing, 1 - _best(scores, features.size), score_map)
             label_map = np.where(nothing, len(values), label_map).astype(np.int32)
         wanted = plan.config.drawing if controls is None else controls
-        regions = label_map_to_regions(
-            Segmentation(label_map, score_map, vocabulary),
-            min_area=self.options.min_area,
-            detail=self.options.detail if any(control.kind == "polygon" for control in wanted) else None,
-        )
+        detail = self.options.detail if any(control.kind == "polygon" for control in wanted) else None
+        regions = self._regions(Segmentation(label_map, score_map, vocabulary), detail)
         drawn = [(values[region.label_id - 1], region) for region in _from_the_back(regions, len(values), background)]
         meta = None if plan.note is None else {"text": [plan.note]}
         results = region_results(plan.config, drawn, features.size, controls=wanted, meta=meta)
         return Prediction(results, overall_score(drawn), features.size, tuple(known.notes))
+
+    def _regions(self, segmentation: Segmentation, detail: str | float | None) -> list[Region]:
+        """Regions, found in the part of the picture that has any: a prompt often concerns a small part."""
+        rows = np.flatnonzero(segmentation.label_map.any(axis=1))
+        columns = np.flatnonzero(segmentation.label_map.any(axis=0))
+        if not rows.size:
+            return []
+        # A margin, so that only the picture's own frame is taken for a frame.
+        top, left = max(int(rows[0]) - 1, 0), max(int(columns[0]) - 1, 0)
+        part = slice(top, int(rows[-1]) + 2), slice(left, int(columns[-1]) + 2)
+        cropped = Segmentation(segmentation.label_map[part], segmentation.score_map[part], segmentation.vocabulary)
+        regions = label_map_to_regions(cropped, min_area=self.options.min_area, detail=detail)
+        return [_moved(region, left, top) for region in regions] if (top, left) != (0, 0) else regions
 
     def _known(self, vocabulary: Vocabulary, values: Sequence[str]) -> _Labels:
         """Leave out prompts with words that the model never learned: one of them must not cost all other labels."""
@@ -208,6 +218,14 @@ class Predictor:
         return torch.stack(
             [torch.stack([planes[prompt] for prompt in label.prompts]).amax(dim=0) for label in vocabulary.labels]
         )
+
+
+def _moved(region: Region, left: int, top: int) -> Region:
+    x, y, width, height = region.bbox
+    polygon = region.polygon
+    if polygon is not None:
+        polygon = shapely.transform(polygon, lambda points: points + (left, top))
+    return replace(region, bbox=(x + left, y + top, width, height), polygon=polygon)
 
 
 def _best(scores: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:

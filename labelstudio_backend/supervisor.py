@@ -165,14 +165,15 @@ class Supervisor:
                 continue
             try:
                 reply = await asyncio.to_thread(self._exchange, item.job)
-            except (EOFError, OSError) as error:
-                if not item.reply.done():
-                    item.reply.set_exception(WorkerDiedError(str(error) or "the worker process ended"))
-                return
             except asyncio.CancelledError:
                 if not item.reply.done():
                     item.reply.set_exception(ModelUnavailableError("the server stops"))
                 raise
+            # Whatever it is, what the worker says next could be the answer to another job.
+            except Exception as error:
+                if not item.reply.done():
+                    item.reply.set_exception(WorkerDiedError(str(error) or "the worker process ended"))
+                return
             if not item.reply.done():
                 item.reply.set_result(reply)
 
@@ -190,9 +191,7 @@ class Supervisor:
         self._waiting.clear()
 
     def _end_process(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        # The process goes first: that wakes a thread which waits for its answer.
         if self._process is not None and self._process.pid is not None:
             self._process.terminate()
             self._process.join(_SECONDS_TO_END)
@@ -200,3 +199,6 @@ class Supervisor:
                 self._process.kill()
                 self._process.join()
             self._process = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

@@ -28,7 +28,7 @@ Example:
 @click.option(
     "--size",
     type=(click.IntRange(min=32), click.IntRange(min=32)),
-    default=(640, 480),
+    default=(320, 240),
     show_default=True,
     metavar="WIDTH HEIGHT",
     help="Size of the pictures in pixels.",

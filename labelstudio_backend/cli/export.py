@@ -70,7 +70,11 @@ def command(
     check_outputs({"--out": out}, [], overwrite)
     token = str(read_token(token_file))
     fetcher = PictureSettings(url, (), allow_hosts, allow_addresses, local_root).fetcher(token)
-    with LabelStudioClient(url, token) as client, start_blocking_portal() as portal:
+    with (
+        LabelStudioClient(url, token) as client,
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(fetcher),
+    ):
         config = parse_labelling_config(client.project(project).label_config)
 
         def size_of(task: Mapping[str, Any]) -> tuple[int, int]:

@@ -79,14 +79,15 @@ def command(
     with LabelStudioClient(url, str(token)) as client:
         project = client.create_project(title, xml)
         click.echo(f"project {project.id}: {client.url}/projects/{project.id}")
-        if not no_backend:
-            client.connect_backend(project.id, backend_url, _BACKEND_TITLE, credentials)
-            client.use_model(project.id, _BACKEND_TITLE)
-            click.echo(f"backend {backend_url} is connected")
         if pictures is not None:
             client.upload(project.id, [pictures.path(index) for index in range(len(pictures))])
             click.echo(f"{len(pictures):,} pictures uploaded")
         if local_files is not None:
             client.add_local_storage(project.id, local_files)
             click.echo(f"tasks taken from {local_files}")
+        # Last, because it fails most easily, and can then be done in the project's settings.
+        if not no_backend:
+            client.connect_backend(project.id, backend_url, _BACKEND_TITLE, credentials)
+            client.use_model(project.id, _BACKEND_TITLE)
+            click.echo(f"backend {backend_url} is connected")
     return EXIT_FINE

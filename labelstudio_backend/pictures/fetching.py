@@ -23,6 +23,7 @@ from tcl_core.errors import ImageError, SettingsError
 __all__ = ["FetchLimits", "PictureFetcher"]
 
 _REDIRECTS = 3
+_ALIASES = 64
 _READ_AT_ONCE = 1 << 16
 _TOKEN_PATH = "/api/token/refresh/"
 _SHOWN = 120
@@ -88,7 +89,8 @@ class PictureFetcher:
             origin = origin_of(hostname)
         except SettingsError:
             return
-        self.site = replace(self.site, aliases=self.site.aliases | {origin})
+        if len(self.site.aliases) < _ALIASES:
+            self.site = replace(self.site, aliases=self.site.aliases | {origin})
 
     async def fetch(self, url: object) -> bytes:
         """Get the encoded bytes of a picture.

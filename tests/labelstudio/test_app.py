@@ -14,12 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import schemathesis
 from fastapi.testclient import TestClient
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from schemathesis.core import NotSet
 
 from labelstudio_backend.app import create_app
 from labelstudio_backend.labelling_config import parse_labelling_config
@@ -307,20 +310,55 @@ def test_metrics(client: TestClient) -> None:
 
 # -- the interface against its own schema ---------------------------------------------------------------------------
 
-schema = schemathesis.pytest.from_fixture("api_schema")
+OPERATIONS = [
+    (path, method.upper())
+    for path, methods in create_app(ServerSettings()).openapi()["paths"].items()
+    for method in methods
+]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+MANY = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@pytest.fixture(scope="module")
-def api_schema(client: TestClient) -> Any:
-    return schemathesis.openapi.from_asgi("/openapi.json", client.app)
-
-
-@schema.parametrize()
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-def test_no_request_makes_an_internal_error(case: Any, client: TestClient) -> None:
-    answer = case.call(session=client)
+def check_answer(answer: httpx.Response) -> None:
     assert answer.status_code < 500 or answer.status_code == 503, answer.text
     assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_no_request_of_the_schema_makes_an_internal_error(path: str, method: str, client: TestClient) -> None:
+    schema = schemathesis.openapi.from_dict(client.get("/openapi.json").json())
+
+    @MANY
+    @given(case=schema[path][method].as_strategy())
+    def send(case: schemathesis.Case) -> None:
+        body = {} if isinstance(case.body, NotSet) else {"json": case.body}
+        check_answer(client.request(method, path, **body))
+
+    send()
+
+
+@MANY
+@given(context=JSON, data=JSON, labels=st.sampled_from([CONFIG, "<View/>", "<", CONFIG.replace("cat", "zebra")]))
+def test_no_odd_values_make_an_internal_error(client: TestClient, context: Any, data: Any, labels: str) -> None:
+    for params in (
+        {"context": context},
+        {"context": {"result": [{"type": "rectanglelabels", "value": context}]}},
+        context,
+    ):
+        body = {"tasks": [{"id": 1, "data": {"image": data}}], "label_config": labels, "params": params}
+        check_answer(client.post("/predict", json=body))
+    check_answer(client.post("/setup", json={"project": data, "schema": labels, "hostname": data}))
+
+
+@MANY
+@given(body=st.binary(max_size=200))
+def test_no_bytes_make_an_internal_error(client: TestClient, body: bytes) -> None:
+    for path in ("/predict", "/setup", "/webhook"):
+        check_answer(client.post(path, content=body, headers={"Content-Type": "application/json"}))
 
 
 def test_an_internal_error_shows_no_traceback(client: TestClient) -> None:

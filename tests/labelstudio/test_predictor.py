@@ -20,6 +20,7 @@ from labelstudio_backend.predictor import Predictor
 from labelstudio_backend.shapes import mask_of_value
 from tcl_core.errors import ImageError, VocabularyError
 from tcl_core.images import load_image
+from tcl_core.raster import mask_iou
 from tcl_core.types import Segmentation
 
 SIZE = (96, 128)
@@ -88,6 +89,22 @@ def test_a_selected_label_competes_but_comes_alone(predictor: Predictor, picture
     found = answer(predictor, Question(PLAIN, {}, Context(text="sofa")), picture)
     assert np.array_equal(label_map(found.prediction.results, NAMES), np.where(everything == 1, 1, 0))
     assert found.learned is None
+
+
+def test_polygons_lie_where_the_masks_are(predictor: Predictor, picture: bytes) -> None:
+    """Regions are found in a part of the picture and moved to their place."""
+    polygons = parse_labelling_config(
+        '<View><Image name="image" value="$image"/><PolygonLabels name="p" toName="image"><Label value="cat"/>'
+        '</PolygonLabels><BrushLabels name="b" toName="image"><Label value="cat"/></BrushLabels></View>'
+    )
+    few = Predictor(predictor.segmenter, replace(predictor.options, min_area=150, detail="fine"), cache_bytes=0)
+    results = few.predict(picture, Plan(polygons, label="cat")).results
+    drawn = {kind: [r["value"] for r in results if r["type"] == kind] for kind in ("polygonlabels", "brushlabels")}
+    masks = [mask_of_value("brushlabels", value, SIZE) for value in drawn["brushlabels"]]
+    assert drawn["polygonlabels"]
+    for value in drawn["polygonlabels"]:
+        outline = mask_of_value("polygonlabels", value, SIZE)
+        assert max(mask_iou(outline, mask) for mask in masks) >= 0.98
 
 
 def test_a_typed_prompt_is_learned_by_its_label(predictor: Predictor, picture: bytes) -> None:
@@ -162,8 +179,9 @@ def test_small_regions_are_left_out(predictor: Predictor, picture: bytes) -> Non
 
 
 def test_a_picture_that_claims_too_many_pixels_is_not_decoded(predictor: Predictor) -> None:
-    header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
-    png = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
+    png = b"\x89PNG\r\n\x1a\n"
+    for chunk in (b"IHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0", b"IDAT"):
+        png += (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
     with pytest.raises(ImageError, match="60000 x 60000"):
         predictor.predict(png, Plan(PLAIN))
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -97,7 +97,15 @@ def suggestions(browser: webdriver.Chrome) -> list[str]:
 def keep_screenshot(browser: webdriver.Chrome, name: str) -> None:
     folder = REPOSITORY / "build" / "screenshots"
     folder.mkdir(parents=True, exist_ok=True)
-    browser.save_screenshot(str(folder / name))
+
+    def taken() -> bool:
+        try:
+            return browser.save_screenshot(str(folder / name))
+        except TimeoutException:
+            # A busy machine may need longer for a frame than the driver waits.
+            return False
+
+    wait(taken, "the screenshot")
 
 
 def test_from_regions_to_export(
