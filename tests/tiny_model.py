@@ -5,7 +5,9 @@ Its scores depend on colour and place, so that label maps have several regions, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -20,7 +22,7 @@ __all__ = ["WORDS", "write_tiny_model"]
 WORDS = ("a", "photo", "of", "the", "red", "green", "blue", "cat", "dog", "sofa", "couch", "ball", "tree", "sky", "car")
 CONTEXT = 12
 
-CLIP_CONFIG = {
+CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": 32,
     "quick_gelu": False,
     "vision_cfg": {
@@ -31,15 +33,16 @@ CLIP_CONFIG = {
         "layers": 3,
         "pool_type": "avg",
     },
-    "text_cfg": {"context_length": CONTEXT, "vocab_size": len(WORDS) + 4, "width": 32, "heads": 2, "layers": 2},
 }
+TEXT_CONFIG = {"context_length": CONTEXT, "width": 32, "heads": 2, "layers": 2}
 
 
-def write_tiny_model(path: Path, seed: int = 0) -> Path:
-    """Write the model file; the same seed gives the same bytes."""
+def write_tiny_model(path: Path, seed: int = 0, words: Sequence[str] = WORDS) -> Path:
+    """Write a model file that knows some words; the same seed and words give the same bytes."""
+    config = {**CLIP_CONFIG, "text_cfg": {**TEXT_CONFIG, "vocab_size": len(words) + 4}}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        clip = open_clip.CLIP(**CLIP_CONFIG)
+        clip = open_clip.CLIP(**config)
         with torch.no_grad():
             # Random towers see little of the picture: louder patches, quieter places.
             clip.visual.conv1.weight.mul_(4)
@@ -49,8 +52,8 @@ def write_tiny_model(path: Path, seed: int = 0) -> Path:
         name="tiny",
         preprocess=Preprocess((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 64, 256, 64, 32),
         method_config=method.config_to_dict(),
-        clip={"config": CLIP_CONFIG},
-        tokenizer={"type": "words", "words": list(WORDS), "context_length": CONTEXT},
+        clip={"config": config},
+        tokenizer={"type": "words", "words": list(words), "context_length": CONTEXT},
         templates="identity",
         background_threshold={"pamr": 0.5, "plain": 0.5},
         licence="MIT",

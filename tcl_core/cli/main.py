@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("tcl_core.cli.models", "List, fetch and import models."),
     "benchmark": ("tcl_core.cli.benchmark", "Measure polygons and speed on this machine."),
     "playground": ("tcl_core.cli.playground", "Draw sample scenes and score a model on them."),
+    "label-studio": ("labelstudio_backend.cli", "Pre-annotate in Label Studio."),
 }
 """Name of each command, with the module that defines it and its line in the list of commands."""
 

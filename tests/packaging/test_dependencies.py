@@ -33,7 +33,8 @@ def canonical(name: str) -> str:
 
 def imported_distributions(folder: str) -> set[str]:
     """Distributions that a folder of the repository imports, ours and the standard library left out."""
-    ours = {"tcl_core", "napari_tcl", "training", "tests"}
+    # The adapter is imported by label-studio-ml, so that is there whenever the adapter is.
+    ours = {"tcl_core", "labelstudio_backend", "napari_tcl", "training", "tests", "label_studio_ml"}
     foreign = imported_packages(REPOSITORY / folder) - set(sys.stdlib_module_names) - ours
     distributions = packages_distributions()
     assert not {name for name in foreign if name not in distributions}
@@ -57,9 +58,15 @@ def test_the_napari_extra_has_all_that_the_plugin_imports() -> None:
     assert imported_distributions("napari_tcl") <= declared_distributions("napari")
 
 
+def test_the_label_studio_extra_has_all_that_the_backend_imports() -> None:
+    extra = declared_distributions("label-studio") - declared_distributions()
+    imported = imported_distributions("labelstudio_backend")
+    assert extra <= imported <= declared_distributions("label-studio")
+
+
 @pytest.mark.parametrize("folder", ["training", "tests", "docs"])
 def test_the_test_extra_has_all_that_the_rest_imports(folder: str) -> None:
-    assert imported_distributions(folder) <= declared_distributions("test", "docs", "napari")
+    assert imported_distributions(folder) <= declared_distributions("test", "docs", "label-studio", "napari")
 
 
 def test_library_does_not_import_training_or_tests() -> None:

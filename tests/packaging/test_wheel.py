@@ -22,7 +22,7 @@ import pytest
 import tcl_core
 
 REPOSITORY = Path(__file__).parents[2]
-TOP_LEVEL = {"tcl_core", "napari_tcl", f"tcl_annotate-{tcl_core.__version__}.dist-info"}
+TOP_LEVEL = {"tcl_core", "labelstudio_backend", "napari_tcl", f"tcl_annotate-{tcl_core.__version__}.dist-info"}
 ASSETS = (
     "tcl_core/assets/playground.safetensors",
     "tcl_core/weights/manifest.json",
@@ -88,7 +88,7 @@ def test_source_distribution_carries_what_the_tests_need(wheel: Path) -> None:
     unpacked = wheel.parent / "unpacked"
     shutil.unpack_archive(path, unpacked, filter="data")
     (root,) = unpacked.iterdir()
-    folders = ("tcl_core", "napari_tcl", "training", "tests", "docs")
+    folders = ("tcl_core", "labelstudio_backend", "napari_tcl", "training", "tests", "docs")
     for name in (*folders, "Makefile", "constraints.txt", "LICENSE", "README.md"):
         assert (root / name).exists(), name
     assert not [path for path in root.rglob("*") if path.name in ("__pycache__", ".venv", "demo-output")]
@@ -117,7 +117,15 @@ def test_python_api_of_the_plugin_works_without_napari(environment: Path, tmp_pa
     assert run([environment / "python", "-c", code], tmp_path).strip() == "PictureSession"
 
 
-@pytest.mark.parametrize("name", ["training", "tests", "labelstudio_backend"])
+def test_label_studio_without_its_extra_says_what_is_missing(environment: Path, tmp_path: Path) -> None:
+    if os.environ.get("TCL_ANNOTATE_WHEEL_TEST") == "reuse":
+        pytest.skip("the borrowed libraries have the extra")
+    words = [environment / "tcl-annotate", "label-studio", "serve"]
+    done = subprocess.run([str(word) for word in words], cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert done.returncode == 2 and "tcl-annotate[label-studio]" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["training", "tests"])
 def test_no_other_package_is_installed(environment: Path, tmp_path: Path, name: str) -> None:
     code = f"import importlib.util; print(importlib.util.find_spec({name!r}))"
     assert run([environment / "python", "-c", code], tmp_path).strip() == "None"

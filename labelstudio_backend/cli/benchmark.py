@@ -1,0 +1,56 @@
+"""``tcl-annotate label-studio benchmark``."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from tcl_core.cli.main import EXIT_FINDINGS, EXIT_FINE
+from tcl_core.cli.options import DEFAULT_MODEL
+
+__all__ = ["command"]
+
+
+@click.command(
+    "benchmark",
+    short_help="Measure the server under load on this machine.",
+    epilog="""\b
+Example:
+  tcl-annotate label-studio benchmark --model playground --label cat --label sofa --label grass""",
+)
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="Name or path of a model.")
+@click.option(
+    "--label", "labels", multiple=True, metavar="WORD", help="A word the model knows; several. cat, sofa and grass."
+)
+@click.option(
+    "--size",
+    type=(click.IntRange(min=32), click.IntRange(min=32)),
+    default=(320, 240),
+    show_default=True,
+    metavar="WIDTH HEIGHT",
+    help="Size of the pictures in pixels.",
+)
+def command(model: str, labels: tuple[str, ...], size: tuple[int, int]) -> int:
+    """Run the server on a free port and measure its answers under load, and a second prompt against the first.
+
+    The exit code is 1 if a figure misses its bar.
+    """
+    from labelstudio_backend.benchmark import measure_server
+    from labelstudio_backend.model_options import ModelOptions
+    from labelstudio_backend.settings import ServerSettings
+
+    options = ModelOptions(model)
+    options.identity()
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder) / "pictures"
+        pictures.mkdir()
+        settings = replace(ServerSettings(options), state_dir=Path(folder) / "state")
+        measured = measure_server(settings, labels or ("cat", "sofa", "grass"), size[::-1], pictures)
+    width = max(len(one.name) for one in measured)
+    for one in measured:
+        verdict = "" if one.passes else "  missed"
+        click.echo(f"{one.name:<{width}}  {one.value:7.3f}{one.unit:<2} below {one.bar:g}{one.unit}{verdict}")
+    return EXIT_FINE if all(one.passes for one in measured) else EXIT_FINDINGS

@@ -1,0 +1,94 @@
+"""``tcl-annotate label-studio export``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from labelstudio_backend.cli.options import picture_options, read_token, server_options
+from tcl_core.cli.main import EXIT_FINDINGS, EXIT_FINE
+from tcl_core.cli.options import check_outputs
+
+__all__ = ["command"]
+
+
+@click.command(
+    "export",
+    short_help="Write a project's annotations as COCO.",
+    epilog="""\b
+Examples:
+  tcl-annotate label-studio export --token-file token.txt --project 1 --out coco.json
+  tcl-annotate label-studio export --token-file token.txt --project 1 --out coco.json --annotators consensus""",
+)
+@server_options
+@click.option("--project", type=click.IntRange(min=1), required=True, metavar="N", help="The project's number.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="COCO file to write.")
+@click.option(
+    "--annotators",
+    type=click.Choice(["latest", "all", "consensus"]),
+    default="latest",
+    show_default=True,
+    help="Whose regions count: each task's latest annotation, everybody's, or what more than half agree on.",
+)
+@click.option(
+    "--geometry",
+    type=click.Choice(["auto", "polygon", "rle"]),
+    default="auto",
+    show_default=True,
+    help="auto writes polygons, and RLE where a hole would be lost; polygon keeps holes by bridges; rle is exact.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
+@picture_options
+def command(
+    url: str,
+    token_file: Path | None,
+    project: int,
+    out: Path,
+    annotators: Any,
+    geometry: Any,
+    overwrite: bool,
+    allow_hosts: tuple[str, ...],
+    allow_addresses: tuple[str, ...],
+    local_root: Path | None,
+) -> int:
+    """Write the accepted regions of a project: polygons, brush masks and boxes, each picture once.
+
+    Skipped annotations do not count. Pictures without a region are in the file too; their sizes are read from the
+    pictures themselves.
+    """
+    from anyio.from_thread import start_blocking_portal
+
+    from labelstudio_backend.client import LabelStudioClient
+    from labelstudio_backend.export import export_tasks
+    from labelstudio_backend.labelling_config import parse_labelling_config
+    from labelstudio_backend.settings import PictureSettings
+    from tcl_core.images import image_size
+
+    check_outputs({"--out": out}, [], overwrite)
+    token = str(read_token(token_file))
+    fetcher = PictureSettings(url, (), allow_hosts, allow_addresses, local_root).fetcher(token)
+    with (
+        LabelStudioClient(url, token) as client,
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(fetcher),
+    ):
+        config = parse_labelling_config(client.project(project).label_config)
+
+        def size_of(task: Mapping[str, Any]) -> tuple[int, int]:
+            picture = portal.call(fetcher.fetch, (task.get("data") or {}).get(config.image_key))
+            return image_size(picture, name="the picture")
+
+        tasks = (task for page in client.tasks(project, full=True) for task in page)
+        summary = export_tasks(
+            tasks, config, out, annotators=annotators, geometry=geometry, size_of=size_of, overwrite=overwrite
+        )
+    click.echo(f"{out}: {summary.pictures:,} pictures, {summary.annotations:,} annotations")
+    for task, reason in sorted(summary.failed.items()):
+        click.echo(f"failed: task {task}: {reason}", err=True)
+    for task, reasons in sorted(summary.left_out.items()):
+        for reason in reasons:
+            click.echo(f"left out: task {task}: {reason}", err=True)
+    return EXIT_FINDINGS if summary.failed or summary.left_out else EXIT_FINE

@@ -1,0 +1,96 @@
+"""``tcl-annotate label-studio prelabel``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from labelstudio_backend.cli.options import picture_options, read_token, server_options
+from tcl_core.cli.main import EXIT_FINDINGS, EXIT_FINE, EXIT_INTERRUPTED
+from tcl_core.cli.options import model_options
+
+__all__ = ["command"]
+
+
+@click.command(
+    "prelabel",
+    short_help="Predict all tasks of a project.",
+    epilog="""\b
+Examples:
+  tcl-annotate label-studio prelabel --token-file token.txt --project 1
+  tcl-annotate label-studio prelabel --token-file token.txt --project 1 --view 3 --only-unlabelled""",
+)
+@server_options
+@click.option("--project", type=click.IntRange(min=1), required=True, metavar="N", help="The project's number.")
+@click.option(
+    "--view", type=click.IntRange(min=1), metavar="ID", help="Only the tasks of this tab of the data manager."
+)
+@click.option("--only-unlabelled", is_flag=True, help="Leave out tasks that somebody has annotated.")
+@model_options
+@picture_options
+@click.option("--min-area", type=click.IntRange(min=0), default=64, show_default=True, metavar="N")
+@click.option("--detail", default="fine", show_default=True, metavar="D", help="How closely polygons follow masks.")
+@click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder of typed prompts.")
+@click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")
+def command(
+    url: str,
+    token_file: Path | None,
+    project: int,
+    view: int | None,
+    only_unlabelled: bool,
+    model: str,
+    refine: bool,
+    kp_weight: float | None,
+    device: str,
+    precision: str,
+    batch_size: int,
+    allow_hosts: tuple[str, ...],
+    allow_addresses: tuple[str, ...],
+    local_root: Path | None,
+    min_area: int,
+    detail: str,
+    state_dir: Path | None,
+    quiet: bool,
+) -> int:
+    """Predict all tasks of a project and store the predictions in Label Studio.
+
+    Tasks that have a prediction of the same model, settings and labels are skipped, so a run that was stopped goes on
+    where it was. A task that fails is named, and the exit code is then 1.
+    """
+    from labelstudio_backend.bulk import predict_project
+    from labelstudio_backend.client import LabelStudioClient
+    from labelstudio_backend.model_options import ModelOptions
+    from labelstudio_backend.prompts import PromptStore
+    from labelstudio_backend.settings import PictureSettings, default_state_dir
+
+    token = str(read_token(token_file))
+    options = ModelOptions(model, refine, kp_weight, device, precision, batch_size, detail, min_area)
+    # Reads the file once: a wrong name ends here.
+    options.identity()
+    pictures = PictureSettings(url, (), allow_hosts, allow_addresses, local_root)
+    store = PromptStore((state_dir or default_state_dir()) / "prompts.json")
+    with LabelStudioClient(url, token) as client:
+        found = client.project(project)
+        summary = predict_project(
+            client,
+            found,
+            pictures.fetcher(token),
+            options,
+            store.get(found.key),
+            view=view,
+            only_unlabelled=only_unlabelled,
+            quiet=quiet,
+        )
+    click.echo(
+        f"project {project}: {summary.done:,} of {summary.total:,} tasks predicted as {summary.model_version}, "
+        f"{summary.skipped:,} skipped"
+    )
+    for task, reason in sorted(summary.failed.items()):
+        click.echo(f"failed: task {task}: {reason}", err=True)
+    if summary.interrupted:
+        words = click.get_current_context().find_root().obj
+        click.echo(f"interrupted; to go on: {shlex.join(['tcl-annotate', *words])}", err=True)
+        return EXIT_INTERRUPTED
+    return EXIT_FINDINGS if summary.failed else EXIT_FINE

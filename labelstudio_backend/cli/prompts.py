@@ -1,0 +1,47 @@
+"""``tcl-annotate label-studio prompts``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tcl_core.cli.main import EXIT_FINE
+from tcl_core.errors import SettingsError
+
+__all__ = ["command"]
+
+
+@click.command(
+    "prompts",
+    short_help="List or clear typed prompts.",
+    epilog="""\b
+Examples:
+  tcl-annotate label-studio prompts
+  tcl-annotate label-studio prompts --project 1.1795221295 --clear --label Sofa""",
+)
+@click.option("--project", metavar="KEY", help="Only this project, by its number or by number and time of creation.")
+@click.option("--clear", is_flag=True, help="Forget the prompts of the project.")
+@click.option("--label", metavar="NAME", help="With --clear: only the prompts of this label.")
+@click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="The server's folder.")
+def command(project: str | None, clear: bool, label: str | None, state_dir: Path | None) -> int:
+    """List the prompts that annotators typed, by project and label, or clear them."""
+    from labelstudio_backend.prompts import PromptStore
+    from labelstudio_backend.settings import default_state_dir
+
+    store = PromptStore((state_dir or default_state_dir()) / "prompts.json")
+    projects = {key: prompts for key, prompts in store.all().items() if project in (None, key, key.partition(".")[0])}
+    if label is not None and not clear:
+        raise SettingsError("--label: goes with --clear")
+    if clear:
+        if project is None:
+            raise SettingsError("--clear: name the project with --project")
+        count = sum(store.clear(key, label) for key in projects)
+        click.echo(f"{count} typed prompts cleared")
+        return EXIT_FINE
+    for key, labels in sorted(projects.items()):
+        for name, prompts in labels.items():
+            click.echo(f"project {key}, {name}: {', '.join(prompts)}")
+    if not any(prompts for labels in projects.values() for prompts in labels.values()):
+        click.echo("no typed prompts yet")
+    return EXIT_FINE

@@ -1,0 +1,120 @@
+"""``tcl-annotate label-studio serve``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from labelstudio_backend.cli.options import TOKEN_VARIABLE, picture_options, read_token
+from labelstudio_backend.settings import read_settings_file, settings_from
+from tcl_core.cli.main import EXIT_FINE
+from tcl_core.cli.options import model_options
+
+__all__ = ["command"]
+
+
+@click.command(
+    "serve",
+    short_help="Run the ML backend.",
+    epilog="""\b
+Examples:
+  tcl-annotate label-studio serve --model playground --token-file token.txt
+  tcl-annotate label-studio serve --host 0.0.0.0 --auth-file users.txt --config backend.yaml
+
+\b
+A settings file:
+  model: {min_area: 64, detail: fine}
+  pictures:
+    label_studio_url: http://label-studio:8080
+    label_studio_aliases: [http://localhost:8080]
+    allow_hosts: [images.example.org]
+  queue: 16""",
+)
+@model_options
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=9090, show_default=True, metavar="N", help="Port.")
+@click.option(
+    "--auth-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Lines name:password; only they may use the server.",
+)
+@click.option("--url", metavar="URL", help="Label Studio's address, http://localhost:8080 if nothing says otherwise.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help=f"File with Label Studio's token, personal or legacy, for pictures; by default the variable {TOKEN_VARIABLE}.",
+)
+@picture_options
+@click.option("--min-area", type=click.IntRange(min=0), metavar="N", help="Leave out regions of fewer pixels; 64.")
+@click.option(
+    "--detail", metavar="D", help="How closely polygons follow the masks: full, fine, default or coarse; fine."
+)
+@click.option("--queue", type=click.IntRange(min=1), metavar="N", help="Requests that may be worked on or wait; 16.")
+@click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder for typed prompts.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Settings file (YAML).")
+def command(
+    model: str,
+    refine: bool,
+    kp_weight: float | None,
+    device: str,
+    precision: str,
+    batch_size: int,
+    host: str,
+    port: int,
+    auth_file: Path | None,
+    url: str | None,
+    token_file: Path | None,
+    allow_hosts: tuple[str, ...],
+    allow_addresses: tuple[str, ...],
+    local_root: Path | None,
+    min_area: int | None,
+    detail: str | None,
+    queue: int | None,
+    state_dir: Path | None,
+    config_file: Path | None,
+) -> int:
+    """Run the ML backend that a Label Studio project connects to."""
+    import uvicorn
+
+    from labelstudio_backend.app import create_app
+    from labelstudio_backend.protection import read_auth_file
+
+    file = read_settings_file(config_file) if config_file is not None else {}
+    given = _given(
+        model=model, refine=refine, kp_weight=kp_weight, device=device, precision=precision, batch_size=batch_size
+    )
+    top = {
+        **file,
+        "credentials": read_auth_file(auth_file) if auth_file is not None else (),
+        "token": read_token(token_file, needed=False),
+    }
+    top |= {key: value for key, value in (("queue", queue), ("state_dir", state_dir)) if value is not None}
+    pictures = {
+        "label_studio_url": url,
+        "allow_hosts": allow_hosts,
+        "allow_addresses": allow_addresses,
+        "local_root": local_root,
+    }
+    settings = settings_from(top, {**given, "min_area": min_area, "detail": detail}, pictures)
+    # Reads the file once: a wrong name ends here, and the hash is known before the first request.
+    settings.model.identity()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    if not settings.credentials and host not in ("127.0.0.1", "::1", "localhost"):
+        click.echo(f"warning: everybody who reaches {host}:{port} may use this server; see --auth-file", err=True)
+    click.echo(f"backend for {settings.pictures.label_studio_url} at http://{host}:{port}", err=True)
+    uvicorn.run(create_app(settings), host=host, port=port, log_config=None, server_header=False)
+    return EXIT_FINE
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Options that were written on the command line; the others leave the settings file its say."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return {name: value for name, value in options.items() if context.get_parameter_source(name) is not default}

@@ -1,0 +1,93 @@
+"""``tcl-annotate label-studio setup``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from labelstudio_backend.cli.options import read_token, server_options
+from tcl_core.cli.main import EXIT_FINE
+from tcl_core.cli.options import make_vocabulary, vocabulary_options
+
+__all__ = ["command"]
+
+_BACKEND_TITLE = "tcl-annotate"
+
+
+@click.command(
+    "setup",
+    short_help="Make a project with labels and connect the backend.",
+    epilog="""\b
+Examples:
+  tcl-annotate label-studio setup --token-file token.txt --labels labels.yaml --upload photos
+  tcl-annotate label-studio setup --token-file token.txt --label "Sofa=sofa,couch" --label Lamp --no-backend""",
+)
+@vocabulary_options
+@server_options
+@click.option("--title", default="Pre-labelled with tcl-annotate", show_default=True, metavar="TEXT", help="Its name.")
+@click.option(
+    "--shape",
+    type=click.Choice(["polygon", "brush", "box"]),
+    default="polygon",
+    show_default=True,
+    help="What predictions are drawn as; polygon draws what has a hole with a brush.",
+)
+@click.option(
+    "--backend-url",
+    default="http://localhost:9090",
+    show_default=True,
+    metavar="URL",
+    help="The backend, as Label Studio reaches it.",
+)
+@click.option("--no-backend", is_flag=True, help="Connect no backend; predict with 'label-studio prelabel' alone.")
+@click.option(
+    "--auth-file", type=click.Path(path_type=Path), metavar="FILE", help="The backend's file of name:password lines."
+)
+@click.option(
+    "--upload", type=click.Path(path_type=Path), multiple=True, metavar="PATH", help="Pictures or folders to upload."
+)
+@click.option("--local-files", metavar="DIR", help="Folder of the server's to take tasks from, as the server sees it.")
+def command(
+    labels_file: Path | None,
+    label_options: tuple[str, ...],
+    background: bool | None,
+    background_threshold: float | None,
+    templates: str | None,
+    url: str,
+    token_file: Path | None,
+    title: str,
+    shape: Any,
+    backend_url: str,
+    no_backend: bool,
+    auth_file: Path | None,
+    upload: tuple[Path, ...],
+    local_files: str | None,
+) -> int:
+    """Make a project with labels, connect the backend to it, and say where it is."""
+    from labelstudio_backend.client import LabelStudioClient
+    from labelstudio_backend.config_writer import labelling_config_xml
+    from labelstudio_backend.protection import read_auth_file
+    from tcl_core.prelabel.inputs import find_pictures
+
+    vocabulary = make_vocabulary(labels_file, label_options, background, background_threshold, templates)
+    xml = labelling_config_xml(vocabulary, shape)
+    credentials = read_auth_file(auth_file)[0] if auth_file is not None else None
+    pictures = find_pictures([str(path) for path in upload]) if upload else None
+    token = read_token(token_file)
+    with LabelStudioClient(url, str(token)) as client:
+        project = client.create_project(title, xml)
+        click.echo(f"project {project.id}: {client.url}/projects/{project.id}")
+        if pictures is not None:
+            client.upload(project.id, [pictures.path(index) for index in range(len(pictures))])
+            click.echo(f"{len(pictures):,} pictures uploaded")
+        if local_files is not None:
+            client.add_local_storage(project.id, local_files)
+            click.echo(f"tasks taken from {local_files}")
+        # Last, because it fails most easily, and can then be done in the project's settings.
+        if not no_backend:
+            client.connect_backend(project.id, backend_url, _BACKEND_TITLE, credentials)
+            client.use_model(project.id, _BACKEND_TITLE)
+            click.echo(f"backend {backend_url} is connected")
+    return EXIT_FINE

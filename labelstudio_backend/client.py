@@ -1,0 +1,288 @@
+"""Label Studio's own interface, as far as the commands need it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from labelstudio_backend.pictures.locations import origin_of
+from labelstudio_backend.pictures.tokens import Token
+from tcl_core.errors import SettingsError
+from tcl_core.images import SUPPORTED_EXTENSIONS
+
+__all__ = ["LabelStudioClient", "LabelStudioError", "Project"]
+
+_TRIES = 4
+_PAUSE_SECONDS = 1.0
+_TIMEOUT = httpx.Timeout(60.0, connect=10.0)
+_SHOWN = 300
+
+
+class LabelStudioError(SettingsError):
+    """Label Studio refused a request or cannot be reached."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project.
+
+    Attributes:
+        id: its number.
+        title: its name.
+        label_config: its labelling configuration.
+        key: number and time of creation, as ML backends are told.
+    """
+
+    id: int
+    title: str
+    label_config: str
+    key: str
+
+
+class LabelStudioClient:
+    """A signed-in client. A context manager.
+
+    Args:
+        url: the server.
+        token: a personal access token or a legacy key.
+
+    Raises:
+        SettingsError: the address is none.
+    """
+
+    def __init__(self, url: str, token: str) -> None:
+        origin_of(url)
+        self.url = url.rstrip("/")
+        self._token = Token(token)
+        self._client = httpx.Client(base_url=self.url, timeout=_TIMEOUT, follow_redirects=False)
+
+    def __enter__(self) -> Self:
+        """The client itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close all connections."""
+        self._client.close()
+
+    def project(self, number: int) -> Project:
+        """Read a project.
+
+        Raises:
+            LabelStudioError: there is none, or it cannot be read.
+        """
+        return _project(self._json("GET", f"/api/projects/{number}/"))
+
+    def create_project(self, title: str, label_config: str) -> Project:
+        """Make a project.
+
+        Raises:
+            LabelStudioError: it cannot be made.
+        """
+        return _project(self._json("POST", "/api/projects/", json={"title": title, "label_config": label_config}))
+
+    def connect_backend(self, project: int, url: str, title: str, credentials: str | None = None) -> None:
+        """Connect an ML backend for default and interactive predictions.
+
+        Args:
+            project: its number.
+            url: the backend, as Label Studio reaches it.
+            title: what Label Studio calls it.
+            credentials: ``name:password``, if it asks for them.
+
+        Raises:
+            LabelStudioError: Label Studio refuses it or cannot reach it.
+        """
+        body = {"project": project, "url": url, "title": title, "is_interactive": True}
+        if credentials is not None:
+            name, _, password = credentials.partition(":")
+            body |= {"auth_method": "BASIC_AUTH", "basic_auth_user": name, "basic_auth_pass": password}
+        self._json("POST", "/api/ml/", json=body)
+
+    def use_model(self, project: int, title: str) -> None:
+        """Show the connected backend's predictions to annotators.
+
+        Raises:
+            LabelStudioError: it cannot be done.
+        """
+        body = {"model_version": title, "show_collab_predictions": True, "evaluate_predictions_automatically": True}
+        self._json("PATCH", f"/api/projects/{project}/", json=body)
+
+    def upload(self, project: int, paths: Sequence[Path]) -> None:
+        """Upload pictures as tasks.
+
+        Raises:
+            LabelStudioError: one cannot be read or is refused.
+        """
+        for path in paths:
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise LabelStudioError(f"{path}: cannot be read ({error.strerror})") from error
+            self._json("POST", f"/api/projects/{project}/import", files={"file": (path.name, content)})
+
+    def add_local_storage(self, project: int, path: str) -> None:
+        """Add a folder of the server's as a source of tasks, and read it.
+
+        Args:
+            project: its number.
+            path: the folder, as the server sees it.
+
+        Raises:
+            LabelStudioError: it cannot be added or read.
+        """
+        body = {
+            "project": project,
+            "path": path,
+            "use_blob_urls": True,
+            "regex_filter": rf"(?i).*\.({'|'.join(ending[1:] for ending in SUPPORTED_EXTENSIONS)})$",
+            "title": "local files",
+        }
+        storage = self._json("POST", "/api/storages/localfiles", json=body)
+        self._json("POST", f"/api/storages/localfiles/{storage['id']}/sync")
+
+    def tasks(
+        self,
+        project: int,
+        *,
+        view: int | None = None,
+        model_version: str | None = None,
+        page_size: int = 100,
+        full: bool = False,
+    ) -> Iterator[list[dict[str, Any]]]:
+        """A project's tasks, page by page.
+
+        Args:
+            project: its number.
+            view: number of a tab of the data manager, whose filters apply.
+            model_version: only tasks that have a prediction of this version (instead of a view).
+            page_size: tasks of a page.
+            full: with annotations and predictions.
+
+        Raises:
+            LabelStudioError: they cannot be read.
+        """
+        query: dict[str, Any] = {"project": project, "page_size": page_size}
+        query |= {"view": view} if view is not None else {}
+        query |= {"fields": "all"} if full else {}
+        if model_version is not None:
+            query["query"] = json.dumps(_with_version(model_version))
+        for page in itertools.count(1):
+            answer = self._json("GET", "/api/tasks/", params={**query, "page": page})
+            tasks = answer["tasks"]
+            if tasks:
+                yield tasks
+            if page * page_size >= int(answer["total"]) or not tasks:
+                return
+
+    def import_predictions(self, project: int, predictions: Sequence[Mapping[str, Any]]) -> int:
+        """Store predictions; returns how many Label Studio says it has made.
+
+        Raises:
+            LabelStudioError: they are refused as a whole.
+        """
+        answer = self._json("POST", f"/api/projects/{project}/import/predictions", json=list(predictions))
+        return int(answer.get("created", 0))
+
+    def get(self, path: str, **params: Any) -> Any:
+        """Read something else; see Label Studio's API.
+
+        Raises:
+            LabelStudioError: it is refused.
+        """
+        return self._json("GET", path, params=params)
+
+    def _json(self, method: str, path: str, **content: Any) -> Any:
+        response = self._send(method, path, **content)
+        if response.status_code == httpx.codes.UNAUTHORIZED and self._token.reject():
+            response = self._send(method, path, **content)
+        if response.status_code >= httpx.codes.BAD_REQUEST:
+            raise LabelStudioError(_refusal(self.url, method, path, response))
+        try:
+            return response.json() if response.content else {}
+        except ValueError as error:
+            raise LabelStudioError(f"{self.url}{path}: the answer is not JSON; is this Label Studio?") from error
+
+    def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+        for attempt in range(1, _TRIES + 1):
+            try:
+                if self._token.needs_refresh:
+                    self._refresh()
+                response = self._client.request(method, path, headers=self._token.header(), **content)
+                # What was not made can be asked for again; a POST may have been carried out.
+                if response.status_code < httpx.codes.INTERNAL_SERVER_ERROR or method == "POST" or attempt == _TRIES:
+                    return response
+            except httpx.ConnectError as error:
+                if attempt == _TRIES:
+                    raise LabelStudioError(f"{self.url}: Label Studio cannot be reached ({error})") from error
+            except httpx.HTTPError as error:
+                if method == "POST" or attempt == _TRIES:
+                    raise LabelStudioError(f"{self.url}{path}: no answer ({type(error).__name__})") from error
+            time.sleep(_PAUSE_SECONDS * attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _refresh(self) -> None:
+        response = self._client.post("/api/token/refresh/", json={"refresh": self._token.secret})
+        try:
+            access = response.json()["access"] if response.status_code == httpx.codes.OK else None
+        except (ValueError, KeyError, TypeError):
+            access = None
+        if not isinstance(access, str):
+            raise LabelStudioError(f"{self.url}: refused the personal access token ({response.status_code})")
+        self._token.accept(access)
+
+
+def _with_version(model_version: str) -> dict[str, Any]:
+    """A query of the data manager. Its "contains" looks inside each version, so none may be a part of another."""
+    item = {
+        "filter": "filter:tasks:predictions_model_versions",
+        "operator": "contains",
+        "type": "List",
+        "value": [model_version],
+    }
+    return {"filters": {"conjunction": "and", "items": [item]}, "selectedItems": {"all": True, "excluded": []}}
+
+
+def _project(data: Mapping[str, Any]) -> Project:
+    created = datetime.fromisoformat(str(data["created_at"]))
+    return Project(
+        id=int(data["id"]),
+        title=str(data.get("title", "")),
+        label_config=str(data.get("label_config", "")),
+        key=f"{data['id']}.{int(created.timestamp())}",
+    )
+
+
+def _refusal(url: str, method: str, path: str, response: httpx.Response) -> str:
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        return (
+            f"{url}: Label Studio refused the token (401); legacy tokens are off by default, so take a personal access "
+            "token"
+        )
+    if response.status_code == httpx.codes.FORBIDDEN and path.startswith("/api/ml"):
+        return (
+            f"{url}: Label Studio refuses the backend's address (403); private addresses need "
+            "USE_DEFAULT_BANNED_SUBNETS=false in its environment"
+        )
+    return f"{url}: {method} {path} was answered with {response.status_code}: {_reason(response)}"
+
+
+def _reason(response: httpx.Response) -> str:
+    """What Label Studio says, out of the many fields that it says it in."""
+    try:
+        said = response.json()
+        errors = said.get("validation_errors")
+        text = json.dumps(errors, ensure_ascii=False) if errors else str(said.get("detail") or said)
+    except (ValueError, AttributeError):
+        text = response.text
+    return " ".join(text.split())[:_SHOWN]

@@ -1,0 +1,31 @@
+"""Numbers for Prometheus, of one server."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+__all__ = ["Metrics"]
+
+
+class Metrics:
+    """Counters of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.tasks = Counter("tcl_tasks", "Tasks by their outcome.", ["outcome"], registry=self.registry)
+        self.refused = Counter("tcl_requests_refused", "Requests beyond the queue.", registry=self.registry)
+        self.restarts = Counter(
+            "tcl_worker_restarts", "Times the worker had to be started anew.", registry=self.registry
+        )
+        self.requests = Gauge("tcl_requests", "Requests that are worked on or wait.", registry=self.registry)
+        self.seconds = Histogram(
+            "tcl_task_seconds", "Time from a task's request to its answer.", ["kind"], registry=self.registry
+        )
+
+    def count(self, outcome: str) -> float:
+        """Number of tasks with an outcome."""
+        return self.registry.get_sample_value("tcl_tasks_total", {"outcome": outcome}) or 0.0
+
+    def render(self) -> bytes:
+        """All numbers in Prometheus' text format."""
+        return generate_latest(self.registry)

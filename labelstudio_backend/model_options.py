@@ -1,0 +1,108 @@
+"""Which model predicts, how, and what identifies its predictions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labelstudio_backend.labelling_config import LabellingConfig
+from labelstudio_backend.prompts import Added
+from tcl_core.errors import SettingsError
+from tcl_core.images import DEFAULT_MAX_PIXELS
+from tcl_core.polygons import detail_in_pixels
+
+if TYPE_CHECKING:
+    from tcl_core.segmenter import Segmenter
+
+__all__ = ["FAILED_VERSION", "ModelOptions", "model_version"]
+
+_RESULTS_FORMAT = 1
+"""Raise it when equal settings begin to give other regions."""
+
+FAILED_VERSION = "tcl-annotate-failed"
+"""Version of the empty answer for a task that failed: none of a model, so that Label Studio asks again for the task."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """A model and everything that its predictions depend on besides pictures and vocabulary.
+
+    Attributes:
+        model: a name of ``tcl-annotate models list``, or the path of a model file.
+        refine: whether masks follow the picture's edges.
+        kp_weight: share of CLIP's own dense map in the scores; ``None`` takes the model's.
+        device: see :func:`tcl_core.devices.select_device`.
+        precision: see :func:`tcl_core.devices.select_precision`.
+        batch_size: most windows that go through the network together.
+        detail: of the polygons, see :func:`tcl_core.polygons.detail_in_pixels`.
+        min_area: regions of fewer pixels are left out.
+        max_pixels: larger pictures are refused.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    model: str = "playground"
+    refine: bool = True
+    kp_weight: float | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int = 8
+    detail: str | float = "fine"
+    min_area: int = 64
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.min_area < 0:
+            raise SettingsError(f"min_area is {self.min_area}; give a number of pixels, 0 or more")
+        if self.max_pixels < 1:
+            raise SettingsError(f"max_pixels is {self.max_pixels}; give a number of pixels, 1 or more")
+        detail_in_pixels(self.detail)
+
+    def load(self) -> Segmenter:
+        """Load the model; see :func:`tcl_core.models.load_model` for the errors."""
+        from tcl_core.models import load_model
+        from tcl_core.segmenter import Segmenter
+
+        loaded = load_model(self.model, device=self.device, precision=self.precision)
+        return Segmenter(loaded, refine=self.refine, kp_weight=self.kp_weight, batch_size=self.batch_size)
+
+    def identity(self) -> str:
+        """Canonical JSON of the weights' hash and the settings; reads the file, but loads nothing.
+
+        Raises:
+            WeightsError: there is no such model.
+        """
+        from tcl_core.weights.library import find_model
+
+        settings = asdict(self)
+        for name in ("model", "batch_size", "max_pixels"):
+            del settings[name]
+        return json.dumps({"weights": _sha256(find_model(self.model)), **settings}, sort_keys=True)
+
+
+@lru_cache(maxsize=8)
+def _sha256(path: Path) -> str:
+    from tcl_core.weights.files import file_sha256
+
+    return file_sha256(path)
+
+
+def model_version(options: ModelOptions, config: LabellingConfig, added: Added) -> str:
+    """Name of what predicts: equal versions give equal predictions.
+
+    Args:
+        options: the model and its settings.
+        config: the project's labelling configuration.
+        added: the project's typed prompts.
+
+    Returns:
+        The model's name and a hash of weights, settings, vocabulary, tags and prompts.
+    """
+    what = [_RESULTS_FORMAT, options.identity(), repr(config), sorted((k, list(v)) for k, v in added.items() if v)]
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
+    return f"{Path(options.model).stem}-{digest[:10]}"

@@ -1,0 +1,79 @@
+"""Signing in to Label Studio, with either kind of token."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from pathlib import Path
+
+from tcl_core.errors import SettingsError
+
+__all__ = ["Token", "is_refresh_token", "read_token_file"]
+
+_MARGIN_SECONDS = 30.0
+_DEFAULT_LIFE_SECONDS = 300.0
+
+
+def is_refresh_token(token: str) -> bool:
+    """Whether a token is a personal access token: a JSON web token (three parts), not a legacy key.
+
+    >>> is_refresh_token("aaaa.bbbb.cccc"), is_refresh_token("0123456789abcdef")
+    (True, False)
+    """
+    return token.count(".") == 2
+
+
+def read_token_file(path: Path) -> str:
+    """The token in a file, without the line break.
+
+    Raises:
+        SettingsError: the file cannot be read, is empty or holds more than one line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: the token cannot be read ({error})") from error
+    if not text or len(text.split()) > 1:
+        raise SettingsError(f"{path}: expected one line with Label Studio's token")
+    return text
+
+
+class Token:
+    """A token, and for a personal one the access token that it was last exchanged for.
+
+    Args:
+        secret: a legacy key or a personal access token (which is a refresh token).
+    """
+
+    def __init__(self, secret: str) -> None:
+        self.secret = secret
+        self._access: str | None = None
+        self._expires = 0.0
+
+    @property
+    def needs_refresh(self) -> bool:
+        """Whether the secret must be exchanged before the next request."""
+        return is_refresh_token(self.secret) and (self._access is None or time.time() > self._expires - _MARGIN_SECONDS)
+
+    def accept(self, access: str) -> None:
+        """Keep a fresh access token."""
+        self._access, self._expires = access, _expiry(access)
+
+    def reject(self) -> bool:
+        """Forget the access token that the server refused; returns whether a new one can be had."""
+        self._access = None
+        return is_refresh_token(self.secret)
+
+    def header(self) -> dict[str, str]:
+        """The ``Authorization`` header of a request."""
+        return {"Authorization": f"Bearer {self._access}" if is_refresh_token(self.secret) else f"Token {self.secret}"}
+
+
+def _expiry(access: str) -> float:
+    """When an access token ends, by its own word (seconds since 1970)."""
+    try:
+        body = access.split(".")[1]
+        return float(json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))["exp"])
+    except (IndexError, ValueError, KeyError, TypeError):
+        return time.time() + _DEFAULT_LIFE_SECONDS

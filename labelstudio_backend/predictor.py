@@ -1,0 +1,248 @@
+"""A plan and the bytes of a picture become Label Studio results; everything here runs where the model is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import shapely
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from shapely import Polygon
+from torch import Tensor
+
+from labelstudio_backend.labelling_config import Control, LabellingConfig
+from labelstudio_backend.model_options import ModelOptions
+from labelstudio_backend.planning import Corners, Plan
+from labelstudio_backend.prompts import Added
+from labelstudio_backend.results import overall_score, region_results
+from tcl_core.cache import ByteBoundedCache
+from tcl_core.errors import VocabularyError
+from tcl_core.features import ImageFeatures
+from tcl_core.images import load_image
+from tcl_core.raster import polygon_to_mask
+from tcl_core.regions import label_map_to_regions
+from tcl_core.segmenter import Segmenter, label_map_from_scores
+from tcl_core.types import Region, Segmentation
+from tcl_core.vocabulary import Label, Vocabulary
+
+__all__ = ["Prediction", "Predictor", "Routed", "picture_key"]
+
+_PLANES_SHARE = 8
+"""One part in so many of the cache is for score maps, the rest for features."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in a picture.
+
+    Attributes:
+        results: in Label Studio's form.
+        score: see :func:`labelstudio_backend.results.overall_score`.
+        size: ``(height, width)`` of the upright picture.
+        notes: prompts that were left out, and why.
+    """
+
+    results: list[dict[str, Any]]
+    score: float
+    size: tuple[int, int]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The label that takes a typed prompt.
+
+    Attributes:
+        label: its value.
+        similarity: cosine of the prompt to the label's nearest prompt, in ``[-1, 1]``.
+    """
+
+    label: str
+    similarity: float
+
+
+@dataclass
+class _Labels:
+    """The part of a plan's vocabulary that the model knows."""
+
+    values: list[str] = field(default_factory=list)
+    labels: list[Label] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def picture_key(picture: bytes) -> str:
+    """SHA-256 (hex) of a picture's bytes."""
+    return hashlib.sha256(picture).hexdigest()
+
+
+class Predictor:
+    """A model with caches for pictures and prompts. Not for several threads at once.
+
+    Args:
+        segmenter: the model.
+        options: how regions are drawn; the model's own settings are the segmenter's.
+        cache_bytes: bound of all that is kept of pictures.
+    """
+
+    def __init__(self, segmenter: Segmenter, options: ModelOptions, cache_bytes: int) -> None:
+        self.segmenter = segmenter
+        self.options = options
+        planes = cache_bytes // _PLANES_SHARE
+        self._features = ByteBoundedCache[str, ImageFeatures](cache_bytes - planes, lambda features: features.nbytes)
+        self._planes = ByteBoundedCache[tuple[str, str], Tensor](planes, lambda plane: plane.nbytes)
+
+    def route(self, text: str, config: LabellingConfig, added: Added) -> Routed:
+        """Find the label that is nearest to a prompt.
+
+        Raises:
+            VocabularyError: the model does not know a word of the prompt, or no label.
+        """
+        known = self._known(config.vocabulary(added), config.values)
+        if not known.labels:
+            raise VocabularyError(f"the model knows none of the labels' prompts ({known.notes[0]})")
+        vocabulary = Vocabulary(tuple(known.labels))
+        embedded = self.segmenter.embed_prompts([text, *(prompt for _, prompt in vocabulary.prompts)])
+        similarity = embedded[1:] @ embedded[0]
+        best = int(similarity.argmax())
+        return Routed(known.values[vocabulary.prompts[best][0]], float(similarity[best]))
+
+    def predict(self, picture: bytes, plan: Plan, controls: Sequence[Control] | None = None) -> Prediction:
+        """Find a plan's regions in a picture.
+
+        Args:
+            picture: the encoded file.
+            plan: what to find.
+            controls: tags to draw with; by default all of the plan that are not skipped.
+
+        Raises:
+            ImageError: the picture cannot be read.
+            VocabularyError: the model knows no prompt that the plan needs.
+        """
+        vocabulary = plan.config.vocabulary(plan.added)
+        if plan.label is not None and plan.prompts is not None:
+            place = plan.config.values.index(plan.label)
+            labels = list(vocabulary.labels)
+            labels[place] = replace(labels[place], prompts=plan.prompts)
+            self.segmenter.model.check_prompts(plan.prompts)
+            vocabulary = replace(vocabulary, labels=tuple(labels))
+        known = self._known(vocabulary, plan.config.values)
+        if plan.box is not None:
+            self._keep_only(known, plan.label)
+        if not known.labels or (plan.label is not None and plan.label not in known.values):
+            raise VocabularyError(known.notes[0] if known.notes else f"there is no label {plan.label!r}")
+        vocabulary = replace(vocabulary, labels=tuple(known.labels))
+        key = picture_key(picture)
+        features = self._encode(key, picture)
+        scores = self._scores(key, features, vocabulary)
+        threshold = float(self.segmenter.settings()["background_threshold"])
+        label_map, score_map = label_map_from_scores(scores, vocabulary, threshold, features.size)
+        values = list(known.values)
+        if plan.label is not None:
+            label_map = np.where(label_map == values.index(plan.label) + 1, label_map, 0)
+        if plan.box is not None:
+            label_map = np.where(_box_mask(plan.box, features.size), label_map, 0)
+        background = plan.config.background_label
+        if background is not None and plan.label is None and not plan.config.background_skipped:
+            values.append(background)
+            vocabulary = replace(vocabulary, labels=(*vocabulary.labels, Label("(nothing)")))
+            nothing = label_map == 0
+            score_map = np.where(nothing, 1 - _best(scores, features.size), score_map)
+            label_map = np.where(nothing, len(values), label_map).astype(np.int32)
+        wanted = plan.config.drawing if controls is None else controls
+        detail = self.options.detail if any(control.kind == "polygon" for control in wanted) else None
+        regions = self._regions(Segmentation(label_map, score_map, vocabulary), detail)
+        drawn = [(values[region.label_id - 1], region) for region in _from_the_back(regions, len(values), background)]
+        meta = None if plan.note is None else {"text": [plan.note]}
+        results = region_results(plan.config, drawn, features.size, controls=wanted, meta=meta)
+        return Prediction(results, overall_score(drawn), features.size, tuple(known.notes))
+
+    def _regions(self, segmentation: Segmentation, detail: str | float | None) -> list[Region]:
+        """Regions, found in the part of the picture that has any: a prompt often concerns a small part."""
+        rows = np.flatnonzero(segmentation.label_map.any(axis=1))
+        columns = np.flatnonzero(segmentation.label_map.any(axis=0))
+        if not rows.size:
+            return []
+        # A margin, so that only the picture's own frame is taken for a frame.
+        top, left = max(int(rows[0]) - 1, 0), max(int(columns[0]) - 1, 0)
+        part = slice(top, int(rows[-1]) + 2), slice(left, int(columns[-1]) + 2)
+        cropped = Segmentation(segmentation.label_map[part], segmentation.score_map[part], segmentation.vocabulary)
+        regions = label_map_to_regions(cropped, min_area=self.options.min_area, detail=detail)
+        return [_moved(region, left, top) for region in regions] if (top, left) != (0, 0) else regions
+
+    def _known(self, vocabulary: Vocabulary, values: Sequence[str]) -> _Labels:
+        """Leave out prompts with words that the model never learned: one of them must not cost all other labels."""
+        known = _Labels()
+        for value, label in zip(values, vocabulary.labels, strict=True):
+            kept = []
+            for prompt in label.prompts:
+                try:
+                    self.segmenter.model.check_prompts([prompt])
+                    kept.append(prompt)
+                except VocabularyError as error:
+                    known.notes.append(f"label {value!r}, {error}")
+            if kept:
+                known.values.append(value)
+                known.labels.append(replace(label, prompts=tuple(kept)))
+        return known
+
+    @staticmethod
+    def _keep_only(known: _Labels, value: str | None) -> None:
+        kept = [(name, label) for name, label in zip(known.values, known.labels, strict=True) if name == value]
+        known.values, known.labels = [name for name, _ in kept], [label for _, label in kept]
+
+    def _encode(self, key: str, picture: bytes) -> ImageFeatures:
+        features = self._features.get(key)
+        if features is None:
+            image = load_image(picture, max_pixels=self.options.max_pixels, name="the picture")
+            features = self.segmenter.encode(image)
+            self._features.put(key, features)
+        return features
+
+    @torch.no_grad()
+    def _scores(self, key: str, features: ImageFeatures, vocabulary: Vocabulary) -> Tensor:
+        """Score maps ``[K, h, w]``; each prompt's is computed once per picture."""
+        prompts = list(dict.fromkeys(prompt for _, prompt in vocabulary.prompts))
+        planes = {prompt: plane for prompt in prompts if (plane := self._planes.get((key, prompt))) is not None}
+        missing = [prompt for prompt in prompts if prompt not in planes]
+        if missing:
+            single = Vocabulary(tuple(Label(f"prompt {n}", (prompt,)) for n, prompt in enumerate(missing)))
+            for prompt, plane in zip(missing, self.segmenter.score_maps(features, single), strict=True):
+                planes[prompt] = plane
+                # A clone, because a plane of the batch would keep all of it.
+                self._planes.put((key, prompt), plane.clone())
+        return torch.stack(
+            [torch.stack([planes[prompt] for prompt in label.prompts]).amax(dim=0) for label in vocabulary.labels]
+        )
+
+
+def _moved(region: Region, left: int, top: int) -> Region:
+    x, y, width, height = region.bbox
+    polygon = region.polygon
+    if polygon is not None:
+        polygon = shapely.transform(polygon, lambda points: points + (left, top))
+    return replace(region, bbox=(x + left, y + top, width, height), polygon=polygon)
+
+
+def _best(scores: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
+    best = scores.amax(dim=0)[None, None]
+    return F.interpolate(best, size=size, mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
+
+
+def _box_mask(box: Corners, size: tuple[int, int]) -> NDArray[np.bool_]:
+    corners = Polygon([(x * size[1], y * size[0]) for x, y in box])
+    inside = corners.intersection(shapely.box(0, 0, size[1], size[0]))
+    if not isinstance(inside, Polygon):
+        return np.zeros(size, dtype=bool)
+    return polygon_to_mask(inside, size)
+
+
+def _from_the_back(regions: list[Region], labels: int, background: str | None) -> list[Region]:
+    """Background first, so that it lies below all others where Label Studio draws it."""
+    if background is None:
+        return regions
+    return sorted(regions, key=lambda region: region.label_id != labels)

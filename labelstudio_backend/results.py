@@ -1,0 +1,133 @@
+"""Regions in Label Studio's form: polygons, brush masks and boxes, in percent of the upright picture."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from shapely import Polygon
+
+from labelstudio_backend.labelling_config import Control, LabellingConfig
+from labelstudio_backend.rle_pack import encode_brush
+from tcl_core.coco.geometry import has_hole, pixel_outline
+from tcl_core.coco.keyhole import keyhole_ring
+from tcl_core.raster import polygon_iou
+from tcl_core.types import Region
+
+__all__ = ["MIN_POLYGON_IOU", "overall_score", "region_results", "text_result"]
+
+MIN_POLYGON_IOU = 0.98
+"""A polygon that follows its mask less closely is replaced by the mask's exact outline."""
+
+_SCORE_DECIMALS = 4
+
+
+def region_results(
+    config: LabellingConfig,
+    drawn: Sequence[tuple[str, Region]],
+    size: tuple[int, int],
+    *,
+    controls: Sequence[Control] | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Draw regions with every tag that has their label.
+
+    A region with a hole comes as a brush mask where a brush tag has its label; only where none has, it comes as a
+    polygon whose hole is kept by a bridge of no width.
+
+    Args:
+        config: the project's configuration.
+        drawn: the label's value and the region, in the order they shall have.
+        size: ``(height, width)`` of the upright picture.
+        controls: the tags to draw with; by default all that are not skipped.
+        meta: stands in every result.
+
+    Returns:
+        Results of type ``polygonlabels``, ``brushlabels`` and ``rectanglelabels``, each with an id of its own.
+    """
+    chosen = config.drawing if controls is None else controls
+    results: list[dict[str, Any]] = []
+    for value, region in drawn:
+        holed = has_hole(region.mask)
+        able = [control for control in chosen if value in control.labels]
+        brushed = any(control.kind == "brush" for control in able)
+        for control in able:
+            if control.holes_only and not holed:
+                continue
+            if control.kind == "polygon" and holed and brushed:
+                continue
+            results.append(_result(control, config.image_name, value, region, size, meta))
+    return results
+
+
+def text_result(config: LabellingConfig, lines: Sequence[str]) -> list[dict[str, Any]]:
+    """Texts in the project's prompt field; nothing where it has none."""
+    if config.prompt_name is None or not lines:
+        return []
+    return [
+        {
+            "id": _new_id(),
+            "from_name": config.prompt_name,
+            "to_name": config.image_name,
+            "type": "textarea",
+            "value": {"text": list(lines)},
+        }
+    ]
+
+
+def overall_score(drawn: Sequence[tuple[str, Region]]) -> float:
+    """Score of a prediction: the mean over its regions weighted by area, 0 without regions."""
+    area = sum(region.area for _, region in drawn)
+    return _score(sum(region.score * region.area for _, region in drawn) / area) if area else 0.0
+
+
+def _result(
+    control: Control, image_name: str, value: str, region: Region, size: tuple[int, int], meta: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    kind = f"{control.kind}labels"
+    geometry: dict[str, Any]
+    if control.kind == "brush":
+        geometry = {"format": "rle", "rle": encode_brush(region.full_mask(size))}
+    elif control.kind == "polygon":
+        geometry = {"points": _percent(keyhole_ring(_faithful_polygon(region)), size), "closed": True}
+    else:
+        x, y, width, height = region.bbox
+        (left, top), (across, down) = _percent(np.array([[x, y], [width, height]], dtype=np.float64), size)
+        geometry = {"x": left, "y": top, "width": across, "height": down, "rotation": 0}
+    result = {
+        "id": _new_id(),
+        "from_name": control.name,
+        "to_name": image_name,
+        "type": kind,
+        "original_width": size[1],
+        "original_height": size[0],
+        "image_rotation": 0,
+        "score": _score(region.score),
+        "value": {**geometry, kind: [value]},
+    }
+    return result if meta is None else {**result, "meta": dict(meta)}
+
+
+def _faithful_polygon(region: Region) -> Polygon:
+    if region.polygon is not None and region.polygon.is_valid and polygon_iou(region) >= MIN_POLYGON_IOU:
+        return region.polygon
+    (outline,) = shapely.get_parts(pixel_outline(region.mask, region.bbox[:2]))
+    return outline
+
+
+def _percent(points: NDArray[np.float64], size: tuple[int, int]) -> list[list[float]]:
+    return (points / (size[1], size[0]) * 100).tolist()
+
+
+def _score(score: float) -> float:
+    # Label Studio fails on NaN and stores whatever else it gets.
+    return round(min(max(float(score), 0.0), 1.0), _SCORE_DECIMALS) if math.isfinite(score) else 0.0
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:10]

@@ -1,0 +1,101 @@
+"""Label Studio's regions as masks: what an annotator drew, pixel by pixel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from shapely import Polygon
+
+from labelstudio_backend.rle_pack import decode_brush
+from tcl_core.raster import polygon_to_mask
+
+__all__ = ["mask_of_value", "polygon_of_value", "rectangle_points"]
+
+
+def mask_of_value(kind: str, value: Mapping[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """The mask of a region.
+
+    Args:
+        kind: ``polygonlabels``, ``brushlabels`` or ``rectanglelabels``.
+        value: the result's ``value``.
+        size: ``(height, width)`` of the upright picture.
+
+    Returns:
+        bool ``[H, W]``.
+
+    Raises:
+        ValueError: the kind is another one, or the value does not hold such a region.
+    """
+    if kind == "brushlabels":
+        rle = value.get("rle")
+        if not isinstance(rle, Sequence) or isinstance(rle, str):
+            raise ValueError("the brush region has no rle")
+        return decode_brush(rle, size)
+    polygon = polygon_of_value(kind, value, size)
+    if not polygon.is_valid:
+        # A ring with a bridge to its hole touches itself; pycocotools fills it rightly, shapely would tear it apart.
+        return polygon_to_mask(Polygon(np.clip(np.asarray(polygon.exterior.coords), 0, (size[1], size[0]))), size)
+    mask = np.zeros(size, dtype=bool)
+    for part in shapely.get_parts(shapely.intersection(polygon, shapely.box(0, 0, size[1], size[0]))):
+        if isinstance(part, Polygon):
+            mask |= polygon_to_mask(part, size)
+    return mask
+
+
+def polygon_of_value(kind: str, value: Mapping[str, Any], size: tuple[int, int]) -> Polygon:
+    """Outline of a polygon or rectangle region in pixel-edge coordinates, as it was drawn.
+
+    Args:
+        kind: ``polygonlabels`` or ``rectanglelabels``.
+        value: the result's ``value``, in percent.
+        size: ``(height, width)`` of the upright picture.
+
+    Raises:
+        ValueError: the kind is another one, or the value does not hold such a region.
+    """
+    if kind == "rectanglelabels":
+        return Polygon(rectangle_points(value, size))
+    if kind != "polygonlabels":
+        raise ValueError(f"regions of type {kind!r} have no mask")
+    points = value.get("points")
+    if not isinstance(points, Sequence) or len(points) < 3:
+        raise ValueError("the polygon has fewer than three points")
+    try:
+        xy = np.asarray(points, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError("the polygon's points are not pairs of numbers") from None
+    if xy.ndim != 2 or xy.shape[1] != 2 or not np.isfinite(xy).all():
+        raise ValueError("the polygon's points are not pairs of numbers")
+    return Polygon(xy / 100 * (size[1], size[0]))
+
+
+def rectangle_points(value: Mapping[str, Any], size: tuple[int, int]) -> NDArray[np.float64]:
+    """Corners of a rectangle, float64 ``[4, 2]`` (x, y) in pixels; it is turned clockwise about its first corner.
+
+    Args:
+        value: ``x``, ``y``, ``width``, ``height`` in percent, ``rotation`` in degrees.
+        size: ``(height, width)`` of the upright picture.
+
+    Raises:
+        ValueError: a number is missing or not finite.
+
+    Example:
+        >>> rectangle_points({"x": 0, "y": 50, "width": 50, "height": 50}, (2, 4)).tolist()
+        [[0.0, 1.0], [2.0, 1.0], [2.0, 2.0], [0.0, 2.0]]
+    """
+    try:
+        x, y, width, height = (float(value[key]) / 100 for key in ("x", "y", "width", "height"))
+        turn = math.radians(float(value.get("rotation") or 0))
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("the rectangle lacks x, y, width or height") from None
+    if not all(map(math.isfinite, (x, y, width, height, turn))):
+        raise ValueError("the rectangle holds a number that is not finite")
+    corner = np.array([x * size[1], y * size[0]])
+    across = np.array([math.cos(turn), math.sin(turn)]) * width * size[1]
+    down = np.array([-math.sin(turn), math.cos(turn)]) * height * size[0]
+    return np.stack([corner, corner + across, corner + across + down, corner + down])

@@ -1,0 +1,66 @@
+"""Fixtures: the server, and our backend beside it as its own process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.labelstudio.live.environment import (
+    REPOSITORY,
+    TOKEN,
+    LabelStudioServer,
+    NoEnvironmentError,
+    Process,
+    free_port,
+    label_studio_python,
+)
+
+BACKEND_USER = "label-studio:backend-secret"
+
+
+@pytest.fixture(scope="session")
+def server_python() -> Path:
+    """Python of Label Studio's environment."""
+    try:
+        return label_studio_python()
+    except NoEnvironmentError as error:
+        pytest.skip(f"Label Studio's environment cannot be made: {error}")
+
+
+@pytest.fixture(scope="session")
+def label_studio(server_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudioServer]:
+    """A running server with an empty data folder."""
+    files = tmp_path_factory.mktemp("files")
+    with LabelStudioServer(server_python, tmp_path_factory.mktemp("label studio"), files) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``token.txt`` and ``users.txt``."""
+    folder = tmp_path_factory.mktemp("secrets")
+    (folder / "token.txt").write_text(TOKEN + "\n")
+    (folder / "users.txt").write_text(BACKEND_USER + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def backend_url(
+    label_studio: LabelStudioServer, secrets: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Our backend, which signs in to Label Studio with a personal access token."""
+    folder = tmp_path_factory.mktemp("backend")
+    personal = label_studio.api("POST", "/api/token/")["token"]
+    (folder / "personal.txt").write_text(personal)
+    port = free_port()
+    words = [sys.executable, "-m", "tcl_core.cli", "label-studio", "serve", "--model", str(model_path)]
+    words += ["--port", str(port), "--url", label_studio.url, "--token-file", str(folder / "personal.txt")]
+    words += ["--auth-file", str(secrets / "users.txt"), "--state-dir", str(folder), "--min-area", "4"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    url = f"http://127.0.0.1:{port}"
+    with Process(words, folder / "backend.log", f"{url}/health", environment, folder):
+        yield url

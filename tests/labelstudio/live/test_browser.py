@@ -1,0 +1,160 @@
+"""In a real browser: regions are there, a typed prompt adds more, they are accepted, submitted and exported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from tcl_core.cli.main import run
+from tests.labelstudio.live.environment import EMAIL, PASSWORD, REPOSITORY, LabelStudioServer
+from tests.labelstudio.live.test_server import LABELS, project_of, write_pictures
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+
+SECONDS = 900
+ARGUMENTS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--window-size=1500,1100",
+)
+
+T = TypeVar("T")
+
+
+def wait(condition: Callable[[], T], what: str) -> T:
+    """The first true value of a condition."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            if value := condition():
+                return value
+        except StaleElementReferenceException:
+            pass
+        assert time.monotonic() < deadline, f"{what} did not happen"
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    program, driver = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("there is no chromium with chromedriver on the PATH (Debian: apt-get install chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(argument)
+    started = webdriver.Chrome(options=options, service=Service(driver))
+    try:
+        started.set_page_load_timeout(SECONDS)
+        started.set_script_timeout(SECONDS)
+        yield started
+    finally:
+        started.quit()
+
+
+def log_in(browser: webdriver.Chrome, url: str) -> None:
+    browser.get(f"{url}/user/login/")
+    wait(lambda: browser.find_elements(By.NAME, "email"), "the login page")[0].send_keys(EMAIL)
+    browser.find_element(By.NAME, "password").send_keys(PASSWORD)
+    browser.find_element(By.CSS_SELECTOR, "form [type=submit]").click()
+    wait(lambda: "/user/login" not in browser.current_url, "the login")
+
+
+def regions(browser: webdriver.Chrome) -> list[str]:
+    """Labels of the regions in the list beside the picture."""
+    return browser.execute_script(
+        "const s = window.Htx && window.Htx.annotationStore && window.Htx.annotationStore.selected;"
+        "return s ? s.regions.filter(r => r.type !== 'textarearegion').map(r => (r.labels || []).join()) : [];"
+    )
+
+
+def suggestions(browser: webdriver.Chrome) -> list[str]:
+    """Labels of the regions that wait to be accepted."""
+    return browser.execute_script(
+        "const s = window.Htx && window.Htx.annotationStore && window.Htx.annotationStore.selected;"
+        "return s ? Array.from(s.suggestions.values()).map(r => (r.labels || []).join()) : [];"
+    )
+
+
+def keep_screenshot(browser: webdriver.Chrome, name: str) -> None:
+    folder = REPOSITORY / "build" / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def taken() -> bool:
+        try:
+            return browser.save_screenshot(str(folder / name))
+        except TimeoutException:
+            # A busy machine may need longer for a frame than the driver waits.
+            return False
+
+    wait(taken, "the screenshot")
+
+
+def test_from_regions_to_export(
+    browser: webdriver.Chrome,
+    label_studio: LabelStudioServer,
+    backend_url: str,
+    secrets: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    write_pictures(tmp_path / "pictures", range(2))
+    server = ["--url", label_studio.url, "--token-file", str(secrets / "token.txt")]
+    words = ["setup", *server, *LABELS, "--backend-url", backend_url, "--auth-file", str(secrets / "users.txt")]
+    assert run(["label-studio", *words, "--upload", str(tmp_path / "pictures")]) == 0
+    project = project_of(capfd.readouterr().out)
+    body: dict[str, Any] = {"selectedItems": {"all": True, "excluded": []}}
+    label_studio.api("POST", f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}", json=body)
+    task = label_studio.api("GET", "/api/tasks/", params={"project": project})["tasks"][0]["id"]
+    (predicted,) = label_studio.api("GET", "/api/predictions/", params={"task": task})
+
+    log_in(browser, label_studio.url)
+    browser.get(f"{label_studio.url}/projects/{project}/data?task={task}")
+    drawn = wait(lambda: regions(browser), "the regions of the prediction")
+    assert sorted(drawn) == sorted(r["value"][r["type"]][0] for r in predicted["result"])
+    keep_screenshot(browser, "label-studio-task.png")
+
+    toggle = "[data-testid=bottombar-auto-annotation-toggle]"
+    browser.execute_script("document.querySelector(arguments[0]).click()", toggle)
+    wait(lambda: browser.find_element(By.CSS_SELECTOR, toggle).is_selected(), "auto-annotation")
+    field = wait(lambda: browser.find_elements(By.CSS_SELECTOR, "input[name=prompt]"), "the prompt field")[0]
+    field.send_keys("sky: red ball")
+    field.send_keys(Keys.ENTER)
+    suggested = wait(lambda: suggestions(browser) or regions(browser)[len(drawn) :], "regions of the prompt")
+    assert set(suggested) == {"sky"}
+    keep_screenshot(browser, "label-studio-prompt.png")
+
+    if suggestions(browser):
+        browser.execute_script("window.Htx.annotationStore.selected.acceptAllSuggestions()")
+    wait(lambda: len(regions(browser)) == len(drawn) + len(suggested), "accepting the regions")
+    submit = wait(lambda: browser.find_elements(By.CSS_SELECTOR, "[data-testid=bottombar-submit-button]"), "Submit")
+    browser.execute_script("arguments[0].click()", submit[0])
+    annotations = wait(
+        lambda: label_studio.api("GET", f"/api/tasks/{task}/annotations/"), "the annotation on the server"
+    )
+    accepted = [r for r in annotations[0]["result"] if r["type"] != "textarea"]
+    assert len(accepted) == len(drawn) + len(suggested)
+
+    out = tmp_path / "coco.json"
+    assert run(["label-studio", "export", *server, "--project", str(project), "--out", str(out)]) == 0
+    coco = json.loads(out.read_text())
+    assert len(coco["images"]) == 2 and len(coco["annotations"]) == len(accepted)
+    assert run(["validate-coco", str(out)]) == 0

@@ -1,0 +1,239 @@
+"""From an empty data folder to exported annotations, with the real server and the real commands."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from labelstudio_backend.config_writer import labelling_config_xml
+from labelstudio_backend.labelling_config import parse_labelling_config
+from labelstudio_backend.model_options import ModelOptions
+from labelstudio_backend.planning import Plan
+from labelstudio_backend.predictor import Prediction, Predictor
+from labelstudio_backend.shapes import mask_of_value
+from tcl_core.cli.main import run
+from tcl_core.raster import mask_iou
+from tcl_core.vocabulary import Vocabulary
+from tests.labelstudio.live.environment import LabelStudioServer
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+
+LABELS = ["--label", "Sofa=sofa,couch", "--label", "cat", "--label", "sky=blue sky", "--no-background"]
+SIZE = (48, 64)
+BRUSHES = labelling_config_xml(
+    Vocabulary.from_options(["Sofa=sofa,couch", "cat", "sky=blue sky"], background=False), "brush"
+)
+"""The same labels with exact masks."""
+
+
+def encoded(seed: int) -> bytes:
+    """A small picture of coarse random squares."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (3, 4, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize((SIZE[1], SIZE[0]), Image.Resampling.NEAREST).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_pictures(folder: Path, seeds: range) -> None:
+    folder.mkdir(parents=True)
+    for seed in seeds:
+        (folder / f"picture-{seed:03d}.png").write_bytes(encoded(seed))
+
+
+def seed_of(task: dict[str, Any]) -> int:
+    return int(task["data"]["image"].rpartition("picture-")[2].partition(".")[0])
+
+
+def command(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    """Run ``tcl-annotate label-studio``; gives its exit code and all it printed."""
+    capfd.readouterr()
+    code = run(["label-studio", *map(str, words)])
+    printed = capfd.readouterr()
+    return code, printed.out + printed.err
+
+
+def project_of(printed: str) -> int:
+    return int(printed.partition("project ")[2].partition(":")[0])
+
+
+def tasks_of(server: LabelStudioServer, project: int) -> list[dict[str, Any]]:
+    return server.api("GET", "/api/tasks/", params={"project": project, "page_size": 500, "fields": "all"})["tasks"]
+
+
+def sdk_says(python: Path, config: str, predictions: list[dict[str, Any]]) -> dict[str, Any]:
+    """What Label Studio's own library says about predictions."""
+    done = subprocess.run(
+        [python, Path(__file__).with_name("sdk_check.py")],
+        input=json.dumps({"config": config, "predictions": predictions}),
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def predictor(model_path: Path) -> Predictor:
+    """The backend's model, in this process, to compare with."""
+    options = ModelOptions(str(model_path), min_area=4)
+    return Predictor(options.load(), options, cache_bytes=64 << 20)
+
+
+def expected(predictor: Predictor, config: str, seed: int) -> Prediction:
+    return predictor.predict(encoded(seed), Plan(parse_labelling_config(config)))
+
+
+@pytest.fixture(scope="module")
+def project(
+    label_studio: LabelStudioServer, backend_url: str, secrets: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[int]:
+    """A project of ``setup`` with sixty tasks: thirty uploaded, thirty local files."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_pictures(folder / "uploads", range(30))
+    write_pictures(label_studio.files / "sixty", range(30, 60))
+    words = ["label-studio", "setup", "--url", label_studio.url, "--token-file", secrets / "token.txt", *LABELS]
+    words += ["--backend-url", backend_url, "--auth-file", secrets / "users.txt"]
+    words += ["--upload", folder / "uploads", "--local-files", label_studio.files / "sixty"]
+    printed = io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(printed):
+        code = run([str(word) for word in words])
+    assert code == 0, printed.getvalue()
+    yield project_of(printed.getvalue())
+
+
+def test_retrieve_predictions_fills_every_task(
+    label_studio: LabelStudioServer, project: int, server_python: Path, predictor: Predictor
+) -> None:
+    body = {"selectedItems": {"all": True, "excluded": []}}
+    label_studio.api("POST", f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}", json=body)
+    tasks = tasks_of(label_studio, project)
+    config = label_studio.api("GET", f"/api/projects/{project}/")["label_config"]
+    (version,) = {entry["model_version"] for entry in label_studio.api("GET", "/api/ml/", params={"project": project})}
+    assert len(tasks) == 60
+    checked = []
+    for task in tasks:
+        (prediction,) = task["predictions"]
+        assert prediction["model_version"] == version and prediction["result"]
+        checked.append({"result": prediction["result"], "score": prediction["score"]})
+        wanted = expected(predictor, config, seed_of(task)).results
+        exact = expected(predictor, BRUSHES, seed_of(task)).results
+        assert [r["value"][r["type"]] for r in prediction["result"]] == [r["value"][r["type"]] for r in wanted]
+        for region, brushed in zip(prediction["result"], exact, strict=True):
+            mask = mask_of_value("brushlabels", brushed["value"], SIZE)
+            assert mask_iou(mask_of_value(region["type"], region["value"], SIZE), mask) >= 0.98
+    assert sdk_says(server_python, config, checked)["errors"] == []
+
+
+def test_bulk_names_three_of_sixty_and_delivers_the_rest(
+    label_studio: LabelStudioServer,
+    secrets: Path,
+    server_python: Path,
+    model_path: Path,
+    predictor: Predictor,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    write_pictures(label_studio.files / "bulk", range(57))
+    server = ["--url", label_studio.url, "--token-file", secrets / "token.txt"]
+    code, printed = command(capfd, "setup", *server, *LABELS, "--shape", "brush", "--no-backend")
+    assert code == 0, printed
+    number = project_of(printed)
+    (tmp_path / "broken.png").write_bytes(encoded(1)[:60])
+    storage = {"project": number, "path": str(label_studio.files / "bulk"), "use_blob_urls": True}
+    storage_id = label_studio.api("POST", "/api/storages/localfiles", json=storage)["id"]
+    label_studio.api("POST", f"/api/storages/localfiles/{storage_id}/sync")
+    bad = [{"image": "http://169.254.169.254/latest/a.png"}, {"image": "/data/local-files/?d=bulk/gone.png"}]
+    label_studio.api("POST", f"/api/projects/{number}/import", json=bad)
+    files = {"file": ("broken.png", (tmp_path / "broken.png").read_bytes())}
+    label_studio.api("POST", f"/api/projects/{number}/import", files=files)
+
+    model = ["--model", model_path, "--min-area", "4", "--state-dir", tmp_path]
+    code, printed = command(capfd, "prelabel", *server, "--project", number, *model)
+    assert code == 1, printed
+    assert "57 of 60 tasks predicted" in printed
+    tasks = tasks_of(label_studio, number)
+    good = [task for task in tasks if "picture-" in task["data"]["image"]]
+    failed = {task["id"]: task["data"]["image"] for task in tasks if "picture-" not in task["data"]["image"]}
+    assert len(good) == 57 and len(failed) == 3
+    for task, url in failed.items():
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"failed: task {task}:")]
+        assert ("allow_hosts" in line) == url.startswith("http://169")
+    config = label_studio.api("GET", f"/api/projects/{number}/")["label_config"]
+    predictions = [task["predictions"][0] for task in good]
+    said = sdk_says(server_python, config, [{"result": p["result"], "score": p["score"]} for p in predictions])
+    assert said["errors"] == []
+    ours = [region for task in good for region in expected(predictor, config, seed_of(task)).results]
+    assert len(said["masks"]) == len(ours) > 57
+    for runs, region in zip(said["masks"], ours, strict=True):
+        mask = np.repeat([value == 255 for value, _ in runs], [length for _, length in runs]).reshape(SIZE)
+        assert {value for value, _ in runs} <= {0, 255}
+        assert np.array_equal(mask, mask_of_value("brushlabels", region["value"], SIZE))
+
+    code, printed = command(capfd, "prelabel", *server, "--project", number, *model)
+    assert code == 1 and "0 of 60 tasks predicted" in printed and "57 skipped" in printed
+    assert sum(len(task["predictions"]) for task in tasks_of(label_studio, number)) == 57
+
+
+def test_accepted_regions_are_exported(
+    label_studio: LabelStudioServer,
+    project: int,
+    secrets: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    predictor: Predictor,
+) -> None:
+    config = label_studio.api("GET", f"/api/projects/{project}/")["label_config"]
+    tasks = sorted(tasks_of(label_studio, project), key=lambda task: task["id"])[:3]
+    wanted: dict[str, list[Any]] = {}
+    for task in tasks:
+        result = expected(predictor, config, seed_of(task)).results
+        # Two annotators: the first one's annotation is not the latest.
+        for regions in (result[:1], result):
+            label_studio.api("POST", f"/api/tasks/{task['id']}/annotations/", json={"result": regions})
+        wanted[task["data"]["image"].rpartition("/")[2]] = result
+    out = tmp_path / "coco.json"
+    server = ["--url", label_studio.url, "--token-file", secrets / "token.txt"]
+    code, printed = command(capfd, "export", *server, "--project", project, "--out", out)
+    assert code == 0, printed
+    assert run(["validate-coco", str(out)]) == 0
+    coco = COCO(str(out))
+    assert len(coco.imgs) == 60
+    names = {image["file_name"]: image["id"] for image in coco.imgs.values()}
+    for name, result in wanted.items():
+        annotations = coco.loadAnns(coco.getAnnIds(imgIds=[names[name]]))
+        assert len(annotations) == len(result)
+        for annotation, region in zip(annotations, result, strict=True):
+            assert coco.cats[annotation["category_id"]]["name"] == region["value"][region["type"]][0]
+            mask = mask_of_value(region["type"], region["value"], SIZE)
+            assert mask_iou(coco.annToMask(annotation).astype(bool), mask) >= 0.97
+            assert annotation["area"] == mask.sum() and annotation["id"] > 0
+    assert coco_mask.area(coco.annToRLE(coco.anns[1])) > 0
+
+
+def test_a_private_backend_is_named_as_the_trouble(
+    label_studio: LabelStudioServer, secrets: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody listens on this port; the message must name the backend, not our program."""
+    server = ["--url", label_studio.url, "--token-file", secrets / "token.txt"]
+    code, printed = command(capfd, "setup", *server, "--label", "cat", "--backend-url", "http://127.0.0.1:9")
+    assert code == 2 and "/api/ml/" in printed
+
+
+def test_a_wrong_token_is_explained(
+    label_studio: LabelStudioServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "token.txt").write_text("wrong-secret")
+    server = ["--url", label_studio.url, "--token-file", tmp_path / "token.txt"]
+    code, printed = command(capfd, "prelabel", *server, "--project", "1")
+    assert code == 2 and "personal access token" in printed and "wrong-secret" not in printed

@@ -1,0 +1,140 @@
+"""The configuration that ``setup`` writes, settings files, and commands without a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labelstudio_backend.config_writer import Shape, labelling_config_xml
+from labelstudio_backend.labelling_config import parse_labelling_config
+from labelstudio_backend.pictures.tokens import Token, read_token_file
+from labelstudio_backend.settings import read_settings_file, settings_from
+from tcl_core.cli.main import run
+from tcl_core.errors import SettingsError, VocabularyError
+from tcl_core.vocabulary import Label, Vocabulary
+
+VOCABULARY = Vocabulary(
+    (Label("Sofa & <co>", ("sofa", "couch"), 0.5, (1, 2, 3)), Label("Cat")), background_threshold=0.45
+)
+
+
+@pytest.mark.parametrize("shape", ["polygon", "brush", "box"])
+def test_a_written_configuration_is_the_vocabulary(shape: Shape) -> None:
+    config = parse_labelling_config(labelling_config_xml(VOCABULARY, shape))
+    read = config.vocabulary()
+    assert [(label.name, label.prompts, label.threshold) for label in read.labels] == [
+        ("Sofa & <co>", ("sofa", "couch"), 0.5),
+        ("Cat", ("Cat",), None),
+    ]
+    assert read.background_threshold == 0.45 and config.prompt_name == "prompt" and config.image_key == "image"
+
+
+def test_every_region_is_drawn_once() -> None:
+    drawn = {
+        shape: parse_labelling_config(labelling_config_xml(VOCABULARY, shape)).drawing for shape in ("polygon", "box")
+    }  # type: ignore[arg-type]
+    assert [(control.kind, control.holes_only) for control in drawn["polygon"]] == [("polygon", False), ("brush", True)]
+    assert [control.kind for control in drawn["box"]] == ["rectangle"]
+
+
+def test_without_background() -> None:
+    vocabulary = Vocabulary((Label("Cat"),), background=False)
+    assert not parse_labelling_config(labelling_config_xml(vocabulary)).vocabulary().background
+
+
+def test_a_prompt_with_a_comma_cannot_be_written() -> None:
+    with pytest.raises(VocabularyError, match="comma"):
+        labelling_config_xml(Vocabulary((Label("Cat", ("big, old cat",)),)))
+
+
+def test_settings_file_and_options(tmp_path: Path) -> None:
+    path = tmp_path / "backend.yaml"
+    path.write_text(
+        "model: {min_area: 9}\nqueue: 3\nstate_dir: /tmp/s\n"
+        "pictures: {allow_hosts: [Images.Example.org], allow_addresses: [10.0.0.0/8]}\n"
+    )
+    settings = settings_from(read_settings_file(path), {"detail": "full", "min_area": None}, {"allow_hosts": ()})
+    assert (settings.queue, settings.state_dir) == (3, Path("/tmp/s"))
+    assert (settings.model.min_area, settings.model.detail) == (9, "full")
+    fetcher_site = settings.pictures.fetcher(None).site
+    assert fetcher_site.hosts == {"images.example.org"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a", "mapping"),
+        ("quue: 3", "'quue'"),
+        ("pictures: {alow_hosts: []}", "'alow_hosts'"),
+        ("pictures: 5", "pictures must be a mapping"),
+        ("token: abc", "--token-file"),
+        ("a: [", "cannot be read"),
+        ("queue: 0", "above 0"),
+        ("queue: many", "wrong type"),
+        ("pictures: {allow_hosts: a}", "list of texts"),
+        ("pictures: {label_studio_url: ftp://x}", "not an http"),
+        ("model: {min_area: -1}", "0 or more"),
+    ],
+)
+def test_settings_that_cannot_be_used(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "backend.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        settings_from(read_settings_file(path), {}, {})
+
+
+def test_token_files(tmp_path: Path) -> None:
+    path = tmp_path / "token.txt"
+    path.write_text("0123456789abcdef\n")
+    assert read_token_file(path) == "0123456789abcdef"
+    for text in ("", "two words", "two\nlines"):
+        path.write_text(text)
+        with pytest.raises(SettingsError, match="one line"):
+            read_token_file(path)
+
+
+def test_a_legacy_key_is_sent_as_it_is_and_a_personal_one_is_not() -> None:
+    assert Token("abc").header() == {"Authorization": "Token abc"} and not Token("abc").needs_refresh
+    personal = Token("a.b.c")
+    assert personal.needs_refresh
+    personal.accept("fresh")
+    assert personal.header() == {"Authorization": "Bearer fresh"} and not personal.needs_refresh
+    assert personal.reject() and personal.needs_refresh and not Token("abc").reject()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["serve", "--model", "no-such-model"], "no-such-model"),
+        (["serve", "--auth-file", "missing"], "--auth-file"),
+        (["serve", "--url", "localhost"], "not an http"),
+        (["prelabel", "--project", "1"], "no token"),
+        (["export", "--project", "1", "--out", "coco.json"], "no token"),
+        (["setup", "--label", "cat"], "no token"),
+        (["setup"], "no labels"),
+        (["prompts", "--clear"], "--project"),
+        (["prompts", "--label", "a"], "--clear"),
+    ],
+)
+def test_commands_that_cannot_run(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LABEL_STUDIO_TOKEN", raising=False)
+    monkeypatch.setenv("TCL_ANNOTATE_HOME", str(tmp_path))
+    assert run(["label-studio", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_typed_prompts_by_command(tmp_path: Path, capsys: Any) -> None:
+    from labelstudio_backend.prompts import PromptStore
+
+    PromptStore(tmp_path / "prompts.json").add("1.5", "Sofa", "red couch")
+    place = ["--state-dir", str(tmp_path)]
+    assert run(["label-studio", "prompts", *place]) == 0
+    assert capsys.readouterr().out == "project 1.5, Sofa: red couch\n"
+    assert run(["label-studio", "prompts", *place, "--project", "1", "--clear"]) == 0
+    assert run(["label-studio", "prompts", *place]) == 0
+    assert capsys.readouterr().out == "1 typed prompts cleared\nno typed prompts yet\n"
