@@ -128,8 +128,8 @@ def test_from_regions_to_export(
 
     log_in(browser, label_studio.url)
     browser.get(f"{label_studio.url}/projects/{project}/data?task={task}")
-    drawn = wait(lambda: regions(browser), "the regions of the prediction")
-    assert sorted(drawn) == sorted(r["value"][r["type"]][0] for r in predicted["result"])
+    drawn = sorted(r["value"][r["type"]][0] for r in predicted["result"])
+    wait(lambda: drawn and sorted(regions(browser)) == drawn, "drawing the regions of the prediction")
     keep_screenshot(browser, "label-studio-task.png")
 
     toggle = "[data-testid=bottombar-auto-annotation-toggle]"
@@ -140,8 +140,8 @@ def test_from_regions_to_export(
     label = drawn[0]
     field.send_keys(label)
     field.send_keys(Keys.ENTER)
-    suggested = wait(lambda: suggestions(browser), "regions of the prompt")
-    assert suggested == [label] * drawn.count(label)
+    suggested = [label] * drawn.count(label)
+    wait(lambda: suggestions(browser) == suggested, "suggesting regions of the prompt's label and no other")
     keep_screenshot(browser, "label-studio-prompt.png")
 
     browser.execute_script("window.Htx.annotationStore.selected.acceptAllSuggestions()")
