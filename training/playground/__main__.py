@@ -26,7 +26,7 @@ from training.playground.tcl import train_tcl
 __all__ = ["main", "run"]
 
 CAPTION_TEMPLATES = "full"
-EVALUATION_TEMPLATES = "simple"
+EVALUATION_TEMPLATES = "custom"
 
 
 def run(recipe: Recipe, folder: Path, out: Path) -> str:

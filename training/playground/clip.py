@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tcl_core.clip import FrozenClip
 from tcl_core.tokenizer import Tokenizer
 from training.loop import Schedule, step_generators, train
-from training.playground.data import Captions, Pictures, PictureSet, draw_pictures
+from training.playground.data import Captions, PictureSet, draw_pictures
 
 __all__ = ["ClipPhase", "View", "build_clip", "clip_losses", "train_clip", "whiten"]
 
@@ -235,23 +235,18 @@ def train_clip(
     for number, phase in enumerate(phases):
         # A change of a later phase leaves what the earlier ones have reached as it is.
         so_far = json.dumps([recipe, settings[: number + 1]], sort_keys=True)
-        pictures: list[Pictures] = []
-        done = folder / f"{phase.name}.ckpt"
-        if not done.exists() or torch.load(done, weights_only=True)["step"] < phase.schedule.last:
-            pictures = [draw_pictures(view.pictures) for view in phase.views]
-            if number == 0 and not done.exists():
-                how = Captions(tuple(templates), 2, phase.brief)
-                images, captions = pictures[0].batch(np.random.default_rng(seed), 1500, tokenizer, how)
-                _whiten_towers(model, images, torch.cat(captions), seed)
+        # Towers that are about to be replaced by a checkpoint need no whitening.
+        if number == 0 and not (folder / f"{phase.name}.ckpt").exists():
+            how = Captions(tuple(templates), 2, phase.brief)
+            first = draw_pictures(phase.views[0].pictures)
+            images, captions = first.batch(np.random.default_rng(seed), 1500, tokenizer, how)
+            _whiten_towers(model, images, torch.cat(captions), seed)
 
-        def losses(
-            step: int, phase: ClipPhase = phase, number: int = number, pictures: list[Pictures] = pictures
-        ) -> dict[str, Tensor]:
+        def losses(step: int, phase: ClipPhase = phase, number: int = number) -> dict[str, Tensor]:
             rng, _ = step_generators(seed + number, step)
-            turn = step % len(phase.views)
-            view = phase.views[turn]
+            view = phase.views[step % len(phase.views)]
             how = Captions(tuple(templates), phase.captions, phase.brief)
-            images, captions = pictures[turn].batch(rng, view.batch, tokenizer, how)
+            images, captions = draw_pictures(view.pictures).batch(rng, view.batch, tokenizer, how)
             side = view.collage * view.pictures.size // model.visual.patch_size[0]
             down, right = rng.integers(0, side, 2) if view.collage > 1 else (0, 0)
             return clip_losses(model, images, captions, phase.local_weight, view.collage, (int(down), int(right)))

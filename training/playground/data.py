@@ -124,7 +124,7 @@ def draw_pictures(recipe: PictureSet, workers: int = 2) -> Pictures:
 
     Returns:
         The pictures, in the order of their index whatever the number of workers; the last two sets are kept, because
-        stages share them.
+        steps and stages share them.
     """
     images = np.empty((recipe.count, recipe.size, recipe.size, 3), np.uint8)
     scenes: list[Scene] = []

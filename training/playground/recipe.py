@@ -87,7 +87,7 @@ RECIPE = Recipe(
             schedule=Schedule(steps=2000, lr=7e-4, min_lr=1e-5, warmup=50),
         ),
     ),
-    tcl=TCLConfig(ie_freeze=3, decoder_layers=1, area_prior=0.25, area_weight=4.0, refine_scale=8),
+    tcl=TCLConfig(ie_freeze=3, decoder_layers=1, area_prior=0.25, tv_weight=0.25, refine_scale=8),
     tcl_stage=TclStage(
         pictures=_SCENES,
         batch=64,
@@ -97,7 +97,7 @@ RECIPE = Recipe(
         ),
     ),
     preprocess=Preprocess(
-        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), short_side=112, max_long_side=1024, window=64, stride=32
+        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), short_side=112, max_long_side=1024, window=64, stride=48
     ),
 )
 """The recipe of the embedded model."""

@@ -41,13 +41,12 @@ def train_tcl(
     """Minimise TCL's losses (see ``tcl_core.methods.tcl``); resumes from ``folder``."""
     # Convolutions on a CPU are several times faster with the channels last.
     tcl.masker.to(memory_format=torch.channels_last)
-    pictures = draw_pictures(stage.pictures)
     parameters = tcl.set_stage("full")
 
     def losses(step: int) -> dict[str, Tensor]:
         tcl.set_stage("ust" if step < stage.ust_steps else "full")
         rng, generator = step_generators(seed, step)
-        images, captions = pictures.batch(rng, stage.batch, tokenizer, Captions(tuple(templates)))
+        images, captions = draw_pictures(stage.pictures).batch(rng, stage.batch, tokenizer, Captions(tuple(templates)))
         few_tokens = images.shape[-1] < 100
         backends = [SDPBackend.MATH] if few_tokens else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(backends):
