@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from napari.layers import Image
 from napari.utils.notifications import show_error
-from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QFileDialog, QGroupBox, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_tcl.engine import Engine
@@ -52,7 +50,6 @@ class SegmentWidget(QWidget):
         self._task: Task | None = None
         self._waiting: Callable[[], None] | None = None
         self._summary_stale = False
-        self._layers_removed = False
         self.picture = PictureForm(napari_viewer)
         self.labels = LabelTable()
         self.background = BackgroundForm()
@@ -301,7 +298,6 @@ class SegmentWidget(QWidget):
         self._task = task
         if not quiet:
             self.buttons.set_running(True)
-        self._collect_removed()
         task.start()
 
     def results_for(self, layer: Image, reader: SliceReader) -> Results:
@@ -390,14 +386,6 @@ class SegmentWidget(QWidget):
 
     def _on_removed(self) -> None:
         self.results = [results for results in self.results if results.present]
-        self._layers_removed = True
-        QTimer.singleShot(0, self._collect_removed)
-
-    def _collect_removed(self) -> None:
-        """Free what removed layers had on the graphics card here: collected by chance in a thread, it crashes Qt."""
-        if self._layers_removed:
-            self._layers_removed = False
-            gc.collect()
 
     def _ask_export(self) -> None:
         path, _ = QFileDialog.getSaveFileName(self, "Export COCO", "labels.json", "COCO (*.json)")
