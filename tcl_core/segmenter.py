@@ -119,9 +119,7 @@ class Segmenter:
 
     # -- the picture ---------------------------------------------------------------------------------------------
 
-    def encode(
-        self, image: NDArray[np.uint8], on_progress: Callable[[int, int], None] | None = None
-    ) -> ImageFeatures:
+    def encode(self, image: NDArray[np.uint8], on_progress: Callable[[int, int], None] | None = None) -> ImageFeatures:
         """Compute all that depends on the picture alone, or find it in the cache.
 
         Args:
