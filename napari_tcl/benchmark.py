@@ -26,7 +26,7 @@ __all__ = ["Row", "format_rows", "run"]
 
 _TICK = 2  # milliseconds
 _IDLE = 2  # seconds
-_LARGE, _MEGAPIXEL = (800, 6400), (1000, 1000)
+_LARGE, _MEGAPIXEL = (512, 4096), (1000, 1000)
 _LABELS = 10
 _RUNS, _RUNS_BEFORE = 50, 5
 _MIB = 1 << 20
@@ -91,7 +91,7 @@ class _Benchmark:
         self._add("large", np.random.default_rng(0).integers(0, 256, (*_LARGE, 3), dtype=np.uint8))
         end = time.monotonic() + _IDLE
         idle = self._longest_gap(lambda: self._wait(lambda: time.monotonic() > end))
-        # Only the work in the thread: that a layer of 5 megapixels is added at the end is napari's time.
+        # Only the work in the thread: that a layer of megapixels is added at the end is napari's time.
         self.widget.segment()
         busy = self._longest_gap(lambda: self._wait(lambda: "finding labels" in self.widget.buttons.message.text()))
         self._wait(lambda: not self.widget.busy)
@@ -112,7 +112,7 @@ class _Benchmark:
         threshold = min(self._threshold(value) for value in np.linspace(0.2, 0.8, 9))
         self.widget.labels.set_threshold(0, 0)
         self._wait(lambda: not self.widget.busy)
-        self._add("wide", sample_scene(3, 0, (500, 3000)).image)
+        self._add("wide", sample_scene(3, 0, (300, 1800)).image)
         first_wide = self._segment()
         self.widget.labels.add_row(self.words[_LABELS])
         prompt_wide = self._segment()

@@ -17,6 +17,7 @@ from napari_tcl.export import export_coco
 from napari_tcl.pictures import Index, SliceReader
 from napari_tcl.results import Results
 from napari_tcl.widget.buttons import RunButtons
+from napari_tcl.widget.canvas import CanvasGuard
 from napari_tcl.widget.folder_tab import FolderTab
 from napari_tcl.widget.label_table import LabelTable
 from napari_tcl.widget.options import BackgroundForm, ModelForm, PictureForm, PolygonForm
@@ -58,6 +59,7 @@ class SegmentWidget(QWidget):
         self.buttons = RunButtons()
         self.folder = FolderTab(self)
         self.overlays = Overlays(self)
+        self._guard = CanvasGuard(napari_viewer, self)
         self._lay_out()
         self._connect()
 
