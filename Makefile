@@ -30,7 +30,7 @@ demo: $(INSTALLED) ## label sample pictures with the embedded model and write a 
 	$(BIN)/tcl-annotate playground scenes --out "$(OUT)/scenes" --count $(SCENES) --seed $(SEED)
 	@echo "== Labelling them with the embedded model"
 	$(BIN)/tcl-annotate prelabel "$(OUT)/scenes" --labels "$(OUT)/scenes/labels.yaml" --model playground \
-	    --out "$(OUT)/annotations.json" --preview "$(OUT)/preview"
+	    --out "$(OUT)/annotations.json" --preview "$(OUT)/preview" --min-area 60 --small merge
 	@echo "== Checking the COCO file"
 	$(BIN)/tcl-annotate validate-coco "$(OUT)/annotations.json" --images "$(OUT)/scenes"
 	@echo

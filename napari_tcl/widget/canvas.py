@@ -35,5 +35,6 @@ class CanvasGuard:
     def _make_current(self) -> None:
         # Qt's side of the widget is gone once its dock was closed.
         with suppress(RuntimeError):
-            for canvas in self._widget.window().findChildren(QOpenGLWidget):
+            window = self._widget.window()
+            for canvas in window.findChildren(QOpenGLWidget) if window is not None else ():
                 canvas.makeCurrent()

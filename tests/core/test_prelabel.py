@@ -133,10 +133,12 @@ class TroubledSegmenter(Segmenter):
     calls = 0
     company: list[tuple[str, ...]]
 
-    def encode_batch(self, images: list[NDArray[np.uint8]]) -> list[ImageFeatures]:  # type: ignore[override]
+    def encode_batch(  # type: ignore[override]
+        self, images: list[NDArray[np.uint8]], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[ImageFeatures]:
         if self.poison is not None and any((image[0, 0] == self.poison).all() for image in images):
             raise RuntimeError("poisoned\npicture")
-        features = super().encode_batch(images)
+        features = super().encode_batch(images, on_progress)
         self.company = [*getattr(self, "company", []), tuple(f.key.content for f in features)]
         return features
 
