@@ -53,6 +53,7 @@ def test_nothing_counted_is_nan_and_bad_input_is_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_embedded_model_is_the_one_of_the_recorded_table() -> None:
     """The table is of `tcl-annotate playground evaluate`, 500 scenes; here on fewer, with room for chance."""
     from tcl_core.models import load_model
