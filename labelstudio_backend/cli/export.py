@@ -10,7 +10,7 @@ import click
 
 from labelstudio_backend.cli.options import picture_options, read_token, server_options
 from tcl_core.cli.main import EXIT_FINDINGS, EXIT_FINE
-from tcl_core.cli.options import check_outputs
+from tcl_core.cli.options import check_outputs, geometry_option
 
 __all__ = ["command"]
 
@@ -33,13 +33,7 @@ Examples:
     show_default=True,
     help="Whose regions count: each task's latest annotation, everybody's, or what more than half agree on.",
 )
-@click.option(
-    "--geometry",
-    type=click.Choice(["auto", "polygon", "rle"]),
-    default="auto",
-    show_default=True,
-    help="auto writes polygons, and RLE where a hole would be lost; polygon keeps holes by bridges; rle is exact.",
-)
+@geometry_option
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
 @picture_options
 def command(

@@ -21,6 +21,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "check_folder",
     "check_outputs",
+    "geometry_option",
     "make_segmenter",
     "make_vocabulary",
     "model_options",
@@ -31,6 +32,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_MODEL = "playground"
 """The model that comes with the package."""
+
+geometry_option = click.option(
+    "--geometry",
+    type=click.Choice(["auto", "polygon", "rle"]),
+    default="auto",
+    show_default=True,
+    help="auto writes polygons, and RLE where a hole would be lost; polygon keeps holes by bridges; rle is exact.",
+)
+"""``--geometry``: how regions are written to COCO."""
 
 
 def vocabulary_options(function: F) -> F:

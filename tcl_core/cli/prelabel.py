@@ -14,6 +14,7 @@ from tcl_core.cli.main import EXIT_FINDINGS, EXIT_FINE, EXIT_INTERRUPTED
 from tcl_core.cli.options import (
     check_folder,
     check_outputs,
+    geometry_option,
     make_segmenter,
     make_vocabulary,
     model_options,
@@ -62,13 +63,7 @@ A label file:
     metavar="DIR",
     help="Folder that the file names in FILE are relative to; by default the deepest one that holds every INPUT.",
 )
-@click.option(
-    "--geometry",
-    type=click.Choice(["auto", "polygon", "rle"]),
-    default="auto",
-    show_default=True,
-    help="auto writes polygons, and RLE where a hole would be lost; polygon keeps holes by bridges; rle is exact.",
-)
+@geometry_option
 @click.option(
     "--detail",
     default="default",
