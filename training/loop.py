@@ -36,7 +36,6 @@ class Schedule:
         eps: AdamW's epsilon.
         clip_norm: largest norm of the gradient.
         scalar_scale: factor on the learning rate of scalars (gates, temperatures), which start far from where they end.
-        stop: end after this many steps, before the schedule has run out; ``None`` runs it to its end.
     """
 
     steps: int
@@ -48,12 +47,6 @@ class Schedule:
     eps: float = 1e-6
     clip_norm: float = 1.0
     scalar_scale: float = 1.0
-    stop: int | None = None
-
-    @property
-    def last(self) -> int:
-        """Number of steps that are taken."""
-        return self.steps if self.stop is None else min(self.stop, self.steps)
 
 
 def learning_rate(schedule: Schedule, step: int) -> float:
@@ -140,7 +133,7 @@ def train(
             )
         module.load_state_dict(state["module"])
         start = state["step"]
-        if start >= schedule.last:
+        if start >= schedule.steps:
             return
         optimizer.load_state_dict(state["optimizer"])
         spent = state["seconds"]
@@ -155,7 +148,7 @@ def train(
         _save(checkpoint, content | {"recipe": recipe, "seconds": spent + time.perf_counter() - began})
 
     window: list[dict[str, float]] = []
-    bar = tqdm(range(start, schedule.last), initial=start, total=schedule.last, desc=name, mininterval=5)
+    bar = tqdm(range(start, schedule.steps), initial=start, total=schedule.steps, desc=name, mininterval=5)
     step = start
     try:
         for step in bar:
@@ -171,7 +164,7 @@ def train(
             torch.nn.utils.clip_grad_norm_(parameters, schedule.clip_norm)
             optimizer.step()
             window.append({key: float(value.detach()) for key, value in terms.items()})
-            if (step + 1) % log_every == 0 or step + 1 == schedule.last:
+            if (step + 1) % log_every == 0 or step + 1 == schedule.steps:
                 line = {key: round(float(np.mean([entry[key] for entry in window])), 5) for key in window[0]}
                 bar.set_postfix(total=line["total"])
                 entry = {"step": step + 1, "lr": round(learning_rate(schedule, step), 7), **line}
@@ -184,4 +177,4 @@ def train(
     except KeyboardInterrupt:
         print(f"\ninterrupted; run the same command again to go on from the last checkpoint in {folder}")
         raise
-    save(schedule.last)
+    save(schedule.steps)

@@ -63,8 +63,8 @@ def clip_config(vocab_size: int, context_length: int) -> dict[str, Any]:
     }
 
 
-_OBJECTS = PictureSet(count=48_000, size=48, objects=(1, 1), radius=(14, 24), plain=0.5, seed=4)
-_SCENES = PictureSet(count=48_000, size=64, objects=(1, 3), radius=(12, 30), plain=0.1, seed=1)
+_OBJECTS = PictureSet(count=120_000, size=48, objects=(1, 1), radius=(14, 24), plain=0.5, seed=4)
+_SCENES = PictureSet(count=96_000, size=64, objects=(1, 3), radius=(12, 30), plain=0.1, seed=1)
 
 RECIPE = Recipe(
     seed=0,
@@ -80,20 +80,26 @@ RECIPE = Recipe(
         ),
         ClipPhase(
             name="clip-2-collages",
-            views=(View(_OBJECTS, batch=144, collage=3), View(_SCENES, batch=128, collage=2)),
+            views=(
+                View(_OBJECTS, batch=144, collage=3),
+                View(_OBJECTS, batch=192, collage=1),
+                View(_SCENES, batch=128, collage=2),
+                View(_OBJECTS, batch=192, collage=1),
+            ),
             captions=2,
-            brief=0.3,
+            brief=0.5,
             local_weight=1.0,
-            schedule=Schedule(steps=2000, lr=7e-4, min_lr=1e-5, warmup=50),
+            schedule=Schedule(steps=2800, lr=7e-4, min_lr=1e-5, warmup=50),
         ),
     ),
-    tcl=TCLConfig(ie_freeze=3, decoder_layers=1, area_prior=0.25, tv_weight=0.25, refine_scale=8),
+    tcl=TCLConfig(ie_freeze=3, decoder_layers=1, area_prior=0.25, tv_weight=0.25, refine_scale=12),
     tcl_stage=TclStage(
         pictures=_SCENES,
         batch=64,
+        brief=0.4,
         ust_steps=200,
         schedule=Schedule(
-            steps=2000, lr=7e-4, min_lr=2e-5, warmup=50, betas=(0.9, 0.999), clip_norm=5.0, scalar_scale=5.0
+            steps=2200, lr=7e-4, min_lr=2e-5, warmup=50, betas=(0.9, 0.999), clip_norm=5.0, scalar_scale=5.0
         ),
     ),
     preprocess=Preprocess(

@@ -25,12 +25,14 @@ class TclStage:
     Attributes:
         pictures: what is shown.
         batch: pictures per step.
+        brief: share of captions that name one object and say nothing else.
         ust_steps: first steps, in which the copied block stays frozen.
         schedule: optimiser settings; its ``steps`` count both parts.
     """
 
     pictures: PictureSet
     batch: int
+    brief: float
     ust_steps: int
     schedule: Schedule
 
@@ -46,7 +48,8 @@ def train_tcl(
     def losses(step: int) -> dict[str, Tensor]:
         tcl.set_stage("ust" if step < stage.ust_steps else "full")
         rng, generator = step_generators(seed, step)
-        images, captions = draw_pictures(stage.pictures).batch(rng, stage.batch, tokenizer, Captions(tuple(templates)))
+        how = Captions(tuple(templates), brief=stage.brief)
+        images, captions = draw_pictures(stage.pictures).batch(rng, stage.batch, tokenizer, how)
         few_tokens = images.shape[-1] < 100
         backends = [SDPBackend.MATH] if few_tokens else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(backends):
