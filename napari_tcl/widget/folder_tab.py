@@ -104,7 +104,7 @@ class FolderTab(Widget):
                 reporter.tell(state)
             return job
 
-        self.owner.start(work, self._on_news, self._on_end)
+        self.owner.start(work, self._on_end, self._on_news)
 
     def open(self, file_name: str) -> None:
         """Show a picture with its labels, in place of the one that is open."""
@@ -178,7 +178,7 @@ class FolderTab(Widget):
             if outcome.result is not None:
                 self.owner.buttons.say(f"{Path(path).name}: {outcome.result} of {len(job.pictures)} pictures")
 
-        self.owner.start(lambda reporter: job.export(path, geometry=geometry, detail=detail), on_end=on_end)
+        self.owner.start(lambda reporter: job.export(path, geometry=geometry, detail=detail), on_end)
 
     # -- reactions -----------------------------------------------------------------------------------------------
 
