@@ -8,9 +8,10 @@ put there.
 
 from __future__ import annotations
 
-import zlib
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from napari_tcl.pictures import Index
 __all__ = ["Annotation", "LabelMap"]
 
 _UNDO_STEPS = 20
+
 
 LabelMap = NDArray[np.uint16]
 """Label ids, 0 for nothing."""
@@ -55,7 +57,7 @@ class Annotation:
         self.accepted = accepted
         self._put = draft.copy()
         self._by_hand = np.zeros(draft.shape, dtype=bool)
-        self._history: deque[tuple[Index, list[bytes]]] = deque(maxlen=_UNDO_STEPS)
+        self._history: deque[tuple[Index, list[_Runs]]] = deque(maxlen=_UNDO_STEPS)
 
     def propose(self, index: Index, proposal: LabelMap) -> None:
         """Put the model's result into a slice of the draft; corrections and accepted pixels stay.
@@ -65,7 +67,7 @@ class Annotation:
             proposal: uint16 ``[H, W]``.
         """
         draft, put = self.draft[index], self._put[index]
-        by_hand = self.by_hand(index)
+        by_hand = self._note_by_hand(index)
         np.copyto(put, proposal)
         np.copyto(put, draft, where=by_hand)
         put[self.accepted[index] > 0] = 0
@@ -75,11 +77,14 @@ class Annotation:
         """Pixels of a slice of the draft that a person changed since the model last put something there.
 
         Returns:
-            bool ``[H, W]``, not to be written to.
+            bool ``[H, W]``.
         """
-        by_hand = self._by_hand[index]
-        by_hand |= self.draft[index] != self._put[index]
-        return by_hand
+        return np.asarray(self._by_hand[index] | (self.draft[index] != self._put[index]))
+
+    def _note_by_hand(self, index: Index) -> NDArray[np.bool_]:
+        """Remember `by_hand`, because draft and what was put there are about to change."""
+        self._by_hand[index] = self.by_hand(index)
+        return self._by_hand[index]
 
     def discard_corrections(self, index: Index) -> None:
         """Forget what was changed by hand in a slice of the draft; the next proposal replaces it."""
@@ -97,7 +102,7 @@ class Annotation:
             Number of pixels moved; pixels that are accepted already stay what they are.
         """
         draft, accepted = self.draft[index], self.accepted[index]
-        by_hand = self.by_hand(index)
+        by_hand = self._note_by_hand(index)
         chosen = np.isin(draft, list(ids)) & (draft > 0)
         if not chosen.any():
             return 0
@@ -111,9 +116,8 @@ class Annotation:
 
     def remember(self, index: Index) -> None:
         """Keep what a slice is now, so that `undo` can bring it back; the oldest of many steps is forgotten."""
-        self.by_hand(index)
-        # Label maps shrink to about a hundredth, and a step is taken by a click, so the time does not count.
-        self._history.append((index, [zlib.compress(part[index].tobytes(), 1) for part in self._parts]))
+        self._note_by_hand(index)
+        self._history.append((index, [_Runs.of(part[index]) for part in self._parts]))
 
     def undo(self) -> Index | None:
         """Bring back what the last `remember` or `accept` kept.
@@ -124,8 +128,8 @@ class Annotation:
         if not self._history:
             return None
         index, kept = self._history.pop()
-        for part, data in zip(self._parts, kept, strict=True):
-            part[index] = np.frombuffer(zlib.decompress(data), part.dtype).reshape(part[index].shape)
+        for part, runs in zip(self._parts, kept, strict=True):
+            part[index] = runs.expand()
         return index
 
     @property
@@ -146,3 +150,23 @@ class Annotation:
         self._history.clear()
         for label_map in (self.draft, self.accepted, self._put):
             label_map[np.isin(label_map, list(ids))] = 0
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """An array as runs of equal values in reading order: label maps shrink to about a hundredth, in no time."""
+
+    starts: NDArray[np.intp]
+    values: NDArray[np.generic]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, array: NDArray[np.generic]) -> _Runs:
+        flat = array.ravel()
+        starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+        starts = np.concatenate([np.zeros(min(1, flat.size), np.intp), starts])
+        return cls(starts, flat[starts], array.shape)
+
+    def expand(self) -> NDArray[np.generic]:
+        lengths = np.diff(self.starts, append=math.prod(self.shape))
+        return np.repeat(self.values, lengths).reshape(self.shape)

@@ -275,12 +275,19 @@ class Segmenter:
     # -- both ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def score_maps(self, features: ImageFeatures, vocabulary: Vocabulary) -> Tensor:
+    def score_maps(
+        self,
+        features: ImageFeatures,
+        vocabulary: Vocabulary,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
         """Score every pixel for every label: the maximum over the label's prompts.
 
         Args:
             features: from `encode` of a segmenter with the same model and settings.
             vocabulary: K labels.
+            on_progress: called before each window (once for each group of prompts, if there are very many) with the
+                number of windows done and of all; what it raises ends the work and is passed on.
 
         Returns:
             float32 ``[K, h, w]`` in ``[0, 1]`` at the working resolution, on the model's device.
@@ -300,15 +307,20 @@ class Segmenter:
         at_once = max(1, _SCORE_BYTES // (4 * height * width))
         for first in range(0, len(labels), at_once):
             group = text[first : first + at_once]
-            averaged = merge_windows(self._window_scores(features, group), features.origins, (height, width))
+            windows = self._window_scores(features, group, on_progress)
+            averaged = merge_windows(windows, features.origins, (height, width))
             for label, plane in zip(labels[first : first + at_once], averaged, strict=True):
                 torch.maximum(scores[label], plane, out=scores[label])
         # Refinement weights sum to one only up to rounding.
         return scores.clamp_(max=1)
 
-    def _window_scores(self, features: ImageFeatures, text: Tensor) -> Iterator[Tensor]:
+    def _window_scores(
+        self, features: ImageFeatures, text: Tensor, on_progress: Callable[[int, int], None] | None
+    ) -> Iterator[Tensor]:
         """Score maps ``[P, h, w]`` of the windows, one after the other."""
         for index in range(len(features.origins)):
+            if on_progress is not None:
+                on_progress(index, len(features.origins))
             one = slice(index, index + 1)
             affinity = None if features.affinity is None else features.affinity[one]
             yield self.model.method.score_maps(features.windows[one], text, affinity, self.kp_weight)[0]
