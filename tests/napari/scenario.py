@@ -13,9 +13,8 @@ import numpy as np
 import qtpy
 from npe2 import PluginManager, PluginManifest
 from PIL import Image
+from qtpy.QtCore import QTimer
 
-from napari_tcl.widget import SegmentWidget
-from tcl_core.coco import validate_coco
 from tests.napari.coco_pixels import label_maps_of
 from tests.napari.pictures_of_steps import STEPS
 from tests.napari.steps import brush, idle, wait_until
@@ -41,9 +40,11 @@ def run(folder: Path) -> None:
         plugins.register(PluginManifest.from_file(_MANIFEST))
     viewer = napari.Viewer(show=True)
     viewer.window.resize(*_WINDOW)
+    wait_until(lambda: True, "the window is drawn")
+    # Libraries of the graphics driver are loaded by now, PyTorch's come with the plugin.
+    assert "torch" not in sys.modules
     viewer.open_sample("tcl-annotate", "scene")
     _, widget = viewer.window.add_plugin_dock_widget("tcl-annotate", "Segment from text")
-    assert isinstance(widget, SegmentWidget)
     widget.model.device.value = "cpu"
     viewer.reset_view()
     _picture(viewer, folder, "opened")
@@ -68,7 +69,7 @@ def run(folder: Path) -> None:
     _picture(viewer, folder, "threshold")
 
     height, width = results.draft.data.shape
-    brush(results.draft, widget.labels.ids[0], height // 2, width // 2, size=40)
+    brush(viewer, results.draft, widget.labels.ids[0], height // 2, width // 2, size=40)
     stroke = results.draft.data.copy()
     widget.overlays.follow()
     idle(widget)
@@ -82,6 +83,8 @@ def run(folder: Path) -> None:
     _picture(viewer, folder, "accepted")
 
     widget.polygons.geometry.value = "rle"
+    from tcl_core.coco import validate_coco
+
     out = folder / "labels.json"
     widget.export(out)
     idle(widget)
@@ -89,8 +92,13 @@ def run(folder: Path) -> None:
     (exported,) = label_maps_of(out).values()
     assert np.array_equal(exported, stroke)
     _picture(viewer, folder, "exported")
-    viewer.close()
     print(f"{qtpy.API_NAME}: {np.count_nonzero(exported)} labelled pixels, equal to the layers")
+
+    # As a user ends it, in the middle of work.
+    widget.model.refine.value = False
+    widget.segment()
+    QTimer.singleShot(0, viewer.window._qt_window.close)
+    napari.run()
 
 
 def _picture(viewer: napari.Viewer, folder: Path, step: str) -> None:
