@@ -36,6 +36,7 @@ __all__ = ["Segmenter", "label_map_from_scores"]
 _TEXT_CACHE_BYTES = 64 << 20
 # Score maps of all prompts at once would grow with the vocabulary; beyond this they are worked off in groups.
 _SCORE_BYTES = 256 << 20
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,7 @@ class Segmenter:
         Args:
             features: from `encode` of a segmenter with the same model and settings.
             vocabulary: K labels.
-            on_progress: called before each window (once for each group of prompts, if there are very many) with the
+            on_progress: called before each batch of windows, for each group of prompts if there are very many, with the
                 number of windows done and of all; what it raises ends the work and is passed on.
 
         Returns:
@@ -318,12 +319,15 @@ class Segmenter:
         self, features: ImageFeatures, text: Tensor, on_progress: Callable[[int, int], None] | None
     ) -> Iterator[Tensor]:
         """Score maps ``[P, h, w]`` of the windows, one after the other."""
-        for index in range(len(features.origins)):
+        pixels = features.windows.size[0] * features.windows.size[1]
+        # Together they cost less than one by one, within the same bound of memory.
+        at_once = max(1, min(self.batch_size, _SCORE_BYTES // (4 * pixels * len(text))))
+        for first in range(0, len(features.origins), at_once):
             if on_progress is not None:
-                on_progress(index, len(features.origins))
-            one = slice(index, index + 1)
-            affinity = None if features.affinity is None else features.affinity[one]
-            yield self.model.method.score_maps(features.windows[one], text, affinity, self.kp_weight)[0]
+                on_progress(first, len(features.origins))
+            group = slice(first, first + at_once)
+            affinity = None if features.affinity is None else features.affinity[group]
+            yield from self.model.method.score_maps(features.windows[group], text, affinity, self.kp_weight)
 
     def segment(self, features: ImageFeatures, vocabulary: Vocabulary) -> Segmentation:
         """Decide each pixel's label, at the size of the original picture.
@@ -401,6 +405,10 @@ def label_map_from_scores(
     best = torch.full(size, floor, dtype=torch.float32, device=planes.device)
     winner = torch.zeros(size, dtype=torch.int32, device=planes.device)
     for number, (label, plane) in enumerate(zip(vocabulary.labels, planes, strict=True), start=1):
+        lowest = floor if label.threshold is None else max(floor, label.threshold)
+        # Interpolation exceeds no value by more than rounding, so most of a long vocabulary needs no more than this.
+        if float(plane.max()) < lowest - _ROUNDING:
+            continue
         score = F.interpolate(plane[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0]
         wins = score > best
         if label.threshold is not None:
