@@ -8,7 +8,6 @@ put there.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -156,17 +155,16 @@ class Annotation:
 class _Runs:
     """An array as runs of equal values in reading order: label maps shrink to about a hundredth, in no time."""
 
-    starts: NDArray[np.intp]
     values: NDArray[np.generic]
+    lengths: NDArray[np.uint32]
     shape: tuple[int, ...]
 
     @classmethod
     def of(cls, array: NDArray[np.generic]) -> _Runs:
         flat = array.ravel()
-        starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-        starts = np.concatenate([np.zeros(min(1, flat.size), np.intp), starts])
-        return cls(starts, flat[starts], array.shape)
+        changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+        bounds: NDArray[np.intp] = np.concatenate([[0], changes, [flat.size]])
+        return cls(flat[bounds[:-1]], (bounds[1:] - bounds[:-1]).astype(np.uint32), array.shape)
 
     def expand(self) -> NDArray[np.generic]:
-        lengths = np.diff(self.starts, append=math.prod(self.shape))
-        return np.repeat(self.values, lengths).reshape(self.shape)
+        return np.asarray(np.repeat(self.values, self.lengths).reshape(self.shape))

@@ -49,6 +49,7 @@ class Results:
         self._annotation = Annotation(self.draft.data, self.accepted.data)
         self._scores: dict[Index, NDArray[np.uint8]] = {}
         self._segmented: set[Index] = set()
+        self._style: list[ShownLabel] = []
         self.style(labels)
 
     @property
@@ -75,6 +76,10 @@ class Results:
 
     def style(self, labels: Sequence[ShownLabel]) -> None:
         """Show the labels' colours and names."""
+        if list(labels) == self._style:
+            # napari makes colours and textures anew for this.
+            return
+        self._style = list(labels)
         for layer in (self.draft, self.accepted):
             style_labels(layer, labels)
             layer.metadata[METADATA_KEY]["file_names"] = {
