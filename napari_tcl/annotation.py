@@ -85,11 +85,6 @@ class Annotation:
         self._by_hand[index] = self.by_hand(index)
         return self._by_hand[index]
 
-    def discard_corrections(self, index: Index) -> None:
-        """Forget what was changed by hand in a slice of the draft; the next proposal replaces it."""
-        self._by_hand[index] = False
-        np.copyto(self._put[index], self.draft[index])
-
     def accept(self, index: Index, ids: Iterable[int]) -> int:
         """Move a slice's regions of some labels from the draft to the accepted map.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -154,8 +154,3 @@ class Results:
         score_map[note.confirmed(index)] = 1
         score_map[label_map == 0] = 0
         return AnnotatedPicture(picture_name(self.image, index), label_map, score_map)
-
-    def all_annotated(self, ids: Sequence[int], names: Sequence[str]) -> Iterator[AnnotatedPicture]:
-        """Every labelled slice as it is exported; see `annotated`."""
-        for index in self.labelled_slices():
-            yield self.annotated(index, ids, names)

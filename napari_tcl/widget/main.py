@@ -110,21 +110,12 @@ class SegmentWidget(QWidget):
         self.buttons.undo.clicked.connect(lambda: self.undo())
         self.buttons.export.clicked.connect(lambda: self._ask_export())
         for event in (self.viewer.layers.events.inserted, self.viewer.layers.events.removed):
-            event.connect(self._if_open(self.picture.refill))
-        self.viewer.layers.events.removed.connect(self._if_open(self._on_removed))
+            event.connect(self.tasks.while_open(self.picture.refill))
+        self.viewer.layers.events.removed.connect(self.tasks.while_open(self._on_removed))
         # Whichever comes first. The lambdas hold the list, which has to outlive this widget.
         tasks = self.tasks
         self.destroyed.connect(lambda: tasks.close())
         cast(QApplication, QApplication.instance()).aboutToQuit.connect(lambda: tasks.close())
-
-    def _if_open(self, reaction: Callable[[], None]) -> Callable[[object], None]:
-        """For what the viewer and its layers tell, also after this widget is gone."""
-
-        def react(event: object) -> None:
-            if not self.tasks.closed:
-                reaction()
-
-        return react
 
     # -- what the buttons do -------------------------------------------------------------------------------------
 
@@ -322,8 +313,8 @@ class SegmentWidget(QWidget):
             if results.image is layer and results.present and results.fits(reader):
                 return results
         results = Results(self.viewer, layer, reader, self.labels.shown_labels())
-        results.draft.bind_key(_ACCEPT_KEY, self._if_open(self.accept), overwrite=True)
-        results.draft.events.paint.connect(self._if_open(self.overlays.follow))
+        results.draft.bind_key(_ACCEPT_KEY, self.tasks.while_open(self.accept), overwrite=True)
+        results.draft.events.paint.connect(self.tasks.while_open(self.overlays.follow))
         self.results.append(results)
         if self.labels.ids:
             row = max(self.labels.table.currentRow(), 0)

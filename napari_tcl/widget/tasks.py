@@ -122,34 +122,39 @@ _unfinished: set[Task] = set()
 
 
 class TaskList:
-    """The work of one window.
-
-    Attributes:
-        closed: whether the window is gone, or going.
-    """
+    """The work of one window."""
 
     def __init__(self) -> None:
         self._running: set[Task] = set()
-        self.closed = False
+        self._closed = False
 
     def start(self, work: Work, on_end: OnEnd, on_news: OnNews | None = None) -> Task:
         """Begin a piece of work; see `Task`."""
 
         def told(news: object) -> None:
-            if on_news is not None and not self.closed:
+            if on_news is not None and not self._closed:
                 on_news(news)
 
         def ended(outcome: Outcome) -> None:
             self._running.discard(task)
-            if not self.closed:
+            if not self._closed:
                 on_end(outcome)
 
         task = Task(work, ended, told)
         self._running.add(task)
         return task
 
+    def while_open(self, reaction: Callable[[], None]) -> Callable[[object], None]:
+        """A callback for what outlives the window, such as layers: it does nothing once `close` was called."""
+
+        def react(event: object) -> None:
+            if not self._closed:
+                reaction()
+
+        return react
+
     def close(self) -> None:
         """Cancel all work, and tell nobody how it ends."""
-        self.closed = True
+        self._closed = True
         for task in self._running:
             task.cancel()
