@@ -18,7 +18,7 @@ from qtpy.QtCore import QTimer
 
 from tests.napari.coco_pixels import label_maps_of
 from tests.napari.pictures_of_steps import STEPS
-from tests.napari.steps import brush, idle, wait_until
+from tests.napari.steps import brush, idle, settle
 
 __all__ = ["run"]
 
@@ -41,12 +41,13 @@ def run(folder: Path) -> None:
         plugins.register(PluginManifest.from_file(_MANIFEST))
     viewer = napari.Viewer(show=True)
     viewer.window.resize(*_WINDOW)
-    wait_until(lambda: True, "the window is drawn")
+    settle()
     # Libraries of the graphics driver are loaded by now, PyTorch's come with the plugin.
     assert "torch" not in sys.modules
     viewer.open_sample("tcl-annotate", "scene")
     _, widget = viewer.window.add_plugin_dock_widget("tcl-annotate", "Segment from text")
     widget.model.device.value = "cpu"
+    settle()
     viewer.reset_view()
     _picture(viewer, folder, "opened")
 
@@ -104,7 +105,7 @@ def run(folder: Path) -> None:
 
 def _picture(viewer: napari.Viewer, folder: Path, step: str) -> None:
     assert step in STEPS
-    wait_until(lambda: True, "the window is drawn")
+    settle()
     shot = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)[..., :3])
     shot.quantize(_COLOURS).save(folder / f"napari-{step}.png", optimize=True)
 

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from napari_tcl.results import Results
     from napari_tcl.widget import SegmentWidget
 
-__all__ = ["PATIENCE", "brush", "dock", "idle", "press_key", "segmented", "wait_until"]
+__all__ = ["PATIENCE", "brush", "dock", "idle", "press_key", "segmented", "settle", "wait_until"]
 
 PATIENCE = 240  # seconds; the machine may be busy with other things
 _PAUSE = 0.005
+_SETTLING = 0.1
 _MOVE_PAUSE = 0.03  # vispy drops moves of the mouse that follow each other more quickly
 
 
@@ -33,6 +34,12 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(_PAUSE)
         assert time.monotonic() < end, f"waited in vain until {what}"
     QApplication.processEvents()
+
+
+def settle() -> None:
+    """Let the window lay itself out and draw."""
+    end = time.monotonic() + _SETTLING
+    wait_until(lambda: time.monotonic() > end, "the window is drawn")
 
 
 def idle(widget: SegmentWidget) -> None:
@@ -77,7 +84,7 @@ def brush(viewer: Viewer, layer: Labels, label: int, row: int, column: int, size
     layer.selected_label = label
     layer.brush_size = size
     layer.mode = "paint"
-    wait_until(lambda: True, "the window is drawn")
+    settle()
     ends = (row, column), (row, column + size // 2)
     for kind, place, down in (
         (QEvent.Type.MouseMove, ends[0], False),
@@ -121,7 +128,7 @@ def _send(viewer: Viewer, event: Any) -> None:
     from qtpy.QtWidgets import QApplication
 
     QApplication.sendEvent(_canvas(viewer), event)
-    wait_until(lambda: True, "the window is drawn")
+    settle()
 
 
 def _canvas(viewer: Viewer) -> Any:
