@@ -55,7 +55,7 @@ def run(folder: Path) -> None:
         widget.labels.add_row(name, prompts)
     _picture(viewer, folder, "typed")
 
-    widget.segment()
+    widget.buttons.segment.click()
     idle(widget)
     current = widget.current()
     assert current is not None, widget.buttons.message.text()
@@ -77,7 +77,7 @@ def run(folder: Path) -> None:
     _picture(viewer, folder, "corrected")
 
     widget.labels.table.setCurrentCell(0, 1)
-    widget.accept()
+    widget.buttons.accept.click()
     idle(widget)
     assert np.array_equal(results.accepted.data == widget.labels.ids[0], stroke == widget.labels.ids[0])
     assert np.array_equal(results.annotation.combined(()), stroke)
