@@ -15,7 +15,9 @@ import json
 import os
 import sys
 
-import napari.qt  # noqa: F401 - imported once for all cases
+# Imported once for all cases.
+import hypothesis  # noqa: F401
+import napari._qt.qt_main_window  # noqa: F401
 import pytest
 
 import napari_tcl.widget  # noqa: F401
