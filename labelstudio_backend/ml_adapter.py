@@ -8,6 +8,7 @@ model for every request, so what is expensive is kept for the process. Settings 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
@@ -17,7 +18,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from anyio.from_thread import start_blocking_portal
 from label_studio_ml.model import LabelStudioMLBase
 
 from labelstudio_backend.answering import Question, answer, answer_command
@@ -43,11 +43,12 @@ class _Engine:
         self.options = ModelOptions(os.environ.get("TCL_MODEL", "playground"))
         self.store = PromptStore(Path(os.environ.get("TCL_STATE_DIR") or default_state_dir()) / "prompts.json")
         self._lock = threading.Lock()
-        self._portal = start_blocking_portal().__enter__()
-        self._fetcher = self._portal.call(
-            PictureSettings(os.environ.get("LABEL_STUDIO_URL", DEFAULT_URL)).fetcher,
-            os.environ.get("LABEL_STUDIO_TOKEN") or None,
+        self._fetcher = PictureSettings(os.environ.get("LABEL_STUDIO_URL", DEFAULT_URL)).fetcher(
+            os.environ.get("LABEL_STUDIO_TOKEN") or None
         )
+        # Nobody says when the process ends, so the loop's thread must not keep it from ending.
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
     @cached_property
     def _predictor(self) -> Predictor:
@@ -65,8 +66,8 @@ class _Engine:
         if url is None:
             raise ImageError(f"the task has no {config.image_key!r} in its data")
         with self._lock:
-            question = Question(config, freeze(self.store.get(project)), asked)
-            found = answer(self._predictor, question, self._portal.call(self._fetcher.fetch, url))
+            picture = asyncio.run_coroutine_threadsafe(self._fetcher.fetch(url), self._loop).result()
+            found = answer(self._predictor, Question(config, freeze(self.store.get(project)), asked), picture)
             if found.learned is not None:
                 self.store.add(project, *found.learned)
         return found.prediction
