@@ -171,11 +171,13 @@ def _iterate(weights: Tensor, masks: Tensor, dilations: tuple[int, ...], iterati
     """Refine ``[B, K, h, w]`` with the weights ``[B, 48, h, w]`` (or of one picture) of each."""
     size = (int(masks.shape[-2]), int(masks.shape[-1]))
     planes = [plane[:, None] for plane in weights.unbind(1)]
-    partial = torch.empty_like(masks)
-    for _ in range(iterations):
-        padded = F.pad(masks, [max(dilations)] * 4, mode="replicate")
+    margins = [max(dilations)] * 4
+    partial, padded = torch.empty_like(masks), F.pad(masks, margins, mode="replicate")
+    neighbours = list(_neighbours(padded, size, dilations))
+    for step in range(iterations):
+        if step:
+            padded.copy_(F.pad(masks, margins, mode="replicate"))
         masks = torch.zeros_like(masks)
-        neighbours = _neighbours(padded, size, dilations)
         for index, (plane, neighbour) in enumerate(zip(planes, neighbours, strict=True)):
             if index % _BLOCK == 0:
                 torch.mul(neighbour, plane, out=partial)
