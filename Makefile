@@ -19,7 +19,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-napari lint format docs benchmark train-playground clean
+.PHONY: help demo test test-quick lint format docs benchmark train-playground clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -43,9 +43,6 @@ test: $(INSTALLED_TEST) lint ## everything: lint, types, all tests, the wheel in
 
 test-quick: $(INSTALLED_TEST) ## the inner loop: tests that take less than a few seconds each
 	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
-
-test-napari: $(INSTALLED_TEST) ## the napari plugin in real windows (needs Xvfb on Linux)
-	TCL_NAPARI_WINDOWS=1 $(BIN)/python -m pytest tests/napari $(PYTEST_ARGS)
 
 lint: $(INSTALLED_TEST) ## style, formatting and types
 	@echo "== Style, formatting, types"

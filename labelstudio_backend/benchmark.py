@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import base64
+import os
+import signal
+import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import uvicorn
-from PIL import Image
 
 from labelstudio_backend.app import create_app
-from labelstudio_backend.settings import ServerSettings
+from labelstudio_backend.config_writer import labelling_config_xml
+from labelstudio_backend.settings import DEFAULT_URL, ServerSettings
 from tcl_core.errors import SettingsError
+from tcl_core.playground.export import write_scenes
+from tcl_core.vocabulary import Vocabulary
 
 __all__ = ["Measurement", "measure_server"]
 
 _CALLS = 200
 _BATCH = 60
+_PICTURES = 6
 _AT_ONCE = 50
+_PROJECT = "1.1"
 _SECONDS_TO_LOAD = 600.0
 _TIMEOUT = httpx.Timeout(900.0)
 
@@ -55,51 +61,44 @@ class Measurement:
 def measure_server(
     settings: ServerSettings, labels: tuple[str, ...], size: tuple[int, int], folder: Path
 ) -> list[Measurement]:
-    """Run the server and measure it.
+    """Run the server and measure it on scenes of the playground world, which it reads as local files.
 
     Args:
         settings: of the server; its queue and folders are used as they are.
-        labels: words that the model knows; the last one is the second prompt.
+        labels: words that the model knows, at least two.
         size: ``(height, width)`` of the pictures.
         folder: an empty folder, for the pictures.
 
     Returns:
-        The 99th percentile of ``/health`` and the slowest ``/setup`` while a batch runs, the share of wrong answers
-        among many concurrent requests, and the time of a second prompt as a share of the first's.
+        Seconds of ``/health`` and ``/setup`` while a batch runs, wrong answers among many concurrent requests and
+        around the death of the worker, and the time of a second prompt on a picture as a share of the first one's.
 
     Raises:
         SettingsError: the model cannot be loaded.
     """
-    rng = np.random.default_rng(0)
-    for number in range(_BATCH + 2):
-        coarse = rng.integers(0, 255, (size[0] // 16 + 1, size[1] // 16 + 1, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
-    config = _config(labels)
+    names = [path.name for path in write_scenes(folder, _BATCH + _PICTURES, 1, size) if path.suffix == ".png"]
+    batch, others = names[:_BATCH], names[_BATCH:]
+    config = labelling_config_xml(Vocabulary.from_options(labels), "polygon")
+    settings = replace(settings, pictures=replace(settings.pictures, local_root=folder))
     with _running(settings) as client:
         _wait_until_ready(client)
-        # The first prediction of a process is slower than all others, whatever it is asked.
-        _predict(client, config, [_address(folder, _BATCH)], labels[0])
-        ratio = _second_prompt(client, config, folder, labels)
-        health, setup = _latencies(client, config, [_address(folder, number) for number in range(_BATCH)])
-        wrong = _wrong_answers(client, config, [_address(folder, number) for number in range(5)], labels[0])
+        # The first predictions of a process and of a word are slower than all others, whatever they are asked.
+        for label in labels:
+            _predict(client, config, batch[:1], label)
+        ratios = _second_prompts(client, config, others, labels)
+        health, setup = _latencies(client, config, batch)
+        wrong = _wrong_answers(client, config, others, labels[0])
+        lost = _lost_answers(client, config, others, labels[0])
+    second = "second prompt's share of the first one's time"
     return [
-        Measurement(f"/health, 99th percentile of {len(health)} calls during a batch", _percentile(health), 0.25, "s"),
-        Measurement(f"/setup, slowest of {len(setup)} calls during a batch", max(setup), 1.0, "s"),
+        Measurement(f"/health, 99th percentile of {len(health)} calls during batches", _percentile(health), 0.25, "s"),
+        Measurement(f"/setup, slowest of {len(setup)} calls during batches", max(setup), 1.0, "s"),
         Measurement(f"neither right nor 503, of {_AT_ONCE} requests at once", float(wrong), 1.0, ""),
-        Measurement("second prompt's share of the first's time", ratio, 0.1, ""),
+        Measurement("other requests lost when the worker was killed", float(lost), 1.0, ""),
+        Measurement(f"{second}, smallest of {len(ratios)}", min(ratios), 0.1, ""),
+        Measurement(f"{second}, median", statistics.median(ratios), 0.1, ""),
+        Measurement(f"{second}, largest", max(ratios), 0.1, ""),
     ]
-
-
-def _config(labels: tuple[str, ...]) -> str:
-    tags = "".join(f'<Label value="{label}"/>' for label in labels)
-    return (
-        '<View><Image name="image" value="$image"/><TextArea name="prompt" toName="image"/>'
-        f'<PolygonLabels name="polygons" toName="image">{tags}</PolygonLabels></View>'
-    )
-
-
-def _address(folder: Path, number: int) -> str:
-    return "data:image/png;base64," + base64.b64encode((folder / f"{number}.png").read_bytes()).decode()
 
 
 @contextmanager
@@ -138,29 +137,37 @@ def _wait_for(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)
 
 
-def _predict(client: httpx.Client, config: str, urls: list[str], text: str | None) -> httpx.Response:
+def _predict(client: httpx.Client, config: str, names: Sequence[str], text: str | None) -> httpx.Response:
     result = {"type": "textarea", "from_name": "prompt", "value": {"text": [text]}}
+    urls = [f"/data/local-files/?d={name}" for name in names]
     body = {
         "tasks": [{"id": number, "data": {"image": url}} for number, url in enumerate(urls)],
         "label_config": config,
-        "project": "1.1",
+        "project": _PROJECT,
         "params": {"context": None if text is None else {"result": [result]}},
     }
     return client.post("/predict", json=body)
 
 
-def _second_prompt(client: httpx.Client, config: str, folder: Path, labels: tuple[str, ...]) -> float:
-    url = _address(folder, _BATCH + 1)
-    seconds = []
-    for text in (labels[0], f"{labels[0]}: {labels[-1]}"):
+def _second_prompts(client: httpx.Client, config: str, names: Sequence[str], labels: Sequence[str]) -> list[float]:
+    """Shares of the first prompt's time on a picture that prompts with further words take on it."""
+
+    def seconds(name: str, text: str) -> float:
         began = time.perf_counter()
-        _predict(client, config, [url], text).raise_for_status()
-        seconds.append(time.perf_counter() - began)
-    _predict(client, config, [url], "/clear")
-    return seconds[1] / seconds[0]
+        _predict(client, config, [name], text).raise_for_status()
+        return time.perf_counter() - began
+
+    ratios = []
+    for name in names:
+        first = seconds(name, labels[0])
+        # What was typed for one label stays out of the next one's way, as its prompts are cleared.
+        for label, other in zip(labels[1:], labels, strict=False):
+            ratios.append(seconds(name, f"{label}: {other} {label}") / first)
+            _predict(client, config, [name], "/clear")
+    return ratios
 
 
-def _latencies(client: httpx.Client, config: str, urls: list[str]) -> tuple[list[float], list[float]]:
+def _latencies(client: httpx.Client, config: str, names: Sequence[str]) -> tuple[list[float], list[float]]:
     """Seconds of calls of the health check and of the setup while batches run."""
     health: list[float] = []
     setup: list[float] = []
@@ -169,10 +176,10 @@ def _latencies(client: httpx.Client, config: str, urls: list[str]) -> tuple[list
         pending = None
         while len(health) < _CALLS:
             if pending is None or pending.done():
-                # Another label makes it another vocabulary, so that nothing is answered from the cache.
+                # Another threshold makes it another model version, so that nothing is answered from the cache.
                 number += 1
-                changed = config.replace("</PolygonLabels>", f'<Label value="unknown {number}"/></PolygonLabels>')
-                pending = pool.submit(_predict, client, changed, urls, None)
+                changed = config.replace("<View", f'<View model_background="{0.4 + number / 1000:.3f}"', 1)
+                pending = pool.submit(_predict, client, changed, names, None)
             for seconds, call in ((health, "/health"), (setup, "/setup")):
                 began = time.perf_counter()
                 answer = client.get(call) if call == "/health" else client.post(call, json=_setup_body(config))
@@ -185,26 +192,44 @@ def _latencies(client: httpx.Client, config: str, urls: list[str]) -> tuple[list
 
 
 def _setup_body(config: str) -> dict[str, Any]:
-    return {"project": "1.1", "schema": config, "hostname": "http://localhost:8080"}
+    return {"project": _PROJECT, "schema": config, "hostname": DEFAULT_URL}
 
 
-def _wrong_answers(client: httpx.Client, config: str, urls: list[str], text: str) -> int:
-    def shape(answer: httpx.Response) -> list[Any]:
-        return [region["value"] for region in answer.json()["results"][0]["result"]]
+def _shape(answer: httpx.Response) -> list[Any]:
+    return [region["value"] for region in answer.json()["results"][0]["result"]]
 
-    right = [shape(_predict(client, config, [url], text)) for url in urls]
+
+def _wrong_answers(client: httpx.Client, config: str, names: Sequence[str], text: str) -> int:
+    """Answers among many at once that are neither right nor 503."""
+    right = [_shape(_predict(client, config, [name], text)) for name in names]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        answers = list(
-            pool.map(
-                lambda number: _predict(client, config, [urls[number % len(urls)]], text),
-                range(_AT_ONCE),
-            )
-        )
+        order = [number % len(names) for number in range(_AT_ONCE)]
+        answers = list(pool.map(lambda place: _predict(client, config, [names[place]], text), order))
     return sum(
         answer.status_code != httpx.codes.SERVICE_UNAVAILABLE
-        and (answer.status_code != httpx.codes.OK or shape(answer) != right[number % len(urls)])
-        for number, answer in enumerate(answers)
+        and (answer.status_code != httpx.codes.OK or _shape(answer) != right[place])
+        for place, answer in zip(order, answers, strict=True)
     )
+
+
+def _lost_answers(client: httpx.Client, config: str, names: Sequence[str], text: str) -> int:
+    """Answers that are not right, besides one 503, of requests around a kill of the worker."""
+    right = [_shape(_predict(client, config, [name], text)) for name in names]
+    worker = client.get("/status").json()["worker_pid"]
+    with ThreadPoolExecutor(len(names)) as pool:
+        # Stopped, it is surely killed during a request and not between two.
+        os.kill(worker, signal.SIGSTOP)
+        pending = [pool.submit(_predict, client, config, [name], text) for name in names]
+        _wait_for(lambda: client.get("/status").json()["requests"] == len(names), "the requests do not arrive")
+        os.kill(worker, signal.SIGKILL)
+        answers = [one.result() for one in pending]
+    refused = sum(answer.status_code == httpx.codes.SERVICE_UNAVAILABLE for answer in answers)
+    wrong = sum(
+        answer.status_code != httpx.codes.SERVICE_UNAVAILABLE
+        and (answer.status_code != httpx.codes.OK or _shape(answer) != shape)
+        for answer, shape in zip(answers, right, strict=True)
+    )
+    return wrong + max(refused - 1, 0)
 
 
 def _percentile(seconds: list[float]) -> float:

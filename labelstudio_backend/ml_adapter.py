@@ -8,23 +8,23 @@ model for every request, so what is expensive is kept for the process. Settings 
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
 from label_studio_ml.model import LabelStudioMLBase
 
 from labelstudio_backend.answering import Question, answer, answer_command
-from labelstudio_backend.labelling_config import parse_labelling_config
+from labelstudio_backend.labelling_config import LabellingConfig, parse_labelling_config
 from labelstudio_backend.model_options import FAILED_VERSION, ModelOptions, model_version
-from labelstudio_backend.pictures.fetching import PictureFetcher
-from labelstudio_backend.planning import freeze, read_context
-from labelstudio_backend.predictor import Predictor
+from labelstudio_backend.planning import Context, freeze, read_context
+from labelstudio_backend.predictor import Prediction, Predictor
 from labelstudio_backend.prompts import PromptStore
 from labelstudio_backend.settings import DEFAULT_URL, PictureSettings, default_state_dir
 from tcl_core.errors import ImageError, TclError
@@ -40,19 +40,37 @@ class _Engine:
     """Model, pictures and prompts of this process; one request at a time."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
         self.options = ModelOptions(os.environ.get("TCL_MODEL", "playground"))
         self.store = PromptStore(Path(os.environ.get("TCL_STATE_DIR") or default_state_dir()) / "prompts.json")
-        self.predictor = Predictor(self.options.load(), self.options, _CACHE_BYTES)
-        self._pictures = PictureSettings(os.environ.get("LABEL_STUDIO_URL", DEFAULT_URL))
-        self._portal_context = start_blocking_portal()
-        self._portal: BlockingPortal = self._portal_context.__enter__()
-        self._fetcher: PictureFetcher = self._portal.call(
-            self._pictures.fetcher, os.environ.get("LABEL_STUDIO_TOKEN") or None
+        self._lock = threading.Lock()
+        self._fetcher = PictureSettings(os.environ.get("LABEL_STUDIO_URL", DEFAULT_URL)).fetcher(
+            os.environ.get("LABEL_STUDIO_TOKEN") or None
         )
+        # Nobody says when the process ends, so the loop's thread must not keep it from ending.
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
-    def fetch(self, url: object) -> bytes:
-        return self._portal.call(self._fetcher.fetch, url)
+    @cached_property
+    def _predictor(self) -> Predictor:
+        """Loaded with the first prediction, because Label Studio waits three seconds only for all else."""
+        return Predictor(self.options.load(), self.options, _CACHE_BYTES)
+
+    def version(self, config: LabellingConfig, project: str) -> str:
+        return model_version(self.options, config, self.store.get(project))
+
+    def predict(
+        self, task: Mapping[str, Any], config: LabellingConfig, project: str, asked: Context | None
+    ) -> Prediction:
+        """Answer for one task, and remember a new prompt."""
+        url = (task.get("data") or {}).get(config.image_key)
+        if url is None:
+            raise ImageError(f"the task has no {config.image_key!r} in its data")
+        with self._lock:
+            picture = asyncio.run_coroutine_threadsafe(self._fetcher.fetch(url), self._loop).result()
+            found = answer(self._predictor, Question(config, freeze(self.store.get(project)), asked), picture)
+            if found.learned is not None:
+                self.store.add(project, *found.learned)
+        return found.prediction
 
 
 @lru_cache(maxsize=1)
@@ -63,6 +81,15 @@ def _engine() -> _Engine:
 class TclModel(LabelStudioMLBase):
     """Text-prompted pre-annotation, for ``label-studio-ml`` 1.0.9 and 2.x."""
 
+    def setup(self) -> None:
+        """Tell 2.x the version of what will be predicted; loads nothing."""
+        try:
+            config = parse_labelling_config(str(self.label_config))
+            self.set("model_version", _engine().version(config, self._project()))
+        except TclError as error:
+            # A backend may be connected before its project is configured.
+            logger.warning("%s", error)
+
     def predict(
         self, tasks: Sequence[Mapping[str, Any]], context: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> list[dict[str, Any]]:
@@ -71,40 +98,38 @@ class TclModel(LabelStudioMLBase):
         Args:
             tasks: Label Studio's tasks.
             context: what was typed or drawn; ``None`` asks for the default prediction.
-            **kwargs: whatever else the library passes; ``project`` is used where the object does not know it.
+            **kwargs: whatever else the library passes.
 
         Returns:
-            A prediction for every task; for one that failed an empty one.
+            A prediction for every task; for one that failed an empty one, with its reason in the log.
+
+        Raises:
+            SettingsError: the project's configuration cannot be used.
         """
-        engine = _engine()
+        engine, project = _engine(), self._project()
         config = parse_labelling_config(str(self.label_config))
-        project = str(getattr(self, "project_id", None) or kwargs.get("project") or "")
-        asked = read_context(context, config)
         predictions = []
-        with engine.lock:
-            spoken = answer_command(asked, config, engine.store, project)
-            for task in tasks:
-                version = model_version(engine.options, config, engine.store.get(project))
+        for task in tasks:
+            try:
+                asked = read_context(context, config)
+                spoken = answer_command(asked, config, engine.store, project)
                 if spoken is not None:
-                    predictions.append({"result": spoken, "score": 1.0, "model_version": version})
-                    continue
-                question = Question(config, freeze(engine.store.get(project)), asked)
-                try:
-                    url = (task.get("data") or {}).get(config.image_key)
-                    if url is None:
-                        raise ImageError(f"the task has no {config.image_key!r} in its data")
-                    found = answer(engine.predictor, question, engine.fetch(url))
-                except TclError as error:
-                    logger.warning("task %s: %s", task.get("id"), error)
-                    predictions.append({"result": [], "score": 0.0, "model_version": FAILED_VERSION})
-                    continue
-                if found.learned is not None:
-                    engine.store.add(project, *found.learned)
-                predictions.append(
-                    {"result": found.prediction.results, "score": found.prediction.score, "model_version": version}
-                )
+                    result, score = spoken, 1.0
+                else:
+                    found = engine.predict(task, config, project, asked)
+                    result, score = found.results, found.score
+                version = engine.version(config, project)
+            except TclError as error:
+                logger.error("task %s: %s", task.get("id"), error)
+                result, score, version = [], 0.0, FAILED_VERSION
+            predictions.append({"result": result, "score": score, "model_version": version})
         return predictions
 
     def fit(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Learn nothing from annotations; the library wants the method."""
         return {}
+
+    def _project(self) -> str:
+        """Whose prompts count; 1.0.9 does not say, so there projects of one configuration share them."""
+        known = getattr(self, "project_id", None)
+        return str(known) if known else hashlib.sha256(str(self.label_config).encode()).hexdigest()[:16]

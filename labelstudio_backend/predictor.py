@@ -155,13 +155,14 @@ class Predictor:
             label_map = np.where(nothing, len(values), label_map).astype(np.int32)
         wanted = plan.config.drawing if controls is None else controls
         detail = self.options.detail if any(control.kind == "polygon" for control in wanted) else None
-        regions = self._regions(Segmentation(label_map, score_map, vocabulary), detail)
+        # One label's regions have no neighbours in the answer, and somebody waits for it.
+        regions = self._regions(Segmentation(label_map, score_map, vocabulary), detail, shared=plan.label is None)
         drawn = [(values[region.label_id - 1], region) for region in _from_the_back(regions, len(values), background)]
         meta = None if plan.note is None else {"text": [plan.note]}
         results = region_results(plan.config, drawn, features.size, controls=wanted, meta=meta)
         return Prediction(results, overall_score(drawn), features.size, tuple(known.notes))
 
-    def _regions(self, segmentation: Segmentation, detail: str | float | None) -> list[Region]:
+    def _regions(self, segmentation: Segmentation, detail: str | float | None, *, shared: bool) -> list[Region]:
         """Regions, found in the part of the picture that has any: a prompt often concerns a small part."""
         rows = np.flatnonzero(segmentation.label_map.any(axis=1))
         columns = np.flatnonzero(segmentation.label_map.any(axis=0))
@@ -171,7 +172,7 @@ class Predictor:
         top, left = max(int(rows[0]) - 1, 0), max(int(columns[0]) - 1, 0)
         part = slice(top, int(rows[-1]) + 2), slice(left, int(columns[-1]) + 2)
         cropped = Segmentation(segmentation.label_map[part], segmentation.score_map[part], segmentation.vocabulary)
-        regions = label_map_to_regions(cropped, min_area=self.options.min_area, detail=detail)
+        regions = label_map_to_regions(cropped, min_area=self.options.min_area, detail=detail, shared=shared)
         return [_moved(region, left, top) for region in regions] if (top, left) != (0, 0) else regions
 
     def _known(self, vocabulary: Vocabulary, values: Sequence[str]) -> _Labels:

@@ -197,18 +197,19 @@ class Service:
         if url is None:
             raise SettingsError(f"the task has no {question.config.image_key!r} in its data")
         picture = await self.fetcher.fetch(url)
-        version = model_version(self.settings.model, question.config, question.added)
-        key = (await anyio.to_thread.run_sync(picture_key, picture), version)
-        interactive = question.context is not None
+        key = None
         # Region ids must be new in an annotation, so only default predictions can be given twice.
-        if not interactive and (kept := self._replies.get(key)) is not None:
-            return kept
-        reply = await self.supervisor.submit(Job(question, picture), urgent=interactive)
+        if question.context is None:
+            version = model_version(self.settings.model, question.config, question.added)
+            key = (await anyio.to_thread.run_sync(picture_key, picture), version)
+            if (kept := self._replies.get(key)) is not None:
+                return kept
+        reply = await self.supervisor.submit(Job(question, picture), urgent=key is None)
         if isinstance(reply, Failed):
             raise SettingsError(reply.reason) if reply.internal else VocabularyError(reply.reason)
         if reply.learned is not None:
             self.prompts.add(project, *reply.learned)
-        if not interactive:
+        if key is not None:
             self._replies.put(key, reply)
         return reply
 

@@ -8,11 +8,16 @@ a `FolderJob` works off many pictures.
 
 from __future__ import annotations
 
-from napari_tcl.annotation import Annotation, LabelMap
-from napari_tcl.export import AnnotatedPicture, export_coco, regions_of
-from napari_tcl.folder import FolderJob, PictureState
-from napari_tcl.pictures import Index, SliceReader
-from napari_tcl.session import PictureSession, Progress, ProgressCallback
+from napari_tcl.llvm import load_triton
+
+# The modules below import PyTorch.
+load_triton()
+
+from napari_tcl.annotation import Annotation, LabelMap  # noqa: E402
+from napari_tcl.export import AnnotatedPicture, export_coco, regions_of  # noqa: E402
+from napari_tcl.folder import FolderJob, PictureState  # noqa: E402
+from napari_tcl.pictures import Index, SliceReader  # noqa: E402
+from napari_tcl.session import PictureSession, Progress, ProgressCallback  # noqa: E402
 
 __all__ = [
     "AnnotatedPicture",

@@ -8,9 +8,9 @@ put there.
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from napari_tcl.pictures import Index
 __all__ = ["Annotation", "LabelMap"]
 
 _UNDO_STEPS = 20
+
 
 LabelMap = NDArray[np.uint16]
 """Label ids, 0 for nothing."""
@@ -55,7 +56,7 @@ class Annotation:
         self.accepted = accepted
         self._put = draft.copy()
         self._by_hand = np.zeros(draft.shape, dtype=bool)
-        self._history: deque[tuple[Index, list[bytes]]] = deque(maxlen=_UNDO_STEPS)
+        self._history: deque[tuple[Index, list[_Runs]]] = deque(maxlen=_UNDO_STEPS)
 
     def propose(self, index: Index, proposal: LabelMap) -> None:
         """Put the model's result into a slice of the draft; corrections and accepted pixels stay.
@@ -65,7 +66,7 @@ class Annotation:
             proposal: uint16 ``[H, W]``.
         """
         draft, put = self.draft[index], self._put[index]
-        by_hand = self.by_hand(index)
+        by_hand = self._note_by_hand(index)
         np.copyto(put, proposal)
         np.copyto(put, draft, where=by_hand)
         put[self.accepted[index] > 0] = 0
@@ -75,16 +76,14 @@ class Annotation:
         """Pixels of a slice of the draft that a person changed since the model last put something there.
 
         Returns:
-            bool ``[H, W]``, not to be written to.
+            bool ``[H, W]``.
         """
-        by_hand = self._by_hand[index]
-        by_hand |= self.draft[index] != self._put[index]
-        return by_hand
+        return np.asarray(self._by_hand[index] | (self.draft[index] != self._put[index]))
 
-    def discard_corrections(self, index: Index) -> None:
-        """Forget what was changed by hand in a slice of the draft; the next proposal replaces it."""
-        self._by_hand[index] = False
-        np.copyto(self._put[index], self.draft[index])
+    def _note_by_hand(self, index: Index) -> NDArray[np.bool_]:
+        """Remember `by_hand`, because draft and what was put there are about to change."""
+        self._by_hand[index] = self.by_hand(index)
+        return self._by_hand[index]
 
     def accept(self, index: Index, ids: Iterable[int]) -> int:
         """Move a slice's regions of some labels from the draft to the accepted map.
@@ -97,7 +96,7 @@ class Annotation:
             Number of pixels moved; pixels that are accepted already stay what they are.
         """
         draft, accepted = self.draft[index], self.accepted[index]
-        by_hand = self.by_hand(index)
+        by_hand = self._note_by_hand(index)
         chosen = np.isin(draft, list(ids)) & (draft > 0)
         if not chosen.any():
             return 0
@@ -111,9 +110,8 @@ class Annotation:
 
     def remember(self, index: Index) -> None:
         """Keep what a slice is now, so that `undo` can bring it back; the oldest of many steps is forgotten."""
-        self.by_hand(index)
-        # Label maps shrink to about a hundredth, and a step is taken by a click, so the time does not count.
-        self._history.append((index, [zlib.compress(part[index].tobytes(), 1) for part in self._parts]))
+        self._note_by_hand(index)
+        self._history.append((index, [_Runs.of(part[index]) for part in self._parts]))
 
     def undo(self) -> Index | None:
         """Bring back what the last `remember` or `accept` kept.
@@ -124,8 +122,8 @@ class Annotation:
         if not self._history:
             return None
         index, kept = self._history.pop()
-        for part, data in zip(self._parts, kept, strict=True):
-            part[index] = np.frombuffer(zlib.decompress(data), part.dtype).reshape(part[index].shape)
+        for part, runs in zip(self._parts, kept, strict=True):
+            part[index] = runs.expand()
         return index
 
     @property
@@ -146,3 +144,22 @@ class Annotation:
         self._history.clear()
         for label_map in (self.draft, self.accepted, self._put):
             label_map[np.isin(label_map, list(ids))] = 0
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """An array as runs of equal values in reading order: label maps shrink to about a hundredth, in no time."""
+
+    values: NDArray[np.generic]
+    lengths: NDArray[np.uint32]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, array: NDArray[np.generic]) -> _Runs:
+        flat = array.ravel()
+        changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+        bounds: NDArray[np.intp] = np.concatenate([[0], changes, [flat.size]])
+        return cls(flat[bounds[:-1]], (bounds[1:] - bounds[:-1]).astype(np.uint32), array.shape)
+
+    def expand(self) -> NDArray[np.generic]:
+        return np.asarray(np.repeat(self.values, self.lengths).reshape(self.shape))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,6 +49,7 @@ class Results:
         self._annotation = Annotation(self.draft.data, self.accepted.data)
         self._scores: dict[Index, NDArray[np.uint8]] = {}
         self._segmented: set[Index] = set()
+        self._style: list[ShownLabel] = []
         self.style(labels)
 
     @property
@@ -75,6 +76,10 @@ class Results:
 
     def style(self, labels: Sequence[ShownLabel]) -> None:
         """Show the labels' colours and names."""
+        if list(labels) == self._style:
+            # napari makes colours and textures anew for this.
+            return
+        self._style = list(labels)
         for layer in (self.draft, self.accepted):
             style_labels(layer, labels)
             layer.metadata[METADATA_KEY]["file_names"] = {
@@ -149,8 +154,3 @@ class Results:
         score_map[note.confirmed(index)] = 1
         score_map[label_map == 0] = 0
         return AnnotatedPicture(picture_name(self.image, index), label_map, score_map)
-
-    def all_annotated(self, ids: Sequence[int], names: Sequence[str]) -> Iterator[AnnotatedPicture]:
-        """Every labelled slice as it is exported; see `annotated`."""
-        for index in self.labelled_slices():
-            yield self.annotated(index, ids, names)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -36,8 +37,7 @@ class Progress:
     """How far a piece of work is.
 
     Attributes:
-        step: ``"encode"`` counts windows of the picture, ``"prompts"`` labels whose texts are embedded, ``"scores"``
-            labels whose score maps are made.
+        step: ``"encode"`` and ``"scores"`` count windows of the picture, ``"prompts"`` labels whose texts are embedded.
         done: how many.
         total: of how many.
     """
@@ -76,7 +76,7 @@ class PictureSession:
         self._image: NDArray[np.uint8] | None = image
         self._features: ImageFeatures | None = None
         self._scores: dict[_Key, Tensor] = {}
-        self._planes: dict[_Key, Tensor] = {}
+        self._planes: dict[_Key, NDArray[np.float32]] = {}
         self.size: tuple[int, int] = (int(image.shape[0]), int(image.shape[1]))
 
     def encode(self, on_progress: ProgressCallback | None = None) -> None:
@@ -149,7 +149,7 @@ class PictureSession:
         score = self._scores.get((label.prompts, templates))
         if score is None:
             raise SettingsError(f"the label {label.name!r} has no scores yet; segment the picture with it first")
-        return _enlarge(score, self.size).reshape(self.size).numpy().copy()
+        return _enlarge(score, self.size).reshape(self.size).copy()
 
     def _make_scores(self, vocabulary: Vocabulary, on_progress: ProgressCallback | None) -> None:
         """Score the labels whose prompts are new, and forget those that are gone."""
@@ -167,15 +167,12 @@ class PictureSession:
             report("prompts", done, len(missing))
             self.segmenter.embed_prompts(label.prompts, vocabulary.templates)
         self.encode(on_progress)
-        fresh: dict[_Key, Tensor] = {}
+        known = dict(self._scores)
         if missing and self._features is not None:
-            report("scores", 0, len(missing))
             part = replace(vocabulary, labels=tuple(missing.values()))
-            scores = self.segmenter.score_maps(self._features, part).cpu()
+            scores = self.segmenter.score_maps(self._features, part, partial(report, "scores")).cpu()
             # Clones, because a view would keep the scores of all labels.
-            fresh = {key: plane.clone() for key, plane in zip(missing, scores, strict=True)}
-            report("scores", len(missing), len(missing))
-        known = {**self._scores, **fresh}
+            known.update((key, plane.clone()) for key, plane in zip(missing, scores, strict=True))
         self._scores = {_key(label, vocabulary): known[_key(label, vocabulary)] for label in vocabulary.labels}
 
     def _floor(self, vocabulary: Vocabulary) -> float:
@@ -188,32 +185,32 @@ def _key(label: Label, vocabulary: Vocabulary) -> _Key:
     return label.prompts, vocabulary.templates
 
 
-def _enlarge(score: Tensor, size: tuple[int, int]) -> Tensor:
+def _enlarge(score: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
     """Resize a score map as `label_map_from_scores` does; returns float32 ``[H * W]``."""
     enlarged = F.interpolate(score[None, None].float(), size=size, mode="bilinear", align_corners=False)
-    return enlarged.reshape(-1)
+    return np.asarray(enlarged.reshape(-1).numpy())
 
 
-@torch.no_grad()
 def _decide(
-    planes: list[Tensor], vocabulary: Vocabulary, floor: float
+    planes: list[NDArray[np.float32]], vocabulary: Vocabulary, floor: float
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The arg-max of `label_map_from_scores` over planes ``[N]`` that have the picture's size already."""
+    """The arg-max of `label_map_from_scores` over planes ``[N]`` that have the picture's size already.
+
+    Plain comparisons and maxima over few pixels at a time, because those are what processors do many at once.
+    """
     count = len(planes[0])
-    best = torch.full((count,), floor if vocabulary.background else float("-inf"), dtype=torch.float32)
-    winner = torch.zeros(count, dtype=torch.int32)
-    thresholds = [label.threshold for label in vocabulary.labels]
+    best = np.full(count, floor if vocabulary.background else -np.inf, dtype=np.float32)
+    winner = np.zeros(count, dtype=np.uint8 if len(planes) <= np.iinfo(np.uint8).max else np.uint16)
+    numbers = np.arange(1, len(planes) + 1, dtype=winner.dtype)
     for start in range(0, count, _BLOCK):
         block = slice(start, min(start + _BLOCK, count))
         top, who = best[block], winner[block]
-        for number, (plane, threshold) in enumerate(zip(planes, thresholds, strict=True), start=1):
+        for number, label, plane in zip(numbers, vocabulary.labels, planes, strict=True):
             score = plane[block]
-            wins = score > top
-            if threshold is None:
-                torch.maximum(score, top, out=top)
-            else:
-                wins &= score >= threshold
-                torch.where(wins, score, top, out=top)
-            who.masked_fill_(wins, number)
-        top.masked_fill_(who == 0, 0)
-    return winner.numpy(), best.numpy()
+            if label.threshold is not None:
+                score = np.where(score >= np.float32(label.threshold), score, np.float32(-np.inf))
+            # Numbers rise, so the greatest that ever won has won.
+            np.maximum(who, (score > top).view(np.uint8) * number, out=who)
+            np.maximum(top, score, out=top)
+        top[who == 0] = 0
+    return winner.astype(np.int32), best

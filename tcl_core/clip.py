@@ -164,7 +164,18 @@ class FrozenClip(nn.Module):
         """
         if tokens.ndim != 2 or tokens.shape[1] != self.context_length:
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}, expected [N, {self.context_length}]")
-        return cast(Any, self.model).encode_text(tokens)
+        model = cast(Any, self.model)
+        if model.text_pool_type != "argmax" or model.attn_mask is None:
+            return model.encode_text(tokens)
+        # No token sees a later one, so what follows the end of the longest text (a few words of 77) changes nothing.
+        end = tokens.argmax(dim=-1)
+        length = int(end.max()) + 1
+        dtype = model.transformer.get_cast_dtype()
+        x = model.token_embedding(tokens[:, :length]).to(dtype) + model.positional_embedding[:length].to(dtype)
+        x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+        x = x[torch.arange(len(x), device=x.device), end]
+        projection = model.text_projection
+        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Embed whole pictures; differentiable with respect to the picture.

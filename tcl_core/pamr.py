@@ -153,33 +153,39 @@ def refine_masks(affinity: PamrAffinity, masks: Tensor, iterations: int = ITERAT
             masks = F.interpolate(masks, size=affinity.size, mode="bilinear", align_corners=True)
         weights = affinity.weights.to(device=masks.device, dtype=torch.float32)
         refined = torch.empty(masks.shape, device=masks.device)
-        height, width = affinity.size
-        chunk = max(1, _CHUNK_VALUES // (height * width)) if masks.device.type == "cpu" else max(1, masks.shape[1])
-        for index in range(masks.shape[0]):
-            planes = weights[index if len(affinity) > 1 else 0]
-            for start in range(0, masks.shape[1], chunk):
-                refined[index, start : start + chunk] = _iterate(
-                    planes, masks[index, start : start + chunk], affinity.dilations, iterations
-                )
+        pixels, count = affinity.size[0] * affinity.size[1], int(masks.shape[1])
+        # Small windows go together, for each of the 480 products of a chunk has its fixed cost.
+        at_once = _CHUNK_VALUES // pixels if masks.device.type == "cpu" else count
+        windows = max(1, min(at_once, len(masks)))
+        chunk = max(1, at_once // windows)
+        for index in range(0, len(masks), windows):
+            group = slice(index, index + windows)
+            planes = weights[group] if len(affinity) > 1 else weights
+            for start in range(0, count, chunk):
+                part = slice(start, start + chunk)
+                refined[group, part] = _iterate(planes, masks[group, part], affinity.dilations, iterations)
         return refined
 
 
 def _iterate(weights: Tensor, masks: Tensor, dilations: tuple[int, ...], iterations: int) -> Tensor:
-    """Refine ``[K, h, w]`` with the weights ``[48, h, w]`` of one picture."""
+    """Refine ``[B, K, h, w]`` with the weights ``[B, 48, h, w]`` (or of one picture) of each."""
     size = (int(masks.shape[-2]), int(masks.shape[-1]))
-    product, partial = torch.empty_like(masks), torch.empty_like(masks)
-    for _ in range(iterations):
-        padded = F.pad(masks[None], [max(dilations)] * 4, mode="replicate")[0]
+    planes = [plane[:, None] for plane in weights.unbind(1)]
+    margins = [max(dilations)] * 4
+    partial, padded = torch.empty_like(masks), F.pad(masks, margins, mode="replicate")
+    neighbours = list(_neighbours(padded, size, dilations))
+    for step in range(iterations):
+        if step:
+            padded.copy_(F.pad(masks, margins, mode="replicate"))
         masks = torch.zeros_like(masks)
-        neighbours = _neighbours(padded, size, dilations)
-        for index, (plane, neighbour) in enumerate(zip(weights, neighbours, strict=True)):
+        for index, (plane, neighbour) in enumerate(zip(planes, neighbours, strict=True)):
             if index % _BLOCK == 0:
                 torch.mul(neighbour, plane, out=partial)
             else:
-                partial += torch.mul(neighbour, plane, out=product)
+                partial.addcmul_(neighbour, plane)
             if (index + 1) % _BLOCK == 0:
                 masks += partial
-        if len(weights) % _BLOCK:
+        if len(planes) % _BLOCK:
             masks += partial
     return masks
 

@@ -13,6 +13,7 @@ are fitted again in more detail, down to the exact pixel edges.
 from __future__ import annotations
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from tcl_core.arc_fitting import Runs, fit_vertices, join_runs, merge_runs, straight_runs
@@ -21,7 +22,7 @@ from tcl_core.errors import SettingsError
 from tcl_core.pixel_edges import EdgeGraph, trace_edges
 from tcl_core.polishing import polish_vertices
 
-__all__ = ["DETAILS", "detail_in_pixels", "simplify_coverage"]
+__all__ = ["DETAILS", "detail_in_pixels", "simplify_apart", "simplify_coverage"]
 
 DETAILS = {"full": 0.0, "fine": 0.5, "default": 1.0, "coarse": 2.0}
 """Names for the detail setting, in pixels."""
@@ -29,6 +30,8 @@ DETAILS = {"full": 0.0, "fine": 0.5, "default": 1.0, "coarse": 2.0}
 _FINER, _FINER_POLISHED = 0.5, 0.6  # a run at fault gets so much of its price
 _ATTEMPTS = 24  # then runs at fault become exact at once
 _EXACT_BELOW = 0.01
+_STAIRCASE = 0.5  # pixels that half the corners of a slanting edge lie off it, on either side
+_SHARE_OF_WIDTH = 0.12  # an outline that moves by so much of area / length costs a region about 2 % of its IoU
 _EASE = 1.3  # before polishing, which mends about half of the misplaced pixels, so much more loss passes
 
 
@@ -123,6 +126,36 @@ def simplify_coverage(
         again = np.zeros(len(graph.left), dtype=bool)
         again[merged.arc[fault]] = True
         merged = join_runs(merged.select(~again[merged.arc]), merge_runs(runs.select(again[runs.arc])))
+
+
+def simplify_apart(faces: NDArray[np.int64], detail: str | float, wanted: NDArray[np.bool_]) -> NDArray[np.object_]:
+    """Polygons of some faces, each simplified by itself (Douglas-Peucker), for answers that somebody waits for.
+
+    Neighbours share no border, and polygons take more vertices for the same IoU; in return this costs about a tenth
+    of :func:`simplify_coverage`. Small and thin regions are kept in finer detail.
+
+    Args:
+        faces: int64 ``[H, W]`` from :func:`tcl_core.pixel_edges.faces_of`.
+        detail: a name or pixels, see :func:`detail_in_pixels`.
+        wanted: bool ``[faces]``; entry ``f - 1`` is face ``f``.
+
+    Returns:
+        Shapely polygons, valid, with holes; ``None`` for faces that are not wanted.
+
+    Raises:
+        SettingsError: see :func:`detail_in_pixels`.
+    """
+    pixels = detail_in_pixels(detail)
+    polygons = np.full(len(wanted), None, dtype=object)
+    if not wanted.any():
+        return polygons
+    graph = trace_edges(faces)
+    exact = graph.polygons(graph.points.astype(np.float64), graph.starts)[wanted]
+    farthest = pixels + _STAIRCASE if pixels else 0.0
+    polygons[wanted] = shapely.simplify(
+        exact, np.minimum(farthest, _SHARE_OF_WIDTH * shapely.area(exact) / shapely.length(exact))
+    )
+    return polygons
 
 
 def _arcs_in_short_rings(graph: EdgeGraph, runs: Runs) -> NDArray[np.bool_]:

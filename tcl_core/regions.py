@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from tcl_core.errors import SettingsError
 from tcl_core.pixel_edges import faces_of
-from tcl_core.polygons import simplify_coverage
+from tcl_core.polygons import simplify_apart, simplify_coverage
 from tcl_core.types import Region, Segmentation
 
 __all__ = ["absorb_small", "drop_small", "label_map_to_regions"]
@@ -22,6 +22,7 @@ def label_map_to_regions(
     min_area: int = 0,
     small: Literal["drop", "merge"] = "drop",
     detail: str | float | None = "default",
+    shared: bool = True,
 ) -> list[Region]:
     """Split a label map into regions.
 
@@ -34,6 +35,8 @@ def label_map_to_regions(
         small: what happens to them: ``"drop"`` leaves nothing (0) in their place, ``"merge"`` gives their pixels to
             the label (or nothing) around them with the longest shared border.
         detail: detail of the polygons, see :func:`tcl_core.polygons.detail_in_pixels`; ``None`` makes no polygons.
+        shared: whether neighbours keep one border (:func:`tcl_core.polygons.simplify_coverage`); otherwise each
+            polygon is simplified by itself, many times faster (:func:`tcl_core.polygons.simplify_apart`).
 
     Returns:
         Regions ordered by label, then by their first pixel in reading order. A region's score is the mean of the
@@ -59,11 +62,14 @@ def label_map_to_regions(
     label_of = np.zeros(count + 1, dtype=np.int64)
     label_of[faces] = kept
     area = np.bincount(faces.ravel(), minlength=count + 1)
-    own = (kept == label_map).ravel()
-    total = np.bincount(faces.ravel(), weights=np.where(own, score_map.ravel(), 0), minlength=count + 1)
-    won = np.bincount(faces.ravel(), weights=own, minlength=count + 1)
+    own = np.flatnonzero((kept == label_map) & (kept > 0))
+    total = np.bincount(faces.ravel()[own], weights=score_map.ravel()[own], minlength=count + 1)
+    won = np.bincount(faces.ravel()[own], minlength=count + 1)
     score = np.clip(total / np.maximum(won, 1), 0, 1)
-    polygons = None if detail is None else simplify_coverage(faces, detail, wanted=label_of[1:] > 0)
+    wanted = label_of[1:] > 0
+    polygons = None
+    if detail is not None:
+        polygons = simplify_coverage(faces, detail, wanted=wanted) if shared else simplify_apart(faces, detail, wanted)
     boxes = ndimage.find_objects(faces)
     order = np.lexsort((np.arange(1, count + 1), label_of[1:])) + 1
     regions = []

@@ -36,6 +36,7 @@ __all__ = ["Segmenter", "label_map_from_scores"]
 _TEXT_CACHE_BYTES = 64 << 20
 # Score maps of all prompts at once would grow with the vocabulary; beyond this they are worked off in groups.
 _SCORE_BYTES = 256 << 20
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -275,12 +276,19 @@ class Segmenter:
     # -- both ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def score_maps(self, features: ImageFeatures, vocabulary: Vocabulary) -> Tensor:
+    def score_maps(
+        self,
+        features: ImageFeatures,
+        vocabulary: Vocabulary,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
         """Score every pixel for every label: the maximum over the label's prompts.
 
         Args:
             features: from `encode` of a segmenter with the same model and settings.
             vocabulary: K labels.
+            on_progress: called before each batch of windows, for each group of prompts if there are very many, with the
+                number of windows done and of all; what it raises ends the work and is passed on.
 
         Returns:
             float32 ``[K, h, w]`` in ``[0, 1]`` at the working resolution, on the model's device.
@@ -300,18 +308,26 @@ class Segmenter:
         at_once = max(1, _SCORE_BYTES // (4 * height * width))
         for first in range(0, len(labels), at_once):
             group = text[first : first + at_once]
-            averaged = merge_windows(self._window_scores(features, group), features.origins, (height, width))
+            windows = self._window_scores(features, group, on_progress)
+            averaged = merge_windows(windows, features.origins, (height, width))
             for label, plane in zip(labels[first : first + at_once], averaged, strict=True):
                 torch.maximum(scores[label], plane, out=scores[label])
         # Refinement weights sum to one only up to rounding.
         return scores.clamp_(max=1)
 
-    def _window_scores(self, features: ImageFeatures, text: Tensor) -> Iterator[Tensor]:
+    def _window_scores(
+        self, features: ImageFeatures, text: Tensor, on_progress: Callable[[int, int], None] | None
+    ) -> Iterator[Tensor]:
         """Score maps ``[P, h, w]`` of the windows, one after the other."""
-        for index in range(len(features.origins)):
-            one = slice(index, index + 1)
-            affinity = None if features.affinity is None else features.affinity[one]
-            yield self.model.method.score_maps(features.windows[one], text, affinity, self.kp_weight)[0]
+        pixels = features.windows.size[0] * features.windows.size[1]
+        # Together they cost less than one by one, within the same bound of memory.
+        at_once = max(1, min(self.batch_size, _SCORE_BYTES // (4 * pixels * len(text))))
+        for first in range(0, len(features.origins), at_once):
+            if on_progress is not None:
+                on_progress(first, len(features.origins))
+            group = slice(first, first + at_once)
+            affinity = None if features.affinity is None else features.affinity[group]
+            yield from self.model.method.score_maps(features.windows[group], text, affinity, self.kp_weight)
 
     def segment(self, features: ImageFeatures, vocabulary: Vocabulary) -> Segmentation:
         """Decide each pixel's label, at the size of the original picture.
@@ -389,6 +405,10 @@ def label_map_from_scores(
     best = torch.full(size, floor, dtype=torch.float32, device=planes.device)
     winner = torch.zeros(size, dtype=torch.int32, device=planes.device)
     for number, (label, plane) in enumerate(zip(vocabulary.labels, planes, strict=True), start=1):
+        lowest = floor if label.threshold is None else max(floor, label.threshold)
+        # Interpolation exceeds no value by more than rounding, so most of a long vocabulary needs no more than this.
+        if float(plane.max()) < lowest - _ROUNDING:
+            continue
         score = F.interpolate(plane[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0]
         wins = score > best
         if label.threshold is not None:

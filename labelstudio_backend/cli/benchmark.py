@@ -10,8 +10,11 @@ import click
 
 from tcl_core.cli.main import EXIT_FINDINGS, EXIT_FINE
 from tcl_core.cli.options import DEFAULT_MODEL
+from tcl_core.errors import SettingsError
 
 __all__ = ["command"]
+
+_LABELS = ("cat", "sofa", "grass", "tree")
 
 
 @click.command(
@@ -23,12 +26,16 @@ Example:
 )
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="Name or path of a model.")
 @click.option(
-    "--label", "labels", multiple=True, metavar="WORD", help="A word the model knows; several. cat, sofa and grass."
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="WORD",
+    help=f"A word that the model knows, several times; by default {', '.join(_LABELS)}.",
 )
 @click.option(
     "--size",
     type=(click.IntRange(min=32), click.IntRange(min=32)),
-    default=(320, 240),
+    default=(640, 480),
     show_default=True,
     metavar="WIDTH HEIGHT",
     help="Size of the pictures in pixels.",
@@ -42,13 +49,15 @@ def command(model: str, labels: tuple[str, ...], size: tuple[int, int]) -> int:
     from labelstudio_backend.model_options import ModelOptions
     from labelstudio_backend.settings import ServerSettings
 
+    if len(labels) == 1:
+        raise SettingsError("--label: give at least two, the later ones for second prompts")
     options = ModelOptions(model)
     options.identity()
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder) / "pictures"
         pictures.mkdir()
         settings = replace(ServerSettings(options), state_dir=Path(folder) / "state")
-        measured = measure_server(settings, labels or ("cat", "sofa", "grass"), size[::-1], pictures)
+        measured = measure_server(settings, labels or _LABELS, size[::-1], pictures)
     width = max(len(one.name) for one in measured)
     for one in measured:
         verdict = "" if one.passes else "  missed"

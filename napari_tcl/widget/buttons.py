@@ -9,7 +9,7 @@ from qtpy.QtWidgets import QGridLayout, QLabel, QProgressBar, QPushButton, QVBox
 
 from tcl_core.types import Region
 
-__all__ = ["RunButtons"]
+__all__ = ["RunButtons", "tool_button"]
 
 _STEPS = 100
 
@@ -19,18 +19,18 @@ class RunButtons(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.segment = _button("Segment", "Find the labels in the picture (or the slice) that is shown.")
-        self.segment_all = _button(
+        self.segment = tool_button("Segment", "Find the labels in the picture (or the slice) that is shown.")
+        self.segment_all = tool_button(
             "Segment all slices", "Find the labels in every slice of a stack, one after another."
         )
-        self.cancel = _button("Cancel", "End the work that is going on. What is shown stays.")
-        self.accept = _button(
+        self.cancel = tool_button("Cancel", "End the work that is going on. What is shown stays.")
+        self.accept = tool_button(
             "Accept label (C)",
             "Move the chosen label's regions to the accepted layer, which later runs never overwrite. "
             "The key C does the same while the labels layer is active.",
         )
-        self.undo = _button("Undo", "Take back the last run or acceptance. Brush strokes: Ctrl+Z in their layer.")
-        self.export = _button("Export COCO...", "Write what the labels and accepted layers show to a COCO file.")
+        self.undo = tool_button("Undo", "Take back the last run or acceptance. Brush strokes: Ctrl+Z in their layer.")
+        self.export = tool_button("Export COCO...", "Write what the labels and accepted layers show to a COCO file.")
         self.cancel.setEnabled(False)
         grid = QGridLayout()
         for place, button in enumerate(
@@ -83,7 +83,8 @@ class RunButtons(QWidget):
         self.vertices.setText(f"{count:,} vertices in {len(regions):,} polygons")
 
 
-def _button(text: str, tip: str) -> QPushButton:
+def tool_button(text: str, tip: str) -> QPushButton:
+    """A button with a tooltip."""
     button = QPushButton(text)
     button.setToolTip(tip)
     return button

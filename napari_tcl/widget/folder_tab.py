@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from magicgui.types import FileDialogMode
 from magicgui.widgets import FileEdit
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QFileDialog, QGridLayout, QLabel, QListWidget, QListWidgetItem, QPushButton, QVBoxLayout
+from qtpy.QtWidgets import QFileDialog, QGridLayout, QLabel, QListWidget, QListWidgetItem, QVBoxLayout
 from qtpy.QtWidgets import QWidget as Widget
 
 from napari_tcl.folder import FolderJob, PictureState
 from napari_tcl.results import Results
 from napari_tcl.session import Progress, ProgressCallback
+from napari_tcl.widget.buttons import tool_button
 from napari_tcl.widget.runs import Step
 from napari_tcl.widget.tasks import Outcome, Reporter
 from tcl_core.errors import TclError
@@ -45,7 +46,7 @@ class FolderTab(Widget):
             mode=FileDialogMode.EXISTING_DIRECTORY,
             tooltip="Pictures of this folder and its sub-folders are labelled.",
         )
-        self.run_button = _button(
+        self.run_button = tool_button(
             "Label folder / resume",
             "Label every picture that has no labels yet, with the labels and the model of the first tab. Masks are "
             "kept beside the folder in FOLDER.masks, so that the work can be stopped and taken up again.",
@@ -54,9 +55,13 @@ class FolderTab(Widget):
         self.pictures.setToolTip(
             "· waiting   ○ labelled   ● corrected by you   ✕ failed. Double-click opens a picture."
         )
-        self.open_button = _button("Open", "Show the chosen picture with its labels, for correction.")
-        self.save_button = _button("Save and next", "Keep the corrections of the open picture and open the next one.")
-        self.export_button = _button("Export COCO...", "Write the labels of all pictures that are done to one file.")
+        self.open_button = tool_button("Open", "Show the chosen picture with its labels, for correction.")
+        self.save_button = tool_button(
+            "Save and next", "Keep the corrections of the open picture and open the next one."
+        )
+        self.export_button = tool_button(
+            "Export COCO...", "Write the labels of all pictures that are done to one file."
+        )
         layout = QVBoxLayout(self)
         layout.addWidget(QLabel("Folder of pictures"))
         layout.addWidget(self.folder.native)
@@ -104,7 +109,7 @@ class FolderTab(Widget):
                 reporter.tell(state)
             return job
 
-        self.owner.start(work, self._on_news, self._on_end)
+        self.owner.start(work, self._on_end, self._on_news)
 
     def open(self, file_name: str) -> None:
         """Show a picture with its labels, in place of the one that is open."""
@@ -178,7 +183,7 @@ class FolderTab(Widget):
             if outcome.result is not None:
                 self.owner.buttons.say(f"{Path(path).name}: {outcome.result} of {len(job.pictures)} pictures")
 
-        self.owner.start(lambda reporter: job.export(path, geometry=geometry, detail=detail), on_end=on_end)
+        self.owner.start(lambda reporter: job.export(path, geometry=geometry, detail=detail), on_end)
 
     # -- reactions -----------------------------------------------------------------------------------------------
 
@@ -241,9 +246,3 @@ class FolderTab(Widget):
         path, _ = QFileDialog.getSaveFileName(self, "Export COCO", "labels.json", "COCO (*.json)")
         if path:
             self.export(path)
-
-
-def _button(text: str, tip: str) -> QPushButton:
-    button = QPushButton(text)
-    button.setToolTip(tip)
-    return button

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 import yaml
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import Signal
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -25,6 +25,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_tcl.layers import ShownLabel
+from napari_tcl.widget.buttons import tool_button
 from tcl_core.errors import TclError, VocabularyError
 from tcl_core.vocabulary import Label, Vocabulary, default_colours
 
@@ -80,13 +81,17 @@ class LabelTable(QWidget):
         self.table.itemChanged.connect(self._on_item)
         self.table.currentCellChanged.connect(self._on_row)
         buttons = QGridLayout()
-        self.add_button = _button("Add label", "Add a row to the table.", self.add_row)
-        self.remove_button = _button(
-            "Remove", "Remove the chosen row, and its label from the layers.", self.remove_current
-        )
-        self.load_button = _button("Load...", "Read labels from a labels.yaml of the command line.", self._ask_load)
-        self.save_button = _button("Save...", "Write labels.yaml, which the command line reads too.", self._ask_save)
-        for place, button in enumerate((self.add_button, self.remove_button, self.load_button, self.save_button)):
+        for place, (text, tip, action) in enumerate(
+            (
+                ("Add label", "Add a row to the table.", self.add_row),
+                ("Remove", "Remove the chosen row, and its label from the layers.", self.remove_current),
+                ("Load...", "Read labels from a labels.yaml of the command line.", self._ask_load),
+                ("Save...", "Write labels.yaml, which the command line reads too.", self._ask_save),
+            )
+        ):
+            button = tool_button(text, tip)
+            # Without Qt's argument, which says whether the button is down.
+            button.clicked.connect(lambda _=False, action=action: action())
             buttons.addWidget(button, 0, place)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -107,9 +112,6 @@ class LabelTable(QWidget):
         visible: bool = True,
     ) -> None:
         """Add a label; without a colour it gets one that no other has."""
-        if isinstance(name, bool):
-            # Qt's clicked() says whether a button is down.
-            name = ""
         if colour is None:
             taken = set(self._colours())
             colour = next(free for free in self._free_colours if free not in taken)
@@ -159,10 +161,6 @@ class LabelTable(QWidget):
     def set_threshold(self, row: int, value: float) -> None:
         """Set a row's threshold, as its spin box does."""
         self._spin(row).setValue(value)
-
-    def threshold_box(self, row: int) -> QDoubleSpinBox:
-        """A row's spin box."""
-        return self._spin(row)
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -277,14 +275,6 @@ class LabelTable(QWidget):
     def _colours(self) -> Iterator[_Colour]:
         for row in range(self.table.rowCount()):
             yield _painted(cast(QPushButton, self.table.cellWidget(row, _COLOUR)))
-
-
-def _button(text: str, tip: str, action: Callable[..., object]) -> QPushButton:
-    button = QPushButton(text)
-    button.setToolTip(tip)
-    button.clicked.connect(action)
-    button.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
-    return button
 
 
 def _paint(button: QPushButton, colour: _Colour) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from napari.layers import Image
 from napari.utils.notifications import show_error
-from qtpy.QtWidgets import QFileDialog, QGroupBox, QScrollArea, QTabWidget, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QApplication, QFileDialog, QGroupBox, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_tcl.engine import Engine
 from napari_tcl.export import export_coco
@@ -23,7 +23,7 @@ from napari_tcl.widget.label_table import LabelTable
 from napari_tcl.widget.options import BackgroundForm, ModelForm, PictureForm, PolygonForm
 from napari_tcl.widget.overlays import Overlays
 from napari_tcl.widget.runs import SegmentRun, SliceDone, Step
-from napari_tcl.widget.tasks import Outcome, Task
+from napari_tcl.widget.tasks import OnEnd, OnNews, Outcome, Task, TaskList, Work
 from tcl_core.errors import TclError
 from tcl_core.vocabulary import Vocabulary
 
@@ -48,7 +48,9 @@ class SegmentWidget(QWidget):
         self.viewer = napari_viewer
         self.engine = Engine()
         self.results: list[Results] = []
+        self.tasks = TaskList()
         self._task: Task | None = None
+        self._task_layer: Image | None = None
         self._waiting: Callable[[], None] | None = None
         self._summary_stale = False
         self.picture = PictureForm(napari_viewer)
@@ -107,7 +109,13 @@ class SegmentWidget(QWidget):
         self.buttons.accept.clicked.connect(lambda: self.accept())
         self.buttons.undo.clicked.connect(lambda: self.undo())
         self.buttons.export.clicked.connect(lambda: self._ask_export())
-        self.viewer.layers.events.removed.connect(self._on_removed)
+        for event in (self.viewer.layers.events.inserted, self.viewer.layers.events.removed):
+            event.connect(self.tasks.while_open(self.picture.refill))
+        self.viewer.layers.events.removed.connect(self.tasks.while_open(self._on_removed))
+        # Whichever comes first. The lambdas hold the list, which has to outlive this widget.
+        tasks = self.tasks
+        self.destroyed.connect(lambda: tasks.close())
+        cast(QApplication, QApplication.instance()).aboutToQuit.connect(lambda: tasks.close())
 
     # -- what the buttons do -------------------------------------------------------------------------------------
 
@@ -145,11 +153,15 @@ class SegmentWidget(QWidget):
                 self.buttons.show_progress(news.text, news.share)
 
         def on_end(outcome: Outcome) -> None:
-            if outcome.result is not None and layer in self.viewer.layers:
+            self._task_layer = None
+            if outcome.error is None and layer not in self.viewer.layers:
+                self.fail(f"the layer {layer.name!r} was removed meanwhile, so its result is dropped")
+            elif outcome.result is not None:
                 self._summary_stale = True
                 self.summarise(layer, index)
 
-        self.start(run, on_news, on_end)
+        self.start(run, on_end, on_news)
+        self._task_layer = layer
 
     def cancel(self) -> None:
         """End the work that is going on; what is shown stays."""
@@ -210,7 +222,7 @@ class SegmentWidget(QWidget):
                 self._summary_stale = True
                 self.overlays.follow()
 
-        self.start(lambda reporter: session.segment(vocabulary), on_end=on_end, quiet=True)
+        self.start(lambda reporter: session.segment(vocabulary), on_end, quiet=True)
 
     def export(self, path: str | Path) -> None:
         """Write the picture's labels, or all labelled slices of a stack, to a COCO file."""
@@ -240,7 +252,7 @@ class SegmentWidget(QWidget):
                 noun = "picture" if outcome.result == 1 else "pictures"
                 self.buttons.say(f"{Path(path).name}: {outcome.result} {noun} written")
 
-        self.start(work, on_end=on_end)
+        self.start(work, on_end)
         self.buttons.show_progress(f"writing {Path(path).name}", None)
 
     # -- parts that the folder tab uses too ------------------------------------------------------------------------
@@ -261,46 +273,39 @@ class SegmentWidget(QWidget):
 
     def start(
         self,
-        work: Callable[..., object],
-        on_news: Callable[[object], None] | None = None,
-        on_end: Callable[[Outcome], None] | None = None,
+        work: Work,
+        on_end: OnEnd,
+        on_news: OnNews | None = None,
         quiet: bool = False,
     ) -> None:
         """Run work in a thread; what is asked for meanwhile waits, of which the last counts.
 
         Args:
             work: see `Task`.
-            on_news: told in the window's thread what the work tells.
             on_end: told how it ended, after errors were shown.
+            on_news: told in the window's thread what the work tells.
             quiet: the work takes a moment, so buttons and progress stay as they are.
         """
         if self._task is not None:
-            self._waiting = lambda: self.start(work, on_news, on_end, quiet)
+            self._waiting = lambda: self.start(work, on_end, on_news, quiet)
             return
 
         def ended(outcome: Outcome) -> None:
             self._task = None
-            task.deleteLater()
             if not quiet:
                 self.buttons.set_running(False)
             if outcome.error is not None:
                 self.fail(outcome.error)
             elif outcome.cancelled:
                 self.buttons.say("cancelled; the layers are as they were")
-            if on_end is not None:
-                on_end(outcome)
+            on_end(outcome)
             waiting, self._waiting = self._waiting, None
             if waiting is not None and self._task is None:
                 waiting()
 
-        task = Task(work, self)
-        if on_news is not None:
-            task.news.connect(on_news)
-        task.ended.connect(ended)
-        self._task = task
         if not quiet:
             self.buttons.set_running(True)
-        task.start()
+        self._task = self.tasks.start(work, ended, on_news)
 
     def results_for(self, layer: Image, reader: SliceReader) -> Results:
         """The layers of a picture's results; made if they are not there, or were removed."""
@@ -308,8 +313,8 @@ class SegmentWidget(QWidget):
             if results.image is layer and results.present and results.fits(reader):
                 return results
         results = Results(self.viewer, layer, reader, self.labels.shown_labels())
-        results.draft.bind_key(_ACCEPT_KEY, lambda _: self.accept(), overwrite=True)
-        results.draft.events.paint.connect(lambda _: self.overlays.follow())
+        results.draft.bind_key(_ACCEPT_KEY, self.tasks.while_open(self.accept), overwrite=True)
+        results.draft.events.paint.connect(self.tasks.while_open(self.overlays.follow))
         self.results.append(results)
         if self.labels.ids:
             row = max(self.labels.table.currentRow(), 0)
@@ -332,9 +337,6 @@ class SegmentWidget(QWidget):
 
     def _show_slice(self, layer: Image, reader: SliceReader, news: SliceDone, ids: tuple[int, ...]) -> None:
         if layer not in self.viewer.layers:
-            if self._task is not None:
-                self._task.cancel()
-            self.fail(f"the layer {layer.name!r} was removed meanwhile, so its result is dropped")
             return
         results = self.results_for(layer, reader)
         results.annotation.remember(news.index)
@@ -388,6 +390,8 @@ class SegmentWidget(QWidget):
 
     def _on_removed(self) -> None:
         self.results = [results for results in self.results if results.present]
+        if self._task is not None and self._task_layer is not None and self._task_layer not in self.viewer.layers:
+            self._task.cancel()
 
     def _ask_export(self) -> None:
         path, _ = QFileDialog.getSaveFileName(self, "Export COCO", "labels.json", "COCO (*.json)")

@@ -32,8 +32,6 @@ class PictureForm(Container):
     def __init__(self, viewer: ViewerModel) -> None:
         self._viewer = viewer
         self.layer = ComboBox(label="Picture", choices=self._layers, tooltip="The image layer that is segmented.")
-        for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
-            event.connect(self._refill)
         self.axis = ComboBox(
             label="Channel axis",
             choices=[_NO_AXIS, "0", "1", "2", "3", "-1"],
@@ -53,7 +51,8 @@ class PictureForm(Container):
         ours = (layer for layer in self._viewer.layers if METADATA_KEY not in layer.metadata)
         return [(layer.name, layer) for layer in ours if isinstance(layer, Image)]
 
-    def _refill(self) -> None:
+    def refill(self) -> None:
+        """Offer the layers that are there now."""
         self.layer.reset_choices()
 
     def reader(self) -> tuple[Image, SliceReader, Index]:

@@ -101,7 +101,6 @@ class Overlays(QObject):
 
         def ended(outcome: Outcome) -> None:
             self._task = None
-            task.deleteLater()
             if outcome.error is not None:
                 self._owner.buttons.vertices.setText(outcome.error)
             elif results.present:
@@ -110,10 +109,8 @@ class Overlays(QObject):
                 self._stale = False
                 self.follow()
 
-        task = Task(PolygonRun(picture, vocabulary, float(self._owner.polygons.detail.value)), self)
-        task.ended.connect(ended)
-        self._task = task
-        task.start()
+        run = PolygonRun(picture, vocabulary, float(self._owner.polygons.detail.value))
+        self._task = self._owner.tasks.start(run, ended)
 
     def _show_polygons(self, results: Results, index: Index, regions: Sequence[Region], vocabulary: Vocabulary) -> None:
         self._owner.buttons.show_vertices(regions)

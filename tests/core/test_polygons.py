@@ -14,7 +14,7 @@ from tcl_core.benchmarks.label_maps import KINDS, label_maps
 from tcl_core.benchmarks.polygons import fewest_vertices, format_table, picture, run
 from tcl_core.errors import SettingsError
 from tcl_core.pixel_edges import faces_of, trace_edges
-from tcl_core.polygons import detail_in_pixels, simplify_coverage
+from tcl_core.polygons import detail_in_pixels, simplify_apart, simplify_coverage
 
 small_maps = st.integers(1, 14).flatmap(
     lambda h: st.integers(1, 14).flatmap(
@@ -78,6 +78,33 @@ def test_kinds_are_partitions_and_hold_the_iou(name):
             drawn ^= by_pycocotools(shapely.Polygon(ring), faces.shape)
         mask = faces == number
         assert (drawn & mask).sum() / (drawn | mask).sum() >= 0.95
+
+
+@given(small_maps, st.sampled_from(DETAILS))
+@settings(max_examples=150, deadline=None)
+def test_polygons_by_themselves_are_valid(label_map, detail):
+    faces = faces_of(label_map)
+    wanted = np.arange(faces.max()) % 2 == 0
+    polygons = simplify_apart(faces, detail, wanted)
+    assert np.array_equal(shapely.is_missing(polygons), ~wanted)
+    assert shapely.is_valid(polygons[wanted]).all()
+    if detail == "full":
+        assert np.array_equal(shapely.area(polygons[wanted]), np.bincount(faces.ravel())[1:][wanted])
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_polygons_by_themselves_hold_the_iou(name):
+    faces = faces_of(KINDS[name](np.random.default_rng(4)))
+    exact, polygons = (simplify_apart(faces, detail, np.ones(faces.max(), dtype=bool)) for detail in ("full", "fine"))
+    assert (shapely.area(exact & polygons) / shapely.area(exact | polygons) > 0.95).all()
+
+
+def test_a_disc_by_itself_takes_few_vertices():
+    mask = np.zeros((150, 150), dtype=np.int32)
+    mask[disk((75, 75), 60)] = 1
+    polygon = simplify_apart(faces_of(mask), "fine", np.array([False, True]))[1]
+    assert shapely.get_num_coordinates(polygon) < 60
+    assert polygon.area == pytest.approx(mask.sum(), rel=0.02)
 
 
 def test_collinear_corners_are_removed_at_full_detail():

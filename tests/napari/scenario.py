@@ -6,6 +6,7 @@ It is a program of its own, so that it can run under each Qt binding. The pictur
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 import napari
@@ -13,12 +14,11 @@ import numpy as np
 import qtpy
 from npe2 import PluginManager, PluginManifest
 from PIL import Image
+from qtpy.QtCore import QTimer
 
-from napari_tcl.widget import SegmentWidget
-from tcl_core.coco import validate_coco
 from tests.napari.coco_pixels import label_maps_of
 from tests.napari.pictures_of_steps import STEPS
-from tests.napari.steps import brush, idle, wait_until
+from tests.napari.steps import brush, idle, settle
 
 __all__ = ["run"]
 
@@ -32,7 +32,7 @@ def run(folder: Path) -> None:
     """Open the sample, type two labels, segment, move a threshold, correct, accept, export, and check the file.
 
     Args:
-        folder: for the pictures ``napari-STEP.png`` and ``labels.json``.
+        folder: for the pictures ``napari-STEP.png``.
     """
     plugins = PluginManager.instance()
     plugins.discover()
@@ -41,10 +41,13 @@ def run(folder: Path) -> None:
         plugins.register(PluginManifest.from_file(_MANIFEST))
     viewer = napari.Viewer(show=True)
     viewer.window.resize(*_WINDOW)
+    settle()
+    # Libraries of the graphics driver are loaded by now, PyTorch's come with the plugin.
+    assert "torch" not in sys.modules
     viewer.open_sample("tcl-annotate", "scene")
     _, widget = viewer.window.add_plugin_dock_widget("tcl-annotate", "Segment from text")
-    assert isinstance(widget, SegmentWidget)
     widget.model.device.value = "cpu"
+    settle()
     viewer.reset_view()
     _picture(viewer, folder, "opened")
 
@@ -52,7 +55,7 @@ def run(folder: Path) -> None:
         widget.labels.add_row(name, prompts)
     _picture(viewer, folder, "typed")
 
-    widget.segment()
+    widget.buttons.segment.click()
     idle(widget)
     current = widget.current()
     assert current is not None, widget.buttons.message.text()
@@ -68,34 +71,41 @@ def run(folder: Path) -> None:
     _picture(viewer, folder, "threshold")
 
     height, width = results.draft.data.shape
-    brush(results.draft, widget.labels.ids[0], height // 2, width // 2, size=40)
+    brush(viewer, results.draft, widget.labels.ids[0], height // 2, width // 2, size=40)
     stroke = results.draft.data.copy()
-    widget.overlays.follow()
     idle(widget)
     _picture(viewer, folder, "corrected")
 
     widget.labels.table.setCurrentCell(0, 1)
-    widget.accept()
+    widget.buttons.accept.click()
     idle(widget)
     assert np.array_equal(results.accepted.data == widget.labels.ids[0], stroke == widget.labels.ids[0])
     assert np.array_equal(results.annotation.combined(()), stroke)
     _picture(viewer, folder, "accepted")
 
     widget.polygons.geometry.value = "rle"
-    out = folder / "labels.json"
-    widget.export(out)
-    idle(widget)
-    assert validate_coco(out) == []
-    (exported,) = label_maps_of(out).values()
+    from tcl_core.coco import validate_coco
+
+    with tempfile.TemporaryDirectory() as exports:
+        out = Path(exports) / "labels.json"
+        widget.export(out)
+        idle(widget)
+        assert validate_coco(out) == []
+        (exported,) = label_maps_of(out).values()
     assert np.array_equal(exported, stroke)
     _picture(viewer, folder, "exported")
-    viewer.close()
     print(f"{qtpy.API_NAME}: {np.count_nonzero(exported)} labelled pixels, equal to the layers")
+
+    # As a user ends it, in the middle of work.
+    widget.model.refine.value = False
+    widget.segment()
+    QTimer.singleShot(0, viewer.window._qt_window.close)
+    napari.run()
 
 
 def _picture(viewer: napari.Viewer, folder: Path, step: str) -> None:
     assert step in STEPS
-    wait_until(lambda: True, "the window is drawn")
+    settle()
     shot = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)[..., :3])
     shot.quantize(_COLOURS).save(folder / f"napari-{step}.png", optimize=True)
 

@@ -1,29 +1,34 @@
-"""What a person does in the window, as calls that wait until the window has done it."""
+"""What a person does in the window, as calls that wait until the window has done it. Imports Qt only when called."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtWidgets import QApplication
-
-from napari_tcl.widget import SegmentWidget
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from napari import Viewer
     from napari.layers import Labels
 
-__all__ = ["brush", "dock", "idle", "wait_until"]
+    from napari_tcl.results import Results
+    from napari_tcl.widget import SegmentWidget
 
-_PATIENCE = 240  # seconds; the machine may be busy with other things
+__all__ = ["PATIENCE", "brush", "dock", "idle", "press_key", "segmented", "settle", "wait_until"]
+
+PATIENCE = 240  # seconds; the machine may be busy with other things
 _PAUSE = 0.005
+_SETTLING = 0.1
+_MOVE_PAUSE = 0.03  # vispy drops moves of the mouse that follow each other more quickly
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
     """Run the window's event loop until something is so."""
-    end = time.monotonic() + _PATIENCE
+    from qtpy.QtWidgets import QApplication
+
+    end = time.monotonic() + PATIENCE
     while not condition():
         QApplication.processEvents()
         time.sleep(_PAUSE)
@@ -31,25 +36,101 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
     QApplication.processEvents()
 
 
+def settle() -> None:
+    """Let the window lay itself out and draw."""
+    end = time.monotonic() + _SETTLING
+    wait_until(lambda: time.monotonic() > end, "the window is drawn")
+
+
 def idle(widget: SegmentWidget) -> None:
     """Wait until no thread works."""
-    QApplication.processEvents()
     wait_until(lambda: not widget.busy, f"the work ends; the widget says: {widget.buttons.message.text()}")
 
 
 def dock(viewer: Viewer) -> SegmentWidget:
     """Add the widget to a viewer's window."""
+    from napari_tcl.widget import SegmentWidget
+
     widget = SegmentWidget(viewer)
     viewer.window.add_dock_widget(widget, name="Segment from text")
     return widget
 
 
-def brush(layer: Labels, label: int, row: int, column: int, size: int = 20) -> None:
-    """A stroke of napari's brush."""
+def segmented(widget: SegmentWidget, picture: NDArray[np.uint8], **options: Any) -> Results:
+    """Add a picture, segment it, and give its results."""
+    widget.viewer.add_image(picture, **{"name": "picture", "rgb": True, **options})
+    widget.segment()
+    idle(widget)
+    current = widget.current()
+    assert current is not None, widget.buttons.message.text()
+    return current[0]
+
+
+def brush(viewer: Viewer, layer: Labels, label: int, row: int, column: int, size: int = 20) -> None:
+    """A stroke to the right with napari's brush: the mouse is pressed, moved and released over the canvas.
+
+    Args:
+        viewer: with the layer.
+        layer: of a single picture, not of a stack.
+        label: id to paint with.
+        row: of the pixel at which the stroke begins.
+        column: of the same pixel.
+        size: of the brush; the stroke is half as long.
+    """
+    from qtpy.QtCore import QEvent
+
+    viewer.reset_view()
+    viewer.layers.selection.active = layer
     layer.selected_label = label
     layer.brush_size = size
     layer.mode = "paint"
-    layer.paint((row, column), label)
-    layer.paint((row, column + size // 2), label)
+    settle()
+    ends = (row, column), (row, column + size // 2)
+    for kind, place, down in (
+        (QEvent.Type.MouseMove, ends[0], False),
+        (QEvent.Type.MouseButtonPress, ends[0], True),
+        (QEvent.Type.MouseMove, ends[1], True),
+        (QEvent.Type.MouseButtonRelease, ends[1], False),
+    ):
+        _mouse(viewer, kind, layer.data_to_world(place), down)
     layer.mode = "pan_zoom"
-    assert np.asarray(layer.data)[row, column] == label
+    assert all(np.asarray(layer.data)[place] == label for place in ends), "the brush painted elsewhere"
+
+
+def press_key(viewer: Viewer, key: str) -> None:
+    """Press and release a letter while the mouse is over the canvas."""
+    from qtpy.QtCore import QEvent, Qt
+    from qtpy.QtGui import QKeyEvent
+
+    code = getattr(Qt.Key, f"Key_{key.upper()}")
+    for kind in (QEvent.Type.KeyPress, QEvent.Type.KeyRelease):
+        _send(viewer, QKeyEvent(kind, code, Qt.KeyboardModifier.NoModifier, key))
+
+
+def _mouse(viewer: Viewer, kind: Any, place: tuple[float, ...], down: bool) -> None:
+    from qtpy.QtCore import QEvent, QPointF, Qt
+    from qtpy.QtGui import QMouseEvent
+
+    canvas = _canvas(viewer)
+    middle = np.array([canvas.height(), canvas.width()]) / 2
+    y, x = middle + (np.array(place) - viewer.scene.camera.center[-2:]) * viewer.scene.camera.zoom
+    assert 0 < x < canvas.width() and 0 < y < canvas.height(), f"{place} is out of sight"
+    nothing, left = Qt.MouseButton.NoButton, Qt.MouseButton.LeftButton
+    point = QPointF(float(x), float(y))
+    modifier = Qt.KeyboardModifier.NoModifier
+    button = nothing if kind == QEvent.Type.MouseMove else left
+    everywhere = canvas.mapToGlobal(point)
+    _send(viewer, QMouseEvent(kind, point, everywhere, button, left if down else nothing, modifier))
+    time.sleep(_MOVE_PAUSE)
+
+
+def _send(viewer: Viewer, event: Any) -> None:
+    from qtpy.QtWidgets import QApplication
+
+    QApplication.sendEvent(_canvas(viewer), event)
+    settle()
+
+
+def _canvas(viewer: Viewer) -> Any:
+    # napari has no public way to its canvas.
+    return viewer.window._qt_viewer.canvas.native

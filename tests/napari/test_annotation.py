@@ -62,14 +62,6 @@ def test_a_stroke_that_is_undone_by_hand_stays_a_correction() -> None:
     assert note.draft[0].tolist() == [1] * 5
 
 
-def test_discarded_corrections_are_replaced() -> None:
-    note = empty()
-    note.draft[0] = 2
-    note.discard_corrections(())
-    note.propose((), np.ones(SHAPE, np.uint16))
-    assert (note.draft == 1).all()
-
-
 def test_slices_are_separate() -> None:
     note = empty((2, 3))
     note.propose((1, 2), np.ones(SHAPE, np.uint16))

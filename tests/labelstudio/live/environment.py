@@ -14,7 +14,16 @@ from typing import IO, Any, Self
 
 import httpx
 
-__all__ = ["REPOSITORY", "LabelStudioServer", "NoEnvironmentError", "Process", "free_port", "label_studio_python"]
+__all__ = [
+    "REPOSITORY",
+    "VERSION",
+    "LabelStudioServer",
+    "NoEnvironmentError",
+    "Process",
+    "free_port",
+    "label_studio_python",
+    "server_variables",
+]
 
 REPOSITORY = Path(__file__).parents[3]
 VERSION = "1.23.2"
@@ -134,6 +143,30 @@ class Process:
         self._file.close()
 
 
+def server_variables(folder: Path, files: Path, url: str) -> dict[str, str]:
+    """Variables of a server that needs nothing beyond this machine, see :class:`LabelStudioServer`."""
+    settings = {
+        "BASE_DATA_DIR": str(folder / "data"),
+        "USERNAME": EMAIL,
+        "PASSWORD": PASSWORD,
+        "USER_TOKEN": TOKEN,
+        "ENABLE_LEGACY_API_TOKEN": "true",
+        "LOCAL_FILES_SERVING_ENABLED": "true",
+        "LOCAL_FILES_DOCUMENT_ROOT": str(files),
+        "HOST": url,
+    }
+    return {
+        "HOME": str(folder),
+        "DJANGO_DB": "sqlite",
+        "LATEST_VERSION_CHECK": "false",
+        "COLLECT_ANALYTICS": "false",
+        "SENTRY_DSN": "",
+        "FRONTEND_SENTRY_DSN": "",
+        "USE_DEFAULT_BANNED_SUBNETS": "false",
+        **{f"LABEL_STUDIO_{name}": value for name, value in settings.items()},
+    }
+
+
 class LabelStudioServer(Process):
     """Label Studio on a free port, with an empty data folder and one user.
 
@@ -148,27 +181,7 @@ class LabelStudioServer(Process):
         self.url = f"http://127.0.0.1:{port}"
         self.files = files
         (folder / "data").mkdir()
-        settings = {
-            "BASE_DATA_DIR": str(folder / "data"),
-            "USERNAME": EMAIL,
-            "PASSWORD": PASSWORD,
-            "USER_TOKEN": TOKEN,
-            "ENABLE_LEGACY_API_TOKEN": "true",
-            "LOCAL_FILES_SERVING_ENABLED": "true",
-            "LOCAL_FILES_DOCUMENT_ROOT": str(files),
-            "HOST": self.url,
-        }
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(folder),
-            "DJANGO_DB": "sqlite",
-            "LATEST_VERSION_CHECK": "false",
-            "COLLECT_ANALYTICS": "false",
-            "SENTRY_DSN": "",
-            "FRONTEND_SENTRY_DSN": "",
-            "USE_DEFAULT_BANNED_SUBNETS": "false",
-            **{f"LABEL_STUDIO_{name}": value for name, value in settings.items()},
-        }
+        environment = {"PATH": os.environ["PATH"], **server_variables(folder, files, self.url)}
         program = str(python.with_name("label-studio"))
         words = [program, "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", str(port)]
         super().__init__(words, folder / "label-studio.log", f"{self.url}/health", environment, folder)

@@ -1,0 +1,202 @@
+"""The widget at work on one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tcl_core.coco import validate_coco
+from tcl_core.segmenter import Segmenter
+from tcl_core.vocabulary import Vocabulary
+from tests.napari.coco_pixels import label_maps_of
+from tests.napari.steps import brush, idle, press_key, segmented
+
+if TYPE_CHECKING:
+    from napari_tcl.widget import SegmentWidget
+
+
+def test_result_is_that_of_the_library(widget: SegmentWidget, picture: NDArray[np.uint8]) -> None:
+    results = segmented(widget, picture)
+    loaded = widget.engine.loaded
+    assert isinstance(loaded, Segmenter)
+    vocabulary = Vocabulary.from_options(["Cat=cat,dog", "Sky=sky"], background=False)
+    expected = loaded.segment_image(picture, vocabulary).label_map
+    assert np.array_equal(results.draft.data, expected)
+    assert len(np.unique(results.draft.data)) == 2
+    assert results.draft.colormap.map(1)[:3] == pytest.approx(np.array(widget.labels.shown_labels()[0].colour) / 255)
+    assert "label: Cat" in str(results.draft.get_status(tuple(np.argwhere(expected == 1)[0])))
+
+
+def test_corrected_accepted_and_exported(
+    widget: SegmentWidget, picture: NDArray[np.uint8], tmp_path: Path, errors: list[str]
+) -> None:
+    results = segmented(widget, picture)
+    brush(widget.viewer, results.draft, 2, 30, 40)
+    widget.labels.table.setCurrentCell(1, 1)
+    widget.accept()
+    accepted = results.accepted.data.copy()
+    assert (accepted[30, 40:50] == 2).all()
+    widget.labels.set_threshold(0, 0.5)
+    widget.labels.set_threshold(1, 1.0)
+    idle(widget)
+    assert np.array_equal(results.accepted.data, accepted)
+    assert not results.draft.data[accepted > 0].any()
+    brush(widget.viewer, results.draft, 1, 80, 100)
+
+    widget.polygons.geometry.value = "rle"
+    widget.export(tmp_path / "labels.json")
+    idle(widget)
+    assert validate_coco(tmp_path / "labels.json") == []
+    shown = np.where(accepted > 0, accepted, results.draft.data)
+    assert np.array_equal(label_maps_of(tmp_path / "labels.json")["picture.png"], shown)
+    assert errors == []
+
+
+def test_corrections_survive_thresholds_and_runs(widget: SegmentWidget, picture: NDArray[np.uint8]) -> None:
+    results = segmented(widget, picture)
+    other = 3 - int(results.draft.data[30, 40])
+    brush(widget.viewer, results.draft, other, 30, 40)
+    widget.background.threshold.value = 0.9
+    widget.background.on.value = True
+    idle(widget)
+    assert results.draft.data[30, 40] == other
+    widget.segment()
+    idle(widget)
+    assert results.draft.data[30, 40] == other
+
+
+def test_undo_takes_back_strokes_runs_and_acceptance(widget: SegmentWidget, picture: NDArray[np.uint8]) -> None:
+    results = segmented(widget, picture)
+    proposed = results.draft.data.copy()
+    brush(widget.viewer, results.draft, 3 - int(proposed[30, 40]), 30, 40)
+    while not np.array_equal(results.draft.data, proposed):
+        before = results.draft.data.copy()
+        results.draft.undo()
+        assert not np.array_equal(results.draft.data, before), "a stroke cannot be taken back"
+    results.draft.selected_label = 1
+    widget.accept()
+    assert results.accepted.data.any()
+    widget.undo()
+    assert not results.accepted.data.any()
+    assert np.array_equal(results.draft.data, proposed)
+    widget.undo()
+    assert not results.draft.data.any()
+
+
+def test_accept_key(widget: SegmentWidget, picture: NDArray[np.uint8]) -> None:
+    results = segmented(widget, picture)
+    results.draft.selected_label = 1
+    count = int((results.draft.data == 1).sum())
+    press_key(widget.viewer, "c")
+    assert int((results.accepted.data == 1).sum()) == count > 0
+
+
+def test_threshold_does_not_run_the_network(
+    widget: SegmentWidget, picture: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = segmented(widget, picture)
+    before = results.draft.data.copy()
+    loaded = widget.engine.loaded
+    assert loaded is not None
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network ran")
+
+    monkeypatch.setattr(loaded.model.method, "embed_windows", refuse)
+    monkeypatch.setattr(loaded.model.method, "score_maps", refuse)
+    widget.labels.set_threshold(0, 1.0)
+    idle(widget)
+    assert (results.draft.data[before == 1] == 2).all()
+    widget.labels.set_threshold(0, 0.0)
+    idle(widget)
+    assert np.array_equal(results.draft.data, before)
+
+
+def test_removed_and_added_labels_keep_their_pixels(widget: SegmentWidget, picture: NDArray[np.uint8]) -> None:
+    results = segmented(widget, picture)
+    sky = results.draft.data == 2
+    widget.labels.table.setCurrentCell(0, 1)
+    widget.labels.remove_current()
+    assert np.array_equal(results.draft.data, np.where(sky, 2, 0))
+    widget.labels.add_row("Tree", "tree")
+    assert widget.labels.ids == (2, 3)
+    widget.segment()
+    idle(widget)
+    assert set(np.unique(results.draft.data)) <= {2, 3}
+
+
+def test_label_file_of_the_command_line(
+    widget: SegmentWidget, picture: NDArray[np.uint8], errors: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "labels.yaml"
+    path.write_text(
+        "labels:\n  - Cat\n  - {name: Tree, prompts: [tree, sky], threshold: 0.25, colour: '#102030'}\n"
+        "background: 0.75\ntemplates: simple\n"
+    )
+    segmented(widget, picture)
+    widget.labels.load(path)
+    assert widget.labels.ids == (1, 3)
+    vocabulary = widget.vocabulary()
+    given = Vocabulary.from_file(path)
+    assert [(label.name, label.prompts, label.threshold) for label in vocabulary.labels] == [
+        (label.name, label.prompts, label.threshold) for label in given.labels
+    ]
+    assert vocabulary.colours == given.colours
+    assert (vocabulary.background_threshold, vocabulary.templates) == (0.75, "simple")
+    widget.vocabulary()
+    widget.labels.save(tmp_path / "again.yaml")
+    assert Vocabulary.from_file(tmp_path / "again.yaml") == vocabulary
+
+    path.write_text("labels: [cat, cat]\n")
+    widget.labels.load(path)
+    assert "labels.yaml" in errors[0]
+    assert widget.vocabulary() == vocabulary
+
+
+def test_polygons_and_scores(widget: SegmentWidget, picture: NDArray[np.uint8]) -> None:
+    widget.polygons.polygons.value = True
+    widget.polygons.scores.value = True
+    results = segmented(widget, picture)
+    idle(widget)
+    names = [layer.name for layer in widget.viewer.layers]
+    assert {"picture polygons", "score: Cat", "score: Sky"} <= set(names)
+    polygons = widget.viewer.layers["picture polygons"]
+    assert set(polygons.features["label"]) == {"Cat", "Sky"}
+    text = widget.buttons.vertices.text()
+    assert text.endswith(f"vertices in {len(polygons.data)} polygons")
+    widget.polygons.detail.value = 0
+    idle(widget)
+    count = [int(line.split(" ")[0].replace(",", "")) for line in (text, widget.buttons.vertices.text())]
+    assert 0 < count[0] < count[1]
+    # Drawn by napari itself, the exact outlines are the labels.
+    drawn = widget.viewer.layers["picture polygons"].to_labels(results.draft.data.shape) > 0
+    assert np.mean(drawn == (results.draft.data > 0)) > 0.95
+    widget.polygons.polygons.value = widget.polygons.scores.value = False
+    idle(widget)
+    assert len(widget.viewer.layers) == 3
+
+
+def test_every_control_has_a_tooltip(widget: SegmentWidget) -> None:
+    from qtpy.QtWidgets import QAbstractButton, QAbstractSlider, QAbstractSpinBox, QComboBox, QLineEdit
+
+    kinds = (QAbstractButton, QAbstractSlider, QAbstractSpinBox, QComboBox, QLineEdit)
+    controls = [control for kind in kinds for control in widget.findChildren(kind)]
+    own = [control for control in controls if not _belongs_to_qt(control)]
+    assert len(own) > 20
+    assert [type(control).__name__ for control in own if not _tooltip(control)] == []
+
+
+def _belongs_to_qt(control: Any) -> bool:
+    """Parts that Qt makes itself: scroll bars, arrows of tabs, the corner of a table, editors inside other controls."""
+    names = ("ScrollBar", "QToolButton", "QTableCornerButton", "CornerButton")
+    return any(name in control.metaObject().className() for name in names) or control.objectName().startswith("qt_")
+
+
+def _tooltip(control: Any) -> str:
+    while control is not None and not control.toolTip():
+        control = control.parentWidget()
+    return "" if control is None else str(control.toolTip())
