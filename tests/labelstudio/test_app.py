@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import signal
 import threading
@@ -316,7 +317,7 @@ OPERATIONS = [
     for method in methods
 ]
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
@@ -326,6 +327,11 @@ MANY = settings(max_examples=40, deadline=None, suppress_health_check=list(Healt
 def check_answer(answer: httpx.Response) -> None:
     assert answer.status_code < 500 or answer.status_code == 503, answer.text
     assert "Traceback" not in answer.text
+
+
+def send_odd(client: TestClient, path: str, body: Any) -> None:
+    """Send numbers, too, that Python writes although JSON does not have them."""
+    check_answer(client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"}))
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
@@ -350,8 +356,18 @@ def test_no_odd_values_make_an_internal_error(client: TestClient, context: Any, 
         context,
     ):
         body = {"tasks": [{"id": 1, "data": {"image": data}}], "label_config": labels, "params": params}
-        check_answer(client.post("/predict", json=body))
-    check_answer(client.post("/setup", json={"project": data, "schema": labels, "hostname": data}))
+        send_odd(client, "/predict", body)
+    send_odd(client, "/setup", {"project": data, "schema": labels, "hostname": data})
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_json_does_not_have(number: float, client: TestClient) -> None:
+    send_odd(client, "/predict", {"tasks": number, "label_config": CONFIG})
+    send_odd(client, "/predict", {**request([data_url()]), "params": number})
+    body = request([data_url()])
+    body["tasks"][0]["id"] = number
+    send_odd(client, "/predict", body)
+    send_odd(client, "/setup", {"project": number, "schema": number})
 
 
 @MANY
