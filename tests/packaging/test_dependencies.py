@@ -33,9 +33,11 @@ def canonical(name: str) -> str:
 
 def imported_distributions(folder: str) -> set[str]:
     """Distributions that a folder of the repository imports, ours and the standard library left out."""
-    # The adapter is imported by label-studio-ml, so that is there whenever the adapter is.
-    ours = {"tcl_core", "labelstudio_backend", "napari_tcl", "training", "tests", "label_studio_ml"}
-    foreign = imported_packages(REPOSITORY / folder) - set(sys.stdlib_module_names) - ours
+    ours = {"tcl_core", "labelstudio_backend", "napari_tcl", "training", "tests"}
+    # The adapter is imported by label-studio-ml, so that is there whenever the adapter is; Triton is imported only
+    # where PyTorch brought it.
+    brought = {"label_studio_ml", "triton"}
+    foreign = imported_packages(REPOSITORY / folder) - set(sys.stdlib_module_names) - ours - brought
     distributions = packages_distributions()
     assert not {name for name in foreign if name not in distributions}
     return {canonical(distributions[name][0]) for name in foreign}
