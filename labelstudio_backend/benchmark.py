@@ -87,8 +87,9 @@ def measure_server(
             _predict(client, config, batch[:1], label)
         ratios = _second_prompts(client, config, others, labels)
         health, setup = _latencies(client, config, batch)
-        wrong = _wrong_answers(client, config, others, labels[0])
-        lost = _lost_answers(client, config, others, labels[0])
+        right = [_shape(_predict(client, config, [name], labels[0])) for name in others]
+        wrong = _wrong_answers(client, config, others, labels[0], right)
+        lost = _lost_answers(client, config, others, labels[0], right)
     second = "second prompt's share of the first one's time"
     return [
         Measurement(f"/health, 99th percentile of {len(health)} calls during batches", _percentile(health), 0.25, "s"),
@@ -199,22 +200,29 @@ def _shape(answer: httpx.Response) -> list[Any]:
     return [region["value"] for region in answer.json()["results"][0]["result"]]
 
 
-def _wrong_answers(client: httpx.Client, config: str, names: Sequence[str], text: str) -> int:
+def _refused(answer: httpx.Response) -> bool:
+    return answer.status_code == httpx.codes.SERVICE_UNAVAILABLE
+
+
+def _wrong(answer: httpx.Response, right: list[Any]) -> bool:
+    """Whether an answer is neither right nor a refusal."""
+    return not _refused(answer) and (answer.status_code != httpx.codes.OK or _shape(answer) != right)
+
+
+def _wrong_answers(
+    client: httpx.Client, config: str, names: Sequence[str], text: str, right: Sequence[list[Any]]
+) -> int:
     """Answers among many at once that are neither right nor 503."""
-    right = [_shape(_predict(client, config, [name], text)) for name in names]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         order = [number % len(names) for number in range(_AT_ONCE)]
         answers = list(pool.map(lambda place: _predict(client, config, [names[place]], text), order))
-    return sum(
-        answer.status_code != httpx.codes.SERVICE_UNAVAILABLE
-        and (answer.status_code != httpx.codes.OK or _shape(answer) != right[place])
-        for place, answer in zip(order, answers, strict=True)
-    )
+    return sum(_wrong(answer, right[place]) for place, answer in zip(order, answers, strict=True))
 
 
-def _lost_answers(client: httpx.Client, config: str, names: Sequence[str], text: str) -> int:
+def _lost_answers(
+    client: httpx.Client, config: str, names: Sequence[str], text: str, right: Sequence[list[Any]]
+) -> int:
     """Answers that are not right, besides one 503, of requests around a kill of the worker."""
-    right = [_shape(_predict(client, config, [name], text)) for name in names]
     worker = client.get("/status").json()["worker_pid"]
     with ThreadPoolExecutor(len(names)) as pool:
         # Stopped, it is surely killed during a request and not between two.
@@ -223,13 +231,8 @@ def _lost_answers(client: httpx.Client, config: str, names: Sequence[str], text:
         _wait_for(lambda: client.get("/status").json()["requests"] == len(names), "the requests do not arrive")
         os.kill(worker, signal.SIGKILL)
         answers = [one.result() for one in pending]
-    refused = sum(answer.status_code == httpx.codes.SERVICE_UNAVAILABLE for answer in answers)
-    wrong = sum(
-        answer.status_code != httpx.codes.SERVICE_UNAVAILABLE
-        and (answer.status_code != httpx.codes.OK or _shape(answer) != shape)
-        for answer, shape in zip(answers, right, strict=True)
-    )
-    return wrong + max(refused - 1, 0)
+    wrong = sum(_wrong(answer, shape) for answer, shape in zip(answers, right, strict=True))
+    return wrong + max(sum(map(_refused, answers)) - 1, 0)
 
 
 def _percentile(seconds: list[float]) -> float:

@@ -21,7 +21,6 @@ __all__ = ["Annotation", "LabelMap"]
 
 _UNDO_STEPS = 20
 
-
 LabelMap = NDArray[np.uint16]
 """Label ids, 0 for nothing."""
 

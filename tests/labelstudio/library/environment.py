@@ -7,13 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.labelstudio.live.environment import REPOSITORY, NoEnvironmentError, Process
+from tests.labelstudio.live.environment import REPOSITORY, Process, python_with
 
 __all__ = ["library_python", "library_server"]
 
 VERSION = "1.0.9"
 ENVIRONMENT_VARIABLE = "TCL_LABEL_STUDIO_ML_ENV"
-SECONDS_TO_INSTALL = 3600
 
 
 def library_python() -> Path:
@@ -25,29 +24,15 @@ def library_python() -> Path:
     Raises:
         NoEnvironmentError: it cannot be made.
     """
-    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
-    folder = Path(chosen) if chosen else REPOSITORY / "build" / f"label-studio-ml-{VERSION}"
-    python = folder / "bin" / "python"
-    stamp = folder / ".installed"
-    if chosen or stamp.exists():
-        if not python.exists():
-            raise NoEnvironmentError(f"{folder} has no bin/python")
-        return python
     # It does not import before redis and rq are installed, which it does not ask for.
-    wanted = [f"label-studio-ml=={VERSION}", "redis", "rq"]
-    steps = [
-        [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted],
-    ]
-    for step in steps:
-        done = subprocess.run(step, capture_output=True, encoding="utf-8", timeout=SECONDS_TO_INSTALL)
-        if done.returncode != 0:
-            raise NoEnvironmentError(f"{' '.join(step[1:])} failed: {done.stderr.strip()[-500:]}")
+    packages = [f"label-studio-ml=={VERSION}", "redis", "rq"]
+    return python_with(packages, f"label-studio-ml-{VERSION}", ENVIRONMENT_VARIABLE, _lend_packages)
+
+
+def _lend_packages(folder: Path) -> None:
     (own,) = folder.glob("lib/python3.*/site-packages")
     others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (own / "environment_of_the_tests.pth").write_text("\n".join(others) + "\n", encoding="utf-8")
-    stamp.touch()
-    return python
 
 
 def library_server(python: Path, folder: Path, port: int, variables: dict[str, str]) -> Process:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -22,6 +23,7 @@ __all__ = [
     "Process",
     "free_port",
     "label_studio_python",
+    "python_with",
     "server_variables",
 ]
 
@@ -46,23 +48,40 @@ def label_studio_python() -> Path:
     Raises:
         NoEnvironmentError: it cannot be made.
     """
-    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
-    folder = Path(chosen) if chosen else REPOSITORY / "build" / f"label-studio-{VERSION}"
+    return python_with([f"label-studio=={VERSION}"], f"label-studio-{VERSION}", ENVIRONMENT_VARIABLE)
+
+
+def python_with(packages: list[str], name: str, variable: str, finish: Callable[[Path], None] | None = None) -> Path:
+    """Python of an environment of its own under ``build/``, which is made if it is not there.
+
+    Args:
+        packages: what is installed into it.
+        name: of its folder.
+        variable: environment variable that names an environment that exists already, to be taken instead.
+        finish: given the folder once the packages are in it.
+
+    Raises:
+        NoEnvironmentError: it cannot be made.
+    """
+    chosen = os.environ.get(variable)
+    folder = Path(chosen) if chosen else REPOSITORY / "build" / name
     python = folder / "bin" / "python"
     if chosen:
         if not python.exists():
-            raise NoEnvironmentError(f"{ENVIRONMENT_VARIABLE}={chosen} has no bin/python")
+            raise NoEnvironmentError(f"{variable}={chosen} has no bin/python")
         return python
     stamp = folder / ".installed"
     if not stamp.exists():
         steps = [
             [sys.executable, "-m", "venv", "--clear", str(folder)],
-            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"label-studio=={VERSION}"],
+            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages],
         ]
         for step in steps:
             done = subprocess.run(step, capture_output=True, encoding="utf-8", timeout=SECONDS_TO_INSTALL)
             if done.returncode != 0:
-                raise NoEnvironmentError(f"{' '.join(step[-2:])} failed: {done.stderr.strip()[-500:]}")
+                raise NoEnvironmentError(f"{' '.join(step[1:])} failed: {done.stderr.strip()[-500:]}")
+        if finish is not None:
+            finish(folder)
         stamp.touch()
     return python
 
