@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ _PLANE_BYTES = 512 << 20
 _BLOCK = 1 << 15
 
 _Key = tuple[tuple[str, ...], str | None]
+_Decisive = tuple[_Key, float | None]
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class PictureSession:
         self._features: ImageFeatures | None = None
         self._scores: dict[_Key, Tensor] = {}
         self._planes: dict[_Key, NDArray[np.float32]] = {}
+        self._decided: _Decided | None = None
         self.size: tuple[int, int] = (int(image.shape[0]), int(image.shape[1]))
 
     def encode(self, on_progress: ProgressCallback | None = None) -> None:
@@ -121,6 +123,7 @@ class PictureSession:
         scores = [self._scores[key] for key in keys]
         if 4 * len(keys) * self.size[0] * self.size[1] > _PLANE_BYTES:
             self._planes.clear()
+            self._decided = None
             label_map, score_map = label_map_from_scores(
                 torch.stack(scores), vocabulary, self._floor(vocabulary), self.size
             )
@@ -130,7 +133,12 @@ class PictureSession:
             if key not in kept:
                 kept[key] = _enlarge(score, self.size)
         self._planes = kept
-        label_map, score_map = _decide([kept[key] for key in keys], vocabulary, self._floor(vocabulary))
+        thresholds = [label.threshold for label in vocabulary.labels]
+        floor = self._floor(vocabulary) if vocabulary.background else float("-inf")
+        decided = _decide([kept[key] for key in keys], list(zip(keys, thresholds, strict=True)), floor, self._decided)
+        self._decided = decided
+        label_map = decided.winner.astype(np.int32)
+        score_map = np.where(decided.winner == 0, np.float32(0), decided.best)
         return Segmentation(label_map.reshape(self.size), score_map.reshape(self.size), vocabulary)
 
     def score_map(self, label: Label, templates: str | None = None) -> NDArray[np.float32]:
@@ -191,26 +199,46 @@ def _enlarge(score: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
     return np.asarray(enlarged.reshape(-1).numpy())
 
 
+@dataclass(frozen=True)
+class _Decided:
+    """An arg-max over some labels, which more labels can be added to.
+
+    Attributes:
+        labels: the labels in their order, each with its own threshold.
+        floor: height of the background plane, or minus infinity.
+        best: float32 ``[N]``, the highest score so far, at least ``floor``.
+        winner: unsigned ``[N]``; 0 for none, k for label k counted from 1.
+    """
+
+    labels: list[_Decisive]
+    floor: float
+    best: NDArray[np.float32]
+    winner: NDArray[Any]
+
+
 def _decide(
-    planes: list[NDArray[np.float32]], vocabulary: Vocabulary, floor: float
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    planes: list[NDArray[np.float32]], labels: list[_Decisive], floor: float, before: _Decided | None
+) -> _Decided:
     """The arg-max of `label_map_from_scores` over planes ``[N]`` that have the picture's size already.
 
-    Plain comparisons and maxima over few pixels at a time, because those are what processors do many at once.
+    Plain comparisons and maxima over few pixels at a time, because those are what processors do many at once. Where
+    labels follow after those that were decided ``before``, they alone are compared.
     """
     count = len(planes[0])
-    best = np.full(count, floor if vocabulary.background else -np.inf, dtype=np.float32)
-    winner = np.zeros(count, dtype=np.uint8 if len(planes) <= np.iinfo(np.uint8).max else np.uint16)
-    numbers = np.arange(1, len(planes) + 1, dtype=winner.dtype)
+    kind: Any = np.uint8 if len(planes) <= np.iinfo(np.uint8).max else np.uint16
+    if before is not None and before.floor == floor and before.labels == labels[: len(before.labels)]:
+        known, best, winner = len(before.labels), before.best.copy(), before.winner.astype(kind)
+    else:
+        known, best, winner = 0, np.full(count, floor, dtype=np.float32), np.zeros(count, dtype=kind)
+    added = list(zip(np.arange(1, len(planes) + 1, dtype=kind), labels, planes, strict=True))[known:]
     for start in range(0, count, _BLOCK):
         block = slice(start, min(start + _BLOCK, count))
         top, who = best[block], winner[block]
-        for number, label, plane in zip(numbers, vocabulary.labels, planes, strict=True):
+        for number, (_, threshold), plane in added:
             score = plane[block]
-            if label.threshold is not None:
-                score = np.where(score >= np.float32(label.threshold), score, np.float32(-np.inf))
+            if threshold is not None:
+                score = np.where(score >= np.float32(threshold), score, np.float32(-np.inf))
             # Numbers rise, so the greatest that ever won has won.
             np.maximum(who, (score > top).view(np.uint8) * number, out=who)
             np.maximum(top, score, out=top)
-        top[who == 0] = 0
-    return winner.astype(np.int32), best
+    return _Decided(labels, floor, best, winner)

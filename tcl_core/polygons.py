@@ -152,9 +152,14 @@ def simplify_apart(faces: NDArray[np.int64], detail: str | float, wanted: NDArra
     graph = trace_edges(faces)
     exact = graph.polygons(graph.points.astype(np.float64), graph.starts)[wanted]
     farthest = pixels + _STAIRCASE if pixels else 0.0
-    polygons[wanted] = shapely.simplify(
-        exact, np.minimum(farthest, _SHARE_OF_WIDTH * shapely.area(exact) / shapely.length(exact))
-    )
+    distance = np.minimum(farthest, _SHARE_OF_WIDTH * shapely.area(exact) / shapely.length(exact))
+    # Watching over crossings costs many times the rest, and few outlines need it.
+    found = shapely.simplify(exact, distance, preserve_topology=False)
+    crossed = ~shapely.is_valid(found) | shapely.is_empty(found)
+    crossed |= shapely.get_type_id(found) != shapely.GeometryType.POLYGON
+    crossed |= shapely.get_num_interior_rings(found) != shapely.get_num_interior_rings(exact)
+    found[crossed] = shapely.simplify(exact[crossed], distance[crossed], preserve_topology=True)
+    polygons[wanted] = found
     return polygons
 
 

@@ -36,6 +36,8 @@ __all__ = ["Segmenter", "label_map_from_scores"]
 _TEXT_CACHE_BYTES = 64 << 20
 # Score maps of all prompts at once would grow with the vocabulary; beyond this they are worked off in groups.
 _SCORE_BYTES = 256 << 20
+# Windows scored together: enough that fixed costs do not count, few enough that a cancelled work ends soon.
+_SCORED_TOGETHER = 8
 _ROUNDING = 1e-5
 
 
@@ -320,8 +322,7 @@ class Segmenter:
     ) -> Iterator[Tensor]:
         """Score maps ``[P, h, w]`` of the windows, one after the other."""
         pixels = features.windows.size[0] * features.windows.size[1]
-        # Together they cost less than one by one, within the same bound of memory.
-        at_once = max(1, min(self.batch_size, _SCORE_BYTES // (4 * pixels * len(text))))
+        at_once = max(1, min(_SCORED_TOGETHER, _SCORE_BYTES // (4 * pixels * len(text))))
         for first in range(0, len(features.origins), at_once):
             if on_progress is not None:
                 on_progress(first, len(features.origins))

@@ -105,7 +105,7 @@ class PictureFetcher:
         if isinstance(location, Inline):
             return location.data
         if isinstance(location, LocalFile):
-            return await anyio.to_thread.run_sync(_read_file, location.path, self.limits.max_bytes)
+            return await anyio.to_thread.run_sync(self._read_file, location.path)
         if (kept := self._cache.get(location.url)) is not None:
             return kept
         try:
@@ -117,6 +117,24 @@ class PictureFetcher:
             raise ImageError(f"{_shown(location.url)}: cannot be fetched ({type(error).__name__})") from error
         self._cache.put(location.url, data)
         return data
+
+    def _read_file(self, path: Path) -> bytes:
+        try:
+            # Opening a named pipe would wait for ever.
+            with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise ImageError(f"{path.name}: not a file")
+                if status.st_size > self.limits.max_bytes:
+                    raise ImageError(f"{path.name}: larger than {self.limits.max_bytes} bytes")
+                # A file that was replaced or written again differs in one of these.
+                key = f"{path}\0{status.st_dev}\0{status.st_ino}\0{status.st_size}\0{status.st_mtime_ns}"
+                if (kept := self._cache.get(key)) is None:
+                    kept = file.read(self.limits.max_bytes + 1)
+                    self._cache.put(key, kept)
+                return kept
+        except OSError as error:
+            raise ImageError(f"{path.name}: the local file cannot be read ({error.strerror})") from error
 
     async def _download(self, location: Remote) -> bytes:
         url = location.url
@@ -206,20 +224,6 @@ class PictureFetcher:
         if not same:
             raise ImageError(f"{_shown(url)}: redirected to another host, which is not followed")
         return target
-
-
-def _read_file(path: Path, max_bytes: int) -> bytes:
-    try:
-        # Opening a named pipe would wait for ever.
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError(f"{path.name}: not a file")
-            if status.st_size > max_bytes:
-                raise ImageError(f"{path.name}: larger than {max_bytes} bytes")
-            return file.read(max_bytes + 1)
-    except OSError as error:
-        raise ImageError(f"{path.name}: the local file cannot be read ({error.strerror})") from error
 
 
 def _explained(status: int, location: Remote) -> str:

@@ -107,6 +107,15 @@ def test_a_disc_by_itself_takes_few_vertices():
     assert polygon.area == pytest.approx(mask.sum(), rel=0.02)
 
 
+def test_a_polygon_by_itself_keeps_a_hole_that_simplifying_would_lose():
+    mask = np.zeros((60, 60), dtype=np.int32)
+    mask[disk((30, 30), 25)] = 1
+    mask[29:31, 29:31] = 0
+    polygon = simplify_apart(faces_of(mask), "coarse", np.array([False, True, False]))[1]
+    assert polygon.is_valid
+    assert shapely.get_num_interior_rings(polygon) == 1
+
+
 def test_collinear_corners_are_removed_at_full_detail():
     label_map = np.zeros((20, 30), dtype=np.int32)
     label_map[5:15, 5:25] = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -267,6 +268,26 @@ def test_pictures_are_fetched_once_within_the_bound(picture_server: PictureServe
 
     assert anyio.run(run, 1 << 20) == 1
     assert anyio.run(run, len(PNG) - 1) == 3
+
+
+def test_a_local_file_is_read_again_when_it_has_changed(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+
+    async def run() -> list[bytes]:
+        async with PictureSettings(local_root=tmp_path).fetcher(None) as fetcher:
+            read = []
+            for content in (b"one", b"one", b"two", b"three"):
+                if not file.exists() or file.read_bytes() != content:
+                    (tmp_path / "new").write_bytes(content)
+                    os.replace(tmp_path / "new", file)
+                read.append(await fetcher.fetch("/data/local-files/?d=a.png"))
+            # What is kept of a file is no way around its removal.
+            file.unlink()
+            with pytest.raises(ImageError, match=r"a\.png: the local file cannot be read"):
+                await fetcher.fetch("/data/local-files/?d=a.png")
+            return read
+
+    assert anyio.run(run) == [b"one", b"one", b"two", b"three"]
 
 
 def test_a_missing_picture_names_the_status(picture_server: PictureServer) -> None:

@@ -63,6 +63,36 @@ def test_thresholds_give_what_a_new_run_gives(
     assert counter.steps == []
 
 
+@settings(max_examples=50)
+@given(
+    steps=st.lists(st.integers(1, 6), min_size=2, max_size=4),
+    thresholds=st.lists(st.none() | st.sampled_from([0.25, 0.5, 0.75]), min_size=6, max_size=6),
+    floor=st.sampled_from([float("-inf"), 0.0, 0.5]),
+    seed=st.integers(0, 9),
+)
+def test_labels_after_known_ones_change_nothing_else(
+    steps: list[int], thresholds: list[float | None], floor: float, seed: int
+) -> None:
+    # Few heights, so that there are ties.
+    planes = list((np.random.default_rng(seed).integers(0, 5, (6, 200)) / 4).astype(np.float32))
+    labels = [(((str(number),), None), threshold) for number, threshold in enumerate(thresholds)]
+    before = None
+    for count in steps:
+        before = session_module._decide(planes[:count], labels[:count], floor, before)
+        fresh = session_module._decide(planes[:count], labels[:count], floor, None)
+        assert np.array_equal(before.winner, fresh.winner)
+        assert np.array_equal(before.best, fresh.best)
+
+
+def test_earlier_results_stay_when_labels_are_added(segmenter: Segmenter, picture: NDArray[np.uint8]) -> None:
+    session = PictureSession(segmenter, picture)
+    first = session.segment(Vocabulary.from_options(LABELS))
+    label_map, score_map = first.label_map.copy(), first.score_map.copy()
+    session.segment(Vocabulary.from_options([*LABELS, "tree"]))
+    assert np.array_equal(first.label_map, label_map)
+    assert np.array_equal(first.score_map, score_map)
+
+
 def test_new_prompt_does_not_encode_again(segmenter: Segmenter, picture: NDArray[np.uint8]) -> None:
     session = PictureSession(segmenter, picture)
     counter = Counter()
