@@ -66,7 +66,7 @@ class Engine:
         """
         if self._segmenter is None or choice != self._choice:
             model = load_model(choice.model, choice.device, choice.precision)
-            # On a processor windows gain nothing from company, and cancelling waits for a batch.
+            # On a processor the network gains nothing from company, and cancelling waits for a batch.
             batch = _CPU_BATCH if model.device.type == "cpu" else _GPU_BATCH
             self._segmenter = Segmenter(model, refine=choice.refine, cache=self._cache, batch_size=batch)
             self._choice = choice

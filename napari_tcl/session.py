@@ -121,7 +121,8 @@ class PictureSession:
         self._make_scores(vocabulary, on_progress)
         keys = [_key(label, vocabulary) for label in vocabulary.labels]
         scores = [self._scores[key] for key in keys]
-        if 4 * len(keys) * self.size[0] * self.size[1] > _PLANE_BYTES:
+        # The winners so far are kept beside the planes.
+        if (4 * len(keys) + 6) * self.size[0] * self.size[1] > _PLANE_BYTES:
             self._planes.clear()
             self._decided = None
             label_map, score_map = label_map_from_scores(
@@ -135,7 +136,9 @@ class PictureSession:
         self._planes = kept
         thresholds = [label.threshold for label in vocabulary.labels]
         floor = self._floor(vocabulary) if vocabulary.background else float("-inf")
-        decided = _decide([kept[key] for key in keys], list(zip(keys, thresholds, strict=True)), floor, self._decided)
+        # What fails half-way leaves nothing behind that is half done.
+        before, self._decided = self._decided, None
+        decided = _decide([kept[key] for key in keys], list(zip(keys, thresholds, strict=True)), floor, before)
         self._decided = decided
         label_map = decided.winner.astype(np.int32)
         score_map = np.where(decided.winner == 0, np.float32(0), decided.best)
@@ -222,12 +225,13 @@ def _decide(
     """The arg-max of `label_map_from_scores` over planes ``[N]`` that have the picture's size already.
 
     Plain comparisons and maxima over few pixels at a time, because those are what processors do many at once. Where
-    labels follow after those that were decided ``before``, they alone are compared.
+    labels follow after those that were decided ``before``, they alone are compared, in its place: it must not be used
+    any more.
     """
     count = len(planes[0])
     kind: Any = np.uint8 if len(planes) <= np.iinfo(np.uint8).max else np.uint16
     if before is not None and before.floor == floor and before.labels == labels[: len(before.labels)]:
-        known, best, winner = len(before.labels), before.best.copy(), before.winner.astype(kind)
+        known, best, winner = len(before.labels), before.best, before.winner.astype(kind, copy=False)
     else:
         known, best, winner = 0, np.full(count, floor, dtype=np.float32), np.zeros(count, dtype=kind)
     added = list(zip(np.arange(1, len(planes) + 1, dtype=kind), labels, planes, strict=True))[known:]

@@ -153,14 +153,33 @@ def simplify_apart(faces: NDArray[np.int64], detail: str | float, wanted: NDArra
     exact = graph.polygons(graph.points.astype(np.float64), graph.starts)[wanted]
     farthest = pixels + _STAIRCASE if pixels else 0.0
     distance = np.minimum(farthest, _SHARE_OF_WIDTH * shapely.area(exact) / shapely.length(exact))
+    found, fine = _simplify_rings(exact, distance)
     # Watching over crossings costs many times the rest, and few outlines need it.
-    found = shapely.simplify(exact, distance, preserve_topology=False)
-    crossed = ~shapely.is_valid(found) | shapely.is_empty(found)
-    crossed |= shapely.get_type_id(found) != shapely.GeometryType.POLYGON
-    crossed |= shapely.get_num_interior_rings(found) != shapely.get_num_interior_rings(exact)
-    found[crossed] = shapely.simplify(exact[crossed], distance[crossed], preserve_topology=True)
+    found[~fine] = shapely.simplify(exact[~fine], distance[~fine], preserve_topology=True)
     polygons[wanted] = found
     return polygons
+
+
+def _simplify_rings(
+    exact: NDArray[np.object_], distance: NDArray[np.float64]
+) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
+    """Polygons whose rings are simplified one by one, and which of them are still polygons with all their rings."""
+    rings, owner = shapely.get_rings(exact, return_index=True)
+    points, ring = shapely.get_coordinates(rings, return_index=True)
+    lines = shapely.linestrings(points, indices=ring)
+    simple = shapely.simplify(lines, distance[owner], preserve_topology=False)
+    collapsed = shapely.get_num_coordinates(simple) < 4
+    simple[collapsed] = lines[collapsed]
+    rings_end = np.cumsum(shapely.get_num_coordinates(simple))
+    polygons_end = np.cumsum(np.bincount(owner, minlength=len(exact)))
+    polygons: NDArray[np.object_] = shapely.from_ragged_array(
+        shapely.GeometryType.POLYGON,
+        shapely.get_coordinates(simple),
+        (np.append(0, rings_end), np.append(0, polygons_end)),
+    )
+    fine = shapely.is_valid(polygons)
+    fine[owner[collapsed]] = False
+    return polygons, fine
 
 
 def _arcs_in_short_rings(graph: EdgeGraph, runs: Runs) -> NDArray[np.bool_]:

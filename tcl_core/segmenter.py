@@ -36,8 +36,8 @@ __all__ = ["Segmenter", "label_map_from_scores"]
 _TEXT_CACHE_BYTES = 64 << 20
 # Score maps of all prompts at once would grow with the vocabulary; beyond this they are worked off in groups.
 _SCORE_BYTES = 256 << 20
-# Windows scored together: enough that fixed costs do not count, few enough that a cancelled work ends soon.
-_SCORED_TOGETHER = 8
+# Score maps made together: enough that fixed costs do not count, few enough that a cancelled work ends soon.
+_MAPS_TOGETHER = 64
 _ROUNDING = 1e-5
 
 
@@ -322,7 +322,7 @@ class Segmenter:
     ) -> Iterator[Tensor]:
         """Score maps ``[P, h, w]`` of the windows, one after the other."""
         pixels = features.windows.size[0] * features.windows.size[1]
-        at_once = max(1, min(_SCORED_TOGETHER, _SCORE_BYTES // (4 * pixels * len(text))))
+        at_once = max(1, min(_MAPS_TOGETHER, _SCORE_BYTES // (4 * pixels)) // len(text))
         for first in range(0, len(features.origins), at_once):
             if on_progress is not None:
                 on_progress(first, len(features.origins))

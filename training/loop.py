@@ -17,9 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 from tqdm import tqdm
 
-__all__ = ["Schedule", "learning_rate", "step_generators", "train"]
+__all__ = ["Schedule", "attention_backends", "learning_rate", "step_generators", "train"]
+
+_FEW_PIXELS = 100
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ def step_generators(seed: int, step: int) -> tuple[np.random.Generator, torch.Ge
     """The two sources of randomness of one step, for numpy and for torch."""
     rng = np.random.default_rng([seed, step])
     return rng, torch.Generator().manual_seed(int(rng.integers(2**31)))
+
+
+def attention_backends(side: int) -> list[SDPBackend]:
+    """Attention kernels for pictures of ``side`` pixels on a CPU, where the fused one is slower for few tokens."""
+    return [SDPBackend.MATH] if side < _FEW_PIXELS else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 
 
 def _save(path: Path, content: dict[str, object]) -> None:

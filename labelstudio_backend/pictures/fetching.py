@@ -127,8 +127,9 @@ class PictureFetcher:
                     raise ImageError(f"{path.name}: not a file")
                 if status.st_size > self.limits.max_bytes:
                     raise ImageError(f"{path.name}: larger than {self.limits.max_bytes} bytes")
-                # A file that was replaced or written again differs in one of these.
-                key = f"{path}\0{status.st_dev}\0{status.st_ino}\0{status.st_size}\0{status.st_mtime_ns}"
+                # A file that was replaced or written again differs in one of these, whatever times it was given.
+                version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+                key = f"{path}\0{version}"
                 if (kept := self._cache.get(key)) is None:
                     kept = file.read(self.limits.max_bytes + 1)
                     self._cache.put(key, kept)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
+from shapely import Polygon
 from skimage.draw import disk, line
 from skimage.measure import approximate_polygon, find_contours
 
@@ -14,7 +15,7 @@ from tcl_core.benchmarks.label_maps import KINDS, label_maps
 from tcl_core.benchmarks.polygons import fewest_vertices, format_table, picture, run
 from tcl_core.errors import SettingsError
 from tcl_core.pixel_edges import faces_of, trace_edges
-from tcl_core.polygons import detail_in_pixels, simplify_apart, simplify_coverage
+from tcl_core.polygons import _simplify_rings, detail_in_pixels, simplify_apart, simplify_coverage
 
 small_maps = st.integers(1, 14).flatmap(
     lambda h: st.integers(1, 14).flatmap(
@@ -114,6 +115,16 @@ def test_a_polygon_by_itself_keeps_a_hole_that_simplifying_would_lose():
     polygon = simplify_apart(faces_of(mask), "coarse", np.array([False, True, False]))[1]
     assert polygon.is_valid
     assert shapely.get_num_interior_rings(polygon) == 1
+
+
+def test_rings_that_would_cross_are_noticed():
+    """A bump of the outline with a hole in it: without the bump the hole would reach over the outline."""
+    hole = [(13, 3), (17, 3), (17, 14), (13, 14)]
+    bump = Polygon([(0, 0), (30, 0), (30, 12), (18, 12), (18, 15), (12, 15), (12, 12), (0, 12)], [hole])
+    exact = np.array([bump, bump, shapely.box(0, 0, 2, 2)], dtype=object)
+    polygons, fine = _simplify_rings(exact, np.array([3.0, 1.0, 5.0]))
+    assert fine.tolist() == [False, True, False]
+    assert polygons[1].equals(bump)
 
 
 def test_collinear_corners_are_removed_at_full_detail():

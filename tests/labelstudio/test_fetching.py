@@ -281,13 +281,18 @@ def test_a_local_file_is_read_again_when_it_has_changed(tmp_path: Path) -> None:
                     (tmp_path / "new").write_bytes(content)
                     os.replace(tmp_path / "new", file)
                 read.append(await fetcher.fetch("/data/local-files/?d=a.png"))
+            # Written in place, with the old time put back.
+            before = file.stat()
+            file.write_bytes(b"seven")
+            os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+            read.append(await fetcher.fetch("/data/local-files/?d=a.png"))
             # What is kept of a file is no way around its removal.
             file.unlink()
             with pytest.raises(ImageError, match=r"a\.png: the local file cannot be read"):
                 await fetcher.fetch("/data/local-files/?d=a.png")
             return read
 
-    assert anyio.run(run) == [b"one", b"one", b"two", b"three"]
+    assert anyio.run(run) == [b"one", b"one", b"two", b"three", b"seven"]
 
 
 def test_a_missing_picture_names_the_status(picture_server: PictureServer) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -82,6 +84,25 @@ def test_labels_after_known_ones_change_nothing_else(
         fresh = session_module._decide(planes[:count], labels[:count], floor, None)
         assert np.array_equal(before.winner, fresh.winner)
         assert np.array_equal(before.best, fresh.best)
+
+
+def test_winners_have_room_for_more_than_255_labels() -> None:
+    planes = list(np.linspace(0, 1, 300, dtype=np.float32)[:, None])
+    labels = [(((str(number),), None), None) for number in range(300)]
+    before = None
+    for count in (255, 256, 300):
+        before = session_module._decide(planes[:count], labels[:count], 0.0, before)
+        assert before.winner.tolist() == [count]
+
+
+def test_background_is_switched_while_a_label_is_added(segmenter: Segmenter, picture: NDArray[np.uint8]) -> None:
+    session = PictureSession(segmenter, picture)
+    session.segment(Vocabulary.from_options([*LABELS, "tree"]))
+    session.segment(Vocabulary.from_options(LABELS))
+    vocabulary = replace(Vocabulary.from_options([*LABELS, "tree"]), background=False)
+    found, expected = session.segment(vocabulary), segmenter.segment_image(picture, vocabulary)
+    assert np.abs(found.score_map - expected.score_map).max() < 1e-5
+    assert np.mean(found.label_map != expected.label_map) < 1e-3
 
 
 def test_earlier_results_stay_when_labels_are_added(segmenter: Segmenter, picture: NDArray[np.uint8]) -> None:

@@ -16,7 +16,8 @@ from training.loop import Schedule
 from training.playground.__main__ import run
 from training.playground.clip import _collages, _embed_pictures, _tiles, build_clip, clip_losses, whiten
 from training.playground.data import Captions, PictureSet, draw_pictures
-from training.playground.recipe import RECIPE, clip_config
+from training.playground.estimate import estimate
+from training.playground.recipe import RECIPE, Recipe, clip_config
 
 TINY = PictureSet(count=40, size=32, objects=(1, 2), radius=(8, 12), plain=0.3, seed=1)
 
@@ -84,9 +85,7 @@ def test_a_shifted_collage_keeps_its_patches_in_place() -> None:
         assert torch.allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_the_recipe_runs_end_to_end_and_resumes(tmp_path) -> None:
-    """A few steps of the real recipe make a file that loads and segments; nothing is expected of its quality."""
+def _short(recipe: Recipe) -> Recipe:
     short = Schedule(steps=3, lr=1e-4, min_lr=1e-5, warmup=1)
     # Whitening takes 1,500 pictures.
     many = dataclasses.replace(TINY, count=1500)
@@ -99,10 +98,24 @@ def test_the_recipe_runs_end_to_end_and_resumes(tmp_path) -> None:
             ),
             schedule=short,
         )
-        for index, phase in enumerate(RECIPE.clip_phases)
+        for index, phase in enumerate(recipe.clip_phases)
     )
-    stage = dataclasses.replace(RECIPE.tcl_stage, pictures=TINY, batch=4, ust_steps=1, schedule=short)
-    recipe = dataclasses.replace(RECIPE, clip_phases=phases, tcl_stage=stage)
+    stage = dataclasses.replace(recipe.tcl_stage, pictures=TINY, batch=4, ust_steps=1, schedule=short)
+    return dataclasses.replace(recipe, clip_phases=phases, tcl_stage=stage)
+
+
+@pytest.mark.slow
+def test_the_estimate_names_every_part() -> None:
+    parts = list(estimate(_short(RECIPE), "full", seconds=0.1))
+    assert [part.name for part in parts[2:]] == [*(phase.name for phase in RECIPE.clip_phases), "tcl"]
+    assert [part.count for part in parts] == [1500, 40, *[3] * (len(RECIPE.clip_phases) + 1)]
+    assert all(part.seconds > 0 for part in parts)
+
+
+@pytest.mark.slow
+def test_the_recipe_runs_end_to_end_and_resumes(tmp_path) -> None:
+    """A few steps of the real recipe make a file that loads and segments; nothing is expected of its quality."""
+    recipe = _short(RECIPE)
     out = tmp_path / "model.safetensors"
     first = run(recipe, tmp_path / "work", out)
     assert run(recipe, tmp_path / "work", out) == first

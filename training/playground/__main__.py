@@ -20,6 +20,7 @@ from tcl_core.tokenizer import WordTokenizer
 from tcl_core.weights.metadata import ModelMetadata
 from tcl_core.weights.modelfile import write_model_file
 from training.playground.clip import build_clip, train_clip
+from training.playground.estimate import estimate
 from training.playground.recipe import RECIPE, Recipe, clip_config
 from training.playground.tcl import train_tcl
 
@@ -65,6 +66,14 @@ def run(recipe: Recipe, folder: Path, out: Path) -> str:
     return write_model_file(out, metadata, tcl.learned_state_dict(), model.state_dict(), half=True)
 
 
+def _print_estimate() -> None:
+    total = 0.0
+    for part in estimate(RECIPE, CAPTION_TEMPLATES):
+        total += part.seconds
+        print(f"{part.name:<16} {part.count:>7} {part.seconds / 60:6.1f} min", flush=True)
+    print(f"{'in all':<24} {total / 60:6.1f} min")
+
+
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m training.playground", description=__doc__)
@@ -73,9 +82,13 @@ def main() -> None:
         "--out", type=Path, default=Path("build/playground/playground.safetensors"), help="the model file to write"
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--estimate", action="store_true", help="only say how long it would take on this machine")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     try:
+        if options.estimate:
+            _print_estimate()
+            return
         sha256 = run(RECIPE, options.work, options.out)
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 
 from tcl_core.clip import FrozenClip
 from tcl_core.tokenizer import Tokenizer
-from training.loop import Schedule, step_generators, train
+from training.loop import Schedule, attention_backends, step_generators, train
 from training.playground.data import Captions, PictureSet, draw_pictures
 
-__all__ = ["ClipPhase", "View", "build_clip", "clip_losses", "train_clip", "whiten"]
+__all__ = ["ClipPhase", "View", "build_clip", "clip_losses", "phase_losses", "train_clip", "whiten"]
 
 _MAX_SCALE = 100.0
 _LOCAL_SHARPNESS = 10.0
@@ -148,10 +148,7 @@ def clip_losses(
     Returns:
         ``total``, the terms ``global`` and ``local``, and the contrastive ``scale``, scalars.
     """
-    few_tokens = collage * images.shape[-1] < 100
-    # The fused attention kernel is the slower one for few tokens on a CPU.
-    backends = [SDPBackend.MATH] if few_tokens else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(backends):
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(attention_backends(collage * images.shape[-1])):
         image, patches = _embed_pictures(model, images, collage, shift)
         text = model.encode_text(torch.cat(list(captions)), normalize=True)
     scale = model.logit_scale.clamp(max=math.log(_MAX_SCALE)).exp()
@@ -221,6 +218,23 @@ def _dim(model: open_clip.CLIP) -> int:
     return int(model.text_projection.shape[1])
 
 
+def phase_losses(
+    model: open_clip.CLIP, phase: ClipPhase, tokenizer: Tokenizer, templates: Sequence[str], seed: int
+) -> Callable[[int], dict[str, Tensor]]:
+    """What computes `clip_losses` of a step of a phase, on pictures that are drawn when a step first needs them."""
+    how = Captions(tuple(templates), phase.captions, phase.brief)
+
+    def losses(step: int) -> dict[str, Tensor]:
+        rng, _ = step_generators(seed, step)
+        view = phase.views[step % len(phase.views)]
+        images, captions = draw_pictures(view.pictures).batch(rng, view.batch, tokenizer, how)
+        side = view.collage * view.pictures.size // model.visual.patch_size[0]
+        down, right = rng.integers(0, side, 2) if view.collage > 1 else (0, 0)
+        return clip_losses(model, images, captions, phase.local_weight, view.collage, (int(down), int(right)))
+
+    return losses
+
+
 def train_clip(
     model: open_clip.CLIP,
     phases: Sequence[ClipPhase],
@@ -242,13 +256,5 @@ def train_clip(
             images, captions = first.batch(np.random.default_rng(seed), 1500, tokenizer, how)
             _whiten_towers(model, images, torch.cat(captions), seed)
 
-        def losses(step: int, phase: ClipPhase = phase, number: int = number) -> dict[str, Tensor]:
-            rng, _ = step_generators(seed + number, step)
-            view = phase.views[step % len(phase.views)]
-            how = Captions(tuple(templates), phase.captions, phase.brief)
-            images, captions = draw_pictures(view.pictures).batch(rng, view.batch, tokenizer, how)
-            side = view.collage * view.pictures.size // model.visual.patch_size[0]
-            down, right = rng.integers(0, side, 2) if view.collage > 1 else (0, 0)
-            return clip_losses(model, images, captions, phase.local_weight, view.collage, (int(down), int(right)))
-
+        losses = phase_losses(model, phase, tokenizer, templates, seed + number)
         train(phase.name, model, list(model.parameters()), phase.schedule, losses, folder, so_far)

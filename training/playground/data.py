@@ -19,7 +19,10 @@ from tqdm import tqdm
 from tcl_core.playground import Scene, caption, draw_scene, scene_rng
 from tcl_core.tokenizer import Tokenizer
 
-__all__ = ["Captions", "Pictures", "PictureSet", "draw_pictures", "normalise"]
+__all__ = ["WORKERS", "Captions", "Pictures", "PictureSet", "draw_picture", "draw_pictures", "normalise"]
+
+WORKERS = 2
+"""Processes that draw."""
 
 _NO_LABELS = np.zeros((0, 0), np.int32)
 
@@ -102,7 +105,8 @@ def normalise(images: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def _draw(recipe: PictureSet, index: int) -> tuple[NDArray[np.uint8], Scene]:
+def draw_picture(recipe: PictureSet, index: int) -> tuple[NDArray[np.uint8], Scene]:
+    """Draw one picture of a set; returns its pixels uint8 ``[S, S, 3]`` and its scene without the label map."""
     scene = draw_scene(
         scene_rng(recipe.seed, index),
         (recipe.size, recipe.size),
@@ -115,7 +119,7 @@ def _draw(recipe: PictureSet, index: int) -> tuple[NDArray[np.uint8], Scene]:
 
 
 @lru_cache(maxsize=2)
-def draw_pictures(recipe: PictureSet, workers: int = 2) -> Pictures:
+def draw_pictures(recipe: PictureSet, workers: int = WORKERS) -> Pictures:
     """Draw a set of training pictures.
 
     Args:
@@ -129,7 +133,7 @@ def draw_pictures(recipe: PictureSet, workers: int = 2) -> Pictures:
     images = np.empty((recipe.count, recipe.size, recipe.size, 3), np.uint8)
     scenes: list[Scene] = []
     with get_context("spawn").Pool(workers) as pool:
-        drawn = pool.imap(partial(_draw, recipe), range(recipe.count), chunksize=64)
+        drawn = pool.imap(partial(draw_picture, recipe), range(recipe.count), chunksize=64)
         for index, (image, scene) in enumerate(tqdm(drawn, total=recipe.count, desc="drawing", mininterval=5)):
             images[index] = image
             scenes.append(scene)

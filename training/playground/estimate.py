@@ -1,0 +1,89 @@
+"""How long the recipe takes on this machine: a few steps of each stage, and some of its pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from tcl_core.clip import FrozenClip
+from tcl_core.methods.tcl import TCL
+from tcl_core.playground import caption_words
+from tcl_core.templates import get_templates
+from tcl_core.tokenizer import WordTokenizer
+from training.playground.clip import build_clip, phase_losses
+from training.playground.data import WORKERS, PictureSet, draw_picture
+from training.playground.recipe import Recipe, clip_config
+from training.playground.tcl import stage_losses
+
+__all__ = ["Estimate", "estimate"]
+
+_PICTURES = 2000
+_DRAWN = 200
+_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a part of the recipe will take.
+
+    Attributes:
+        name: of the part.
+        count: steps, or pictures to draw.
+        seconds: all of them together.
+    """
+
+    name: str
+    count: int
+    seconds: float
+
+
+def estimate(recipe: Recipe, caption_templates: str, seconds: float = _SECONDS) -> Iterator[Estimate]:
+    """Time each part of a recipe for a moment; nothing is learned and nothing is written.
+
+    The first steps' whitening, the optimiser, checkpoints and logs are left out; they take few hundredths of the time.
+
+    Args:
+        recipe: what would be done.
+        caption_templates: name of the templates that captions use.
+        seconds: least time spent on each stage.
+
+    Yields:
+        One estimate for each set of pictures and each stage, as soon as it is known.
+    """
+    templates = get_templates(caption_templates)
+    tokenizer = WordTokenizer(caption_words(templates), recipe.context_length)
+    model = build_clip(clip_config(tokenizer.vocab_size, recipe.context_length), recipe.seed)
+    sets = [*(view.pictures for phase in recipe.clip_phases for view in phase.views), recipe.tcl_stage.pictures]
+    small: dict[PictureSet, PictureSet] = {}
+    for number, pictures in enumerate(dict.fromkeys(sets), start=1):
+        small[pictures] = replace(pictures, count=min(pictures.count, _PICTURES))
+        began = time.perf_counter()
+        for index in range(_DRAWN):
+            draw_picture(pictures, index)
+        each = (time.perf_counter() - began) / _DRAWN / WORKERS
+        yield Estimate(f"drawing {number}", pictures.count, pictures.count * each)
+    for number, phase in enumerate(recipe.clip_phases):
+        views = tuple(replace(view, pictures=small[view.pictures]) for view in phase.views)
+        losses = phase_losses(model, replace(phase, views=views), tokenizer, templates, recipe.seed + number)
+        steps = phase.schedule.steps
+        yield Estimate(phase.name, steps, steps * _seconds_per_step(losses, 0, len(views), seconds))
+    stage = replace(recipe.tcl_stage, pictures=small[recipe.tcl_stage.pictures])
+    tcl = TCL(FrozenClip(model), recipe.tcl)
+    losses, _ = stage_losses(tcl, stage, tokenizer, templates, recipe.seed)
+    steps = stage.schedule.steps
+    yield Estimate("tcl", steps, steps * _seconds_per_step(losses, stage.ust_steps, 1, seconds))
+
+
+def _seconds_per_step(losses: Callable[[int], dict[str, Tensor]], first: int, cycle: int, least: float) -> float:
+    """Mean over whole cycles of the views, after one that warms up."""
+    for step in range(first, first + cycle):
+        losses(step)["total"].backward()
+    began, done = time.perf_counter(), 0
+    while (spent := time.perf_counter() - began) < least or not done:
+        for step in range(first + cycle + done, first + 2 * cycle + done):
+            losses(step)["total"].backward()
+        done += cycle
+    return spent / done
