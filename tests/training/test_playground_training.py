@@ -12,6 +12,7 @@ from tcl_core.segmenter import Segmenter
 from tcl_core.templates import get_templates
 from tcl_core.tokenizer import WordTokenizer
 from tcl_core.vocabulary import Vocabulary
+from tcl_core.weights.modelfile import read_model_file
 from training.loop import Schedule
 from training.playground.__main__ import run
 from training.playground.clip import _collages, _embed_pictures, _tiles, build_clip, clip_losses, whiten
@@ -20,6 +21,8 @@ from training.playground.estimate import estimate
 from training.playground.recipe import RECIPE, Recipe, clip_config
 
 TINY = PictureSet(count=40, size=32, objects=(1, 2), radius=(8, 12), plain=0.3, seed=1)
+
+COPIES = ["tcl-a", "tcl-b"]
 
 
 def test_pictures_carry_no_truth_and_no_held_out_combination() -> None:
@@ -100,15 +103,18 @@ def _short(recipe: Recipe) -> Recipe:
         )
         for index, phase in enumerate(recipe.clip_phases)
     )
-    stage = dataclasses.replace(recipe.tcl_stage, pictures=TINY, batch=4, ust_steps=1, schedule=short)
-    return dataclasses.replace(recipe, clip_phases=phases, tcl_stage=stage)
+    stages = tuple(
+        dataclasses.replace(stage, pictures=TINY, batch=4, ust_steps=min(stage.ust_steps, 1), schedule=short)
+        for stage in recipe.tcl_stages
+    )
+    return dataclasses.replace(recipe, clip_phases=phases, tcl_stages=stages)
 
 
 @pytest.mark.slow
 def test_the_estimate_names_every_part() -> None:
     parts = list(estimate(_short(RECIPE), "full", seconds=0.1))
-    assert [part.name for part in parts[2:]] == [*(phase.name for phase in RECIPE.clip_phases), "tcl"]
-    assert [part.count for part in parts] == [1500, 40, *[3] * (len(RECIPE.clip_phases) + 1)]
+    assert [part.name for part in parts[2:]] == [*(phase.name for phase in RECIPE.clip_phases), *COPIES]
+    assert [part.count for part in parts] == [1500, 40, *[3] * (len(RECIPE.clip_phases) + len(COPIES))]
     assert all(part.seconds > 0 for part in parts)
 
 
@@ -118,6 +124,12 @@ def test_the_recipe_runs_end_to_end_and_resumes(tmp_path) -> None:
     recipe = _short(RECIPE)
     out = tmp_path / "model.safetensors"
     first = run(recipe, tmp_path / "work", out)
+    ends = [tmp_path / "work" / f"{name}.ckpt" for name in COPIES]
+    one, other = (torch.load(end, weights_only=True)["module"] for end in ends)
+    name = "masker.image_encoder.decoder.image_proj.proj"
+    assert not torch.equal(one[name], other[name])
+    mean = (one[name] + other[name]) / 2
+    assert torch.allclose(read_model_file(out).learned[name], mean, rtol=1e-3, atol=1e-6)
     assert run(recipe, tmp_path / "work", out) == first
     assert out.stat().st_size < 25e6
     segmenter = Segmenter(load_model(str(out)))

@@ -50,7 +50,7 @@ def run(recipe: Recipe, folder: Path, out: Path) -> str:
     train_clip(model, recipe.clip_phases, tokenizer, templates, recipe.seed, folder, clip_recipe)
     tcl = TCL(FrozenClip(model), recipe.tcl)
     fingerprint = json.dumps([settings, config, tokenizer.to_dict()], sort_keys=True)
-    train_tcl(tcl, recipe.tcl_stage, tokenizer, templates, recipe.seed, folder, fingerprint)
+    train_tcl(tcl, recipe.tcl_stages, tokenizer, templates, recipe.seed, folder, fingerprint)
     metadata = ModelMetadata(
         name="playground",
         preprocess=recipe.preprocess,

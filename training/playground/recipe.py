@@ -24,7 +24,7 @@ class Recipe:
         context_length: tokens of a caption.
         clip_phases: parts of the pre-training.
         tcl: settings of the method.
-        tcl_stage: how the grounder is trained.
+        tcl_stages: how the grounder is trained.
         preprocess: how pictures are shown to the finished model.
     """
 
@@ -32,7 +32,7 @@ class Recipe:
     context_length: int
     clip_phases: tuple[ClipPhase, ...]
     tcl: TCLConfig
-    tcl_stage: TclStage
+    tcl_stages: tuple[TclStage, ...]
     preprocess: Preprocess
 
 
@@ -91,15 +91,32 @@ RECIPE = Recipe(
             local_weight=1.0,
             schedule=Schedule(steps=2800, lr=7e-4, min_lr=1e-5, warmup=50),
         ),
+        ClipPhase(
+            name="clip-3-scenes",
+            views=(
+                View(_SCENES, batch=128, collage=2),
+                View(_OBJECTS, batch=192, collage=1),
+                View(_SCENES, batch=128, collage=2),
+                View(_OBJECTS, batch=144, collage=3),
+            ),
+            captions=2,
+            brief=0.25,
+            local_weight=1.0,
+            schedule=Schedule(steps=1000, lr=4e-4, min_lr=1e-5, warmup=50),
+        ),
     ),
     tcl=TCLConfig(ie_freeze=3, decoder_layers=1, area_prior=0.25, tv_weight=0.25, refine_scale=12),
-    tcl_stage=TclStage(
-        pictures=_SCENES,
-        batch=64,
-        brief=0.4,
-        ust_steps=200,
-        schedule=Schedule(
-            steps=2200, lr=7e-4, min_lr=2e-5, warmup=50, betas=(0.9, 0.999), clip_norm=5.0, scalar_scale=5.0
+    tcl_stages=(
+        TclStage(
+            name="tcl-",
+            pictures=_SCENES,
+            batch=64,
+            briefs=(0.4, 0.7),
+            shares=(0.5, 0.5),
+            ust_steps=200,
+            schedule=Schedule(
+                steps=2200, lr=7e-4, min_lr=2e-5, warmup=50, betas=(0.9, 0.999), clip_norm=5.0, scalar_scale=5.0
+            ),
         ),
     ),
     preprocess=Preprocess(
