@@ -128,7 +128,7 @@ def test_the_recipe_runs_end_to_end_and_resumes(tmp_path) -> None:
     one, other = (torch.load(end, weights_only=True)["module"] for end in ends)
     name = "masker.image_encoder.decoder.image_proj.proj"
     assert not torch.equal(one[name], other[name])
-    mean = (one[name] + other[name]) / 2
+    mean = 0.6 * one[name] + 0.4 * other[name]
     assert torch.allclose(read_model_file(out).learned[name], mean, rtol=1e-3, atol=1e-6)
     assert run(recipe, tmp_path / "work", out) == first
     assert out.stat().st_size < 25e6

@@ -112,7 +112,7 @@ RECIPE = Recipe(
             pictures=_SCENES,
             batch=64,
             briefs=(0.4, 0.7),
-            shares=(0.5, 0.5),
+            shares=(0.6, 0.4),
             ust_steps=200,
             schedule=Schedule(
                 steps=2200, lr=7e-4, min_lr=2e-5, warmup=50, betas=(0.9, 0.999), clip_norm=5.0, scalar_scale=5.0
