@@ -134,11 +134,11 @@ class PictureSession:
             if key not in kept:
                 kept[key] = _enlarge(score, self.size)
         self._planes = kept
-        thresholds = [label.threshold for label in vocabulary.labels]
+        labels = [(key, label.threshold) for key, label in zip(keys, vocabulary.labels, strict=True)]
         floor = self._floor(vocabulary) if vocabulary.background else float("-inf")
         # What fails half-way leaves nothing behind that is half done.
         before, self._decided = self._decided, None
-        decided = _decide([kept[key] for key in keys], list(zip(keys, thresholds, strict=True)), floor, before)
+        decided = _decide([kept[key] for key in keys], labels, floor, before)
         self._decided = decided
         label_map = decided.winner.astype(np.int32)
         score_map = np.where(decided.winner == 0, np.float32(0), decided.best)
