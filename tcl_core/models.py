@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 
 from tcl_core.clip import FrozenClip
+from tcl_core.debiasing import PromptDebiasing
 from tcl_core.devices import select_device, select_precision
 from tcl_core.errors import SettingsError, VocabularyError, WeightsError
 from tcl_core.methods import Method, create_method
@@ -38,6 +39,7 @@ class Model:
         device: where it runs.
         precision: number format of the matrix products.
         metadata: everything that the model file says about itself.
+        debiasing: what is taken out of prompts that do not name it; ``None`` for nothing.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Model:
     device: torch.device
     precision: torch.dtype
     metadata: ModelMetadata
+    debiasing: PromptDebiasing | None = None
 
     def check_prompts(self, prompts: Iterable[str]) -> None:
         """Refuse prompts with words that the model never learned, because their scores would mean nothing.
@@ -111,6 +114,10 @@ def model_from_file(file: ModelFile, device: torch.device, precision: torch.dtyp
         method = create_method(metadata.method, clip, metadata.method_config)
         method.load_learned_state_dict(file.learned)
         tokenizer = tokenizer_from_dict(metadata.tokenizer)
+        debiasing = None
+        if metadata.debiasing and file.debiasing_axes is not None:
+            axes = file.debiasing_axes.to(device)
+            debiasing = PromptDebiasing.from_file(metadata.debiasing["words"], axes, clip.embed_dim)
     except (WeightsError, SettingsError) as error:
         raise WeightsError(f"{file.path}: {error}") from error
     vocab_size = cast(Any, clip.model).token_embedding.num_embeddings
@@ -131,4 +138,5 @@ def model_from_file(file: ModelFile, device: torch.device, precision: torch.dtyp
         device=device,
         precision=precision,
         metadata=metadata,
+        debiasing=debiasing,
     )

@@ -265,7 +265,8 @@ class Segmenter:
             self._check_templates(prompt, filled, templates)
         tokens = self.model.tokenizer([text for filled in texts for text in filled])
         tokens = tokens.unflatten(0, (len(prompts), -1)).to(self.model.device)
-        return self.model.method.embed_prompts(tokens).float()
+        embedded = self.model.method.embed_prompts(tokens).float()
+        return embedded if self.model.debiasing is None else self.model.debiasing(prompts, embedded)
 
     def _check_templates(self, prompt: str, filled: list[str], templates: str) -> None:
         unknown = self.model.tokenizer.unknown_words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -15,18 +15,35 @@ from tcl_core.playground.scenes import Combinations
 from tcl_core.segmenter import Segmenter
 from tcl_core.vocabulary import Label, Vocabulary
 
-__all__ = ["VARIANTS", "Row", "evaluate_playground", "format_rows", "held_out_scene", "rows_to_json"]
+__all__ = ["VARIANTS", "Row", "Variant", "evaluate_playground", "format_rows", "held_out_scene", "rows_to_json"]
 
 _SEEDS: dict[Combinations, int] = {"seen": 7_001, "held-out": 7_002, "all": 7_003}
 
-VARIANTS: dict[str, dict[str, bool | float]] = {
-    "dense baseline: CLIP's value path": {"refine": False, "kp_weight": 1.0},
-    "TCL": {"refine": False, "kp_weight": 0.0},
-    "TCL + KP": {"refine": False, "kp_weight": 0.3},
-    "TCL + PAMR": {"refine": True, "kp_weight": 0.0},
-    "TCL + PAMR + KP": {"refine": True, "kp_weight": 0.3},
+
+@dataclass(frozen=True)
+class Variant:
+    """Settings of the segmenter for a row of the table.
+
+    Attributes:
+        refine: whether PAMR follows.
+        kp_weight: share of CLIP's own dense map in the score map; 1 is that map alone.
+        debias: whether prompts are debiased, for models that do so.
+    """
+
+    refine: bool
+    kp_weight: float
+    debias: bool = True
+
+
+VARIANTS: dict[str, Variant] = {
+    "dense baseline: CLIP's value path": Variant(refine=False, kp_weight=1.0),
+    "TCL": Variant(refine=False, kp_weight=0.0),
+    "TCL + KP": Variant(refine=False, kp_weight=0.3),
+    "TCL + PAMR": Variant(refine=True, kp_weight=0.0),
+    "TCL + PAMR + KP": Variant(refine=True, kp_weight=0.3),
+    "TCL + PAMR, prompts not debiased": Variant(refine=True, kp_weight=0.0, debias=False),
 }
-"""Settings of the segmenter for each row of the table. With ``kp_weight`` 1 the score map is CLIP's own dense map."""
+"""The rows of the table."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +92,14 @@ def evaluate_playground(
         progress: called with the scenes done and the total.
 
     Returns:
-        One row a variant.
+        One row a variant; those that differ in debiasing only for a model that debiases prompts.
     """
     vocabulary = Vocabulary(tuple(Label(name, (name,)) for name in CLASS_NAMES), background=False)
+    biased = replace(model, debiasing=None)
     segmenters = {
-        name: Segmenter(model, refine=bool(options["refine"]), kp_weight=float(options["kp_weight"]))
-        for name, options in VARIANTS.items()
+        name: Segmenter(model if variant.debias else biased, refine=variant.refine, kp_weight=variant.kp_weight)
+        for name, variant in VARIANTS.items()
+        if variant.debias or model.debiasing is not None
     }
     # Features depend on the refinement alone among the settings that differ.
     encoders = {refine: next(s for s in segmenters.values() if s.refine is refine) for refine in (False, True)}

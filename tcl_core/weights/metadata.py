@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tcl_core.errors import WeightsError
+from tcl_core.tokenizer import split_words
 
 __all__ = ["FORMAT", "METADATA_KEY", "ModelMetadata", "Preprocess"]
 
@@ -110,6 +111,8 @@ class ModelMetadata:
         templates: name of the prompt template set.
         background_threshold: ``{"pamr": t, "plain": t}``, the constant background score with and without refinement,
             in ``[0, 1]``.
+        debiasing: ``{"words": [...]}`` of :class:`tcl_core.debiasing.PromptDebiasing`, whose axes are in the file, or
+            ``{}`` for none.
         licence: SPDX identifier or a short sentence.
         source: where the weights come from.
         extra: anything else worth keeping (source hash, recipe, tensors that had to be initialised).
@@ -123,13 +126,16 @@ class ModelMetadata:
     tokenizer: dict[str, Any] = field(default_factory=lambda: {"type": "open_clip"})
     templates: str = "custom"
     background_threshold: dict[str, float] = field(default_factory=lambda: {"pamr": 0.4, "plain": 0.5})
+    debiasing: dict[str, Any] = field(default_factory=dict)
     licence: str = ""
     source: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with ``"format": 1``."""
-        return {
+        # Left out where there is none, so that models without it keep their bytes, and with them their hash.
+        debiasing = {"debiasing": self.debiasing} if self.debiasing else {}
+        return debiasing | {
             "format": FORMAT,
             "name": self.name,
             "method": self.method,
@@ -146,7 +152,9 @@ class ModelMetadata:
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> ModelMetadata:
-        """Check and read a model file's metadata; ``method_config``, ``licence``, ``source``, ``extra`` may be absent.
+        """Check and read a model file's metadata.
+
+        ``method_config``, ``debiasing``, ``licence``, ``source`` and ``extra`` may be absent.
 
         Raises:
             WeightsError: a key is missing, unknown, of the wrong kind or out of range; the message names it.
@@ -155,7 +163,7 @@ class ModelMetadata:
             raise WeightsError(
                 f"model file format {entry.get('format')!r} is not known to this version (it reads {FORMAT})"
             )
-        optional = {"method_config": {}, "licence": "", "source": "", "extra": {}}
+        optional = {"method_config": {}, "debiasing": {}, "licence": "", "source": "", "extra": {}}
         entry = {**optional, **entry}
         _require_keys(
             entry,
@@ -166,7 +174,7 @@ class ModelMetadata:
         for key in ("name", "method", "templates", "licence", "source"):
             if not isinstance(entry[key], str) or (key in ("name", "method", "templates") and not entry[key]):
                 raise WeightsError(f"metadata: {key!r} must be a text, not {entry[key]!r}")
-        for key in ("method_config", "clip", "preprocess", "background_threshold", "tokenizer", "extra"):
+        for key in ("method_config", "clip", "preprocess", "background_threshold", "tokenizer", "debiasing", "extra"):
             if not isinstance(entry[key], Mapping):
                 raise WeightsError(f"metadata: {key!r} must be a mapping, not {entry[key]!r}")
         thresholds = entry["background_threshold"]
@@ -175,6 +183,7 @@ class ModelMetadata:
             if not _is_number(value) or not 0 <= value <= 1:
                 raise WeightsError(f"background_threshold: {key!r} must be a number from 0 to 1, not {value!r}")
         _check_clip(entry["clip"])
+        _check_debiasing(entry["debiasing"])
         return cls(
             name=entry["name"],
             preprocess=Preprocess.from_dict(entry["preprocess"]),
@@ -183,6 +192,7 @@ class ModelMetadata:
             clip=dict(entry["clip"]),
             tokenizer=dict(entry["tokenizer"]),
             templates=entry["templates"],
+            debiasing=dict(entry["debiasing"]),
             background_threshold={key: float(value) for key, value in thresholds.items()},
             licence=entry["licence"],
             source=entry["source"],
@@ -222,6 +232,15 @@ def _check_clip(clip: Mapping[str, Any]) -> None:
             )
 
 
+def _check_debiasing(entry: Mapping[str, Any]) -> None:
+    if not entry:
+        return
+    _require_keys(entry, "debiasing", {"words"})
+    words = entry["words"]
+    if not isinstance(words, list | tuple) or not words or not all(map(_is_word, words)):
+        raise WeightsError(f"debiasing: 'words' must be a list of single words in lower case, not {words!r}")
+
+
 def _require_keys(entry: Mapping[str, Any], where: str, keys: set[str]) -> None:
     unknown, missing = set(entry) - keys, keys - set(entry)
     if unknown or missing:
@@ -230,6 +249,11 @@ def _require_keys(entry: Mapping[str, Any], where: str, keys: set[str]) -> None:
 
 def _names(keys: set[str]) -> str:
     return ", ".join(sorted(map(str, keys))) or "none"
+
+
+def _is_word(value: Any) -> bool:
+    """Whether prompts are split into words like this one."""
+    return isinstance(value, str) and split_words(value) == [value]
 
 
 def _is_number(value: Any) -> bool:

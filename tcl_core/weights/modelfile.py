@@ -1,6 +1,7 @@
 """One model, one safetensors file: learned tensors, optionally the CLIP they belong to, and a description.
 
-Tensors of the CLIP are stored as ``clip.<open_clip name>``, learned tensors under the official names of the method.
+Tensors of the CLIP are stored as ``clip.<open_clip name>``, learned tensors under the official names of the method, the
+axes of `tcl_core.debiasing.PromptDebiasing`, if any, as ``debiasing.axes``.
 Reading never runs code: safetensors holds numbers and text alone.
 """
 
@@ -25,6 +26,7 @@ from tcl_core.weights.metadata import METADATA_KEY, ModelMetadata
 __all__ = ["CLIP_PREFIX", "ModelFile", "read_metadata", "read_model_file", "write_model_file"]
 
 CLIP_PREFIX = "clip."
+_DEBIASING_AXES = "debiasing.axes"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class ModelFile:
         metadata: what the file says about itself.
         learned: the method's tensors by their official names, float32.
         clip: the CLIP's tensors by open_clip's names, float32; empty where the file refers to a CLIP elsewhere.
+        debiasing_axes: float32 ``[A, E]``, see `tcl_core.debiasing.PromptDebiasing`.
     """
 
     path: Path
@@ -44,6 +47,7 @@ class ModelFile:
     metadata: ModelMetadata
     learned: dict[str, Tensor]
     clip: dict[str, Tensor]
+    debiasing_axes: Tensor | None = None
 
 
 def write_model_file(
@@ -52,6 +56,7 @@ def write_model_file(
     learned: Mapping[str, Tensor],
     clip: Mapping[str, Tensor] | None = None,
     *,
+    debiasing_axes: Tensor | None = None,
     half: bool = False,
 ) -> str:
     """Write a model file; it appears under its name only when it is complete.
@@ -61,6 +66,7 @@ def write_model_file(
         metadata: description; it is checked as it will be when read.
         learned: the method's tensors by their official names.
         clip: the CLIP's tensors by open_clip's names, without a prefix; ``None`` leaves the CLIP out.
+        debiasing_axes: float ``[A, E]``, exactly where the metadata names debiasing words.
         half: store tensors of one or more dimensions as float16, half the size; scalars stay float32.
 
     Returns:
@@ -80,9 +86,14 @@ def write_model_file(
             "give both or neither"
         )
     named = {**learned, **{CLIP_PREFIX + name: tensor for name, tensor in (clip or {}).items()}}
-    clash = sorted(name for name in learned if name.startswith(CLIP_PREFIX))
+    clash = sorted(name for name in learned if name.startswith(CLIP_PREFIX) or name == _DEBIASING_AXES)
     if clash:
-        raise WeightsError(f"{path}: learned tensors must not be named {CLIP_PREFIX}*: {', '.join(clash)}")
+        raise WeightsError(
+            f"{path}: learned tensors must not be named {CLIP_PREFIX}* or {_DEBIASING_AXES}: {', '.join(clash)}"
+        )
+    _check_axes_belong(path, metadata, debiasing_axes)
+    if debiasing_axes is not None:
+        named[_DEBIASING_AXES] = debiasing_axes
     stored = {name: _storable(path, name, named[name], half) for name in sorted(named)}
     content = save(stored, metadata={METADATA_KEY: metadata.to_json()})
     write_atomically(path, content)
@@ -125,7 +136,16 @@ def read_model_file(path: str | os.PathLike[str]) -> ModelFile:
         raise WeightsError(_unreadable(path, error)) from error
     if bool(clip) != ("config" in metadata.clip):
         raise WeightsError(f"{path}: the file's description and its tensors disagree on whether it holds a CLIP")
-    return ModelFile(path=path, sha256=sha256, metadata=metadata, learned=learned, clip=clip)
+    axes = learned.pop(_DEBIASING_AXES, None)
+    _check_axes_belong(path, metadata, axes)
+    return ModelFile(path=path, sha256=sha256, metadata=metadata, learned=learned, clip=clip, debiasing_axes=axes)
+
+
+def _check_axes_belong(path: Path, metadata: ModelMetadata, axes: Tensor | None) -> None:
+    if bool(metadata.debiasing) != (axes is not None):
+        raise WeightsError(
+            f"{path}: debiasing needs words in the description and the tensor {_DEBIASING_AXES}, or neither"
+        )
 
 
 def _metadata(path: Path, header: Mapping[str, str] | None) -> ModelMetadata:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,23 @@ def test_the_embedded_model_is_the_one_of_the_recorded_table() -> None:
     assert rows[-1].seen > rows[0].seen
     assert format_rows(rows).count("|") == (len(rows) + 2) * 9
     assert json.loads(rows_to_json(rows))[0]["lost"] == pytest.approx(rows[0].loss)
+
+
+def test_the_recorded_table_meets_the_bars() -> None:
+    rows = {row["variant"]: row for row in json.loads(TABLE.read_text(encoding="utf-8"))["rows"]}
+    tcl, baseline = rows["TCL + PAMR"], rows["dense baseline: CLIP's value path"]
+    assert tcl["seen"] >= 60 and tcl["seen"] >= baseline["seen"] + 15
+    assert tcl["lost"] <= 10
+
+
+def test_a_model_that_debiases_nothing_has_no_row_for_it() -> None:
+    from tcl_core.models import load_model
+
+    model = load_model("playground", device="cpu")
+    rows = {row.variant: row for row in evaluate_playground(model, scenes=1)}
+    plain = evaluate_playground(replace(model, debiasing=None), scenes=1)
+    assert [row.variant for row in plain] == [name for name, variant in VARIANTS.items() if variant.debias]
+    assert plain[3].seen_stuff == rows["TCL + PAMR, prompts not debiased"].seen_stuff
 
 
 def test_the_documents_table_is_the_recorded_one() -> None:

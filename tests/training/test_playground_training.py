@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from tcl_core.clip import FrozenClip
 from tcl_core.models import load_model
-from tcl_core.playground import caption_words, is_held_out
+from tcl_core.playground import COLOURS, KINDS, caption_words, is_held_out
 from tcl_core.segmenter import Segmenter
 from tcl_core.templates import get_templates
 from tcl_core.tokenizer import WordTokenizer
@@ -17,6 +18,7 @@ from training.loop import Schedule
 from training.playground.__main__ import run
 from training.playground.clip import _collages, _embed_pictures, _tiles, build_clip, clip_losses, whiten
 from training.playground.data import Captions, PictureSet, draw_pictures
+from training.playground.debias import colour_axes
 from training.playground.estimate import estimate
 from training.playground.recipe import RECIPE, Recipe, clip_config
 
@@ -103,11 +105,31 @@ def _short(recipe: Recipe) -> Recipe:
         )
         for index, phase in enumerate(recipe.clip_phases)
     )
-    stages = tuple(
-        dataclasses.replace(stage, pictures=TINY, batch=4, ust_steps=min(stage.ust_steps, 1), schedule=short)
-        for stage in recipe.tcl_stages
-    )
-    return dataclasses.replace(recipe, clip_phases=phases, tcl_stages=stages)
+    stage = dataclasses.replace(recipe.tcl_stage, pictures=TINY, batch=4, ust_steps=1, schedule=short)
+    return dataclasses.replace(recipe, clip_phases=phases, tcl_stage=stage)
+
+
+def test_held_out_combinations_take_no_part_in_the_colours_directions() -> None:
+    tokenizer = WordTokenizer(caption_words(), 16)
+    said: list[str] = []
+
+    class Recorder(WordTokenizer):
+        def __call__(self, texts):
+            said.extend(texts)
+            return super().__call__(texts)
+
+    clip = FrozenClip(build_clip(clip_config(tokenizer.vocab_size, 16), seed=0))
+    axes = colour_axes(clip, Recorder(caption_words(), 16), 3)
+    assert axes.shape == (3, 192) and torch.allclose(axes @ axes.T, torch.eye(3), atol=1e-5)
+    pairs = [tuple(text.removeprefix("a ").split()) for text in said if len(text.split()) == 3]
+    assert len(pairs) == sum(not is_held_out(kind, colour) for kind in KINDS for colour in COLOURS)
+    assert not any(is_held_out(kind, colour) for colour, kind in pairs)
+
+
+@pytest.mark.parametrize("shares", [(1.0,), (0.5, 0.6), (0.5, 0.25, 0.25)])
+def test_shares_that_cannot_be_averaged_are_noticed_first(shares) -> None:
+    with pytest.raises(ValueError, match="shares"):
+        dataclasses.replace(RECIPE.tcl_stage, shares=shares)
 
 
 @pytest.mark.slow
@@ -129,8 +151,14 @@ def test_the_recipe_runs_end_to_end_and_resumes(tmp_path) -> None:
     name = "masker.image_encoder.decoder.image_proj.proj"
     assert not torch.equal(one[name], other[name])
     mean = 0.6 * one[name] + 0.4 * other[name]
-    assert torch.allclose(read_model_file(out).learned[name], mean, rtol=1e-3, atol=1e-6)
+    file = read_model_file(out)
+    assert torch.allclose(file.learned[name], mean, rtol=1e-3, atol=1e-6)
+    assert file.debiasing_axes is not None and file.debiasing_axes.shape == (RECIPE.debias_axes, 192)
+    assert file.metadata.debiasing == {"words": list(COLOURS)}
     assert run(recipe, tmp_path / "work", out) == first
+    # What comes after the training may change without training again.
+    one_axis = dataclasses.replace(recipe, debias_axes=1)
+    assert run(one_axis, tmp_path / "work", tmp_path / "other.safetensors") != first
     assert out.stat().st_size < 25e6
     segmenter = Segmenter(load_model(str(out)))
     vocabulary = Vocabulary.from_options(["cat", "grass"], background=False)

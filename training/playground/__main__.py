@@ -14,12 +14,13 @@ import torch
 
 from tcl_core.clip import FrozenClip
 from tcl_core.methods.tcl import TCL
-from tcl_core.playground import caption_words
+from tcl_core.playground import COLOURS, caption_words
 from tcl_core.templates import get_templates
 from tcl_core.tokenizer import WordTokenizer
 from tcl_core.weights.metadata import ModelMetadata
 from tcl_core.weights.modelfile import write_model_file
 from training.playground.clip import build_clip, train_clip
+from training.playground.debias import colour_axes
 from training.playground.estimate import estimate
 from training.playground.recipe import RECIPE, Recipe, clip_config
 from training.playground.tcl import train_tcl
@@ -48,9 +49,12 @@ def run(recipe: Recipe, folder: Path, out: Path) -> str:
     settings = json.loads(json.dumps(asdict(recipe)))
     clip_recipe = json.dumps([recipe.seed, config, tokenizer.to_dict()], sort_keys=True)
     train_clip(model, recipe.clip_phases, tokenizer, templates, recipe.seed, folder, clip_recipe)
-    tcl = TCL(FrozenClip(model), recipe.tcl)
-    fingerprint = json.dumps([settings, config, tokenizer.to_dict()], sort_keys=True)
-    train_tcl(tcl, recipe.tcl_stages, tokenizer, templates, recipe.seed, folder, fingerprint)
+    clip = FrozenClip(model)
+    tcl = TCL(clip, recipe.tcl)
+    # What comes after the training takes no part: to change it must not cost what was trained.
+    decisive = {key: settings[key] for key in ("clip_phases", "tcl", "tcl_stage")}
+    tcl_recipe = json.dumps([clip_recipe, decisive], sort_keys=True)
+    train_tcl(tcl, recipe.tcl_stage, tokenizer, templates, recipe.seed, folder, tcl_recipe)
     metadata = ModelMetadata(
         name="playground",
         preprocess=recipe.preprocess,
@@ -58,12 +62,20 @@ def run(recipe: Recipe, folder: Path, out: Path) -> str:
         clip={"config": config},
         tokenizer=tokenizer.to_dict(),
         templates=EVALUATION_TEMPLATES,
+        debiasing={"words": list(COLOURS)},
         licence="MIT",
         source="python -m training.playground",
         extra={"recipe": settings},
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    return write_model_file(out, metadata, tcl.learned_state_dict(), model.state_dict(), half=True)
+    return write_model_file(
+        out,
+        metadata,
+        tcl.learned_state_dict(),
+        model.state_dict(),
+        debiasing_axes=colour_axes(clip, tokenizer, recipe.debias_axes),
+        half=True,
+    )
 
 
 def _print_estimate() -> None:

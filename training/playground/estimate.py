@@ -57,7 +57,7 @@ def estimate(recipe: Recipe, caption_templates: str, seconds: float = _SECONDS) 
     tokenizer = WordTokenizer(caption_words(templates), recipe.context_length)
     model = build_clip(clip_config(tokenizer.vocab_size, recipe.context_length), recipe.seed)
     sets = [view.pictures for phase in recipe.clip_phases for view in phase.views]
-    sets += [stage.pictures for stage in recipe.tcl_stages]
+    sets.append(recipe.tcl_stage.pictures)
     small: dict[PictureSet, PictureSet] = {}
     for number, pictures in enumerate(dict.fromkeys(sets), start=1):
         small[pictures] = replace(pictures, count=min(pictures.count, _PICTURES))
@@ -72,12 +72,12 @@ def estimate(recipe: Recipe, caption_templates: str, seconds: float = _SECONDS) 
         steps = phase.schedule.steps
         yield Estimate(phase.name, steps, steps * _seconds_per_step(losses, 0, len(views), seconds))
     tcl = TCL(FrozenClip(model), recipe.tcl)
-    for number, stage in enumerate(recipe.tcl_stages):
-        shown = replace(stage, pictures=small[stage.pictures])
-        for name, brief in stage.copies().items():
-            losses, _ = stage_losses(tcl, shown, brief, tokenizer, templates, recipe.seed + number)
-            steps = stage.schedule.steps
-            yield Estimate(name, steps, steps * _seconds_per_step(losses, stage.ust_steps, 1, seconds))
+    stage = recipe.tcl_stage
+    shown = replace(stage, pictures=small[stage.pictures])
+    for name, brief in stage.copies().items():
+        losses, _ = stage_losses(tcl, shown, brief, tokenizer, templates, recipe.seed)
+        steps = stage.schedule.steps
+        yield Estimate(name, steps, steps * _seconds_per_step(losses, stage.ust_steps, 1, seconds))
 
 
 def _seconds_per_step(losses: Callable[[int], dict[str, Tensor]], first: int, cycle: int, least: float) -> float:

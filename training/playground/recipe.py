@@ -24,7 +24,8 @@ class Recipe:
         context_length: tokens of a caption.
         clip_phases: parts of the pre-training.
         tcl: settings of the method.
-        tcl_stages: how the grounder is trained.
+        tcl_stage: how the grounder is trained.
+        debias_axes: how many directions in which colours differ are taken out of prompts that say none.
         preprocess: how pictures are shown to the finished model.
     """
 
@@ -32,7 +33,8 @@ class Recipe:
     context_length: int
     clip_phases: tuple[ClipPhase, ...]
     tcl: TCLConfig
-    tcl_stages: tuple[TclStage, ...]
+    tcl_stage: TclStage
+    debias_axes: int
     preprocess: Preprocess
 
 
@@ -106,19 +108,17 @@ RECIPE = Recipe(
         ),
     ),
     tcl=TCLConfig(ie_freeze=3, decoder_layers=1, area_prior=0.25, tv_weight=0.25, refine_scale=12),
-    tcl_stages=(
-        TclStage(
-            name="tcl-",
-            pictures=_SCENES,
-            batch=64,
-            briefs=(0.4, 0.7),
-            shares=(0.6, 0.4),
-            ust_steps=200,
-            schedule=Schedule(
-                steps=2200, lr=7e-4, min_lr=2e-5, warmup=50, betas=(0.9, 0.999), clip_norm=5.0, scalar_scale=5.0
-            ),
+    tcl_stage=TclStage(
+        pictures=_SCENES,
+        batch=64,
+        briefs=(0.4, 0.7),
+        shares=(0.6, 0.4),
+        ust_steps=200,
+        schedule=Schedule(
+            steps=2200, lr=7e-4, min_lr=2e-5, warmup=50, betas=(0.9, 0.999), clip_norm=5.0, scalar_scale=5.0
         ),
     ),
+    debias_axes=6,
     preprocess=Preprocess(
         mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), short_side=112, max_long_side=1024, window=64, stride=48
     ),

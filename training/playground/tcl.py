@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,22 +22,20 @@ __all__ = ["TclStage", "mean_of_states", "stage_losses", "train_tcl"]
 
 @dataclass(frozen=True)
 class TclStage:
-    """A part of the grounder's training.
+    """How the grounder is trained.
 
-    Several copies of the grounder start from the same weights and see the same pictures; they differ in how brief their
-    captions are, and the stage ends with a weighted mean of their weights ("model soup", arXiv 2203.05482).
+    Several copies of it start from the same weights and see the same pictures; they differ in how brief their captions
+    are, and a weighted mean of their weights is the result ("model soup", arXiv 2203.05482).
 
     Attributes:
-        name: of the stage; copies are told apart by letters.
         pictures: what is shown.
         batch: pictures per step.
         briefs: share of captions that name one object and say nothing else, for each copy.
-        shares: weight of each copy in the mean.
+        shares: weight of each copy in the mean; they add up to one.
         ust_steps: first steps, in which the copied block stays frozen.
         schedule: optimiser settings of each copy; its ``steps`` count both parts.
     """
 
-    name: str
     pictures: PictureSet
     batch: int
     briefs: tuple[float, ...]
@@ -44,9 +43,18 @@ class TclStage:
     ust_steps: int
     schedule: Schedule
 
+    def __post_init__(self) -> None:
+        """Notice before hours of work what could not be averaged after them.
+
+        Raises:
+            ValueError: not one share for each copy, or they do not add up to one.
+        """
+        if len(self.shares) != len(self.briefs) or not math.isclose(sum(self.shares), 1):
+            raise ValueError(f"shares {self.shares} must be one for each of briefs {self.briefs} and add up to one")
+
     def copies(self) -> dict[str, float]:
         """Name and share of brief captions of each copy."""
-        return {f"{self.name}{letter}": brief for letter, brief in zip(ascii_lowercase, self.briefs, strict=False)}
+        return {f"tcl-{letter}": brief for letter, brief in zip(ascii_lowercase, self.briefs, strict=False)}
 
 
 def stage_losses(
@@ -70,35 +78,37 @@ def stage_losses(
 
 def train_tcl(
     tcl: TCL,
-    stages: Sequence[TclStage],
+    stage: TclStage,
     tokenizer: Tokenizer,
     templates: Sequence[str],
     seed: int,
     folder: Path,
     recipe: str,
 ) -> None:
-    """Minimise TCL's losses (see ``tcl_core.methods.tcl``), stage by stage, copy by copy; resumes from ``folder``."""
-    for number, stage in enumerate(stages):
-        start = _copy(tcl.state_dict())
-        ends = []
-        for name, brief in stage.copies().items():
-            tcl.load_state_dict(start)
-            losses, parameters = stage_losses(tcl, stage, brief, tokenizer, templates, seed + number)
-            train(name, tcl, parameters, stage.schedule, losses, folder, f"{name} of {recipe}")
-            ends.append(_copy(tcl.state_dict()))
-        tcl.load_state_dict(mean_of_states(ends, stage.shares))
+    """Minimise TCL's losses (see ``tcl_core.methods.tcl``), copy by copy; resumes from ``folder``."""
+    start = _copy(tcl.state_dict())
+    ends = []
+    for name, brief in stage.copies().items():
+        tcl.load_state_dict(start)
+        losses, parameters = stage_losses(tcl, stage, brief, tokenizer, templates, seed)
+        train(name, tcl, parameters, stage.schedule, losses, folder, f"{name} of {recipe}")
+        ends.append(_copy(tcl.state_dict()))
+    tcl.load_state_dict(mean_of_states(ends, stage.shares))
 
 
 def mean_of_states(states: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:
     """Weighted mean of tensors of the same names; what is no floating-point number is the first one's.
 
+    Args:
+        states: at least one.
+        shares: weight of each; they add up to one.
+
     Example:
         >>> mean_of_states([{"w": torch.tensor(1.0)}, {"w": torch.tensor(3.0)}], [0.5, 0.5])
         {'w': tensor(2.)}
     """
-    weights = torch.tensor(shares) / sum(shares)
     return {
-        name: torch.einsum("n,n...->...", weights, torch.stack([state[name] for state in states]))
+        name: sum((share * state[name] for share, state in zip(shares, states, strict=True)), torch.zeros_like(tensor))
         if tensor.is_floating_point()
         else tensor
         for name, tensor in states[0].items()
