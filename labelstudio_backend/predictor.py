@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from labelstudio_backend.labelling_config import Control, LabellingConfig
 from labelstudio_backend.model_options import ModelOptions
+from labelstudio_backend.one_label import one_label_from_scores
 from labelstudio_backend.planning import Corners, Plan
 from labelstudio_backend.prompts import Added
 from labelstudio_backend.results import overall_score, region_results
@@ -140,10 +142,12 @@ class Predictor:
         features = self._encode(key, picture)
         scores = self._scores(key, features, vocabulary)
         threshold = float(self.segmenter.settings()["background_threshold"])
-        label_map, score_map = label_map_from_scores(scores, vocabulary, threshold, features.size)
         values = list(known.values)
-        if plan.label is not None:
-            label_map = np.where(label_map == values.index(plan.label) + 1, label_map, 0)
+        if plan.label is None:
+            label_map, score_map = label_map_from_scores(scores, vocabulary, threshold, features.size)
+        else:
+            place = values.index(plan.label)
+            label_map, score_map = one_label_from_scores(scores, vocabulary, threshold, features.size, place)
         if plan.box is not None:
             label_map = np.where(_box_mask(plan.box, features.size), label_map, 0)
         background = plan.config.background_label
@@ -217,7 +221,7 @@ class Predictor:
                 # A clone, because a plane of the batch would keep all of it.
                 self._planes.put((key, prompt), plane.clone())
         return torch.stack(
-            [torch.stack([planes[prompt] for prompt in label.prompts]).amax(dim=0) for label in vocabulary.labels]
+            [reduce(torch.maximum, (planes[prompt] for prompt in label.prompts)) for label in vocabulary.labels]
         )
 
 

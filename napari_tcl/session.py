@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from napari_tcl.deciding import Contender, Decided, decide
 from tcl_core.errors import SettingsError
 from tcl_core.features import ImageFeatures
 from tcl_core.segmenter import Segmenter, label_map_from_scores
@@ -26,11 +27,8 @@ from tcl_core.vocabulary import Label, Vocabulary
 __all__ = ["PictureSession", "Progress", "ProgressCallback"]
 
 _PLANE_BYTES = 512 << 20
-# Pixels decided at once: few enough for the processor's cache, enough that calls cost little.
-_BLOCK = 1 << 15
 
 _Key = tuple[tuple[str, ...], str | None]
-_Decisive = tuple[_Key, float | None]
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class PictureSession:
         self._features: ImageFeatures | None = None
         self._scores: dict[_Key, Tensor] = {}
         self._planes: dict[_Key, NDArray[np.float32]] = {}
-        self._decided: _Decided | None = None
+        self._decided: Decided | None = None
         self.size: tuple[int, int] = (int(image.shape[0]), int(image.shape[1]))
 
     def encode(self, on_progress: ProgressCallback | None = None) -> None:
@@ -134,11 +132,11 @@ class PictureSession:
             if key not in kept:
                 kept[key] = _enlarge(score, self.size)
         self._planes = kept
-        labels = [(key, label.threshold) for key, label in zip(keys, vocabulary.labels, strict=True)]
+        labels: list[Contender] = [(key, label.threshold) for key, label in zip(keys, vocabulary.labels, strict=True)]
         floor = self._floor(vocabulary) if vocabulary.background else float("-inf")
         # What fails half-way leaves nothing behind that is half done.
         before, self._decided = self._decided, None
-        decided = _decide([kept[key] for key in keys], labels, floor, before)
+        decided = decide([kept[key] for key in keys], labels, floor, before)
         self._decided = decided
         label_map = decided.winner.astype(np.int32)
         score_map = np.where(decided.winner == 0, np.float32(0), decided.best)
@@ -200,49 +198,3 @@ def _enlarge(score: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
     """Resize a score map as `label_map_from_scores` does; returns float32 ``[H * W]``."""
     enlarged = F.interpolate(score[None, None].float(), size=size, mode="bilinear", align_corners=False)
     return np.asarray(enlarged.reshape(-1).numpy())
-
-
-@dataclass(frozen=True)
-class _Decided:
-    """An arg-max over some labels, which more labels can be added to.
-
-    Attributes:
-        labels: the labels in their order, each with its own threshold.
-        floor: height of the background plane, or minus infinity.
-        best: float32 ``[N]``, the highest score so far, at least ``floor``.
-        winner: unsigned ``[N]``; 0 for none, k for label k counted from 1.
-    """
-
-    labels: list[_Decisive]
-    floor: float
-    best: NDArray[np.float32]
-    winner: NDArray[Any]
-
-
-def _decide(
-    planes: list[NDArray[np.float32]], labels: list[_Decisive], floor: float, before: _Decided | None
-) -> _Decided:
-    """The arg-max of `label_map_from_scores` over planes ``[N]`` that have the picture's size already.
-
-    Plain comparisons and maxima over few pixels at a time, because those are what processors do many at once. Where
-    labels follow after those that were decided ``before``, they alone are compared, in its place: it must not be used
-    any more.
-    """
-    count = len(planes[0])
-    kind: Any = np.uint8 if len(planes) <= np.iinfo(np.uint8).max else np.uint16
-    if before is not None and before.floor == floor and before.labels == labels[: len(before.labels)]:
-        known, best, winner = len(before.labels), before.best, before.winner.astype(kind, copy=False)
-    else:
-        known, best, winner = 0, np.full(count, floor, dtype=np.float32), np.zeros(count, dtype=kind)
-    added = list(zip(np.arange(1, len(planes) + 1, dtype=kind), labels, planes, strict=True))[known:]
-    for start in range(0, count, _BLOCK):
-        block = slice(start, min(start + _BLOCK, count))
-        top, who = best[block], winner[block]
-        for number, (_, threshold), plane in added:
-            score = plane[block]
-            if threshold is not None:
-                score = np.where(score >= np.float32(threshold), score, np.float32(-np.inf))
-            # Numbers rise, so the greatest that ever won has won.
-            np.maximum(who, (score > top).view(np.uint8) * number, out=who)
-            np.maximum(top, score, out=top)
-    return _Decided(labels, floor, best, winner)

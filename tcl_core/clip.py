@@ -16,8 +16,13 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from tcl_core.errors import WeightsError
+from tcl_core.prefixes import prefix_tree
 
 __all__ = ["FrozenClip", "clip_config_from_state_dict", "diagonal_attention_block", "project_pixels"]
+
+# Attention grows with the square of a tree's nodes, so large ones gain nothing; small savings do not pay for the tree.
+_MOST_NODES = 1024
+_WORTH_SHARING = 0.75
 
 
 def diagonal_attention_block(block: nn.Module, tokens: Tensor) -> Tensor:
@@ -171,9 +176,18 @@ class FrozenClip(nn.Module):
         end = tokens.argmax(dim=-1)
         length = int(end.max()) + 1
         dtype = model.transformer.get_cast_dtype()
-        x = model.token_embedding(tokens[:, :length]).to(dtype) + model.positional_embedding[:length].to(dtype)
-        x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
-        x = x[torch.arange(len(x), device=x.device), end]
+        position = model.positional_embedding.to(dtype)
+        texts = [row[: last + 1] for row, last in zip(tokens.tolist(), end.tolist(), strict=True)]
+        tree = prefix_tree(texts)
+        if len(tree) <= min(_MOST_NODES, len(tokens) * length * _WORTH_SHARING):
+            nodes = torch.tensor([tree.tokens, tree.depths], device=tokens.device)
+            x = (model.token_embedding(nodes[0]).to(dtype) + position[nodes[1]])[None]
+            mask = tree.attention_mask().to(tokens.device)
+            x = model.ln_final(model.transformer(x, attn_mask=mask))[0, tree.ends]
+        else:
+            x = model.token_embedding(tokens[:, :length]).to(dtype) + position[:length]
+            x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+            x = x[torch.arange(len(x), device=x.device), end]
         projection = model.text_projection
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 

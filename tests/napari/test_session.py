@@ -65,36 +65,6 @@ def test_thresholds_give_what_a_new_run_gives(
     assert counter.steps == []
 
 
-@settings(max_examples=50)
-@given(
-    steps=st.lists(st.integers(1, 6), min_size=2, max_size=4),
-    thresholds=st.lists(st.none() | st.sampled_from([0.25, 0.5, 0.75]), min_size=6, max_size=6),
-    floor=st.sampled_from([float("-inf"), 0.0, 0.5]),
-    seed=st.integers(0, 9),
-)
-def test_labels_after_known_ones_change_nothing_else(
-    steps: list[int], thresholds: list[float | None], floor: float, seed: int
-) -> None:
-    # Few heights, so that there are ties.
-    planes = list((np.random.default_rng(seed).integers(0, 5, (6, 200)) / 4).astype(np.float32))
-    labels = [(((str(number),), None), threshold) for number, threshold in enumerate(thresholds)]
-    before = None
-    for count in steps:
-        before = session_module._decide(planes[:count], labels[:count], floor, before)
-        fresh = session_module._decide(planes[:count], labels[:count], floor, None)
-        assert np.array_equal(before.winner, fresh.winner)
-        assert np.array_equal(before.best, fresh.best)
-
-
-def test_winners_have_room_for_more_than_255_labels() -> None:
-    planes = list(np.linspace(0, 1, 300, dtype=np.float32)[:, None])
-    labels = [(((str(number),), None), None) for number in range(300)]
-    before = None
-    for count in (255, 256, 300):
-        before = session_module._decide(planes[:count], labels[:count], 0.0, before)
-        assert before.winner.tolist() == [count]
-
-
 def test_background_is_switched_while_a_label_is_added(segmenter: Segmenter, picture: NDArray[np.uint8]) -> None:
     session = PictureSession(segmenter, picture)
     session.segment(Vocabulary.from_options([*LABELS, "tree"]))
