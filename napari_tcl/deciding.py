@@ -96,8 +96,11 @@ def _move(before: Decided, planes: Sequence[NDArray[np.float32]], labels: list[C
     number = place + 1
     if new > old:
         lost = np.flatnonzero((winner == number) & (score < new))
-        again = decide([plane[lost] for plane in planes], labels, before.floor)
-        best[lost], winner[lost] = again.best, again.winner
+        # In parts, because all planes at all these pixels could be as much again as the planes.
+        for start in range(0, len(lost), _BLOCK):
+            part = lost[start : start + _BLOCK]
+            again = decide([plane[part] for plane in planes], labels, before.floor)
+            best[part], winner[part] = again.best, again.winner
         return decided
     wins = (score > best) | ((score == best) & (winner > number))
     wins &= (score >= new) & (score < old)

@@ -177,9 +177,10 @@ class FrozenClip(nn.Module):
         length = int(end.max()) + 1
         dtype = model.transformer.get_cast_dtype()
         position = model.positional_embedding.to(dtype)
-        texts = [row[: last + 1] for row, last in zip(tokens.tolist(), end.tolist(), strict=True)]
-        tree = prefix_tree(texts)
-        if len(tree) <= min(_MOST_NODES, len(tokens) * length * _WORTH_SHARING):
+        rows = tokens[:, :length].tolist()
+        texts = [row[: last + 1] for row, last in zip(rows, end.tolist(), strict=True)]
+        tree = prefix_tree(texts, most=int(min(_MOST_NODES, len(tokens) * length * _WORTH_SHARING)))
+        if tree is not None:
             nodes = torch.tensor([tree.tokens, tree.depths], device=tokens.device)
             x = (model.token_embedding(nodes[0]).to(dtype) + position[nodes[1]])[None]
             mask = tree.attention_mask().to(tokens.device)

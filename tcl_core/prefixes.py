@@ -46,14 +46,18 @@ class PrefixTree:
         return torch.from_numpy(np.where(seen, np.float32(0), np.float32(-np.inf)))
 
 
-def prefix_tree(texts: Sequence[Sequence[int]]) -> PrefixTree:
+def prefix_tree(texts: Sequence[Sequence[int]], most: int) -> PrefixTree | None:
     """Put texts into a tree.
 
     Args:
         texts: token ids, at least one each.
+        most: number of nodes that are not too many.
+
+    Returns:
+        The tree, or ``None`` if it would have more nodes.
 
     Example:
-        >>> tree = prefix_tree([[7, 1, 9], [7, 2, 9], [7, 1, 9]])
+        >>> tree = prefix_tree([[7, 1, 9], [7, 2, 9], [7, 1, 9]], most=5)
         >>> tree.tokens, tree.parents, tree.depths, tree.ends
         ([7, 1, 9, 2, 9], [-1, 0, 1, 0, 3], [0, 1, 2, 1, 2], [2, 4, 2])
     """
@@ -67,5 +71,7 @@ def prefix_tree(texts: Sequence[Sequence[int]]) -> PrefixTree:
                 tree.tokens.append(token)
                 tree.parents.append(parent)
                 tree.depths.append(depth)
+        if len(tree) > most:
+            return None
         tree.ends.append(node)
     return tree

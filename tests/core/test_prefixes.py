@@ -18,9 +18,10 @@ TEXTS = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1
 
 @given(TEXTS)
 def test_the_way_to_an_end_is_its_text_and_each_beginning_is_there_once(texts: list[list[int]]) -> None:
-    tree = prefix_tree(texts)
     beginnings = {tuple(text[: place + 1]) for text in texts for place in range(len(text))}
-    assert len(tree) == len(beginnings)
+    assert prefix_tree(texts, len(beginnings) - 1) is None
+    tree = prefix_tree(texts, len(beginnings))
+    assert tree is not None and len(tree) == len(beginnings)
     mask = tree.attention_mask()
     for text, end in zip(texts, tree.ends, strict=True):
         seen = (mask[end] == 0).nonzero().flatten().tolist()

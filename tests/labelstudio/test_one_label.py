@@ -13,7 +13,7 @@ from labelstudio_backend.one_label import one_label_from_scores
 from tcl_core.segmenter import label_map_from_scores
 from tcl_core.vocabulary import Label, Vocabulary
 
-LEVELS = st.none() | st.sampled_from([0.0, 0.25, 0.5, 0.9])
+LEVELS = st.none() | st.sampled_from([0.0, 0.25, 0.4, 0.5, 0.7])
 
 
 @settings(max_examples=150)
@@ -23,8 +23,9 @@ def test_it_is_the_decision_among_all(
 ) -> None:
     generator = np.random.default_rng(seed)
     # Few heights in few places, so that there are ties, and labels that are far from each other.
-    heights = generator.integers(0, 5, (len(thresholds), 6, 9)) / 4 * (generator.random((len(thresholds), 6, 9)) < 0.5)
-    scores = torch.from_numpy(heights.astype(np.float32))
+    levels = np.array([0, 0.25, 0.4, 0.5, 0.7, 1], dtype=np.float32)
+    heights = levels[generator.integers(0, len(levels), (len(thresholds), 6, 9))]
+    scores = torch.from_numpy(heights * (generator.random(heights.shape) < 0.5).astype(np.float32))
     labels = tuple(Label(f"label {index}", threshold=threshold) for index, threshold in enumerate(thresholds))
     vocabulary = Vocabulary(labels, background, floor if background else None)
     size = (coarse, 2 * coarse + 1)

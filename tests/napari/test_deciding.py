@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 
 import napari_tcl.deciding as module
 from napari_tcl.deciding import Contender, decide
+from tcl_core.segmenter import label_map_from_scores
+from tcl_core.vocabulary import Label, Vocabulary
 
-THRESHOLDS = st.none() | st.sampled_from([0.0, 0.25, 0.4, 0.5, 0.75, 1.0])
+THRESHOLDS = st.none() | st.sampled_from([0.0, 0.25, 0.4, 0.5, 0.7, 1.0])
 FLOORS = st.sampled_from([float("-inf"), 0.0, 0.5])
 
 
 def heights(seed: int) -> list[NDArray[np.float32]]:
-    """Planes of few heights, so that there are ties."""
-    return list((np.random.default_rng(seed).integers(0, 5, (6, 200)) / 4).astype(np.float32))
+    """Planes of few heights, so that there are ties, also with thresholds that no float32 equals."""
+    levels = np.array([0, 0.25, 0.4, 0.5, 0.7, 0.75, 1], dtype=np.float32)
+    return list(levels[np.random.default_rng(seed).integers(0, len(levels), (6, 200))])
 
 
 def contenders(thresholds: list[float | None]) -> list[Contender]:
@@ -57,6 +60,11 @@ def test_thresholds_that_move_one_by_one(
         assert decided.labels == labels
         assert np.array_equal(decided.winner, fresh.winner)
         assert np.array_equal(decided.best, fresh.best)
+        vocabulary = Vocabulary(
+            tuple(Label(str(number), threshold=value) for number, value in enumerate(thresholds)), floor > -1
+        )
+        expected, _ = label_map_from_scores(np.stack(planes)[:, None], vocabulary, floor, (1, 200))
+        assert np.array_equal(decided.winner, expected[0])
 
 
 def test_a_moved_threshold_looks_at_few_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
