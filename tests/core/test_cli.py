@@ -226,6 +226,7 @@ def test_models_list_names_the_embedded_one(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out.startswith("playground")
 
 
+@pytest.mark.slow
 def test_benchmarks_print_figures(place: Path, tiny_model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["benchmark", "polygons", "--maps", "2", "--quiet", "--picture", "p.png"]) in (0, 1)
     assert "IoU" in capsys.readouterr().out and (place / "p.png").is_file()

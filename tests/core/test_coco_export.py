@@ -195,6 +195,7 @@ def test_a_file_against_itself_is_perfect(tmp_path: Path, geometry: str, merge: 
         assert (label_map[mask] == annotation["category_id"]).all()
 
 
+@pytest.mark.slow
 def test_simplified_regions_pass_the_check(tmp_path: Path) -> None:
     maps = [blobs(seed, (48, 64)) for seed in range(6)]
     vocabulary = Vocabulary.from_options(["label 1", "label 2", "label 3", "label 4"])

@@ -257,6 +257,7 @@ def test_label_maps_do_not_depend_on_how_many_are_drawn():
         assert kind == other_kind and np.array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_benchmark_on_a_few_maps(tmp_path):
     figures = run(6, seed=35, progress=False)
     bars = {text: met for text, _, met in figures.bars()}

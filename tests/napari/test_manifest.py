@@ -43,6 +43,7 @@ def test_no_qt_binding_is_asked_for() -> None:
                 assert not {name.partition(".")[0] for name in names} & BINDINGS, path
 
 
+@pytest.mark.slow
 def test_python_api_needs_neither_napari_nor_qt() -> None:
     code = "import sys, napari_tcl, napari_tcl.engine, napari_tcl.writers; print(*sys.modules)"
     done = subprocess.run(
