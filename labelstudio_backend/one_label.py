@@ -8,12 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tcl_core.segmenter import label_map_from_scores
+from tcl_core.segmenter import SCORE_ROUNDING, label_map_from_scores
 from tcl_core.vocabulary import Vocabulary
 
 __all__ = ["one_label_from_scores"]
-
-_ROUNDING = 1e-5
 
 
 def one_label_from_scores(
@@ -34,16 +32,15 @@ def one_label_from_scores(
         int32 ``[H, W]``: ``place + 1`` where the label wins, else 0; and float32 ``[H, W]``: its score there, else 0.
     """
     threshold = vocabulary.labels[place].threshold
-    floor = vocabulary.background_threshold
-    floor = background_threshold if floor is None else floor
-    lowest = max(floor if vocabulary.background else -np.inf, -np.inf if threshold is None else threshold)
+    floor = vocabulary.floor(background_threshold)
+    lowest = floor if threshold is None else max(floor, threshold)
     # Interpolation stays between the four nearest values but for rounding.
-    strong = (scores[place] >= lowest - _ROUNDING).nonzero()
+    strong = (scores[place] >= lowest - SCORE_ROUNDING).nonzero()
     if not len(strong):
         return np.zeros(size, np.int32), np.zeros(size, np.float32)
     (top, left), (bottom, right) = strong.amin(dim=0).tolist(), strong.amax(dim=0).tolist()
     around = scores[:, max(top - 1, 0) : bottom + 2, max(left - 1, 0) : right + 2]
-    rivals = (around.amax(dim=(1, 2)) >= lowest - _ROUNDING).nonzero().flatten().tolist()
+    rivals = (around.amax(dim=(1, 2)) >= lowest - SCORE_ROUNDING).nonzero().flatten().tolist()
     kept = sorted({place, *rivals})
     part = replace(vocabulary, labels=tuple(vocabulary.labels[index] for index in kept))
     label_map, score_map = label_map_from_scores(scores[kept], part, background_threshold, size)

@@ -124,7 +124,7 @@ class PictureSession:
             self._planes.clear()
             self._decided = None
             label_map, score_map = label_map_from_scores(
-                torch.stack(scores), vocabulary, self._floor(vocabulary), self.size
+                torch.stack(scores), vocabulary, self._default_floor(), self.size
             )
             return Segmentation(label_map, score_map, vocabulary)
         kept = {key: plane for key, plane in self._planes.items() if key in keys}
@@ -133,7 +133,7 @@ class PictureSession:
                 kept[key] = _enlarge(score, self.size)
         self._planes = kept
         labels: list[Contender] = [(key, label.threshold) for key, label in zip(keys, vocabulary.labels, strict=True)]
-        floor = self._floor(vocabulary) if vocabulary.background else float("-inf")
+        floor = vocabulary.floor(self._default_floor())
         # What fails half-way leaves nothing behind that is half done.
         before, self._decided = self._decided, None
         decided = decide([kept[key] for key in keys], labels, floor, before)
@@ -184,9 +184,7 @@ class PictureSession:
             known.update((key, plane.clone()) for key, plane in zip(missing, scores, strict=True))
         self._scores = {_key(label, vocabulary): known[_key(label, vocabulary)] for label in vocabulary.labels}
 
-    def _floor(self, vocabulary: Vocabulary) -> float:
-        if vocabulary.background_threshold is not None:
-            return vocabulary.background_threshold
+    def _default_floor(self) -> float:
         return float(self.segmenter.settings()["background_threshold"])
 
 

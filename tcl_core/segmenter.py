@@ -31,14 +31,15 @@ from tcl_core.windows import merge_windows, split_windows, working_size
 if TYPE_CHECKING:
     from tcl_core.models import Model
 
-__all__ = ["Segmenter", "label_map_from_scores"]
+__all__ = ["SCORE_ROUNDING", "Segmenter", "label_map_from_scores"]
 
 _TEXT_CACHE_BYTES = 64 << 20
 # Score maps of all prompts at once would grow with the vocabulary; beyond this they are worked off in groups.
 _SCORE_BYTES = 256 << 20
 # Score maps made together: enough that fixed costs do not count, few enough that a cancelled work ends soon.
 _MAPS_TOGETHER = 64
-_ROUNDING = 1e-5
+SCORE_ROUNDING = 1e-5
+"""By how much a resized score can exceed the scores around it."""
 
 
 @dataclass(frozen=True)
@@ -401,15 +402,13 @@ def label_map_from_scores(
     planes = torch.as_tensor(scores)
     if planes.ndim != 3 or len(planes) != len(vocabulary.labels):
         raise ValueError(f"expected score maps [{len(vocabulary.labels)}, h, w], got {list(planes.shape)}")
-    if vocabulary.background_threshold is not None:
-        background_threshold = vocabulary.background_threshold
-    floor = background_threshold if vocabulary.background else float("-inf")
+    floor = vocabulary.floor(background_threshold)
     best = torch.full(size, floor, dtype=torch.float32, device=planes.device)
     winner = torch.zeros(size, dtype=torch.int32, device=planes.device)
     for number, (label, plane) in enumerate(zip(vocabulary.labels, planes, strict=True), start=1):
         lowest = floor if label.threshold is None else max(floor, label.threshold)
         # Interpolation exceeds no value by more than rounding, so most of a long vocabulary needs no more than this.
-        if float(plane.max()) < lowest - _ROUNDING:
+        if float(plane.max()) < lowest - SCORE_ROUNDING:
             continue
         score = F.interpolate(plane[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0]
         wins = score > best

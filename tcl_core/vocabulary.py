@@ -188,6 +188,20 @@ class Vocabulary:
         free = (colour for colour in default_colours() if colour not in own)
         return [label.colour if label.colour is not None else next(free) for label in self.labels]
 
+    def floor(self, default: float) -> float:
+        """Height of the background plane, minus infinity without background.
+
+        Args:
+            default: the model's own, where the vocabulary says none.
+
+        Examples:
+            >>> Vocabulary((Label("cat"),)).floor(0.4), Vocabulary((Label("cat"),), background=False).floor(0.4)
+            (0.4, -inf)
+        """
+        if not self.background:
+            return float("-inf")
+        return default if self.background_threshold is None else self.background_threshold
+
     def to_dict(self) -> dict[str, Any]:
         """The vocabulary as plain data in the form of a label file, fit for JSON."""
         background: bool | float = self.background

@@ -13,7 +13,7 @@ from napari_tcl.deciding import Contender, decide
 from tcl_core.segmenter import label_map_from_scores
 from tcl_core.vocabulary import Label, Vocabulary
 
-THRESHOLDS = st.none() | st.sampled_from([0.0, 0.25, 0.4, 0.5, 0.7, 1.0])
+THRESHOLDS = st.none() | st.sampled_from([0.0, 0.25, 0.4, 0.5, 0.7, 0.75, 1.0])
 FLOORS = st.sampled_from([float("-inf"), 0.0, 0.5])
 
 
@@ -28,11 +28,16 @@ def contenders(thresholds: list[float | None]) -> list[Contender]:
 
 
 @settings(max_examples=50)
-@given(st.lists(st.integers(1, 6), min_size=2, max_size=4), st.lists(THRESHOLDS, min_size=6, max_size=6), FLOORS)
+@given(
+    st.lists(st.integers(1, 6), min_size=2, max_size=4),
+    st.lists(THRESHOLDS, min_size=6, max_size=6),
+    FLOORS,
+    st.integers(0, 9),
+)
 def test_labels_after_known_ones_change_nothing_else(
-    steps: list[int], thresholds: list[float | None], floor: float
+    steps: list[int], thresholds: list[float | None], floor: float, seed: int
 ) -> None:
-    planes, labels = heights(0), contenders(thresholds)
+    planes, labels = heights(seed), contenders(thresholds)
     before = None
     for count in steps:
         before = decide(planes[:count], labels[:count], floor, before)
