@@ -9,7 +9,7 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from tcl_core.clip import FrozenClip, clip_config_from_state_dict, diagonal_attention_block
+from tcl_core.clip import FrozenClip, attention_block, clip_config_from_state_dict, diagonal_attention_block
 from tcl_core.errors import WeightsError
 
 
@@ -99,16 +99,33 @@ def test_diagonal_block_gives_the_unused_queries_and_keys_a_zero_gradient() -> N
     assert gradient[48:].abs().max() > 0
 
 
-def test_blocks_that_take_the_sequence_first() -> None:
+@pytest.mark.parametrize("variant", [{}, {"quick_gelu": True}, {"head_width": 24}, {"ls_init_value": 0.5}], ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_block_is_the_block_in_value_and_gradient(variant: dict[str, Any], causal: bool) -> None:
+    block = build(**variant).visual.transformer.resblocks[0]
+    mask = torch.full((7, 7), float("-inf")).triu(1) if causal else None
+    one = torch.randn(3, 7, 24, requires_grad=True)
+    other = one.detach().clone().requires_grad_()
+    ours, theirs = attention_block(block, one, mask), block(other, attn_mask=mask)
+    torch.testing.assert_close(ours, theirs)
+    for result in (ours, theirs):
+        result.square().sum().backward()
+    torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_blocks_that_take_the_sequence_first(training: bool) -> None:
     """Older open_clip releases build their blocks so."""
     model = build()
-    clip, image = FrozenClip(model), torch.randn(2, 3, 32, 24)
-    expected = clip.encode_image(image)
+    clip, image = FrozenClip(model), torch.randn(2, 3, 32, 24, requires_grad=training)
+    with torch.set_grad_enabled(training):
+        expected = clip.encode_image(image)
     for index, block in enumerate(model.visual.transformer.resblocks):
         turned = ResidualAttentionBlock(24, 3, batch_first=False).eval()
         turned.load_state_dict(block.state_dict())
         model.visual.transformer.resblocks[index] = turned
-    torch.testing.assert_close(clip.encode_image(image), expected, rtol=1e-4, atol=1e-5)
+    with torch.set_grad_enabled(training):
+        torch.testing.assert_close(clip.encode_image(image), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_tokens_and_dense_features_have_the_documented_shapes() -> None:

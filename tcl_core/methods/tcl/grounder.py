@@ -6,13 +6,13 @@ Sub-module names follow the released checkpoints, so that a state dict can be ex
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcl_core.clip import FrozenClip, diagonal_attention_block, project_pixels
+from tcl_core.clip import FrozenClip, diagonal_attention_block, project_pixels, run_block
 from tcl_core.methods.tcl.config import TCLConfig
 
 __all__ = ["Decoder", "GatedConv", "Grounder", "ImageEncoder", "SimilarityToMask", "cosine_maps"]
@@ -127,10 +127,7 @@ class Backbone(nn.Module):
         """``[B, 1 + hw, C]`` to ``[B, hw, C]``; the class token is dropped."""
         *lower, last = list(cast(nn.ModuleDict, self.transformer["resblocks"]).values())
         for block in lower:
-            if cast(Any, block).attn.batch_first:
-                tokens = block(tokens)
-            else:
-                tokens = block(tokens.transpose(0, 1)).transpose(0, 1)
+            tokens = run_block(block, tokens)
         return diagonal_attention_block(last, tokens[:, 1:])
 
 
