@@ -10,19 +10,18 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-__all__ = ["Schedule", "attention_backends", "learning_rate", "step_generators", "train"]
-
-_FEW_PIXELS = 100
+__all__ = ["Schedule", "half_precision", "learning_rate", "step_generators", "train"]
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,20 @@ def step_generators(seed: int, step: int) -> tuple[np.random.Generator, torch.Ge
     return rng, torch.Generator().manual_seed(int(rng.integers(2**31)))
 
 
-def attention_backends(side: int) -> list[SDPBackend]:
-    """Attention kernels for pictures of ``side`` pixels on a CPU, where the fused one is slower for few tokens."""
-    return [SDPBackend.MATH] if side < _FEW_PIXELS else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+@contextmanager
+def half_precision() -> Iterator[None]:
+    """Compute in bfloat16 on a CPU, attention too.
+
+    PyTorch's fused attention is the slower one here, for tens as for hundreds of tokens, and its plain one computes in
+    float32 unless it is told that bfloat16 will do.
+    """
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def _save(path: Path, content: dict[str, object]) -> None:

@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from training.loop import Schedule, learning_rate, step_generators, train
+from training.loop import Schedule, half_precision, learning_rate, step_generators, train
 
 SCHEDULE = Schedule(steps=30, lr=0.05, min_lr=0.001, warmup=5)
 
@@ -63,6 +64,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path) -> None:
             tmp_path,
             "bad",
         )
+
+
+def test_half_precision_reaches_attention_and_ends_with_it() -> None:
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed
+    before = allowed()
+    query, key, value = torch.randn(3, 2, 4, 65, 32).unbind()
+    expected = F.scaled_dot_product_attention(query, key, value)
+    with pytest.raises(KeyboardInterrupt), half_precision():
+        assert allowed()
+        half = [part.bfloat16() for part in (query, key, value)]
+        torch.testing.assert_close(F.scaled_dot_product_attention(*half).float(), expected, rtol=0.05, atol=0.02)
+        assert (query[0, 0] @ key[0, 0].T).dtype == torch.bfloat16
+        raise KeyboardInterrupt
+    assert allowed() == before
+    assert (query[0, 0] @ key[0, 0].T).dtype == torch.float32
 
 
 def test_learning_rate_rises_and_falls() -> None:

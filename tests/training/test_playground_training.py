@@ -16,7 +16,15 @@ from tcl_core.vocabulary import Vocabulary
 from tcl_core.weights.modelfile import read_model_file
 from training.loop import Schedule
 from training.playground.__main__ import run
-from training.playground.clip import _collages, _embed_pictures, _tiles, build_clip, clip_losses, whiten
+from training.playground.clip import (
+    _collages,
+    _embed_pictures,
+    _tiles,
+    build_clip,
+    clip_losses,
+    embed_captions,
+    whiten,
+)
 from training.playground.data import Captions, PictureSet, draw_pictures
 from training.playground.debias import colour_axes
 from training.playground.estimate import estimate
@@ -68,6 +76,24 @@ def test_the_contrastive_loss_prefers_the_right_pairs() -> None:
     both = clip_losses(model, images, [tokens], local_weight=0.5)
     assert both["total"].item() == pytest.approx(both["global"].item() + 0.5 * both["local"].item(), rel=1e-5)
     assert both["global"].item() == pytest.approx(alone["global"].item(), rel=1e-5)
+
+
+def test_captions_are_embedded_as_open_clip_does() -> None:
+    """Repeated ones, short ones, and one of the whole length; the gradient too."""
+    model = build_clip(clip_config(60, 16), seed=0)
+    captions = torch.zeros(24, 16, dtype=torch.int64)
+    for row, end in enumerate([*range(1, 16), *range(3, 12)]):
+        captions[row, :end] = torch.randint(1, 59, (end,))
+        captions[row, end] = 59
+    captions[20], captions[5] = captions[2], captions[17]
+    gradients = []
+    for embed in (embed_captions, lambda model, rows: model.encode_text(rows, normalize=True)):
+        model.zero_grad()
+        embedded = embed(model, captions)
+        (embedded @ torch.linspace(-1, 1, 192)).square().sum().backward()
+        gradients.append((embedded, model.token_embedding.weight.grad, model.positional_embedding.grad))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_patches_of_a_collage_come_back_to_their_picture() -> None:

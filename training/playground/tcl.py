@@ -10,11 +10,10 @@ from string import ascii_lowercase
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import sdpa_kernel
 
 from tcl_core.methods.tcl import TCL
 from tcl_core.tokenizer import Tokenizer
-from training.loop import Schedule, attention_backends, step_generators, train
+from training.loop import Schedule, half_precision, step_generators, train
 from training.playground.data import Captions, PictureSet, draw_pictures
 
 __all__ = ["TclStage", "mean_of_states", "stage_losses", "train_tcl"]
@@ -70,7 +69,7 @@ def stage_losses(
         tcl.set_stage("ust" if step < stage.ust_steps else "full")
         rng, generator = step_generators(seed, step)
         images, captions = draw_pictures(stage.pictures).batch(rng, stage.batch, tokenizer, how)
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(attention_backends(images.shape[-1])):
+        with half_precision():
             return tcl.losses(images, captions[0], generator=generator)
 
     return losses, parameters
