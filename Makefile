@@ -18,6 +18,11 @@ REQUIREMENTS := pyproject.toml constraints.txt
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
+# Without it, training gives its memory back to the system after every step, and waits for it in the next.
+COMMA := ,
+JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2 /usr/lib64/libjemalloc.so.2))
+KEEP_MEMORY := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=dirty_decay_ms:-1$(COMMA)muzzy_decay_ms:-1)
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-quick lint format docs benchmark train-playground clean
 
@@ -63,7 +68,7 @@ benchmark: $(INSTALLED) ## measure polygons and speed on this machine
 	$(BIN)/tcl-annotate benchmark segment
 
 train-playground: $(INSTALLED) ## train the embedded model again (under two hours on two cores)
-	$(BIN)/python -m training.playground
+	$(KEEP_MEMORY) $(BIN)/python -m training.playground
 
 clean: ## remove the environment and what was made (a training in build/playground stays)
 	rm -rf "$(VENV)" "$(OUT)" build/docs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
