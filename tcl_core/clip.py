@@ -25,6 +25,7 @@ __all__ = [
     "diagonal_attention_block",
     "project_pixels",
     "run_block",
+    "text_at_ends",
 ]
 
 # Attention grows with the square of a tree's nodes, so large ones gain nothing; small savings do not pay for the tree.
@@ -92,6 +93,28 @@ def run_block(block: nn.Module, tokens: Tensor) -> Tensor:
     if cast(Any, block).attn.batch_first:
         return cast(Tensor, block(tokens))
     return cast(Tensor, block(tokens.transpose(0, 1))).transpose(0, 1)
+
+
+def text_at_ends(model: nn.Module, tokens: Tensor, ends: Tensor) -> Tensor:
+    """What a causal text tower says at each text's end, before the projection.
+
+    No token sees a later one, so what follows the end of the longest text (a few words of 77) changes nothing and is
+    left out.
+
+    Args:
+        model: an ``open_clip`` CLIP with a causal text tower of width C.
+        tokens: token ids int64 ``[N, L]``.
+        ends: place of each text's last token, int64 ``[N]``.
+
+    Returns:
+        float ``[N, C]``.
+    """
+    parts = cast(Any, model)
+    length = int(ends.max()) + 1
+    dtype = parts.transformer.get_cast_dtype()
+    x = parts.token_embedding(tokens[:, :length]).to(dtype) + parts.positional_embedding[:length].to(dtype)
+    x = parts.ln_final(parts.transformer(x, attn_mask=parts.attn_mask[:length, :length]))
+    return cast(Tensor, x[torch.arange(len(x), device=x.device), ends])
 
 
 def project_pixels(features: Tensor, norm: nn.Module, projection: Tensor) -> Tensor:
@@ -220,7 +243,6 @@ class FrozenClip(nn.Module):
         model = cast(Any, self.model)
         if model.text_pool_type != "argmax" or model.attn_mask is None:
             return model.encode_text(tokens)
-        # No token sees a later one, so what follows the end of the longest text (a few words of 77) changes nothing.
         end = tokens.argmax(dim=-1)
         length = int(end.max()) + 1
         dtype = model.transformer.get_cast_dtype()
@@ -234,9 +256,7 @@ class FrozenClip(nn.Module):
             mask = tree.attention_mask().to(tokens.device)
             x = model.ln_final(model.transformer(x, attn_mask=mask))[0, tree.ends]
         else:
-            x = model.token_embedding(tokens[:, :length]).to(dtype) + position[:length]
-            x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
-            x = x[torch.arange(len(x), device=x.device), end]
+            x = text_at_ends(model, tokens, end)
         projection = model.text_projection
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcl_core.clip import FrozenClip, attention_block
+from tcl_core.clip import FrozenClip, run_block, text_at_ends
 from tcl_core.tokenizer import Tokenizer
 from training.loop import Schedule, half_precision, step_generators, train
 from training.playground.data import Captions, PictureSet, draw_pictures
@@ -100,7 +100,7 @@ def _embed_pictures(
     tokens = torch.cat([visual.class_embedding.expand(len(images), 1, -1), patches], dim=1) + position
     tokens = visual.ln_pre(tokens)
     for block in visual.transformer.resblocks:
-        tokens = attention_block(block, tokens)
+        tokens = run_block(block, tokens)
     tokens = visual.ln_post(tokens)[:, 1:]
     tokens = tokens.unflatten(1, grid).roll((-shift[0], -shift[1]), dims=(1, 2)).flatten(1, 2)
     tokens = _tiles(tokens, grid, collage)
@@ -125,11 +125,7 @@ def embed_captions(model: open_clip.CLIP, captions: Tensor) -> Tensor:
     order = ends.argsort(stable=True)
     parts = []
     for chosen in order.chunk(2):
-        length = int(ends[chosen].max()) + 1
-        x = model.token_embedding(unique[chosen, :length]) + model.positional_embedding[:length]
-        for block in model.transformer.resblocks:
-            x = attention_block(block, x, model.attn_mask[:length, :length])
-        parts.append(model.ln_final(x)[torch.arange(len(x)), ends[chosen]] @ model.text_projection)
+        parts.append(text_at_ends(model, unique[chosen], ends[chosen]) @ model.text_projection)
     return F.normalize(torch.cat(parts)[order.argsort()[place]], dim=-1)
 
 
