@@ -53,6 +53,21 @@ def test_info_nce_against_loops(offset: int) -> None:
     assert float(actual) == pytest.approx(reference_info_nce(rows, columns, 7.0, offset), rel=1e-12)
 
 
+def test_info_nce_counts_pairs_as_often_as_their_weights_say() -> None:
+    rng = np.random.default_rng(0)
+    rows, columns = rng.uniform(-1, 1, (2, 3, 5))
+    weights = rng.integers(0, 4, (2, 3, 5)) / 3
+    expected = 0.0
+    for logits, counted in zip((7 * rows, 7 * columns), weights, strict=True):
+        np.fill_diagonal(counted[:, 2:], 1)
+        for b, (row, weight) in enumerate(zip(logits, counted, strict=True)):
+            expected -= row[b + 2] - np.log(sum(w * np.exp(value) for value, w in zip(row, weight, strict=True)))
+    scale = torch.tensor(7.0, dtype=torch.double)
+    row_weights, column_weights = torch.tensor(weights)
+    actual = info_nce(torch.tensor(rows), torch.tensor(columns), scale, 2, (row_weights, column_weights))
+    assert float(actual) == pytest.approx(expected / 6, rel=1e-12)
+
+
 def test_info_nce_of_one_pair_is_zero() -> None:
     one = torch.tensor([[0.3]])
     assert float(info_nce(one, one, torch.tensor(14.0))) == 0

@@ -210,6 +210,21 @@ def test_weights_and_prior_come_from_the_settings() -> None:
     assert other["total"] == pytest.approx(sum(value for name, value in other.items() if "loss" in name), rel=1e-6)
 
 
+def test_pairs_that_never_count_split_the_batch() -> None:
+    tcl, images, tokens = small_tcl(), random_images(4), captions(4)
+    noise = torch.full((4, 16, 20), 0.5)
+    halves = [numbers(tcl.losses(images[part], tokens[part], noise=noise[part])) for part in (slice(2), slice(2, 4))]
+    apart = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2))
+    together = numbers(tcl.losses(images, tokens, noise=noise, negatives=apart))
+    for name in ("tcli_loss", "tclf_loss", "neg_area_loss", "tv_img_loss", "mask", "neg_mask"):
+        assert together[name] == pytest.approx((halves[0][name] + halves[1][name]) / 2, rel=1e-4)
+    everything = numbers(tcl.losses(images, tokens, noise=noise))
+    assert numbers(tcl.losses(images, tokens, noise=noise, negatives=torch.ones(4, 4))) == pytest.approx(everything)
+    assert everything["tcli_loss"] != pytest.approx(together["tcli_loss"], rel=1e-2)
+    with pytest.raises(ValueError, match="negatives have shape"):
+        tcl.losses(images, tokens, negatives=apart[:2])
+
+
 def test_one_pair_alone() -> None:
     """There is nothing to contrast with, and no mask of another pair."""
     losses = numbers(small_tcl().losses(random_images(1), captions(1)))

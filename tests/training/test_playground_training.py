@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from tcl_core.clip import FrozenClip
+from tcl_core.methods.base import WindowEmbeddings
+from tcl_core.methods.tcl import TCL
 from tcl_core.models import load_model
-from tcl_core.playground import COLOURS, KINDS, caption_words, is_held_out
+from tcl_core.playground import COLOURS, caption_words, is_held_out
 from tcl_core.segmenter import Segmenter
 from tcl_core.templates import get_templates
 from tcl_core.tokenizer import WordTokenizer
@@ -25,8 +27,8 @@ from training.playground.clip import (
     embed_captions,
     whiten,
 )
-from training.playground.data import Captions, PictureSet, draw_pictures
-from training.playground.debias import colour_axes
+from training.playground.data import Captions, Pictures, PictureSet, draw_pictures
+from training.playground.debias import colour_axes, grounded
 from training.playground.estimate import estimate
 from training.playground.recipe import RECIPE, Recipe, clip_config
 
@@ -76,6 +78,28 @@ def test_the_contrastive_loss_prefers_the_right_pairs() -> None:
     both = clip_losses(model, images, [tokens], local_weight=0.5)
     assert both["total"].item() == pytest.approx(both["global"].item() + 0.5 * both["local"].item(), rel=1e-5)
     assert both["global"].item() == pytest.approx(alone["global"].item(), rel=1e-5)
+
+
+def test_weighted_negatives_count_as_often_as_they_should() -> None:
+    """Against the loss written out: the share of a match among all that count."""
+    model = build_clip(clip_config(60, 16), seed=0)
+    images = torch.randn(6, 3, 48, 48)
+    tokens = torch.randint(1, 59, (6, 16))
+    weights = torch.rand(6, 6).round(decimals=1)
+    weights[0, 1:] = weights[2, 4] = 0
+    weights.fill_diagonal_(1)
+    terms = clip_losses(model, images, [tokens], negatives=[weights])
+    with torch.no_grad():
+        image = _embed_pictures(model, images, 1, (0, 0))[0]
+        cosine = image @ model.encode_text(tokens, normalize=True).T
+    counted = weights * (cosine.double() * terms["scale"].item()).exp()
+    match = counted.diagonal()
+    expected = -((match / counted.sum(dim=1)).log().mean() + (match / counted.sum(dim=0)).log().mean()) / 2
+    assert terms["total"].item() == pytest.approx(expected.item(), rel=2e-2)
+    terms["total"].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    ones = clip_losses(model, images, [tokens], negatives=[torch.ones(6, 6)])
+    assert ones["total"].item() == pytest.approx(clip_losses(model, images, [tokens])["total"].item(), rel=1e-6)
 
 
 def test_captions_are_embedded_as_open_clip_does() -> None:
@@ -132,24 +156,35 @@ def _short(recipe: Recipe) -> Recipe:
         for index, phase in enumerate(recipe.clip_phases)
     )
     stage = dataclasses.replace(recipe.tcl_stage, pictures=TINY, batch=4, ust_steps=1, schedule=short)
-    return dataclasses.replace(recipe, clip_phases=phases, tcl_stage=stage)
+    return dataclasses.replace(recipe, clip_phases=phases, tcl_stage=stage, debias_pictures=200)
 
 
-def test_held_out_combinations_take_no_part_in_the_colours_directions() -> None:
+def test_colours_directions_come_from_training_pictures_alone() -> None:
     tokenizer = WordTokenizer(caption_words(), 16)
-    said: list[str] = []
-
-    class Recorder(WordTokenizer):
-        def __call__(self, texts):
-            said.extend(texts)
-            return super().__call__(texts)
-
-    clip = FrozenClip(build_clip(clip_config(tokenizer.vocab_size, 16), seed=0))
-    axes = colour_axes(clip, Recorder(caption_words(), 16), 3)
+    tcl = TCL(FrozenClip(build_clip(clip_config(tokenizer.vocab_size, 16), seed=0)), RECIPE.tcl)
+    axes = colour_axes(tcl, tokenizer, TINY, 120, 3)
     assert axes.shape == (3, 192) and torch.allclose(axes @ axes.T, torch.eye(3), atol=1e-5)
-    pairs = [tuple(text.removeprefix("a ").split()) for text in said if len(text.split()) == 3]
-    assert len(pairs) == sum(not is_held_out(kind, colour) for kind in KINDS for colour in COLOURS)
-    assert not any(is_held_out(kind, colour) for colour, kind in pairs)
+    pairs = {(kind, colour) for colour, kind, _ in grounded(tcl, tokenizer, draw_pictures(TINY, workers=1))}
+    assert pairs and not any(is_held_out(kind, colour) for kind, colour in pairs)
+
+
+def test_a_thing_is_seen_where_its_mask_is() -> None:
+    """A grounder that finds nothing but the left half, where all embeddings are the caption's."""
+    tokenizer = WordTokenizer(caption_words(), 16)
+    tcl = TCL(FrozenClip(build_clip(clip_config(tokenizer.vocab_size, 16), seed=0)), RECIPE.tcl)
+    pictures = draw_pictures(TINY, workers=1)
+    index = next(i for i, scene in enumerate(pictures.scenes) if len(scene.objects) == 1)
+    thing = pictures.scenes[index].objects[0]
+    with torch.no_grad():
+        text = torch.nn.functional.normalize(
+            tcl.clip.encode_text(tokenizer([f"a {thing.colour} {thing.kind}"])), dim=-1
+        )
+    planted = text[0][None, :, None, None].repeat(1, 1, 8, 8)
+    planted[..., 4:] *= -1
+    tcl.embed_windows = lambda _: WindowEmbeddings(planted, planted, (32, 32), (32, 32), (0, 0))
+    (found,) = grounded(tcl, tokenizer, Pictures(pictures.images[index : index + 1], [pictures.scenes[index]]))
+    assert found[:2] == (thing.colour, thing.kind)
+    torch.testing.assert_close(found[2], text[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shares", [(1.0,), (0.5, 0.6), (0.5, 0.25, 0.25)])

@@ -73,7 +73,9 @@ def run(recipe: Recipe, folder: Path, out: Path) -> str:
         metadata,
         tcl.learned_state_dict(),
         model.state_dict(),
-        debiasing_axes=colour_axes(clip, tokenizer, recipe.debias_axes),
+        debiasing_axes=colour_axes(
+            tcl, tokenizer, recipe.tcl_stage.pictures, recipe.debias_pictures, recipe.debias_axes
+        ),
         half=True,
     )
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tcl_core.clip import FrozenClip, run_block, text_at_ends
+from tcl_core.methods.tcl.losses import info_nce
 from tcl_core.tokenizer import Tokenizer
 from training.loop import Schedule, half_precision, step_generators, train
 from training.playground.data import Captions, PictureSet, draw_pictures
@@ -50,6 +51,7 @@ class ClipPhase:
         views: the steps take them in turn.
         captions: captions per picture and step; each makes a contrastive loss of its own.
         brief: share of captions that name one object and say nothing else.
+        balanced: whether negatives are weighted, see ``training.playground.negatives``.
         local_weight: weight of the local contrastive loss, see ``clip_losses``.
         schedule: optimiser settings.
     """
@@ -58,6 +60,7 @@ class ClipPhase:
     views: tuple[View, ...]
     captions: int
     brief: float
+    balanced: bool
     local_weight: float
     schedule: Schedule
 
@@ -150,6 +153,7 @@ def clip_losses(
     local_weight: float = 0.0,
     collage: int = 1,
     shift: tuple[int, int] = (0, 0),
+    negatives: Sequence[Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Symmetric InfoNCE (CLIP, arXiv 2103.00020), averaged over the captions of each picture.
 
@@ -168,6 +172,8 @@ def clip_losses(
         local_weight: weight of the local term; 0 leaves it out.
         collage: pictures on each side of a collage; its square divides B. 1 shows the pictures one by one.
         shift: of the collage, in patches down and to the right.
+        negatives: float32 ``[B, B]`` for each of ``captions``, pictures by captions: how often each pair counts, from
+            0 to 1, and 1 for those that match; ``None`` counts each once.
 
     Returns:
         ``total``, the terms ``global`` and ``local``, and the contrastive ``scale``, scalars.
@@ -176,22 +182,20 @@ def clip_losses(
         image, patches = _embed_pictures(model, images, collage, shift)
         text = embed_captions(model, torch.cat(list(captions)))
     scale = model.logit_scale.clamp(max=math.log(_MAX_SCALE)).exp()
-    target = torch.arange(len(images))
     global_terms, local_terms = [], []
-    for part in text.float().chunk(len(captions)):
-        global_terms.append(_info_nce(scale * image.float() @ part.T, target))
+    for number, part in enumerate(text.float().chunk(len(captions))):
+        weights = None if negatives is None else (negatives[number], negatives[number].T)
+        cosine = image.float() @ part.T
+        global_terms.append(info_nce(cosine, cosine.T, scale, weights=weights))
         if local_weight > 0:
-            local_terms.append(_info_nce(scale * _local_similarity(patches.float(), part), target))
+            cosine = _local_similarity(patches.float(), part)
+            local_terms.append(info_nce(cosine, cosine.T, scale, weights=weights))
     total = global_term = torch.stack(global_terms).mean()
     losses = {"global": global_term, "scale": scale}
     if local_terms:
         losses["local"] = torch.stack(local_terms).mean()
         total = total + local_weight * losses["local"]
     return losses | {"total": total}
-
-
-def _info_nce(logits: Tensor, target: Tensor) -> Tensor:
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def whiten(features: Tensor, size: int, seed: int, floor: float = 1e-3) -> Tensor:
@@ -246,15 +250,18 @@ def phase_losses(
     model: open_clip.CLIP, phase: ClipPhase, tokenizer: Tokenizer, templates: Sequence[str], seed: int
 ) -> Callable[[int], dict[str, Tensor]]:
     """What computes `clip_losses` of a step of a phase, on pictures that are drawn when a step first needs them."""
-    how = Captions(tuple(templates), phase.captions, phase.brief)
+    how = Captions(tuple(templates), phase.captions, phase.brief, phase.balanced)
 
     def losses(step: int) -> dict[str, Tensor]:
         rng, _ = step_generators(seed, step)
         view = phase.views[step % len(phase.views)]
-        images, captions = draw_pictures(view.pictures).batch(rng, view.batch, tokenizer, how)
+        batch = draw_pictures(view.pictures).batch(rng, view.batch, tokenizer, how)
         side = view.collage * view.pictures.size // model.visual.patch_size[0]
         down, right = rng.integers(0, side, 2) if view.collage > 1 else (0, 0)
-        return clip_losses(model, images, captions, phase.local_weight, view.collage, (int(down), int(right)))
+        shift = (int(down), int(right))
+        return clip_losses(
+            model, batch.images, batch.captions, phase.local_weight, view.collage, shift, batch.negatives
+        )
 
     return losses
 
@@ -277,8 +284,8 @@ def train_clip(
         if number == 0 and not (folder / f"{phase.name}.ckpt").exists():
             how = Captions(tuple(templates), 2, phase.brief)
             first = draw_pictures(phase.views[0].pictures)
-            images, captions = first.batch(np.random.default_rng(seed), 1500, tokenizer, how)
-            _whiten_towers(model, images, torch.cat(captions), seed)
+            batch = first.batch(np.random.default_rng(seed), 1500, tokenizer, how)
+            _whiten_towers(model, batch.images, torch.cat(batch.captions), seed)
 
         losses = phase_losses(model, phase, tokenizer, templates, seed + number)
         train(phase.name, model, list(model.parameters()), phase.schedule, losses, folder, so_far)

@@ -7,8 +7,9 @@ away as soon as a scene is drawn.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from multiprocessing import get_context
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from tqdm import tqdm
 
 from tcl_core.playground import Scene, caption, draw_scene, scene_rng
 from tcl_core.tokenizer import Tokenizer
+from training.playground.negatives import colours_met, negative_weights
 
-__all__ = ["WORKERS", "Captions", "Pictures", "PictureSet", "draw_picture", "draw_pictures", "normalise"]
+__all__ = ["WORKERS", "Batch", "Captions", "Pictures", "PictureSet", "draw_picture", "draw_pictures", "normalise"]
 
 WORKERS = 2
 """Processes that draw."""
@@ -56,11 +58,28 @@ class Captions:
         templates: prompt templates that captions use now and then.
         per_picture: captions per picture and step.
         brief: share of captions that name one object and say nothing else.
+        balanced: whether negatives are weighted, see ``training.playground.negatives``.
     """
 
     templates: tuple[str, ...]
     per_picture: int = 1
     brief: float = 0.2
+    balanced: bool = False
+
+
+class Batch(NamedTuple):
+    """What a step sees.
+
+    Attributes:
+        images: float32 ``[B, 3, S, S]``, normalised.
+        captions: token ids int64 ``[B, L]``, once for each caption of a picture.
+        negatives: float32 ``[B, B]`` for each of ``captions``, pictures by captions: how often each pair counts as
+            one that does not match; ``None`` counts each once.
+    """
+
+    images: Tensor
+    captions: list[Tensor]
+    negatives: list[Tensor] | None
 
 
 @dataclass
@@ -78,9 +97,7 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def batch(
-        self, rng: np.random.Generator, size: int, tokenizer: Tokenizer, captions: Captions
-    ) -> tuple[Tensor, list[Tensor]]:
+    def batch(self, rng: np.random.Generator, size: int, tokenizer: Tokenizer, captions: Captions) -> Batch:
         """Draw a batch with fresh captions.
 
         Args:
@@ -88,16 +105,20 @@ class Pictures:
             size: batch size B.
             tokenizer: turns captions into ids.
             captions: how captions are drawn.
-
-        Returns:
-            Pictures float32 ``[B, 3, S, S]``, normalised, and token ids int64 ``[B, L]`` for each of the captions.
         """
         chosen = rng.choice(len(self), size, replace=False)
         texts = [
             [caption(rng, self.scenes[int(i)], captions.templates, captions.brief) for i in chosen]
             for _ in range(captions.per_picture)
         ]
-        return normalise(self.images[chosen]), [tokenizer(part) for part in texts]
+        scenes = [self.scenes[int(i)] for i in chosen]
+        negatives = [negative_weights(scenes, part, self.met) for part in texts] if captions.balanced else None
+        return Batch(normalise(self.images[chosen]), [tokenizer(part) for part in texts], negatives)
+
+    @cached_property
+    def met(self) -> NDArray[np.bool_]:
+        """Which kinds captions can name in which colours, bool ``[kinds, colours]``."""
+        return colours_met(self.scenes)
 
 
 def normalise(images: NDArray[np.uint8]) -> Tensor:

@@ -1,39 +1,78 @@
-"""After training: which directions of the text space say colours, so that prompts without one can do without."""
+"""After training: which directions say colours, so that prompts without one can do without."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcl_core.clip import FrozenClip
 from tcl_core.debiasing import attribute_axes
-from tcl_core.playground import COLOURS, KINDS, is_held_out
+from tcl_core.methods.tcl import TCL
+from tcl_core.methods.tcl.losses import pool_by_masks
+from tcl_core.playground import COLOURS
 from tcl_core.tokenizer import Tokenizer
+from training.playground.data import Pictures, PictureSet, draw_pictures, normalise
 
-__all__ = ["colour_axes"]
+__all__ = ["colour_axes", "grounded"]
+
+_BATCH = 64
 
 
-def colour_axes(clip: FrozenClip, tokenizer: Tokenizer, count: int) -> Tensor:
-    """The strongest directions in which the captions of the playground's colours differ.
-
-    Held-out combinations take no part, as in training.
+@torch.no_grad()
+def grounded(tcl: TCL, tokenizer: Tokenizer, pictures: Pictures) -> Iterator[tuple[str, str, Tensor]]:
+    """What the grounder makes of the things that captions name, each within the mask that the model draws itself.
 
     Args:
-        clip: the trained CLIP.
-        tokenizer: its tokenizer.
+        tcl: the trained model.
+        tokenizer: of its CLIP.
+        pictures: with what their captions may say.
+
+    Yields:
+        Colour, kind, and float32 ``[E]``: the mean of the unit embeddings where the mask of "a red cup" reaches half of
+        its height.
+    """
+    for first in range(0, len(pictures), _BATCH):
+        scenes = pictures.scenes[first : first + _BATCH]
+        embedded = tcl.embed_windows(normalise(pictures.images[first : first + _BATCH])).image_emb
+        for scene, image_emb in zip(scenes, embedded, strict=True):
+            if not scene.objects:
+                continue
+            text = tcl.clip.encode_text(tokenizer([f"a {thing.colour} {thing.kind}" for thing in scene.objects]))
+            masks = tcl.masker.sim2mask(image_emb[None], F.normalize(text, dim=-1)).sigmoid()
+            inside = (masks >= masks.amax(dim=(2, 3), keepdim=True) / 2).float()
+            means = pool_by_masks(image_emb[None], inside)[0]
+            for thing, mean in zip(scene.objects, means, strict=True):
+                yield thing.colour, thing.kind, mean
+
+
+def colour_axes(tcl: TCL, tokenizer: Tokenizer, pictures: PictureSet, examples: int, count: int) -> Tensor:
+    """The strongest directions in which things of one kind differ with their colour, as the grounder sees them.
+
+    Held-out combinations take no part, because they are not among the training pictures.
+
+    Args:
+        tcl: the trained model.
+        tokenizer: of its CLIP.
+        pictures: training pictures.
+        examples: how many of them to look at.
         count: number of directions A, fewer than there are colours.
 
     Returns:
         float32 ``[A, E]``, orthonormal rows, see :func:`tcl_core.debiasing.attribute_axes`.
     """
-
-    def embed(texts: list[str]) -> dict[str, Tensor]:
-        embedded = F.normalize(clip.encode_text(tokenizer([f"a {text}" for text in texts])).float(), dim=-1)
-        return dict(zip(texts, embedded, strict=True))
-
-    plain = embed(list(KINDS))
-    coloured = {}
-    for colour in COLOURS:
-        pairs = embed([f"{colour} {kind}" for kind in KINDS if not is_held_out(kind, colour)])
-        coloured[colour] = {pair.removeprefix(f"{colour} "): embedding for pair, embedding in pairs.items()}
+    found: dict[str, dict[str, list[Tensor]]] = {colour: defaultdict(list) for colour in COLOURS}
+    for colour, kind, embedding in grounded(tcl, tokenizer, draw_pictures(replace(pictures, count=examples))):
+        found[colour][kind].append(embedding)
+    coloured = {
+        colour: {kind: torch.stack(each).mean(dim=0) for kind, each in kinds.items()} for colour, kinds in found.items()
+    }
+    of_kind: dict[str, list[Tensor]] = defaultdict(list)
+    for kinds in coloured.values():
+        for kind, mean in kinds.items():
+            of_kind[kind].append(mean)
+    plain = {kind: torch.stack(means).mean(dim=0) for kind, means in of_kind.items()}
     return attribute_axes(coloured, plain, count)

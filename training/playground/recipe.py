@@ -26,6 +26,7 @@ class Recipe:
         tcl: settings of the method.
         tcl_stage: how the grounder is trained.
         debias_axes: how many directions in which colours differ are taken out of prompts that say none.
+        debias_pictures: training pictures in which these directions are looked for.
         preprocess: how pictures are shown to the finished model.
     """
 
@@ -35,6 +36,7 @@ class Recipe:
     tcl: TCLConfig
     tcl_stage: TclStage
     debias_axes: int
+    debias_pictures: int
     preprocess: Preprocess
 
 
@@ -77,6 +79,7 @@ RECIPE = Recipe(
             views=(View(_OBJECTS, batch=128, collage=1),),
             captions=1,
             brief=0.5,
+            balanced=False,
             local_weight=0.0,
             schedule=Schedule(steps=2200, lr=8e-4, min_lr=4e-4, warmup=50),
         ),
@@ -90,8 +93,9 @@ RECIPE = Recipe(
             ),
             captions=2,
             brief=0.5,
+            balanced=False,
             local_weight=1.0,
-            schedule=Schedule(steps=2800, lr=7e-4, min_lr=1e-5, warmup=50),
+            schedule=Schedule(steps=2600, lr=7e-4, min_lr=1e-5, warmup=50),
         ),
         ClipPhase(
             name="clip-3-scenes",
@@ -102,7 +106,8 @@ RECIPE = Recipe(
                 View(_OBJECTS, batch=144, collage=3),
             ),
             captions=2,
-            brief=0.25,
+            brief=0.5,
+            balanced=True,
             local_weight=1.0,
             schedule=Schedule(steps=1000, lr=4e-4, min_lr=1e-5, warmup=50),
         ),
@@ -113,12 +118,14 @@ RECIPE = Recipe(
         batch=64,
         briefs=(0.4, 0.7),
         shares=(0.6, 0.4),
+        balanced=True,
         ust_steps=200,
         schedule=Schedule(
-            steps=2200, lr=7e-4, min_lr=2e-5, warmup=50, betas=(0.9, 0.999), clip_norm=5.0, scalar_scale=5.0
+            steps=2000, lr=7e-4, min_lr=2e-5, warmup=50, betas=(0.9, 0.999), clip_norm=5.0, scalar_scale=5.0
         ),
     ),
-    debias_axes=6,
+    debias_axes=11,
+    debias_pictures=6000,
     preprocess=Preprocess(
         mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), short_side=112, max_long_side=1024, window=64, stride=48
     ),

@@ -31,6 +31,7 @@ class TclStage:
         batch: pictures per step.
         briefs: share of captions that name one object and say nothing else, for each copy.
         shares: weight of each copy in the mean; they add up to one.
+        balanced: whether negatives are weighted, see ``training.playground.negatives``.
         ust_steps: first steps, in which the copied block stays frozen.
         schedule: optimiser settings of each copy; its ``steps`` count both parts.
     """
@@ -39,6 +40,7 @@ class TclStage:
     batch: int
     briefs: tuple[float, ...]
     shares: tuple[float, ...]
+    balanced: bool
     ust_steps: int
     schedule: Schedule
 
@@ -63,14 +65,15 @@ def stage_losses(
     # Convolutions on a CPU are several times faster with the channels last.
     tcl.masker.to(memory_format=torch.channels_last)
     parameters = tcl.set_stage("full")
-    how = Captions(tuple(templates), brief=brief)
+    how = Captions(tuple(templates), brief=brief, balanced=stage.balanced)
 
     def losses(step: int) -> dict[str, Tensor]:
         tcl.set_stage("ust" if step < stage.ust_steps else "full")
         rng, generator = step_generators(seed, step)
-        images, captions = draw_pictures(stage.pictures).batch(rng, stage.batch, tokenizer, how)
+        batch = draw_pictures(stage.pictures).batch(rng, stage.batch, tokenizer, how)
+        negatives = None if batch.negatives is None else batch.negatives[0]
         with half_precision():
-            return tcl.losses(images, captions[0], generator=generator)
+            return tcl.losses(batch.images, batch.captions[0], generator=generator, negatives=negatives)
 
     return losses, parameters
 

@@ -59,7 +59,13 @@ def pool_by_masks(features: Tensor, masks: Tensor) -> Tensor:
     return flat @ features.flatten(2).transpose(1, 2) / (flat.sum(dim=2, keepdim=True) + _EPSILON)
 
 
-def info_nce(rows: Tensor, columns: Tensor, scale: Tensor, offset: int = 0) -> Tensor:
+def info_nce(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    offset: int = 0,
+    weights: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Symmetric cross-entropy of matching pairs: the mean of both directions.
 
     Args:
@@ -67,6 +73,8 @@ def info_nce(rows: Tensor, columns: Tensor, scale: Tensor, offset: int = 0) -> T
         columns: cosines ``[B, N]`` of each text of this process with all pictures.
         scale: inverse temperature, a scalar.
         offset: position of this process' first pair among the N.
+        weights: how often each pair of ``rows`` and of ``columns`` counts, from 0 to 1 and 1 for those that match;
+            ``None`` counts each once.
 
     Returns:
         A scalar.
@@ -76,7 +84,10 @@ def info_nce(rows: Tensor, columns: Tensor, scale: Tensor, offset: int = 0) -> T
         0.3133
     """
     target = torch.arange(offset, offset + rows.shape[0], device=rows.device)
-    return (F.cross_entropy(scale * rows, target) + F.cross_entropy(scale * columns, target)) / 2
+    logits = [scale * rows, scale * columns]
+    if weights is not None:
+        logits = [each + weight.log() for each, weight in zip(logits, weights, strict=True)]
+    return (F.cross_entropy(logits[0], target) + F.cross_entropy(logits[1], target)) / 2
 
 
 class _TotalVariation(torch.autograd.Function):

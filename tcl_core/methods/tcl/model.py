@@ -186,6 +186,7 @@ class TCL(Method):
         tokens: Tensor,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        negatives: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """TCL's objective on a batch of matching pictures and captions.
 
@@ -198,6 +199,8 @@ class TCL(Method):
             noise: uniform in (0, 1), for the Gumbel-sigmoid: ``[B, mh, mw]``, or ``[B, N, mh, mw]`` of which the
                 matching pairs are used. ``None`` draws it.
             generator: source of the drawn noise.
+            negatives: float ``[B, N]``, how often each picture counts as a negative of each text, from 0 to 1, and 1
+                for those that match. ``None`` counts each once, as the paper does.
 
         Returns:
             Scalars: the weighted ``tcli_loss``, ``tclf_loss``, ``area_loss``, ``neg_area_loss``, ``tv_img_loss``
@@ -218,6 +221,10 @@ class TCL(Method):
         with torch.autocast(device_type=images.device.type, enabled=False):
             image_emb = image_emb.float()
             all_text = gather(_unit(text, dim=-1))
+            if negatives is not None and negatives.shape != (len(images), len(all_text)):
+                raise ValueError(
+                    f"the negatives have shape {tuple(negatives.shape)}, not {(len(images), len(all_text))}"
+                )
             logits = self.masker.sim2mask(_unit(image_emb, dim=1), all_text)
             masks, own_logits = torch.sigmoid(logits), _diagonal(logits, offset)
             del logits
@@ -226,7 +233,7 @@ class TCL(Method):
         masked = images * F.interpolate(hard[:, None], size=images.shape[-2:], mode="nearest")
         region = self.clip.encode_image(masked)
         with torch.autocast(device_type=images.device.type, enabled=False):
-            return self._terms(image_emb, masks, _unit(region, dim=-1), all_text, offset)
+            return self._terms(image_emb, masks, _unit(region, dim=-1), all_text, offset, negatives)
 
     @staticmethod
     def _noise(logits: Tensor, noise: Tensor | None, generator: torch.Generator | None, offset: int) -> Tensor:
@@ -238,21 +245,30 @@ class TCL(Method):
         return own.to(logits)
 
     def _terms(
-        self, image_emb: Tensor, masks: Tensor, region: Tensor, all_text: Tensor, offset: int
+        self,
+        image_emb: Tensor,
+        masks: Tensor,
+        region: Tensor,
+        all_text: Tensor,
+        offset: int,
+        negatives: Tensor | None,
     ) -> dict[str, Tensor]:
         """The weighted terms from V ``[B, E, h, w]``, M ``[B, N, h, w]`` and unit embeddings, in float32."""
         config = self.config
         batch, texts = masks.shape[:2]
         own = slice(offset, offset + batch)
-        tcli = info_nce(region @ all_text.T, all_text[own] @ gather(region).T, self.tcli_loss(), offset)
+        weights = None if negatives is None else (negatives, gather(negatives)[:, own].T)
+        tcli = info_nce(region @ all_text.T, all_text[own] @ gather(region).T, self.tcli_loss(), offset, weights)
         pooled = _unit(pool_by_masks(image_emb, masks), dim=-1)
         rows = torch.einsum("bne,ne->bn", pooled, all_text)
         # Text n meets the regions that *it* grounds in every picture: the columns of the full matrix.
-        tclf = info_nce(rows, gather(rows)[:, own].T, self.tclf_loss(), offset)
+        tclf = info_nce(rows, gather(rows)[:, own].T, self.tclf_loss(), offset, weights)
         area = masks.mean(dim=(2, 3))
         matching = torch.zeros_like(area, dtype=torch.bool)
         matching[range(batch), range(offset, offset + batch)] = True
-        mask, neg_mask = area[matching].mean(), area[~matching].sum() / max(batch * (texts - 1), 1)
+        counted = torch.ones_like(area) if negatives is None else negatives
+        counted = counted.masked_fill(matching, 0)
+        mask, neg_mask = area[matching].mean(), (area * counted).sum() / counted.sum().clamp(min=1e-6)
         losses = {
             "tcli_loss": config.tcl_weight * tcli,
             "tclf_loss": config.tcl_weight * tclf,

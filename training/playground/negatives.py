@@ -1,0 +1,88 @@
+"""How much each picture of a batch counts as a negative of each caption, so that colours explain no bare names.
+
+A fifth of the kind-colour combinations never occurs. "A cup" is then never said of a picture in which the cup is red,
+but is a negative of every other red thing, and a contrastive loss learns red as evidence against cups: the commonest
+error with combinations that were never seen. Negatives are therefore weighted such that colours are spread among them
+as they are among the pictures that the caption fits. The pictures' captions alone say which colours a kind has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tcl_core.playground import COLOURS, KINDS, PATTERNS, SYNONYMS, Scene
+from tcl_core.tokenizer import split_words
+
+__all__ = ["bare_kinds", "colours_met", "negative_weights"]
+
+_KIND_OF = {
+    word: number
+    for number, kind in enumerate(KINDS)
+    for name in (kind, *SYNONYMS.get(kind, ()))
+    for word in (name, f"{name}s")
+}
+_COLOUR_OF = {colour: number for number, colour in enumerate(COLOURS)}
+
+
+def colours_met(scenes: Iterable[Scene]) -> NDArray[np.bool_]:
+    """Which kinds occur in which colours in what captions can say of some scenes; bool ``[kinds, colours]``."""
+    met = np.zeros((len(KINDS), len(COLOURS)), bool)
+    for scene in scenes:
+        for thing in scene.objects:
+            met[_KIND_OF[thing.kind], _COLOUR_OF[thing.colour]] = True
+    return met
+
+
+@lru_cache(maxsize=1 << 16)
+def bare_kinds(caption: str) -> tuple[int, ...]:
+    """Places in ``KINDS`` of what a caption names without a colour.
+
+    Example:
+        >>> [KINDS[number] for number in bare_kinds("a red striped cup next to a little sofa")]
+        ['sofa']
+    """
+    found = []
+    coloured = False
+    for word in split_words(caption):
+        if word in _COLOUR_OF:
+            coloured = True
+        elif word in _KIND_OF:
+            if not coloured:
+                found.append(_KIND_OF[word])
+            coloured = False
+        elif word not in PATTERNS:
+            coloured = False
+    return tuple(found)
+
+
+def negative_weights(scenes: Sequence[Scene], captions: Sequence[str], met: NDArray[np.bool_]) -> Tensor:
+    """Weights that spread colours among a caption's negatives as they are among the pictures it fits.
+
+    A picture that "a cup" fits has one thing in a colour that cups have, the cup, and others in any. A negative in
+    which a share s of the things has a colour that cups have is as likely as that when it counts s times. A name with
+    its colour ("a red cup") is learned from all negatives.
+
+    Args:
+        scenes: B of them.
+        captions: one for each, in their order.
+        met: from `colours_met`.
+
+    Returns:
+        float32 ``[B, B]`` in ``[0, 1]``, pictures by captions; 1 on the diagonal.
+    """
+    shares = np.ones((len(scenes), len(KINDS)), np.float32)
+    for row, scene in zip(shares, scenes, strict=True):
+        if scene.objects:
+            row[:] = met[:, [_COLOUR_OF[thing.colour] for thing in scene.objects]].mean(axis=1)
+    weights = np.ones((len(scenes), len(captions)), np.float32)
+    for number, text in enumerate(captions):
+        for kind in bare_kinds(text):
+            weights[:, number] *= shares[:, kind]
+    np.fill_diagonal(weights, 1)
+    return torch.from_numpy(weights)
