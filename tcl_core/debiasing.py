@@ -1,9 +1,10 @@
 """Prompts that say nothing of an attribute are scored without it.
 
 A text tower that has met "cup" mostly in some colours says a little about colours when it is asked for a cup, and a cup
-in another colour scores lower. The directions of the text space in which only the attribute changes ("a red cup", "a
-blue cup") are therefore projected out of prompts that do not name it, as biased prompts are used to debias a
-vision-language model by Chuang et al. (arXiv 2302.00070). "Red cup" keeps its colour.
+in another colour scores lower. The directions of the embedding space in which only the attribute changes (from "a red
+cup" to "a blue cup") are therefore projected out of prompts that do not name it, as biased prompts are used to debias a
+vision-language model by Chuang et al. (arXiv 2302.00070). They can come from texts or from pictures, which share the
+space. "Red cup" keeps its colour.
 """
 
 from __future__ import annotations
@@ -79,8 +80,9 @@ def attribute_axes(embeddings: Mapping[str, Mapping[str, Tensor]], plain: Mappin
     """The directions in which the values of an attribute differ most, whatever thing has them.
 
     Args:
-        embeddings: for each value ("red"), for each thing that has it ("cup"), the float ``[E]`` of both ("a red cup").
-        plain: for each thing, the float ``[E]`` of it alone ("a cup").
+        embeddings: for each value ("red"), for each thing that has it ("cup"), the float ``[E]`` of both ("a red cup"),
+            from texts or from pictures.
+        plain: for each thing, the float ``[E]`` that says no value: of its name alone, or the mean over its values.
         count: number of directions A, fewer than there are values.
 
     Returns:

@@ -128,6 +128,7 @@ class Method(nn.Module, ABC):
         tokens: Tensor,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        negatives: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The training losses of a batch of pictures and captions, and their sum under ``total``."""
 
@@ -145,9 +146,10 @@ class Method(nn.Module, ABC):
         tokens: Tensor,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        negatives: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The losses, so that ``DistributedDataParallel`` can wrap a method."""
-        return self.losses(images, tokens, noise, generator)
+        return self.losses(images, tokens, noise, generator, negatives)
 
     @torch.no_grad()
     def embed_prompts(self, tokens: Tensor) -> Tensor:

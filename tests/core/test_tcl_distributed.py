@@ -20,31 +20,33 @@ PROCESSES, PER_PROCESS = 2, 2
 CONFIG = TCLConfig(area_prior=1.0)
 
 
-def batch() -> tuple[Tensor, Tensor, Tensor]:
+def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     count = PROCESSES * PER_PROCESS
+    # Not symmetric, and no two processes' add up to the same.
+    negatives = torch.arange(count**2).reshape(count, count) / count**2
     images = torch.randn(count, 3, 32, 40, generator=generator)
-    return images, captions(count), torch.rand(count, 16, 20, generator=generator).clamp(0.01, 0.99)
+    return images, captions(count), torch.rand(count, 16, 20, generator=generator).clamp(0.01, 0.99), negatives
 
 
-def step(wrap: bool, part: slice) -> dict[str, Tensor]:
+def step(wrap: bool, part: slice, weighted: bool) -> dict[str, Tensor]:
     tcl = small_tcl(CONFIG)
     tcl.set_stage("full")
     module = DistributedDataParallel(tcl) if wrap else tcl
-    images, tokens, noise = (tensor[part] for tensor in batch())
-    losses = module(images, tokens, noise=noise)
+    images, tokens, noise, negatives = (tensor[part] for tensor in batch())
+    losses = module(images, tokens, noise=noise, negatives=negatives if weighted else None)
     losses["total"].backward()
     grads = {f"grad/{name}": p.grad for name, p in tcl.named_parameters() if p.grad is not None}
     return {name: value.detach() for name, value in losses.items()} | grads
 
 
-def work(rank: int, folder: str) -> None:
+def work(rank: int, folder: str, weighted: bool) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES)
     try:
         start = rank * PER_PROCESS
-        torch.save(step(True, slice(start, start + PER_PROCESS)), f"{folder}/{rank}.pt")
+        torch.save(step(True, slice(start, start + PER_PROCESS), weighted), f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -56,10 +58,11 @@ def test_one_process_gathers_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_and_gradients_of_one(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=PROCESSES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_two_processes_give_the_losses_and_gradients_of_one(tmp_path: Path, weighted: bool) -> None:
+    mp.spawn(work, args=(str(tmp_path), weighted), nprocs=PROCESSES)
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
-    whole = step(False, slice(None))
+    whole = step(False, slice(None), weighted)
     assert set(whole) == set(parts[0])
     for name, expected in whole.items():
         # Losses are means over a process' part; gradients were averaged already.

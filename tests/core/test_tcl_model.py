@@ -12,6 +12,7 @@ from tcl_core.clip import FrozenClip
 from tcl_core.errors import SettingsError, WeightsError
 from tcl_core.methods import Method, create_method, list_methods, register_method
 from tcl_core.methods.tcl import TCL, TCLConfig, learned_keys
+from tcl_core.methods.tcl.losses import info_nce
 from tcl_core.pamr import refine_masks
 from tests.core.tcl_models import captions, small_clip, small_tcl
 
@@ -221,8 +222,32 @@ def test_pairs_that_never_count_split_the_batch() -> None:
     everything = numbers(tcl.losses(images, tokens, noise=noise))
     assert numbers(tcl.losses(images, tokens, noise=noise, negatives=torch.ones(4, 4))) == pytest.approx(everything)
     assert everything["tcli_loss"] != pytest.approx(together["tcli_loss"], rel=1e-2)
-    with pytest.raises(ValueError, match="negatives have shape"):
-        tcl.losses(images, tokens, negatives=apart[:2])
+    # What matches is a match, whatever is said of it.
+    silent = numbers(tcl.losses(images, tokens, noise=noise, negatives=apart.clone().fill_diagonal_(0)))
+    assert silent == pytest.approx(together)
+    for wrong, message in ((apart[:2], "negatives have shape"), (-apart, "from 0 to 1"), (2 * apart, "from 0 to 1")):
+        with pytest.raises(ValueError, match=message):
+            tcl.losses(images, tokens, negatives=wrong)
+
+
+def test_negatives_are_pictures_by_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    tcl, images, tokens = small_tcl(), random_images(3), captions(3)
+    negatives = torch.tensor([[1, 0.25, 0], [0, 1, 0], [0, 0.5, 1]])
+    given: list[tuple[Tensor, Tensor]] = []
+
+    def record(rows: Tensor, columns: Tensor, scale: Tensor, offset: int, weights: tuple[Tensor, Tensor]) -> Tensor:
+        given.append(weights)
+        return info_nce(rows, columns, scale, offset, weights)
+
+    monkeypatch.setattr("tcl_core.methods.tcl.model.info_nce", record)
+    neg_mask = tcl.losses(images, tokens, negatives=negatives)["neg_mask"]
+    assert len(given) == 2
+    for rows, columns in given:
+        assert torch.equal(rows, negatives) and torch.equal(columns, negatives.T)
+    with torch.no_grad():
+        text = F.normalize(tcl.clip.encode_text(tokens[1:2]), dim=-1)
+        first, _, last = tcl.masker.sim2mask(tcl.embed_windows(images).image_emb, text).sigmoid().mean(dim=(1, 2, 3))
+    assert neg_mask.item() == pytest.approx((0.25 * first.item() + 0.5 * last.item()) / 0.75, rel=1e-4)
 
 
 def test_one_pair_alone() -> None:

@@ -72,9 +72,9 @@ class Batch(NamedTuple):
 
     Attributes:
         images: float32 ``[B, 3, S, S]``, normalised.
-        captions: token ids int64 ``[B, L]``, once for each caption of a picture.
-        negatives: float32 ``[B, B]`` for each of ``captions``, pictures by captions: how often each pair counts as
-            one that does not match; ``None`` counts each once.
+        captions: token ids int64 ``[B, L]``, one tensor for each caption of a picture.
+        negatives: float32 ``[B, B]`` for each of ``captions``, pictures by captions: how often each pair counts, from
+            0 to 1, and 1 for those that match; ``None`` counts each once.
     """
 
     images: Tensor
@@ -105,13 +105,16 @@ class Pictures:
             size: batch size B.
             tokenizer: turns captions into ids.
             captions: how captions are drawn.
+
+        Returns:
+            Pictures, captions and, if asked for, the weights of the negatives.
         """
         chosen = rng.choice(len(self), size, replace=False)
+        scenes = [self.scenes[int(i)] for i in chosen]
         texts = [
-            [caption(rng, self.scenes[int(i)], captions.templates, captions.brief) for i in chosen]
+            [caption(rng, scene, captions.templates, captions.brief) for scene in scenes]
             for _ in range(captions.per_picture)
         ]
-        scenes = [self.scenes[int(i)] for i in chosen]
         negatives = [negative_weights(scenes, part, self.met) for part in texts] if captions.balanced else None
         return Batch(normalise(self.images[chosen]), [tokenizer(part) for part in texts], negatives)
 

@@ -63,10 +63,15 @@ def colour_axes(tcl: TCL, tokenizer: Tokenizer, pictures: PictureSet, examples: 
 
     Returns:
         float32 ``[A, E]``, orthonormal rows, see :func:`tcl_core.debiasing.attribute_axes`.
+
+    Raises:
+        ValueError: a colour is in none of the pictures, or ``count`` is too large.
     """
     found: dict[str, dict[str, list[Tensor]]] = {colour: defaultdict(list) for colour in COLOURS}
     for colour, kind, embedding in grounded(tcl, tokenizer, draw_pictures(replace(pictures, count=examples))):
         found[colour][kind].append(embedding)
+    if missing := [colour for colour, kinds in found.items() if not kinds]:
+        raise ValueError(f"none of the {examples} training pictures shows a thing in {', '.join(missing)}")
     coloured = {
         colour: {kind: torch.stack(each).mean(dim=0) for kind, each in kinds.items()} for colour, kinds in found.items()
     }

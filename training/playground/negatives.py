@@ -3,7 +3,10 @@
 A fifth of the kind-colour combinations never occurs. "A cup" is then never said of a picture in which the cup is red,
 but is a negative of every other red thing, and a contrastive loss learns red as evidence against cups: the commonest
 error with combinations that were never seen. Negatives are therefore weighted such that colours are spread among them
-as they are among the pictures that the caption fits. The pictures' captions alone say which colours a kind has.
+as they are among the pictures that the caption fits.
+
+This looks at the list of things that a picture's captions are drawn from, kinds and colours, and never at places: more
+than any one caption says, and nothing that none can say.
 """
 
 from __future__ import annotations
@@ -64,9 +67,10 @@ def bare_kinds(caption: str) -> tuple[int, ...]:
 def negative_weights(scenes: Sequence[Scene], captions: Sequence[str], met: NDArray[np.bool_]) -> Tensor:
     """Weights that spread colours among a caption's negatives as they are among the pictures it fits.
 
-    A picture that "a cup" fits has one thing in a colour that cups have, the cup, and others in any. A negative in
-    which a share s of the things has a colour that cups have is as likely as that when it counts s times. A name with
-    its colour ("a red cup") is learned from all negatives.
+    Where "a cup" fits, one of the things, the cup, is sure to have a colour that cups have, and the others have any
+    colour. The same is true of negatives when each counts by the share of its things that have such a colour. Where a
+    caption names two kinds without a colour, their shares are multiplied, which is an approximation. A name with its
+    colour ("a red cup") is learned from all negatives.
 
     Args:
         scenes: B of them.

@@ -73,8 +73,8 @@ def info_nce(
         columns: cosines ``[B, N]`` of each text of this process with all pictures.
         scale: inverse temperature, a scalar.
         offset: position of this process' first pair among the N.
-        weights: how often each pair of ``rows`` and of ``columns`` counts, from 0 to 1 and 1 for those that match;
-            ``None`` counts each once.
+        weights: two of ``[B, N]``, how often each pair of ``rows`` and of ``columns`` counts, from 0 to 1 and 1 for
+            those that match; ``None`` counts each once.
 
     Returns:
         A scalar.

@@ -199,16 +199,17 @@ class TCL(Method):
             noise: uniform in (0, 1), for the Gumbel-sigmoid: ``[B, mh, mw]``, or ``[B, N, mh, mw]`` of which the
                 matching pairs are used. ``None`` draws it.
             generator: source of the drawn noise.
-            negatives: float ``[B, N]``, how often each picture counts as a negative of each text, from 0 to 1, and 1
-                for those that match. ``None`` counts each once, as the paper does.
+            negatives: float ``[B, N]``, how often each picture of this process counts as a negative of each text, from
+                0 to 1, in both contrasts and in the masks of other pairs; a pair that matches counts as one whatever is
+                said here. ``None``, in every process or in none, counts each once, as the paper does.
 
         Returns:
             Scalars: the weighted ``tcli_loss``, ``tclf_loss``, ``area_loss``, ``neg_area_loss``, ``tv_img_loss``
             and ``tv_mask_loss``, their sum ``total``, and the mean mask of matching (``mask``) and other
-            (``neg_mask``) pairs, without gradient.
+            (``neg_mask``, weighted by ``negatives``) pairs, without gradient.
 
         Raises:
-            ValueError: the shapes do not fit each other or the patch size.
+            ValueError: the shapes do not fit each other or the patch size, or ``negatives`` are not from 0 to 1.
         """
         if len(images) != len(tokens):
             raise ValueError(f"there are {len(images)} pictures, but {len(tokens)} captions")
@@ -221,10 +222,8 @@ class TCL(Method):
         with torch.autocast(device_type=images.device.type, enabled=False):
             image_emb = image_emb.float()
             all_text = gather(_unit(text, dim=-1))
-            if negatives is not None and negatives.shape != (len(images), len(all_text)):
-                raise ValueError(
-                    f"the negatives have shape {tuple(negatives.shape)}, not {(len(images), len(all_text))}"
-                )
+            if negatives is not None:
+                negatives = self._checked(negatives, (len(images), len(all_text))).to(all_text)
             logits = self.masker.sim2mask(_unit(image_emb, dim=1), all_text)
             masks, own_logits = torch.sigmoid(logits), _diagonal(logits, offset)
             del logits
@@ -234,6 +233,14 @@ class TCL(Method):
         region = self.clip.encode_image(masked)
         with torch.autocast(device_type=images.device.type, enabled=False):
             return self._terms(image_emb, masks, _unit(region, dim=-1), all_text, offset, negatives)
+
+    @staticmethod
+    def _checked(negatives: Tensor, shape: tuple[int, int]) -> Tensor:
+        if negatives.shape != shape:
+            raise ValueError(f"the negatives have shape {tuple(negatives.shape)}, not {shape}")
+        if not ((negatives >= 0) & (negatives <= 1)).all():
+            raise ValueError("the negatives must be from 0 to 1")
+        return negatives
 
     @staticmethod
     def _noise(logits: Tensor, noise: Tensor | None, generator: torch.Generator | None, offset: int) -> Tensor:
@@ -257,18 +264,22 @@ class TCL(Method):
         config = self.config
         batch, texts = masks.shape[:2]
         own = slice(offset, offset + batch)
-        weights = None if negatives is None else (negatives, gather(negatives)[:, own].T)
+        matching = torch.zeros(batch, texts, dtype=torch.bool, device=masks.device)
+        matching[range(batch), range(offset, offset + batch)] = True
+        weights = None
+        if negatives is not None:
+            negatives = negatives.masked_fill(matching, 1)
+            weights = (negatives, gather(negatives)[:, own].T)
         tcli = info_nce(region @ all_text.T, all_text[own] @ gather(region).T, self.tcli_loss(), offset, weights)
         pooled = _unit(pool_by_masks(image_emb, masks), dim=-1)
         rows = torch.einsum("bne,ne->bn", pooled, all_text)
         # Text n meets the regions that *it* grounds in every picture: the columns of the full matrix.
         tclf = info_nce(rows, gather(rows)[:, own].T, self.tclf_loss(), offset, weights)
         area = masks.mean(dim=(2, 3))
-        matching = torch.zeros_like(area, dtype=torch.bool)
-        matching[range(batch), range(offset, offset + batch)] = True
-        counted = torch.ones_like(area) if negatives is None else negatives
-        counted = counted.masked_fill(matching, 0)
-        mask, neg_mask = area[matching].mean(), (area * counted).sum() / counted.sum().clamp(min=1e-6)
+        counted = (torch.ones_like(area) if negatives is None else negatives).masked_fill(matching, 0)
+        # The same divisor in every process, so that the mean over them is that of one process with all pairs.
+        pairs = gather(counted.sum()[None]).mean().clamp(min=1e-6)
+        mask, neg_mask = area[matching].mean(), (area * counted).sum() / pairs
         losses = {
             "tcli_loss": config.tcl_weight * tcli,
             "tclf_loss": config.tcl_weight * tclf,
