@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 
 import numpy as np
 import pytest
@@ -41,8 +42,14 @@ TINY = PictureSet(count=40, size=32, objects=(1, 2), radius=(8, 12), plain=0.3, 
 COPIES = ["tcl-a", "tcl-b"]
 
 
+@cache
+def tiny() -> Pictures:
+    """Drawn once, because the processes that draw take seconds to start."""
+    return draw_pictures(TINY, workers=1)
+
+
 def test_pictures_carry_no_truth_and_no_held_out_combination() -> None:
-    pictures = draw_pictures(TINY, workers=1)
+    pictures = tiny()
     assert pictures.images.shape == (40, 32, 32, 3)
     for scene in pictures.scenes:
         assert scene.label_map.size == 0
@@ -50,7 +57,7 @@ def test_pictures_carry_no_truth_and_no_held_out_combination() -> None:
 
 
 def test_batches_repeat_for_the_same_generator() -> None:
-    pictures = draw_pictures(TINY, workers=1)
+    pictures = tiny()
     templates = get_templates("full")
     tokenizer = WordTokenizer(caption_words(templates), 16)
     how = Captions(templates, per_picture=2)
@@ -131,7 +138,7 @@ class Listener(WordTokenizer):
 
 
 def test_a_batch_weighs_the_negatives_of_its_own_captions() -> None:
-    pictures = draw_pictures(TINY, workers=1)
+    pictures = tiny()
     tokenizer = Listener(caption_words(), 16)
     how = Captions((), per_picture=2, brief=0.5, balanced=True)
     batch = pictures.batch(np.random.default_rng(3), 12, tokenizer, how)
@@ -148,7 +155,9 @@ def test_a_batch_weighs_the_negatives_of_its_own_captions() -> None:
     assert pictures.batch(np.random.default_rng(3), 12, tokenizer, Captions(())).negatives is None
 
 
-def test_balanced_stages_hand_the_weights_to_their_losses() -> None:
+def test_balanced_stages_hand_the_weights_to_their_losses(monkeypatch) -> None:
+    for stage in ("clip", "tcl"):
+        monkeypatch.setattr(f"training.playground.{stage}.draw_pictures", lambda _: tiny())
     recipe = _short(RECIPE)
     templates = get_templates("full")
     tokenizer = WordTokenizer(caption_words(templates), 16)
@@ -232,19 +241,20 @@ def test_colours_directions_are_those_in_which_things_of_a_kind_differ(monkeypat
     """Planted: each colour has a direction of its own and each kind too; few kinds come in all, some come often."""
     basis = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0))).Q
     kinds = KINDS[:6]
-    asked: list[int] = []
+    asked: list[PictureSet] = []
 
     def planted(tcl, tokenizer, pictures):
-        asked.append(len(pictures))
+        asked.append(pictures)
         for number, colour in enumerate(COLOURS):
             for place, kind in enumerate(kinds):
                 if not is_held_out(kind, colour):
                     for _ in range(1 + 5 * (place == 2)):
                         yield colour, kind, basis[number] + 3 * basis[20 + place]
 
+    monkeypatch.setattr("training.playground.debias.draw_pictures", lambda pictures: pictures)
     monkeypatch.setattr("training.playground.debias.grounded", planted)
     axes = colour_axes(None, None, TINY, 30, 11)
-    assert asked == [30]
+    assert asked == [dataclasses.replace(TINY, count=30)]
     assert axes.shape == (11, 64) and torch.allclose(axes @ axes.T, torch.eye(11), atol=1e-5)
     between = basis[1:12] - basis[:11]
     torch.testing.assert_close(between @ axes.T @ axes, between, rtol=1e-4, atol=1e-4)
@@ -257,7 +267,7 @@ def test_things_are_seen_where_their_masks_are() -> None:
     """Embeddings that are the first thing's caption at the left, and the second's at the right."""
     tokenizer = WordTokenizer(caption_words(), 16)
     tcl = TCL(FrozenClip(build_clip(clip_config(tokenizer.vocab_size, 16), seed=0)), RECIPE.tcl)
-    pictures = draw_pictures(TINY, workers=1)
+    pictures = tiny()
     index = next(
         i
         for i, scene in enumerate(pictures.scenes)
