@@ -29,11 +29,11 @@ KEEP_MEMORY := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=dirty_decay_m
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-18s %s\n", $$1, $$2 }'
 
-demo: $(INSTALLED) ## label sample pictures with the embedded model and write a COCO file and a preview page
-	@echo "== Drawing $(SCENES) sample pictures"
+demo: $(INSTALLED) ## label sample images with the embedded model and write a COCO file and a preview page
+	@echo "== Drawing $(SCENES) sample images"
 	@rm -rf "$(OUT)"
 	$(BIN)/tcl-annotate playground scenes --out "$(OUT)/scenes" --count $(SCENES) --seed $(SEED)
-	@echo "== Labelling them with the embedded model"
+	@echo "== Labeling them with the embedded model"
 	$(BIN)/tcl-annotate prelabel "$(OUT)/scenes" --labels "$(OUT)/scenes/labels.yaml" --model playground \
 	    --out "$(OUT)/annotations.json" --preview "$(OUT)/preview" --min-area 60 --small merge
 	@echo "== Checking the COCO file"

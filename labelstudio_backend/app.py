@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import tcl_core
-from labelstudio_backend.protection import BasicAuth, BodyLimit, NoTracebacks
+from labelstudio_backend.middleware import BasicAuth, BodyLimit, NoTracebacks
 from labelstudio_backend.schemas import PredictRequest, SetupRequest, Versions
 from labelstudio_backend.service import BusyError, RefusedError, Service
 from labelstudio_backend.settings import ServerSettings
@@ -22,7 +22,7 @@ __all__ = ["create_app"]
 
 _RETRY_SECONDS = "5"
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The labelling configuration or the request cannot be used."},
+    400: {"description": "The labeling configuration or the request cannot be used."},
     401: {"description": "Wrong or missing credentials."},
     413: {"description": "The request is too large."},
     503: {"description": "Too many requests wait, or there is no model."},

@@ -19,7 +19,7 @@ import numpy as np
 import uvicorn
 
 from labelstudio_backend.app import create_app
-from labelstudio_backend.config_writer import labelling_config_xml
+from labelstudio_backend.config_writer import labeling_config_xml
 from labelstudio_backend.settings import DEFAULT_URL, ServerSettings
 from tcl_core.errors import SettingsError
 from tcl_core.playground.export import write_scenes
@@ -29,7 +29,7 @@ __all__ = ["Measurement", "measure_server"]
 
 _CALLS = 200
 _BATCH = 60
-_PICTURES = 6
+_IMAGES = 6
 _AT_ONCE = 50
 _PROJECT = "1.1"
 _SECONDS_TO_LOAD = 600.0
@@ -38,24 +38,24 @@ _TIMEOUT = httpx.Timeout(900.0)
 
 @dataclass(frozen=True)
 class Measurement:
-    """One figure and its bar.
+    """One figure and its target.
 
     Attributes:
         name: what was measured.
         value: the figure.
-        bar: the figure should be below it; ``None`` for a figure that only accompanies another.
+        target: the figure should be below it; ``None`` for a figure that only accompanies another.
         unit: of both.
     """
 
     name: str
     value: float
-    bar: float | None
+    target: float | None
     unit: str
 
     @property
     def passes(self) -> bool:
-        """Whether the figure is below its bar, or has none."""
-        return self.bar is None or self.value < self.bar
+        """Whether the figure is below its target, or has none."""
+        return self.target is None or self.value < self.target
 
 
 def measure_server(
@@ -66,20 +66,20 @@ def measure_server(
     Args:
         settings: of the server; its queue and folders are used as they are.
         labels: words that the model knows, at least two.
-        size: ``(height, width)`` of the pictures.
-        folder: an empty folder, for the pictures.
+        size: ``(height, width)`` of the images.
+        folder: an empty folder, for the images.
 
     Returns:
         Seconds of ``/health`` and ``/setup`` while a batch runs, wrong answers among many concurrent requests and
-        around the death of the worker, and the time of a second prompt on a picture as a share of the first one's.
+        around the death of the worker, and the time of a second prompt on an image as a share of the first one's.
 
     Raises:
         SettingsError: the model cannot be loaded.
     """
-    names = [path.name for path in write_scenes(folder, _BATCH + _PICTURES, 1, size) if path.suffix == ".png"]
+    names = [path.name for path in write_scenes(folder, _BATCH + _IMAGES, 1, size) if path.suffix == ".png"]
     batch, others = names[:_BATCH], names[_BATCH:]
-    config = labelling_config_xml(Vocabulary.from_options(labels), "polygon")
-    settings = replace(settings, pictures=replace(settings.pictures, local_root=folder))
+    config = labeling_config_xml(Vocabulary.from_options(labels), "polygon")
+    settings = replace(settings, images=replace(settings.images, local_root=folder))
     with _running(settings) as client:
         _wait_until_ready(client)
         # The first predictions of a process and of a word are slower than all others, whatever they are asked.
@@ -151,7 +151,7 @@ def _predict(client: httpx.Client, config: str, names: Sequence[str], text: str 
 
 
 def _second_prompts(client: httpx.Client, config: str, names: Sequence[str], labels: Sequence[str]) -> list[float]:
-    """Shares of the first prompt's time on a picture that prompts with further words take on it."""
+    """Shares of the first prompt's time on an image that prompts with further words take on it."""
 
     def seconds(name: str, text: str) -> float:
         began = time.perf_counter()

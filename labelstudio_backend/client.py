@@ -14,8 +14,8 @@ from typing import Any, Self
 
 import httpx
 
-from labelstudio_backend.pictures.locations import origin_of
-from labelstudio_backend.pictures.tokens import Token
+from labelstudio_backend.image_fetch.locations import origin_of
+from labelstudio_backend.image_fetch.tokens import Token
 from tcl_core.errors import SettingsError
 from tcl_core.images import SUPPORTED_EXTENSIONS
 
@@ -38,7 +38,7 @@ class Project:
     Attributes:
         id: its number.
         title: its name.
-        label_config: its labelling configuration.
+        label_config: its labeling configuration.
         key: number and time of creation, as ML backends are told.
     """
 
@@ -119,7 +119,7 @@ class LabelStudioClient:
         self._json("PATCH", f"/api/projects/{project}/", json=body)
 
     def upload(self, project: int, paths: Sequence[Path]) -> None:
-        """Upload pictures as tasks.
+        """Upload images as tasks.
 
         Raises:
             LabelStudioError: one cannot be read or is refused.

@@ -1,4 +1,4 @@
-"""A vocabulary as a labelling configuration for a new project."""
+"""A vocabulary as a labeling configuration for a new project."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 from tcl_core.errors import SettingsError, VocabularyError
 from tcl_core.vocabulary import Vocabulary
 
-__all__ = ["SHAPES", "Shape", "labelling_config_xml"]
+__all__ = ["SHAPES", "Shape", "labeling_config_xml"]
 
 Shape = Literal["polygon", "brush", "box"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 
 
-def labelling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> str:
+def labeling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> str:
     """Write a configuration with which every region is drawn once, and prompts can be typed.
 
     * ``polygon``: polygons, and brush masks for what has a hole.
@@ -24,11 +24,11 @@ def labelling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> st
     But for ``box``, a rectangle can be drawn to have a label found inside it.
 
     Args:
-        vocabulary: labels, prompts, thresholds and colours.
+        vocabulary: labels, prompts, thresholds and colors.
         shape: what predictions are drawn as.
 
     Returns:
-        XML for :func:`labelstudio_backend.labelling_config.parse_labelling_config` and for Label Studio.
+        XML for :func:`labelstudio_backend.labeling_config.parse_labeling_config` and for Label Studio.
 
     Raises:
         VocabularyError: a prompt holds a comma, which separates prompts.
@@ -66,13 +66,13 @@ def labelling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> st
 
 def _add_labels(view: Element, tag: str, name: str, vocabulary: Vocabulary, **attributes: str) -> None:
     control = SubElement(view, tag, {"name": name, "toName": "image", **attributes})
-    for label, colour in zip(vocabulary.labels, vocabulary.colours, strict=True):
-        element = SubElement(control, "Label", value=label.name, background="#{:02x}{:02x}{:02x}".format(*colour))
+    for label, color in zip(vocabulary.labels, vocabulary.colors, strict=True):
+        element = SubElement(control, "Label", value=label.name, background="#{:02x}{:02x}{:02x}".format(*color))
         if label.prompts != (label.name,):
             if with_comma := [prompt for prompt in label.prompts if "," in prompt]:
                 raise VocabularyError(
                     f"label {label.name!r}: the prompt {with_comma[0]!r} holds a comma, which separates prompts in a "
-                    "labelling configuration; rewrite it"
+                    "labeling configuration; rewrite it"
                 )
             element.set("predicted_values", ", ".join(label.prompts))
         if label.threshold is not None:

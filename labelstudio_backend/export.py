@@ -1,4 +1,4 @@
-"""A project's annotations as one COCO file, every picture once."""
+"""A project's annotations as one COCO file, every image once."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from labelstudio_backend.labelling_config import BACKGROUND_NAMES, LabellingConfig
+from labelstudio_backend.labeling_config import BACKGROUND_NAMES, LabelingConfig
 from labelstudio_backend.shapes import mask_of_value, polygon_of_value
-from tcl_core.coco import Geometry, PictureResult, regions_to_annotations, write_coco_file
 from tcl_core.errors import CocoError, SettingsError, TclError
+from tcl_core.export.coco import Geometry, ImageResult, regions_to_annotations, write_coco_file
 from tcl_core.regions import label_map_to_regions
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
@@ -35,13 +35,13 @@ class ExportSummary:
     """What stands in the file, and what does not.
 
     Attributes:
-        pictures: pictures of the file.
+        images: images of the file.
         annotations: annotations of the file.
         failed: reason by task that is not in the file.
         left_out: reason by task, of regions that are not in the file.
     """
 
-    pictures: int = 0
+    images: int = 0
     annotations: int = 0
     failed: dict[int, str] = field(default_factory=dict)
     left_out: dict[int, list[str]] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class _Drawn:
 
 def export_tasks(
     tasks: Iterable[Mapping[str, Any]],
-    config: LabellingConfig,
+    config: LabelingConfig,
     out: Path,
     *,
     annotators: Annotators = "latest",
@@ -69,12 +69,12 @@ def export_tasks(
 
     Args:
         tasks: with their annotations, from Label Studio.
-        config: the project's labelling configuration.
+        config: the project's labeling configuration.
         out: the COCO file.
         annotators: ``"latest"`` takes a task's newest annotation, ``"all"`` every one's regions, ``"consensus"`` the
             pixels that more than half of the annotators gave a label.
-        geometry: see :mod:`tcl_core.coco.geometry`.
-        size_of: height and width of a task's upright picture, for tasks whose annotations do not say it.
+        geometry: see :mod:`tcl_core.export.coco.geometry`.
+        size_of: height and width of a task's upright image, for tasks whose annotations do not say it.
         overwrite: replace an existing file.
 
     Returns:
@@ -93,7 +93,7 @@ def export_tasks(
     summary = ExportSummary()
     names = _Names()
 
-    def pictures() -> Iterator[PictureResult]:
+    def images() -> Iterator[ImageResult]:
         for task in tasks:
             try:
                 drawn = _regions_of(task, config, annotators, summary)
@@ -106,19 +106,19 @@ def export_tasks(
             for annotation in annotations:
                 # Nobody measured a score here: people accepted the regions.
                 del annotation["score"]
-            summary.pictures += 1
+            summary.images += 1
             summary.annotations += len(annotations)
-            yield PictureResult(names.of(task, config.image_key), *size, annotations)
+            yield ImageResult(names.of(task, config.image_key), *size, annotations)
 
     settings = {"source": "Label Studio", "annotators": annotators, "geometry": geometry}
-    write_coco_file(out, pictures(), vocabulary, settings, overwrite=overwrite)
+    write_coco_file(out, images(), vocabulary, settings, overwrite=overwrite)
     return summary
 
 
 def _regions_of(
-    task: Mapping[str, Any], config: LabellingConfig, annotators: Annotators, summary: ExportSummary
+    task: Mapping[str, Any], config: LabelingConfig, annotators: Annotators, summary: ExportSummary
 ) -> tuple[list[_Drawn], tuple[int, int] | None]:
-    """A task's regions, and the size of its picture where they say it."""
+    """A task's regions, and the size of its image where they say it."""
     annotations = [annotation for annotation in task.get("annotations") or [] if not annotation.get("was_cancelled")]
     annotations.sort(key=lambda annotation: (str(annotation.get("updated_at")), annotation.get("id") or 0))
     if annotators == "latest":
@@ -130,7 +130,7 @@ def _regions_of(
     sizes = {size for _, sizes in drawn for size in sizes}
     if len(sizes) > 1:
         listed = ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
-        raise ValueError(f"its regions were drawn on pictures of different sizes: {listed}")
+        raise ValueError(f"its regions were drawn on images of different sizes: {listed}")
     size = next(iter(sizes), None)
     regions = [region for regions, _ in drawn for region in regions]
     if annotators == "consensus" and size is not None and len(drawn) > 1:
@@ -139,7 +139,7 @@ def _regions_of(
 
 
 def _read(
-    annotation: Mapping[str, Any], config: LabellingConfig, left_out: list[str]
+    annotation: Mapping[str, Any], config: LabelingConfig, left_out: list[str]
 ) -> tuple[list[_Drawn], set[tuple[int, int]]]:
     """The regions of one annotation, and the sizes that they were drawn at."""
     drawn: list[_Drawn] = []
@@ -153,11 +153,11 @@ def _read(
         try:
             size = int(result["original_height"]), int(result["original_width"])
         except (KeyError, TypeError, ValueError):
-            left_out.append(f"region {result.get('id')}: it does not say the size of its picture")
+            left_out.append(f"region {result.get('id')}: it does not say the size of its image")
             continue
         sizes.add(size)
         if result.get("image_rotation"):
-            left_out.append(f"region {result.get('id')}: drawn while the picture was turned, so its place is not known")
+            left_out.append(f"region {result.get('id')}: drawn while the image was turned, so its place is not known")
             continue
         for label in value.get(kind) or []:
             if label not in names:
@@ -209,7 +209,7 @@ def _consensus(drawn: Sequence[Sequence[_Drawn]], values: Sequence[str], size: t
             votes += own
         won = votes * 2 > len(drawn)
         maps = Segmentation(won.astype(np.int32), won.astype(np.float32), Vocabulary((Label(label),)))
-        for region in label_map_to_regions(maps, detail=None):
+        for region in label_map_to_regions(maps, tolerance=None):
             agreed.append(_Drawn(label, Region(label_id, label, 1.0, region.area, region.bbox, region.mask)))
     return agreed
 
@@ -230,7 +230,7 @@ class _Names:
 
 
 def _file_name(url: str) -> str:
-    """The part of an address that people know the picture by."""
+    """The part of an address that people know the image by."""
     if url.startswith("data:"):
         return ""
     parts = urlsplit(url)

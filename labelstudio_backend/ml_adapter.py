@@ -20,13 +20,13 @@ from typing import Any
 
 from label_studio_ml.model import LabelStudioMLBase
 
-from labelstudio_backend.answering import Question, answer, answer_command
-from labelstudio_backend.labelling_config import LabellingConfig, parse_labelling_config
+from labelstudio_backend.interactive import Question, answer, answer_command
+from labelstudio_backend.labeling_config import LabelingConfig, parse_labeling_config
 from labelstudio_backend.model_options import FAILED_VERSION, ModelOptions, model_version
-from labelstudio_backend.planning import Context, freeze, read_context
 from labelstudio_backend.predictor import Prediction, Predictor
 from labelstudio_backend.prompts import PromptStore
-from labelstudio_backend.settings import DEFAULT_URL, PictureSettings, default_state_dir
+from labelstudio_backend.requests import Context, freeze, read_context
+from labelstudio_backend.settings import DEFAULT_URL, ImageSettings, default_state_dir
 from tcl_core.errors import ImageError, TclError
 
 __all__ = ["TclModel"]
@@ -37,13 +37,13 @@ _CACHE_BYTES = 1 << 30
 
 
 class _Engine:
-    """Model, pictures and prompts of this process; one request at a time."""
+    """Model, images and prompts of this process; one request at a time."""
 
     def __init__(self) -> None:
         self.options = ModelOptions(os.environ.get("TCL_MODEL", "playground"))
         self.store = PromptStore(Path(os.environ.get("TCL_STATE_DIR") or default_state_dir()) / "prompts.json")
         self._lock = threading.Lock()
-        self._fetcher = PictureSettings(os.environ.get("LABEL_STUDIO_URL", DEFAULT_URL)).fetcher(
+        self._fetcher = ImageSettings(os.environ.get("LABEL_STUDIO_URL", DEFAULT_URL)).fetcher(
             os.environ.get("LABEL_STUDIO_TOKEN") or None
         )
         # Nobody says when the process ends, so the loop's thread must not keep it from ending.
@@ -55,19 +55,19 @@ class _Engine:
         """Loaded with the first prediction, because Label Studio waits three seconds only for all else."""
         return Predictor(self.options.load(), self.options, _CACHE_BYTES)
 
-    def version(self, config: LabellingConfig, project: str) -> str:
+    def version(self, config: LabelingConfig, project: str) -> str:
         return model_version(self.options, config, self.store.get(project))
 
     def predict(
-        self, task: Mapping[str, Any], config: LabellingConfig, project: str, asked: Context | None
+        self, task: Mapping[str, Any], config: LabelingConfig, project: str, asked: Context | None
     ) -> Prediction:
         """Answer for one task, and remember a new prompt."""
         url = (task.get("data") or {}).get(config.image_key)
         if url is None:
             raise ImageError(f"the task has no {config.image_key!r} in its data")
         with self._lock:
-            picture = asyncio.run_coroutine_threadsafe(self._fetcher.fetch(url), self._loop).result()
-            found = answer(self._predictor, Question(config, freeze(self.store.get(project)), asked), picture)
+            image = asyncio.run_coroutine_threadsafe(self._fetcher.fetch(url), self._loop).result()
+            found = answer(self._predictor, Question(config, freeze(self.store.get(project)), asked), image)
             if found.learned is not None:
                 self.store.add(project, *found.learned)
         return found.prediction
@@ -84,7 +84,7 @@ class TclModel(LabelStudioMLBase):
     def setup(self) -> None:
         """Tell 2.x the version of what will be predicted; loads nothing."""
         try:
-            config = parse_labelling_config(str(self.label_config))
+            config = parse_labeling_config(str(self.label_config))
             self.set("model_version", _engine().version(config, self._project()))
         except TclError as error:
             # A backend may be connected before its project is configured.
@@ -107,7 +107,7 @@ class TclModel(LabelStudioMLBase):
             SettingsError: the project's configuration cannot be used.
         """
         engine, project = _engine(), self._project()
-        config = parse_labelling_config(str(self.label_config))
+        config = parse_labeling_config(str(self.label_config))
         predictions = []
         for task in tasks:
             try:

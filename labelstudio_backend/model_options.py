@@ -9,14 +9,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labelstudio_backend.labelling_config import LabellingConfig
+from labelstudio_backend.labeling_config import LabelingConfig
 from labelstudio_backend.prompts import Added
 from tcl_core.errors import SettingsError
 from tcl_core.images import DEFAULT_MAX_PIXELS
-from tcl_core.polygons import detail_in_pixels
+from tcl_core.polygons import tolerance_in_pixels
 
 if TYPE_CHECKING:
-    from tcl_core.segmenter import Segmenter
+    from tcl_core.segmentation.segmenter import Segmenter
 
 __all__ = ["FAILED_VERSION", "ModelOptions", "model_version"]
 
@@ -29,18 +29,18 @@ FAILED_VERSION = "tcl-annotate-failed"
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """A model and everything that its predictions depend on besides pictures and vocabulary.
+    """A model and everything that its predictions depend on besides images and vocabulary.
 
     Attributes:
         model: a name of ``tcl-annotate models list``, or the path of a model file.
-        refine: whether masks follow the picture's edges.
+        refine: whether masks follow the image's edges.
         kp_weight: share of CLIP's own dense map in the scores; ``None`` takes the model's.
         device: see :func:`tcl_core.devices.select_device`.
         precision: see :func:`tcl_core.devices.select_precision`.
         batch_size: most windows that go through the network together.
-        detail: of the polygons, see :func:`tcl_core.polygons.detail_in_pixels`.
+        tolerance: of the polygons, see :func:`tcl_core.polygons.tolerance_in_pixels`.
         min_area: regions of fewer pixels are left out.
-        max_pixels: larger pictures are refused.
+        max_pixels: larger images are refused.
 
     Raises:
         SettingsError: a value is out of range.
@@ -52,7 +52,7 @@ class ModelOptions:
     device: str = "auto"
     precision: str = "auto"
     batch_size: int = 8
-    detail: str | float = "fine"
+    tolerance: str | float = "fine"
     min_area: int = 64
     max_pixels: int = DEFAULT_MAX_PIXELS
 
@@ -61,12 +61,12 @@ class ModelOptions:
             raise SettingsError(f"min_area is {self.min_area}; give a number of pixels, 0 or more")
         if self.max_pixels < 1:
             raise SettingsError(f"max_pixels is {self.max_pixels}; give a number of pixels, 1 or more")
-        detail_in_pixels(self.detail)
+        tolerance_in_pixels(self.tolerance)
 
     def load(self) -> Segmenter:
         """Load the model; see :func:`tcl_core.models.load_model` for the errors."""
         from tcl_core.models import load_model
-        from tcl_core.segmenter import Segmenter
+        from tcl_core.segmentation.segmenter import Segmenter
 
         loaded = load_model(self.model, device=self.device, precision=self.precision)
         return Segmenter(loaded, refine=self.refine, kp_weight=self.kp_weight, batch_size=self.batch_size)
@@ -77,7 +77,7 @@ class ModelOptions:
         Raises:
             WeightsError: there is no such model.
         """
-        from tcl_core.weights.library import find_model
+        from tcl_core.models.registry import find_model
 
         settings = asdict(self)
         for name in ("model", "batch_size", "max_pixels"):
@@ -87,17 +87,17 @@ class ModelOptions:
 
 @lru_cache(maxsize=8)
 def _sha256(path: Path) -> str:
-    from tcl_core.weights.files import file_sha256
+    from tcl_core.models.files import file_sha256
 
     return file_sha256(path)
 
 
-def model_version(options: ModelOptions, config: LabellingConfig, added: Added) -> str:
+def model_version(options: ModelOptions, config: LabelingConfig, added: Added) -> str:
     """Name of what predicts: equal versions give equal predictions.
 
     Args:
         options: the model and its settings.
-        config: the project's labelling configuration.
+        config: the project's labeling configuration.
         added: the project's typed prompts.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A plan and the bytes of a picture become Label Studio results; everything here runs where the model is."""
+"""A plan and the bytes of an image become Label Studio results; everything here runs where the model is."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from numpy.typing import NDArray
 from shapely import Polygon
 from torch import Tensor
 
-from labelstudio_backend.labelling_config import Control, LabellingConfig
+from labelstudio_backend.labeling_config import Control, LabelingConfig
 from labelstudio_backend.model_options import ModelOptions
-from labelstudio_backend.one_label import one_label_from_scores
-from labelstudio_backend.planning import Corners, Plan
 from labelstudio_backend.prompts import Added
+from labelstudio_backend.requests import Corners, Plan
 from labelstudio_backend.results import overall_score, region_results
-from tcl_core.cache import ByteBoundedCache
+from tcl_core.caching import ByteBoundedCache
 from tcl_core.errors import VocabularyError
-from tcl_core.features import ImageFeatures
 from tcl_core.images import load_image
-from tcl_core.raster import polygon_to_mask
+from tcl_core.polygons.rasterize import polygon_to_mask
 from tcl_core.regions import label_map_to_regions
-from tcl_core.segmenter import Segmenter, label_map_from_scores
+from tcl_core.segmentation.features import ImageFeatures
+from tcl_core.segmentation.one_label import one_label_from_scores
+from tcl_core.segmentation.segmenter import Segmenter, label_map_from_scores
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
 
-__all__ = ["Prediction", "Predictor", "Routed", "picture_key"]
+__all__ = ["Prediction", "Predictor", "Routed", "image_digest"]
 
 _PLANES_SHARE = 8
 """One part in so many of the cache is for score maps, the rest for features."""
@@ -40,12 +40,12 @@ _PLANES_SHARE = 8
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in a picture.
+    """What was found in an image.
 
     Attributes:
         results: in Label Studio's form.
         score: see :func:`labelstudio_backend.results.overall_score`.
-        size: ``(height, width)`` of the upright picture.
+        size: ``(height, width)`` of the upright image.
         notes: prompts that were left out, and why.
     """
 
@@ -77,18 +77,18 @@ class _Labels:
     notes: list[str] = field(default_factory=list)
 
 
-def picture_key(picture: bytes) -> str:
-    """SHA-256 (hex) of a picture's bytes."""
-    return hashlib.sha256(picture).hexdigest()
+def image_digest(image: bytes) -> str:
+    """SHA-256 (hex) of an image's bytes."""
+    return hashlib.sha256(image).hexdigest()
 
 
 class Predictor:
-    """A model with caches for pictures and prompts. Not for several threads at once.
+    """A model with caches for images and prompts. Not for several threads at once.
 
     Args:
         segmenter: the model.
         options: how regions are drawn; the model's own settings are the segmenter's.
-        cache_bytes: bound of all that is kept of pictures.
+        cache_bytes: bound of all that is kept of images.
     """
 
     def __init__(self, segmenter: Segmenter, options: ModelOptions, cache_bytes: int) -> None:
@@ -98,7 +98,7 @@ class Predictor:
         self._features = ByteBoundedCache[str, ImageFeatures](cache_bytes - planes, lambda features: features.nbytes)
         self._planes = ByteBoundedCache[tuple[str, str], Tensor](planes, lambda plane: plane.nbytes)
 
-    def route(self, text: str, config: LabellingConfig, added: Added) -> Routed:
+    def route(self, text: str, config: LabelingConfig, added: Added) -> Routed:
         """Find the label that is nearest to a prompt.
 
         Raises:
@@ -113,16 +113,16 @@ class Predictor:
         best = int(similarity.argmax())
         return Routed(known.values[vocabulary.prompts[best][0]], float(similarity[best]))
 
-    def predict(self, picture: bytes, plan: Plan, controls: Sequence[Control] | None = None) -> Prediction:
-        """Find a plan's regions in a picture.
+    def predict(self, image: bytes, plan: Plan, controls: Sequence[Control] | None = None) -> Prediction:
+        """Find a plan's regions in an image.
 
         Args:
-            picture: the encoded file.
+            image: the encoded file.
             plan: what to find.
             controls: tags to draw with; by default all of the plan that are not skipped.
 
         Raises:
-            ImageError: the picture cannot be read.
+            ImageError: the image cannot be read.
             VocabularyError: the model knows no prompt that the plan needs.
         """
         vocabulary = plan.config.vocabulary(plan.added)
@@ -138,8 +138,8 @@ class Predictor:
         if not known.labels or (plan.label is not None and plan.label not in known.values):
             raise VocabularyError(known.notes[0] if known.notes else f"there is no label {plan.label!r}")
         vocabulary = replace(vocabulary, labels=tuple(known.labels))
-        key = picture_key(picture)
-        features = self._encode(key, picture)
+        key = image_digest(image)
+        features = self._encode(key, image)
         scores = self._scores(key, features, vocabulary)
         threshold = float(self.segmenter.settings()["background_threshold"])
         values = list(known.values)
@@ -158,25 +158,25 @@ class Predictor:
             score_map = np.where(nothing, 1 - _best(scores, features.size), score_map)
             label_map = np.where(nothing, len(values), label_map).astype(np.int32)
         wanted = plan.config.drawing if controls is None else controls
-        detail = self.options.detail if any(control.kind == "polygon" for control in wanted) else None
-        # One label's regions have no neighbours in the answer, and somebody waits for it.
-        regions = self._regions(Segmentation(label_map, score_map, vocabulary), detail, shared=plan.label is None)
+        tolerance = self.options.tolerance if any(control.kind == "polygon" for control in wanted) else None
+        # One label's regions have no neighbors in the answer, and somebody waits for it.
+        regions = self._regions(Segmentation(label_map, score_map, vocabulary), tolerance, shared=plan.label is None)
         drawn = [(values[region.label_id - 1], region) for region in _from_the_back(regions, len(values), background)]
         meta = None if plan.note is None else {"text": [plan.note]}
         results = region_results(plan.config, drawn, features.size, controls=wanted, meta=meta)
         return Prediction(results, overall_score(drawn), features.size, tuple(known.notes))
 
-    def _regions(self, segmentation: Segmentation, detail: str | float | None, *, shared: bool) -> list[Region]:
-        """Regions, found in the part of the picture that has any: a prompt often concerns a small part."""
+    def _regions(self, segmentation: Segmentation, tolerance: str | float | None, *, shared: bool) -> list[Region]:
+        """Regions, found in the part of the image that has any: a prompt often concerns a small part."""
         rows = np.flatnonzero(segmentation.label_map.any(axis=1))
         columns = np.flatnonzero(segmentation.label_map.any(axis=0))
         if not rows.size:
             return []
-        # A margin, so that only the picture's own frame is taken for a frame.
+        # A margin, so that only the image's own frame is taken for a frame.
         top, left = max(int(rows[0]) - 1, 0), max(int(columns[0]) - 1, 0)
         part = slice(top, int(rows[-1]) + 2), slice(left, int(columns[-1]) + 2)
         cropped = Segmentation(segmentation.label_map[part], segmentation.score_map[part], segmentation.vocabulary)
-        regions = label_map_to_regions(cropped, min_area=self.options.min_area, detail=detail, shared=shared)
+        regions = label_map_to_regions(cropped, min_area=self.options.min_area, tolerance=tolerance, shared=shared)
         return [_moved(region, left, top) for region in regions] if (top, left) != (0, 0) else regions
 
     def _known(self, vocabulary: Vocabulary, values: Sequence[str]) -> _Labels:
@@ -200,17 +200,17 @@ class Predictor:
         kept = [(name, label) for name, label in zip(known.values, known.labels, strict=True) if name == value]
         known.values, known.labels = [name for name, _ in kept], [label for _, label in kept]
 
-    def _encode(self, key: str, picture: bytes) -> ImageFeatures:
+    def _encode(self, key: str, image: bytes) -> ImageFeatures:
         features = self._features.get(key)
         if features is None:
-            image = load_image(picture, max_pixels=self.options.max_pixels, name="the picture")
-            features = self.segmenter.encode(image)
+            pixels = load_image(image, max_pixels=self.options.max_pixels, name="the image")
+            features = self.segmenter.encode(pixels)
             self._features.put(key, features)
         return features
 
     @torch.no_grad()
     def _scores(self, key: str, features: ImageFeatures, vocabulary: Vocabulary) -> Tensor:
-        """Score maps ``[K, h, w]``; each prompt's is computed once per picture."""
+        """Score maps ``[K, h, w]``; each prompt's is computed once per image."""
         prompts = list(dict.fromkeys(prompt for _, prompt in vocabulary.prompts))
         planes = {prompt: plane for prompt in prompts if (plane := self._planes.get((key, prompt))) is not None}
         missing = [prompt for prompt in prompts if prompt not in planes]

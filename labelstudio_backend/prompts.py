@@ -12,7 +12,7 @@ from typing import Literal
 
 from filelock import FileLock
 
-from labelstudio_backend.labelling_config import LabellingConfig, check_prompt
+from labelstudio_backend.labeling_config import LabelingConfig, check_prompt
 from tcl_core.errors import SettingsError
 
 __all__ = ["Added", "PromptStore", "TypedPrompt", "read_typed"]
@@ -39,7 +39,7 @@ class TypedPrompt:
     prompt: str | None = None
 
 
-def read_typed(text: str, config: LabellingConfig, added: Added) -> TypedPrompt:
+def read_typed(text: str, config: LabelingConfig, added: Added) -> TypedPrompt:
     """Understand a typed text.
 
     Args:
@@ -86,7 +86,7 @@ def _read_command(words: str, by_name: Mapping[str, str]) -> TypedPrompt:
     return TypedPrompt("clear", label)
 
 
-def _known_prompts(config: LabellingConfig, added: Added, value: str) -> dict[str, str]:
+def _known_prompts(config: LabelingConfig, added: Added, value: str) -> dict[str, str]:
     prompts = [*config.labels[value][0], *added.get(value, ())] or [value]
     return {prompt.casefold(): prompt for prompt in prompts}
 

@@ -1,4 +1,4 @@
-"""Regions in Label Studio's form: polygons, brush masks and boxes, in percent of the upright picture."""
+"""Regions in Label Studio's form: polygons, brush masks and boxes, in percent of the upright image."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import shapely
 from numpy.typing import NDArray
 from shapely import Polygon
 
-from labelstudio_backend.labelling_config import Control, LabellingConfig
-from labelstudio_backend.rle_pack import encode_brush
-from tcl_core.coco.geometry import has_hole, pixel_outline
-from tcl_core.coco.keyhole import keyhole_ring
-from tcl_core.raster import polygon_iou
+from labelstudio_backend.brush_rle import encode_brush
+from labelstudio_backend.labeling_config import Control, LabelingConfig
+from tcl_core.export.coco.geometry import has_hole, pixel_outline
+from tcl_core.export.coco.keyhole import keyhole_ring
+from tcl_core.polygons.rasterize import polygon_iou
 from tcl_core.types import Region
 
 __all__ = ["MIN_POLYGON_IOU", "overall_score", "region_results", "text_result"]
@@ -28,7 +28,7 @@ _SCORE_DECIMALS = 4
 
 
 def region_results(
-    config: LabellingConfig,
+    config: LabelingConfig,
     drawn: Sequence[tuple[str, Region]],
     size: tuple[int, int],
     *,
@@ -43,7 +43,7 @@ def region_results(
     Args:
         config: the project's configuration.
         drawn: the label's value and the region, in the order they shall have.
-        size: ``(height, width)`` of the upright picture.
+        size: ``(height, width)`` of the upright image.
         controls: the tags to draw with; by default all that are not skipped.
         meta: stands in every result.
 
@@ -65,7 +65,7 @@ def region_results(
     return results
 
 
-def text_result(config: LabellingConfig, lines: Sequence[str]) -> list[dict[str, Any]]:
+def text_result(config: LabelingConfig, lines: Sequence[str]) -> list[dict[str, Any]]:
     """Texts in the project's prompt field; nothing where it has none."""
     if config.prompt_name is None or not lines:
         return []

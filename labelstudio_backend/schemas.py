@@ -20,7 +20,7 @@ class TaskData(_Request):
     """A task to predict."""
 
     id: int | None = None
-    data: dict[str, Any] = Field(description="The task's data; the labelling configuration says where the picture is.")
+    data: dict[str, Any] = Field(description="The task's data; the labeling configuration says where the image is.")
 
 
 class Parameters(_Request):
@@ -44,7 +44,7 @@ class SetupRequest(_Request):
     model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True, protected_namespaces=())
 
     project: ProjectKey | None = None
-    labelling_config: Text = Field("", alias="schema", description="The project's labelling configuration.")
+    labeling_config: Text = Field("", alias="schema", description="The project's labeling configuration.")
     hostname: str | None = Field(None, max_length=2000)
     access_token: str | None = Field(None, max_length=2000)
 

@@ -15,20 +15,20 @@ from typing import Any
 import anyio
 from anyio import CapacityLimiter, create_task_group
 
-from labelstudio_backend.answering import Question, answer_command
-from labelstudio_backend.labelling_config import LabellingConfig, parse_labelling_config
+from labelstudio_backend.image_fetch.locations import origin_of
+from labelstudio_backend.image_fetch.tokens import Token
+from labelstudio_backend.interactive import Question, answer_command
+from labelstudio_backend.labeling_config import LabelingConfig, parse_labeling_config
 from labelstudio_backend.metrics import Metrics
 from labelstudio_backend.model_options import FAILED_VERSION, model_version
-from labelstudio_backend.pictures.locations import origin_of
-from labelstudio_backend.pictures.tokens import Token
-from labelstudio_backend.planning import freeze, read_context
-from labelstudio_backend.predictor import picture_key
+from labelstudio_backend.predictor import image_digest
 from labelstudio_backend.prompts import PromptStore
+from labelstudio_backend.requests import freeze, read_context
 from labelstudio_backend.schemas import PredictRequest, SetupRequest, TaskData
 from labelstudio_backend.settings import ServerSettings
 from labelstudio_backend.supervisor import ModelUnavailableError, Supervisor, WorkerDiedError
 from labelstudio_backend.worker import Failed, Job, Reply
-from tcl_core.cache import ByteBoundedCache
+from tcl_core.caching import ByteBoundedCache
 from tcl_core.errors import SettingsError, TclError, VocabularyError
 
 __all__ = ["BusyError", "RefusedError", "Service"]
@@ -36,12 +36,12 @@ __all__ = ["BusyError", "RefusedError", "Service"]
 logger = logging.getLogger(__name__)
 
 _TASKS_AT_ONCE = 4
-"""So many of a batch's pictures are fetched while the model works on another."""
+"""So many of a batch's images are fetched while the model works on another."""
 _FAILURES_KEPT = 200
 _VERSIONS_KEPT = 100
 _UNCONFIGURED = "unconfigured"
 
-parse_config = lru_cache(maxsize=64)(parse_labelling_config)
+parse_config = lru_cache(maxsize=64)(parse_labeling_config)
 
 
 class BusyError(Exception):
@@ -70,7 +70,7 @@ class Service:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.fetcher = settings.pictures.fetcher(settings.token)
+        self.fetcher = settings.images.fetcher(settings.token)
         self.prompts = PromptStore(settings.state_dir / "prompts.json")
         self.supervisor = Supervisor(
             settings.model, settings.feature_cache_bytes, settings.job_seconds, self.metrics.restarts.inc
@@ -96,7 +96,7 @@ class Service:
             if request.access_token and self.fetcher.token is None and self._is_our_server(request.hostname):
                 self.fetcher.token = Token(request.access_token)
         try:
-            return self._version(parse_config(request.labelling_config), request.project or "")
+            return self._version(parse_config(request.labeling_config), request.project or "")
         except TclError as error:
             logger.warning("project %s: %s", request.project, error)
             return f"{self.settings.model.model}-{_UNCONFIGURED}"
@@ -196,15 +196,15 @@ class Service:
         url = task.data.get(question.config.image_key)
         if url is None:
             raise SettingsError(f"the task has no {question.config.image_key!r} in its data")
-        picture = await self.fetcher.fetch(url)
+        image = await self.fetcher.fetch(url)
         key = None
         # Region ids must be new in an annotation, so only default predictions can be given twice.
         if question.context is None:
             version = model_version(self.settings.model, question.config, question.added)
-            key = (await anyio.to_thread.run_sync(picture_key, picture), version)
+            key = (await anyio.to_thread.run_sync(image_digest, image), version)
             if (kept := self._replies.get(key)) is not None:
                 return kept
-        reply = await self.supervisor.submit(Job(question, picture), urgent=key is None)
+        reply = await self.supervisor.submit(Job(question, image), urgent=key is None)
         if isinstance(reply, Failed):
             raise SettingsError(reply.reason) if reply.internal else VocabularyError(reply.reason)
         if reply.learned is not None:
@@ -250,7 +250,7 @@ class Service:
             self._requests -= 1
             self.metrics.requests.set(self._requests)
 
-    def _version(self, config: LabellingConfig, project: str) -> str:
+    def _version(self, config: LabelingConfig, project: str) -> str:
         version = model_version(self.settings.model, config, self.prompts.get(project))
         self._versions[version] = None
         if len(self._versions) > _VERSIONS_KEPT:

@@ -11,33 +11,33 @@ from typing import Any
 
 import yaml
 
+from labelstudio_backend.image_fetch.addresses import parse_networks
+from labelstudio_backend.image_fetch.fetching import FetchLimits, ImageFetcher
+from labelstudio_backend.image_fetch.locations import Site, origin_of
+from labelstudio_backend.image_fetch.tokens import Token
 from labelstudio_backend.model_options import ModelOptions
-from labelstudio_backend.pictures.addresses import parse_networks
-from labelstudio_backend.pictures.fetching import FetchLimits, PictureFetcher
-from labelstudio_backend.pictures.locations import Site, origin_of
-from labelstudio_backend.pictures.tokens import Token
 from tcl_core.errors import SettingsError
 
-__all__ = ["PictureSettings", "ServerSettings", "default_state_dir", "read_settings_file", "settings_from"]
+__all__ = ["ImageSettings", "ServerSettings", "default_state_dir", "read_settings_file", "settings_from"]
 
 DEFAULT_URL = "http://localhost:8080"
 
 
 def default_state_dir() -> Path:
     """Where typed prompts are kept: ``label-studio`` in the folder of downloaded models."""
-    from tcl_core.weights.folders import home_folder
+    from tcl_core.models.paths import home_folder
 
     return home_folder() / "label-studio"
 
 
 @dataclass(frozen=True)
-class PictureSettings:
-    """Where pictures may come from, and what they may cost.
+class ImageSettings:
+    """Where images may come from, and what they may cost.
 
     Attributes:
         label_studio_url: the server, as this machine reaches it.
         label_studio_aliases: other addresses of the same server in tasks, such as the one that browsers use.
-        allow_hosts: further hosts that may be asked for pictures.
+        allow_hosts: further hosts that may be asked for images.
         allow_addresses: networks that may be asked although they are not public, such as ``10.0.0.0/8``.
         local_root: folder that ``/data/local-files/`` stands for, to read it directly.
         max_bytes: largest file.
@@ -68,7 +68,7 @@ class PictureSettings:
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{name} is {getattr(self, name)}; give a number above 0")
 
-    def fetcher(self, token: str | None) -> PictureFetcher:
+    def fetcher(self, token: str | None) -> ImageFetcher:
         """A fetcher with these limits.
 
         Args:
@@ -81,7 +81,7 @@ class PictureSettings:
             self.local_root,
         )
         limits = FetchLimits(self.max_bytes, self.seconds, parse_networks(self.allow_addresses))
-        return PictureFetcher(site, Token(token) if token else None, limits, self.cache_bytes)
+        return ImageFetcher(site, Token(token) if token else None, limits, self.cache_bytes)
 
 
 @dataclass(frozen=True)
@@ -90,19 +90,19 @@ class ServerSettings:
 
     Attributes:
         model: the model and how regions are drawn.
-        pictures: where pictures may come from.
+        images: where images may come from.
         state_dir: folder for typed prompts.
         credentials: ``name:password`` pairs that may use the server; none lets everybody in.
-        token: Label Studio's token for pictures.
+        token: Label Studio's token for images.
         queue: most requests that are worked on or wait; one more is refused.
-        feature_cache_bytes: bound of what the model keeps of pictures.
+        feature_cache_bytes: bound of what the model keeps of images.
         result_cache_bytes: bound of default predictions kept for a repeated batch.
-        job_seconds: longest time for one picture.
+        job_seconds: longest time for one image.
         max_body_bytes: largest request.
     """
 
     model: ModelOptions = field(default_factory=ModelOptions)
-    pictures: PictureSettings = field(default_factory=PictureSettings)
+    images: ImageSettings = field(default_factory=ImageSettings)
     state_dir: Path = field(default_factory=default_state_dir)
     credentials: tuple[str, ...] = ()
     token: str | None = None
@@ -119,7 +119,7 @@ class ServerSettings:
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
-    """Read a settings file: YAML with the fields of `ServerSettings`, ``model`` and ``pictures`` being mappings.
+    """Read a settings file: YAML with the fields of `ServerSettings`, ``model`` and ``images`` being mappings.
 
     Returns:
         Arguments for :func:`settings_from`.
@@ -139,7 +139,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         if forbidden in data:
             raise SettingsError(f"{path}: {forbidden} does not belong here; use --auth-file and --token-file")
     _check_keys(data, ServerSettings, str(path))
-    for section, kind in (("model", ModelOptions), ("pictures", PictureSettings)):
+    for section, kind in (("model", ModelOptions), ("images", ImageSettings)):
         if section in data:
             if not isinstance(data[section], dict):
                 raise SettingsError(f"{path}: {section} must be a mapping")
@@ -147,22 +147,22 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     return data
 
 
-def settings_from(data: Mapping[str, Any], model: Mapping[str, Any], pictures: Mapping[str, Any]) -> ServerSettings:
+def settings_from(data: Mapping[str, Any], model: Mapping[str, Any], images: Mapping[str, Any]) -> ServerSettings:
     """Put settings together; options (where not ``None``) come before the file.
 
     Args:
         data: from `read_settings_file`, and top-level options.
         model: options of `ModelOptions`.
-        pictures: options of `PictureSettings`.
+        images: options of `ImageSettings`.
 
     Raises:
         SettingsError: a value is out of range or of the wrong type.
     """
-    top = {key: value for key, value in data.items() if key not in ("model", "pictures") and value is not None}
+    top = {key: value for key, value in data.items() if key not in ("model", "images") and value is not None}
     try:
         return ServerSettings(
             model=ModelOptions(**_merged(data.get("model"), model)),
-            pictures=PictureSettings(**_typed(_merged(data.get("pictures"), pictures))),
+            images=ImageSettings(**_typed(_merged(data.get("images"), images))),
             **_typed(top),
         )
     except TypeError as error:

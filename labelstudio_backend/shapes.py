@@ -11,8 +11,8 @@ import shapely
 from numpy.typing import NDArray
 from shapely import Polygon
 
-from labelstudio_backend.rle_pack import decode_brush
-from tcl_core.raster import polygon_to_mask
+from labelstudio_backend.brush_rle import decode_brush
+from tcl_core.polygons.rasterize import polygon_to_mask
 
 __all__ = ["mask_of_value", "polygon_of_value", "rectangle_points"]
 
@@ -23,7 +23,7 @@ def mask_of_value(kind: str, value: Mapping[str, Any], size: tuple[int, int]) ->
     Args:
         kind: ``polygonlabels``, ``brushlabels`` or ``rectanglelabels``.
         value: the result's ``value``.
-        size: ``(height, width)`` of the upright picture.
+        size: ``(height, width)`` of the upright image.
 
     Returns:
         bool ``[H, W]``.
@@ -53,7 +53,7 @@ def polygon_of_value(kind: str, value: Mapping[str, Any], size: tuple[int, int])
     Args:
         kind: ``polygonlabels`` or ``rectanglelabels``.
         value: the result's ``value``, in percent.
-        size: ``(height, width)`` of the upright picture.
+        size: ``(height, width)`` of the upright image.
 
     Raises:
         ValueError: the kind is another one, or the value does not hold such a region.
@@ -79,7 +79,7 @@ def rectangle_points(value: Mapping[str, Any], size: tuple[int, int]) -> NDArray
 
     Args:
         value: ``x``, ``y``, ``width``, ``height`` in percent, ``rotation`` in degrees.
-        size: ``(height, width)`` of the upright picture.
+        size: ``(height, width)`` of the upright image.
 
     Raises:
         ValueError: a number is missing or not finite.

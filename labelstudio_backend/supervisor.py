@@ -48,7 +48,7 @@ class Supervisor:
 
     Args:
         options: the model.
-        cache_bytes: bound of what the worker keeps of pictures.
+        cache_bytes: bound of what the worker keeps of images.
         job_seconds: a job that takes longer costs the worker its life.
         on_restart: called whenever a worker has died.
     """

@@ -1,4 +1,4 @@
-"""The process that holds the model: a damaged picture or a lack of memory can end it, but not the server."""
+"""The process that holds the model: a damaged image or a lack of memory can end it, but not the server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from labelstudio_backend.answering import Question, answer
+from labelstudio_backend.interactive import Question, answer
 from labelstudio_backend.model_options import ModelOptions
 from tcl_core.errors import TclError
 
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """A question about a picture."""
+    """A question about an image."""
 
     question: Question
-    picture: bytes
+    image: bytes
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Reply:
         regions: how many results there are.
         score: of the prediction.
         notes: see :class:`labelstudio_backend.predictor.Prediction`.
-        learned: see :class:`labelstudio_backend.answering.Answer`.
+        learned: see :class:`labelstudio_backend.interactive.Answer`.
     """
 
     results: bytes
@@ -77,7 +77,7 @@ def serve_jobs(connection: Connection, options: ModelOptions, cache_bytes: int) 
     Args:
         connection: first sends `Ready` or `Failed`, then `Reply` or `Failed` for every `Job`.
         options: the model.
-        cache_bytes: bound of what is kept of pictures.
+        cache_bytes: bound of what is kept of images.
     """
     # Ctrl-C reaches all processes of a terminal; the server ends this one when it is done.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -96,7 +96,7 @@ def serve_jobs(connection: Connection, options: ModelOptions, cache_bytes: int) 
         except (EOFError, OSError):
             return
         try:
-            found = answer(predictor, job.question, job.picture)
+            found = answer(predictor, job.question, job.image)
             reply: Reply | Failed = Reply(
                 results=json.dumps(found.prediction.results, allow_nan=False, separators=(",", ":")).encode("ascii"),
                 regions=len(found.prediction.results),

@@ -1,4 +1,4 @@
-"""What the model proposes, what a person changed, and what is accepted, kept apart for one picture or stack.
+"""What the model proposes, what a person changed, and what is accepted, kept apart for one image or stack.
 
 Two maps are shown: the **draft**, which the model fills and a person corrects, and the **accepted** map, which later
 runs never touch. A pixel belongs to the accepted map where that is not 0, else to the draft. The person may change
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_tcl.pictures import Index
+from napari_tcl.slices import Index
 
 __all__ = ["Annotation", "LabelMap"]
 
@@ -26,7 +26,7 @@ LabelMap = NDArray[np.uint16]
 
 
 class Annotation:
-    """The draft and the accepted map of a picture or stack.
+    """The draft and the accepted map of an image or stack.
 
     The arrays are worked on in place, so that a viewer which shows them shows the result.
 
@@ -135,7 +135,7 @@ class Annotation:
         return np.where(accepted > 0, accepted, self.draft[index])
 
     def confirmed(self, index: Index) -> NDArray[np.bool_]:
-        """Pixels of a slice that a person vouches for: accepted, or labelled by hand; bool ``[H, W]``."""
+        """Pixels of a slice that a person vouches for: accepted, or labeled by hand; bool ``[H, W]``."""
         return np.asarray((self.accepted[index] > 0) | (self.by_hand(index) & (self.draft[index] > 0)))
 
     def forget_labels(self, ids: Sequence[int]) -> None:

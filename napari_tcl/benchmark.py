@@ -20,14 +20,14 @@ from qtpy.QtCore import QTimer
 from qtpy.QtOpenGLWidgets import QOpenGLWidget
 from qtpy.QtWidgets import QApplication
 
-from napari_tcl.session import PictureSession
 from napari_tcl.widget import SegmentWidget
 from tcl_core.playground.export import sample_scene, world_vocabulary
 from tcl_core.playground.scenes import CLASS_NAMES
-from tcl_core.polygons import DETAILS
-from tcl_core.segmenter import Segmenter
+from tcl_core.polygons import TOLERANCES
+from tcl_core.segmentation.segmenter import Segmenter
+from tcl_core.segmentation.session import ImageSession
 
-__all__ = ["Row", "format_rows", "run"]
+__all__ = ["BenchmarkRow", "format_rows", "run"]
 
 _TICK = 2  # milliseconds
 _IDLE = 2  # seconds
@@ -42,7 +42,7 @@ _MIB = 1 << 20
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """One measurement.
 
     Attributes:
@@ -56,11 +56,11 @@ class Row:
     beside: str
 
 
-def run(runs: int = _RUNS) -> list[Row]:
+def run(runs: int = _RUNS) -> list[BenchmarkRow]:
     """Measure in a window of its own.
 
     Args:
-        runs: how many runs on one picture the growth of memory is measured over.
+        runs: how many runs on one image the growth of memory is measured over.
     """
     viewer = napari.Viewer(show=True)
     try:
@@ -69,7 +69,7 @@ def run(runs: int = _RUNS) -> list[Row]:
         viewer.close()
 
 
-def format_rows(rows: list[Row]) -> str:
+def format_rows(rows: list[BenchmarkRow]) -> str:
     """The rows as a plain table, one line each."""
     wide, value = max(len(row.what) for row in rows), max(len(row.value) for row in rows)
     return "\n".join(f"{row.what:<{wide}}  {row.value:<{value}}  {row.beside}".rstrip() for row in rows)
@@ -82,7 +82,7 @@ class _Benchmark:
         viewer.window.add_dock_widget(self.widget, name="Segment from text")
         self.widget.model.device.value = "cpu"
         # Exact polygons take the least time, and how long they take is not measured here.
-        self.widget.polygons.detail.value = DETAILS["full"]
+        self.widget.polygons.tolerance.value = TOLERANCES["full"]
         self.widget.labels.set_vocabulary(world_vocabulary(CLASS_NAMES[:_LABELS]))
         self._gaps: list[float] = []
         self._last = 0.0
@@ -95,13 +95,13 @@ class _Benchmark:
         for canvas in window.findChildren(QOpenGLWidget):
             canvas.frameSwapped.connect(self._count_frame)
 
-    def rows(self, runs: int) -> list[Row]:
+    def rows(self, runs: int) -> list[BenchmarkRow]:
         # The first run loads the model.
         self._add("small", _scene(0, _SMALL))
         self._segment()
         return [self._responsiveness(), self._cancelling(), self._new_prompt(), *self._drawn(), self._memory(runs)]
 
-    def _responsiveness(self) -> Row:
+    def _responsiveness(self) -> BenchmarkRow:
         self._add("large", _scene(1, _LARGE))
         end = time.monotonic() + _IDLE
         idle = self._longest_gap(lambda: self._wait(lambda: time.monotonic() > end))
@@ -110,38 +110,40 @@ class _Benchmark:
         busy = self._longest_gap(lambda: self._wait(lambda: self._says("finding labels")))
         self.widget.cancel()
         self._wait(lambda: not self.widget.busy)
-        return Row("longest gap of the event loop, encoding", _ms(busy), f"idle: {_ms(idle)}; bar: under 100 ms")
+        return BenchmarkRow(
+            "longest gap of the event loop, encoding", _ms(busy), f"idle: {_ms(idle)}; target: under 100 ms"
+        )
 
-    def _cancelling(self) -> Row:
+    def _cancelling(self) -> BenchmarkRow:
         seconds = []
         for number in range(_TIMES):
             self._add("large", _scene(2 + number, _LARGE))
             self.widget.segment()
-            self._wait(lambda: self._says("looking at the picture"))
+            self._wait(lambda: self._says("looking at the image"))
             begun = time.perf_counter()
             self.widget.cancel()
             self._wait(lambda: not self.widget.busy)
             seconds.append(time.perf_counter() - begun)
-        return Row("from Cancel to the end of the work, slowest", _ms(max(seconds)), "bar: under 1000 ms")
+        return BenchmarkRow("from Cancel to the end of the work, slowest", _ms(max(seconds)), "target: under 1000 ms")
 
-    def _new_prompt(self) -> Row:
+    def _new_prompt(self) -> BenchmarkRow:
         """The thread's work alone: what a prompt costs in the window beyond that is napari's drawing."""
         loaded = self.widget.engine.loaded
         assert loaded is not None
         firsts: list[float] = []
         prompts: list[float] = []
         for number in range(_TIMES):
-            # Without the caches, in which the texts of the last picture lie.
-            session = PictureSession(Segmenter(loaded.model, batch_size=1), _scene(20 + number, _MEGAPIXEL))
+            # Without the caches, in which the texts of the last image lie.
+            session = ImageSession(Segmenter(loaded.model, batch_size=1), _scene(20 + number, _MEGAPIXEL))
             for count, seconds in ((_LABELS, firsts), (_LABELS + 1, prompts)):
                 begun = time.perf_counter()
                 session.segment(world_vocabulary(CLASS_NAMES[:count]))
                 seconds.append(time.perf_counter() - begun)
         first, prompt = statistics.median(firsts), statistics.median(prompts)
-        share = f"{prompt / first:.3f} of the first run; bar: under 0.1"
-        return Row(f"new prompt beside {_LABELS} labels, 1 megapixel", _ms(prompt), share)
+        share = f"{prompt / first:.3f} of the first run; target: under 0.1"
+        return BenchmarkRow(f"new prompt beside {_LABELS} labels, 1 megapixel", _ms(prompt), share)
 
-    def _drawn(self) -> list[Row]:
+    def _drawn(self) -> list[BenchmarkRow]:
         firsts, prompts = [], []
         for number in range(_TIMES):
             self._add("megapixel", _scene(10 + number, _MEGAPIXEL))
@@ -153,26 +155,26 @@ class _Benchmark:
         first, prompt = statistics.median(firsts), statistics.median(prompts)
         steps = [self._threshold(value) for value in np.linspace(0.2, 0.8, 31)]
         return [
-            Row("  from the click until it is drawn", _ms(prompt), f"first run: {_ms(first)}"),
-            Row(
+            BenchmarkRow("  from the click until it is drawn", _ms(prompt), f"first run: {_ms(first)}"),
+            BenchmarkRow(
                 f"threshold, 1 megapixel, {_LABELS} labels, until it is drawn",
                 _ms(statistics.median(steps)),
-                f"slowest: {_ms(max(steps))}; bar: under 50 ms",
+                f"slowest: {_ms(max(steps))}; target: under 50 ms",
             ),
         ]
 
-    def _memory(self, runs: int) -> Row:
+    def _memory(self, runs: int) -> BenchmarkRow:
         before = 0
         for number in range(runs):
             if number == _RUNS_BEFORE:
                 before = _resident()
             self._segment()
         grown = (_resident() - before) / _MIB
-        return Row(f"memory, run {_RUNS_BEFORE} to run {runs}", f"{grown:+.0f} MiB", "bar: +50 MiB")
+        return BenchmarkRow(f"memory, run {_RUNS_BEFORE} to run {runs}", f"{grown:+.0f} MiB", "target: +50 MiB")
 
     def _add(self, name: str, image: NDArray[np.uint8]) -> None:
         self.viewer.layers.clear()
-        self.widget.picture.layer.value = self.viewer.add_image(image, name=name, rgb=True)
+        self.widget.image_form.layer.value = self.viewer.add_image(image, name=name, rgb=True)
         self._wait(lambda: not self.widget.busy)
 
     def _says(self, text: str) -> bool:

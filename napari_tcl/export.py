@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl_core.coco import Geometry, PictureResult, journal_path, regions_to_annotations, write_coco_file
 from tcl_core.errors import CocoError
+from tcl_core.export.coco import Geometry, ImageResult, journal_path, regions_to_annotations, write_coco_file
 from tcl_core.regions import label_map_to_regions
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
 
-__all__ = ["AnnotatedPicture", "check_folder", "export_coco", "regions_of", "to_positions", "vocabulary_of_names"]
+__all__ = ["AnnotatedImage", "check_folder", "export_coco", "regions_of", "to_positions", "vocabulary_of_names"]
 
 _MAX_NAME = 200
 
 
 @dataclass(frozen=True)
-class AnnotatedPicture:
-    """The labels of one picture.
+class AnnotatedImage:
+    """The labels of one image.
 
     Attributes:
         file_name: as it shall stand in the COCO file.
@@ -38,59 +38,59 @@ class AnnotatedPicture:
 
 
 def regions_of(
-    picture: AnnotatedPicture, vocabulary: Vocabulary, detail: str | float | None = "default"
+    image: AnnotatedImage, vocabulary: Vocabulary, tolerance: str | float | None = "default"
 ) -> list[Region]:
-    """The regions of a picture.
+    """The regions of an image.
 
     Args:
-        picture: its labels.
+        image: its labels.
         vocabulary: what they are called.
-        detail: of the polygons, see `tcl_core.polygons.detail_in_pixels`; ``None`` makes none.
+        tolerance: of the polygons, see `tcl_core.polygons.tolerance_in_pixels`; ``None`` makes none.
 
     Raises:
         SettingsError: the maps do not fit together or hold a label that the vocabulary does not have.
     """
-    label_map = np.ascontiguousarray(picture.label_map, dtype=np.int32)
-    score_map = picture.score_map
+    label_map = np.ascontiguousarray(image.label_map, dtype=np.int32)
+    score_map = image.score_map
     if score_map is None:
         score_map = (label_map > 0).astype(np.float32)
-    return label_map_to_regions(Segmentation(label_map, score_map, vocabulary), detail=detail)
+    return label_map_to_regions(Segmentation(label_map, score_map, vocabulary), tolerance=tolerance)
 
 
 def export_coco(
     path: str | os.PathLike[str],
-    pictures: Iterable[AnnotatedPicture],
+    images: Iterable[AnnotatedImage],
     vocabulary: Vocabulary,
     settings: Mapping[str, Any],
     *,
     geometry: Geometry = "auto",
-    detail: str | float = "default",
+    tolerance: str | float = "default",
 ) -> None:
     """Write a COCO file, in place of one that is there.
 
     Args:
         path: the file; its folder must exist.
-        pictures: one by one, so that memory does not grow with their number.
+        images: one by one, so that memory does not grow with their number.
         vocabulary: gives the categories.
         settings: how the labels were made, for the file's ``info``.
-        geometry: ``"rle"`` keeps every pixel; ``"auto"`` and ``"polygon"`` see `tcl_core.coco.geometry`.
-        detail: of polygons, see `tcl_core.polygons.detail_in_pixels`.
+        geometry: ``"rle"`` keeps every pixel; ``"auto"`` and ``"polygon"`` see `tcl_core.export.coco.geometry`.
+        tolerance: of polygons, see `tcl_core.polygons.tolerance_in_pixels`.
 
     Raises:
         CocoError: the folder is missing or cannot be written to, an unfinished run makes the same file, or two
-            pictures have one name. A file that was there before stays then.
+            images have one name. A file that was there before stays then.
         SettingsError: a map does not fit the vocabulary.
     """
     out = Path(path)
     check_folder(out)
 
-    def result(picture: AnnotatedPicture) -> PictureResult:
-        size = (int(picture.label_map.shape[0]), int(picture.label_map.shape[1]))
-        regions = regions_of(picture, vocabulary, None if geometry == "rle" else detail)
-        return PictureResult(picture.file_name, *size, regions_to_annotations(regions, size, geometry))
+    def result(image: AnnotatedImage) -> ImageResult:
+        size = (int(image.label_map.shape[0]), int(image.label_map.shape[1]))
+        regions = regions_of(image, vocabulary, None if geometry == "rle" else tolerance)
+        return ImageResult(image.file_name, *size, regions_to_annotations(regions, size, geometry))
 
     try:
-        write_coco_file(out, map(result, pictures), vocabulary, {**settings, "geometry": geometry}, overwrite=True)
+        write_coco_file(out, map(result, images), vocabulary, {**settings, "geometry": geometry}, overwrite=True)
     except BaseException:
         # What is begun again from the layers needs no journal to go on from.
         journal_path(out).unlink(missing_ok=True)

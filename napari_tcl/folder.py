@@ -1,7 +1,7 @@
-"""Many pictures: pre-label all of them, stop and go on, correct them one by one, write one COCO file.
+"""Many images: pre-label all of them, stop and go on, correct them one by one, write one COCO file.
 
-The work lies in a folder of its own: ``job.json`` with the labels and settings, and one file of masks for each picture
-that is done. A file is replaced as a whole, so whatever happens, each picture is either done or not.
+The work lies in a folder of its own: ``job.json`` with the labels and settings, and one file of masks for each image
+that is done. A file is replaced as a whole, so whatever happens, each image is either done or not.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_tcl.export import AnnotatedPicture, export_coco
-from napari_tcl.session import PictureSession, ProgressCallback
-from tcl_core.coco import Geometry
-from tcl_core.coco.names import is_text
+from napari_tcl.export import AnnotatedImage, export_coco
 from tcl_core.errors import ImageError, SettingsError
+from tcl_core.export.coco import Geometry
+from tcl_core.export.coco.names import is_text
 from tcl_core.images import image_size, load_image
-from tcl_core.prelabel.inputs import PictureList, find_pictures
-from tcl_core.segmenter import Segmenter
+from tcl_core.prelabel.inputs import ImageList, find_images
+from tcl_core.segmentation.segmenter import Segmenter
+from tcl_core.segmentation.session import ImageSession, ProgressCallback
 from tcl_core.types import Segmentation
 from tcl_core.vocabulary import Vocabulary
 
-__all__ = ["FolderJob", "PictureState"]
+__all__ = ["FolderJob", "ImageState"]
 
 _FORMAT = 1
 _JOB_FILE = "job.json"
 _SCORE_STEPS = 255
 
-State = Literal["waiting", "labelled", "corrected", "failed"]
+State = Literal["waiting", "labeled", "corrected", "failed"]
 
 
 @dataclass(frozen=True)
-class PictureState:
-    """Where a picture of the job stands.
+class ImageState:
+    """Where an image of the job stands.
 
     Attributes:
         file_name: relative to the job's root.
-        state: ``"waiting"``, ``"labelled"`` by the model, ``"corrected"`` by a person, or ``"failed"``.
+        state: ``"waiting"``, ``"labeled"`` by the model, ``"corrected"`` by a person, or ``"failed"``.
         reason: why it failed.
     """
 
@@ -54,10 +54,10 @@ class PictureState:
 
 
 class FolderJob:
-    """A job over many pictures that can be stopped at any moment and taken up again.
+    """A job over many images that can be stopped at any moment and taken up again.
 
     Args:
-        pictures: from `tcl_core.prelabel.inputs.find_pictures`.
+        images: from `tcl_core.prelabel.inputs.find_images`.
         vocabulary: the labels.
         settings: what else the masks depend on (`Segmenter.settings`).
         work: folder for the masks; made if it is missing, taken up if it holds the same job.
@@ -75,9 +75,9 @@ class FolderJob:
     """
 
     def __init__(
-        self, pictures: PictureList, vocabulary: Vocabulary, settings: Mapping[str, Any], work: str | os.PathLike[str]
+        self, images: ImageList, vocabulary: Vocabulary, settings: Mapping[str, Any], work: str | os.PathLike[str]
     ) -> None:
-        self.pictures = pictures
+        self.images = images
         self.vocabulary = vocabulary
         self.settings = dict(settings)
         self.work = Path(work)
@@ -92,43 +92,43 @@ class FolderJob:
         settings: Mapping[str, Any],
         work: str | os.PathLike[str],
     ) -> FolderJob:
-        """A job over a folder and its sub-folders (or one picture, or a pattern).
+        """A job over a folder and its sub-folders (or one image, or a pattern).
 
         Raises:
-            ImageError: there is no picture.
+            ImageError: there is no image.
             SettingsError: see the class.
         """
-        pictures = find_pictures([os.fspath(folder)], exclude=[Path(work)])
-        return cls(pictures, vocabulary, settings, work)
+        images = find_images([os.fspath(folder)], exclude=[Path(work)])
+        return cls(images, vocabulary, settings, work)
 
-    def states(self) -> list[PictureState]:
-        """Every picture of the job and where it stands."""
-        return [self.state(name) for name in self.pictures.file_names]
+    def states(self) -> list[ImageState]:
+        """Every image of the job and where it stands."""
+        return [self.state(name) for name in self.images.file_names]
 
-    def state(self, file_name: str) -> PictureState:
-        """Where one picture stands."""
+    def state(self, file_name: str) -> ImageState:
+        """Where one image stands."""
         path = self._mask_path(file_name)
         if path.is_file():
             try:
                 with np.load(path, allow_pickle=False) as kept:
-                    return PictureState(file_name, "corrected" if bool(kept["corrected"]) else "labelled")
+                    return ImageState(file_name, "corrected" if bool(kept["corrected"]) else "labeled")
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-                return PictureState(file_name, "waiting")
+                return ImageState(file_name, "waiting")
         if file_name in self._failed:
-            return PictureState(file_name, "failed", self._failed[file_name])
-        return PictureState(file_name, "waiting")
+            return ImageState(file_name, "failed", self._failed[file_name])
+        return ImageState(file_name, "waiting")
 
     def run(
         self, segmenter: Segmenter, on_progress: Callable[[str], ProgressCallback] | None = None
-    ) -> Iterator[PictureState]:
-        """Label what is waiting, picture by picture; stopping between two pictures costs nothing.
+    ) -> Iterator[ImageState]:
+        """Label what is waiting, image by image; stopping between two images costs nothing.
 
         Args:
             segmenter: with the job's settings.
             on_progress: given a file name, what to tell about the steps of its work.
 
         Yields:
-            The new state of each picture; a picture that cannot be read costs only itself.
+            The new state of each image; an image that cannot be read costs only itself.
 
         Raises:
             SettingsError: the segmenter has other settings.
@@ -137,13 +137,13 @@ class FolderJob:
         if segmenter.settings() != self.settings:
             raise SettingsError(f"{self.work}: was begun with another model or other settings; choose another folder")
         segmenter.embed_prompts([prompt for _, prompt in self.vocabulary.prompts], self.vocabulary.templates)
-        for name in self.pictures.file_names:
-            if self.state(name).state in ("labelled", "corrected"):
+        for name in self.images.file_names:
+            if self.state(name).state in ("labeled", "corrected"):
                 continue
             try:
                 if not is_text(name):
                     raise ImageError("the file's name is not valid UTF-8, so COCO cannot hold it; rename it")
-                session = PictureSession(segmenter, load_image(self.pictures.root / name))
+                session = ImageSession(segmenter, load_image(self.images.root / name))
                 found = session.segment(self.vocabulary, None if on_progress is None else on_progress(name))
                 self.save(name, found.label_map, found.score_map, corrected=False)
                 self._failed.pop(name, None)
@@ -152,28 +152,28 @@ class FolderJob:
             yield self.state(name)
 
     def load(self, file_name: str) -> Segmentation:
-        """The masks of a picture that is done.
+        """The masks of an image that is done.
 
         Raises:
-            SettingsError: there are none, or they are damaged or do not fit the picture.
+            SettingsError: there are none, or they are damaged or do not fit the image.
         """
         path = self._mask_path(file_name)
         try:
-            size = image_size(self.pictures.root / file_name)
+            size = image_size(self.images.root / file_name)
             with np.load(path, allow_pickle=False) as kept:
                 label_map, scores = kept["label_map"].astype(np.int32), kept["scores"]
         except FileNotFoundError:
-            raise SettingsError(f"{file_name}: is not labelled yet; run the job first") from None
+            raise SettingsError(f"{file_name}: is not labeled yet; run the job first") from None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise SettingsError(f"{path}: is damaged; delete it and run the job again") from error
         if label_map.shape != size or scores.shape != size or label_map.max() > len(self.vocabulary.labels):
-            raise SettingsError(f"{path}: does not fit the picture {file_name}; delete it and run the job again")
+            raise SettingsError(f"{path}: does not fit the image {file_name}; delete it and run the job again")
         return Segmentation(label_map, scores.astype(np.float32) / _SCORE_STEPS, self.vocabulary)
 
     def save(
         self, file_name: str, label_map: NDArray[Any], score_map: NDArray[np.float32], *, corrected: bool = True
     ) -> None:
-        """Keep the masks of a picture, in place of older ones.
+        """Keep the masks of an image, in place of older ones.
 
         Args:
             file_name: of the job.
@@ -184,8 +184,8 @@ class FolderJob:
         Raises:
             SettingsError: the name is not of this job, or the disc refuses.
         """
-        if file_name not in self.pictures.file_names:
-            raise SettingsError(f"{file_name}: is no picture of this job")
+        if file_name not in self.images.file_names:
+            raise SettingsError(f"{file_name}: is no image of this job")
         path = self._mask_path(file_name)
         part = path.with_suffix(".part")
         try:
@@ -203,28 +203,28 @@ class FolderJob:
             part.unlink(missing_ok=True)
 
     def export(
-        self, path: str | os.PathLike[str], *, geometry: Geometry = "auto", detail: str | float = "default"
+        self, path: str | os.PathLike[str], *, geometry: Geometry = "auto", tolerance: str | float = "default"
     ) -> int:
-        """Write a COCO file of all pictures that are done.
+        """Write a COCO file of all images that are done.
 
         Args:
             path: the file, replaced if it is there.
             geometry: see `napari_tcl.export.export_coco`.
-            detail: of the polygons.
+            tolerance: of the polygons.
 
         Returns:
-            Number of pictures in the file.
+            Number of images in the file.
 
         Raises:
             TclError: the file cannot be written, or masks are damaged.
         """
-        done = [state.file_name for state in self.states() if state.state in ("labelled", "corrected")]
+        done = [state.file_name for state in self.states() if state.state in ("labeled", "corrected")]
 
-        def annotated(name: str) -> AnnotatedPicture:
+        def annotated(name: str) -> AnnotatedImage:
             found = self.load(name)
-            return AnnotatedPicture(name, found.label_map, found.score_map)
+            return AnnotatedImage(name, found.label_map, found.score_map)
 
-        export_coco(path, map(annotated, done), self.vocabulary, self.settings, geometry=geometry, detail=detail)
+        export_coco(path, map(annotated, done), self.vocabulary, self.settings, geometry=geometry, tolerance=tolerance)
         return len(done)
 
     def _mask_path(self, file_name: str) -> Path:

@@ -1,4 +1,4 @@
-"""napari layers for results: labels with names and colours, score maps, polygons that can be edited."""
+"""napari layers for results: labels with names and colors, score maps, polygons that can be edited."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from napari.utils.colormaps import DirectLabelColormap
 from numpy.typing import NDArray
 
 from napari_tcl.metadata import METADATA_KEY
-from napari_tcl.pictures import Index, SliceReader
-from tcl_core.coco.keyhole import keyhole_ring
+from napari_tcl.slices import Index, SliceReader
 from tcl_core.errors import ImageError
+from tcl_core.export.coco.keyhole import keyhole_ring
 from tcl_core.types import Region
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = [
     "ShownLabel",
     "add_labels_layer",
     "current_index",
-    "picture_name",
+    "image_name",
     "polygon_vertices",
     "reader_of",
     "show_polygons",
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _CLEAR = (0.0, 0.0, 0.0, 0.0)
-_PIXEL_CENTRE = 0.5
+_PIXEL_CENTER = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class ShownLabel:
     Attributes:
         id: its number in the label maps, from 1.
         name: what it is called.
-        colour: RGB, each 0 to 255.
+        color: RGB, each 0 to 255.
         visible: whether it is drawn.
     """
 
     id: int
     name: str
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
     visible: bool = True
 
 
@@ -59,7 +59,7 @@ def reader_of(layer: Image, channel_axis: int | None = None, channels: Sequence[
     Of a layer with several resolutions the finest is taken.
 
     Raises:
-        ImageError: the layer is removed, or cannot be read as pictures.
+        ImageError: the layer is removed, or cannot be read as images.
     """
     data = layer.data[0] if layer.multiscale else layer.data
     if any(length == 0 for length in data.shape):
@@ -78,8 +78,8 @@ def current_index(viewer: ViewerModel, layer: Image, reader: SliceReader) -> Ind
     )
 
 
-def picture_name(layer: Image, index: Index) -> str:
-    """What a slice is called in a COCO file: the picture's own file name, with the place in a stack."""
+def image_name(layer: Image, index: Index) -> str:
+    """What a slice is called in a COCO file: the image's own file name, with the place in a stack."""
     source = getattr(layer.source, "path", None)
     path = Path(source) if source else Path(f"{layer.name}.png".replace("/", "-").replace("\\", "-"))
     if not index:
@@ -102,12 +102,12 @@ def add_labels_layer(viewer: ViewerModel, image: Image, name: str, reader: Slice
 
 
 def style_labels(layer: Labels, labels: Sequence[ShownLabel]) -> None:
-    """Give a labels layer the labels' colours and, for hovering, their names."""
-    colours: dict[int | None, Any] = {None: _CLEAR, 0: _CLEAR}
+    """Give a labels layer the labels' colors and, for hovering, their names."""
+    colors: dict[int | None, Any] = {None: _CLEAR, 0: _CLEAR}
     for label in labels:
-        red, green, blue = (value / 255 for value in label.colour)
-        colours[label.id] = (red, green, blue, 1.0) if label.visible else _CLEAR
-    layer.colormap = DirectLabelColormap(color_dict=colours)
+        red, green, blue = (value / 255 for value in label.color)
+        colors[label.id] = (red, green, blue, 1.0) if label.visible else _CLEAR
+    layer.colormap = DirectLabelColormap(color_dict=colors)
     layer.features = {"index": [0, *(label.id for label in labels)], "label": ["", *(label.name for label in labels)]}
     layer.metadata[METADATA_KEY] = {"names": {label.id: label.name for label in labels}}
 
@@ -121,8 +121,8 @@ def polygon_vertices(region: Region, index: Index = ()) -> NDArray[np.float64]:
     if region.polygon is None:
         raise ValueError("this region has no polygon")
     x, y = np.asarray(keyhole_ring(region.polygon), dtype=np.float64).reshape(-1, 2).T
-    # napari's whole numbers are centres of pixels, ours are corners.
-    plane = np.stack([y - _PIXEL_CENTRE, x - _PIXEL_CENTRE], axis=1)
+    # napari's whole numbers are centers of pixels, ours are corners.
+    plane = np.stack([y - _PIXEL_CENTER, x - _PIXEL_CENTER], axis=1)
     return np.hstack([np.tile(np.asarray(index, dtype=np.float64), (len(plane), 1)), plane])
 
 
@@ -133,18 +133,18 @@ def show_polygons(
     draft: Labels,
     regions: Sequence[Region],
     index: Index,
-    colours: Mapping[str, tuple[int, int, int]],
+    colors: Mapping[str, tuple[int, int, int]],
 ) -> Shapes:
     """Put polygons into a shapes layer, in place of what it holds; without a layer one is added.
 
     Args:
         viewer: to add the layer to.
         layer: of an earlier call, or ``None``.
-        image: the picture's layer.
+        image: the image's layer.
         draft: the labels layer that the polygons lie on.
         regions: with polygons.
         index: their slice.
-        colours: RGB of each label by name.
+        colors: RGB of each label by name.
     """
     if layer is None or layer not in viewer.layers:
         layer = Shapes(
@@ -153,15 +153,15 @@ def show_polygons(
         viewer.add_layer(layer)
     layer.data = []
     shape = draft.data.shape
-    layer.metadata[METADATA_KEY] = {"size": shape[-2:], "file_name": picture_name(image, index), "names": list(colours)}
+    layer.metadata[METADATA_KEY] = {"size": shape[-2:], "file_name": image_name(image, index), "names": list(colors)}
     if regions:
-        edge = [(*(value / 255 for value in colours[region.label]), 1.0) for region in regions]
+        edge = [(*(value / 255 for value in colors[region.label]), 1.0) for region in regions]
         layer.add(
             [polygon_vertices(region, index) for region in regions],
             shape_type="polygon",
             edge_width=1,
             edge_color=edge,
-            face_color=[(*colour[:3], 0.2) for colour in edge],
+            face_color=[(*color[:3], 0.2) for color in edge],
         )
     layer.features = {"label": [region.label for region in regions]}
     return layer

@@ -10,11 +10,11 @@ from napari.layers import Image, Shapes
 from numpy.typing import NDArray
 
 from napari_tcl.annotation import Annotation
-from napari_tcl.export import AnnotatedPicture, to_positions
-from napari_tcl.layers import ShownLabel, add_labels_layer, picture_name, style_labels
+from napari_tcl.export import AnnotatedImage, to_positions
+from napari_tcl.layers import ShownLabel, add_labels_layer, image_name, style_labels
 from napari_tcl.metadata import METADATA_KEY
-from napari_tcl.pictures import Index, SliceReader
-from napari_tcl.session import PictureSession
+from napari_tcl.slices import Index, SliceReader
+from tcl_core.segmentation.session import ImageSession
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -31,7 +31,7 @@ class Results:
 
     Args:
         viewer: to add the layers to.
-        image: the picture or stack.
+        image: the image or stack.
         reader: of its slices.
         labels: how the labels look.
     """
@@ -45,7 +45,7 @@ class Results:
         self.accepted.opacity = 0.9
         self.polygons: Shapes | None = None
         self.score_layers: dict[str, Image] = {}
-        self.sessions: dict[Index, PictureSession] = {}
+        self.sessions: dict[Index, ImageSession] = {}
         self._annotation = Annotation(self.draft.data, self.accepted.data)
         self._scores: dict[Index, NDArray[np.uint8]] = {}
         self._segmented: set[Index] = set()
@@ -75,15 +75,15 @@ class Results:
         return (*reader.stack_shape, *reader.size) == self.draft.data.shape
 
     def style(self, labels: Sequence[ShownLabel]) -> None:
-        """Show the labels' colours and names."""
+        """Show the labels' colors and names."""
         if list(labels) == self._style:
-            # napari makes colours and textures anew for this.
+            # napari makes colors and textures anew for this.
             return
         self._style = list(labels)
         for layer in (self.draft, self.accepted):
             style_labels(layer, labels)
             layer.metadata[METADATA_KEY]["file_names"] = {
-                index: picture_name(self.image, index) for index in self.reader.indices()
+                index: image_name(self.image, index) for index in self.reader.indices()
             }
 
     def show(
@@ -125,7 +125,7 @@ class Results:
         self.draft.refresh()
         self.accepted.refresh()
 
-    def labelled_slices(self) -> list[Index]:
+    def labeled_slices(self) -> list[Index]:
         """Slices that were segmented or hold labels, in reading order."""
         note = self.annotation
         return [
@@ -134,7 +134,7 @@ class Results:
             if index in self._segmented or note.draft[index].any() or note.accepted[index].any()
         ]
 
-    def annotated(self, index: Index, ids: Sequence[int], names: Sequence[str]) -> AnnotatedPicture:
+    def annotated(self, index: Index, ids: Sequence[int], names: Sequence[str]) -> AnnotatedImage:
         """A slice as it is exported: what both layers show together.
 
         Args:
@@ -153,4 +153,4 @@ class Results:
             score_map += scores / np.float32(_SCORE_STEPS)
         score_map[note.confirmed(index)] = 1
         score_map[label_map == 0] = 0
-        return AnnotatedPicture(picture_name(self.image, index), label_map, score_map)
+        return AnnotatedImage(image_name(self.image, index), label_map, score_map)

@@ -10,16 +10,16 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from napari_tcl.export import AnnotatedPicture, check_folder, export_coco, to_positions, vocabulary_of_names
+from napari_tcl.export import AnnotatedImage, check_folder, export_coco, to_positions, vocabulary_of_names
 from napari_tcl.metadata import METADATA_KEY
-from tcl_core.coco import PictureResult, regions_to_annotations, write_coco_file
 from tcl_core.errors import CocoError
-from tcl_core.raster import polygon_to_mask
+from tcl_core.export.coco import ImageResult, regions_to_annotations, write_coco_file
+from tcl_core.polygons.rasterize import polygon_to_mask
 from tcl_core.types import Region
 
 __all__ = ["write_labels", "write_shapes"]
 
-_PIXEL_CENTRE = 0.5
+_PIXEL_CENTER = 0.5
 _ELLIPSE_SEGMENTS = 32
 _WITH_AREA = ("polygon", "rectangle", "ellipse")
 _SETTINGS = {"made_by": "napari"}
@@ -29,7 +29,7 @@ def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     """Write a labels layer; every pixel is kept, as run lengths (RLE).
 
     Names come from this plugin's metadata, else from the layer's features (columns ``index`` and ``label`` or
-    ``name``), else they are ``label 1`` and so on. The slices of a stack become pictures of their own.
+    ``name``), else they are ``label 1`` and so on. The slices of a stack become images of their own.
 
     Args:
         path: ends with ``.json``.
@@ -55,19 +55,19 @@ def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     vocabulary = vocabulary_of_names(names.values())
     files = own.get("file_names", {})
 
-    def pictures() -> Iterator[AnnotatedPicture]:
+    def images() -> Iterator[AnnotatedImage]:
         for index in np.ndindex(label_map.shape[:-2]):
             name = files.get(index) or _slice_name(attributes, index)
-            yield AnnotatedPicture(name, to_positions(label_map[index], ids, list(names.values())))
+            yield AnnotatedImage(name, to_positions(label_map[index], ids, list(names.values())))
 
-    export_coco(path, pictures(), vocabulary, _SETTINGS, geometry="rle")
+    export_coco(path, images(), vocabulary, _SETTINGS, geometry="rle")
     return [path]
 
 
 def write_shapes(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     """Write polygons, rectangles and ellipses of a shapes layer.
 
-    Labels come from the layer's feature ``label``, else all shapes are called ``shape``. The picture's size comes from
+    Labels come from the layer's feature ``label``, else all shapes are called ``shape``. The image's size comes from
     this plugin's metadata, else the file takes the least size that holds all shapes.
 
     Args:
@@ -79,7 +79,7 @@ def write_shapes(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
         The path that was written.
 
     Raises:
-        CocoError: a shape has no area or leaves the picture, or the file cannot be written.
+        CocoError: a shape has no area or leaves the image, or the file cannot be written.
     """
     check_folder(Path(path))
     own = _own(attributes)
@@ -101,7 +101,7 @@ def write_shapes(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
         regions = [_region(names.index(name) + 1, name, polygon, (height, width)) for name, polygon in outlines[place]]
         file_name = own.get("file_name") or _slice_name(attributes, place)
         annotations = regions_to_annotations(regions, (height, width), "auto")
-        results.append(PictureResult(file_name, height, width, annotations))
+        results.append(ImageResult(file_name, height, width, annotations))
     write_coco_file(path, results, vocabulary, _SETTINGS, overwrite=True)
     return [path]
 
@@ -111,7 +111,7 @@ def _own(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _slice_name(attributes: Mapping[str, Any], index: Sequence[int]) -> str:
-    name = str(attributes.get("name") or "picture").replace("/", "-").replace("\\", "-")
+    name = str(attributes.get("name") or "image").replace("/", "-").replace("\\", "-")
     return "-".join([name, *(f"{number:04d}" for number in index)]) + ".png"
 
 
@@ -142,7 +142,7 @@ def _outline(vertices: NDArray[np.float64], kind: str, what: str) -> tuple[tuple
     leading = np.round(vertices[:, :-2])
     if (leading != leading[0]).any():
         raise CocoError(f"{what} lies across slices of the stack; draw it in one slice")
-    corners = vertices[:, :-3:-1] + _PIXEL_CENTRE
+    corners = vertices[:, :-3:-1] + _PIXEL_CENTER
     if kind == "ellipse":
         corners = _ellipse(corners)
     polygon = shapely.Polygon(corners) if len(corners) >= 3 else shapely.Polygon()
@@ -156,10 +156,10 @@ def _outline(vertices: NDArray[np.float64], kind: str, what: str) -> tuple[tuple
 
 def _ellipse(corners: NDArray[np.float64]) -> NDArray[np.float64]:
     """The outline of an ellipse that fills a (perhaps turned) rectangle of four corners."""
-    centre = corners.mean(axis=0)
+    center = corners.mean(axis=0)
     one, other = (corners[1] - corners[0]) / 2, (corners[3] - corners[0]) / 2
     angle = np.linspace(0, 2 * np.pi, 4 * _ELLIPSE_SEGMENTS, endpoint=False)[:, None]
-    return np.asarray(centre + np.cos(angle) * one + np.sin(angle) * other)
+    return np.asarray(center + np.cos(angle) * one + np.sin(angle) * other)
 
 
 def _size_of(polygons: Sequence[shapely.Polygon]) -> tuple[int, int]:
@@ -174,7 +174,7 @@ def _region(label_id: int, name: str, polygon: shapely.Polygon, size: tuple[int,
     for part in parts:
         mask |= polygon_to_mask(part, size)
     if not mask.any():
-        raise CocoError(f"a shape of the label {name!r} covers no pixel of the picture; remove it")
+        raise CocoError(f"a shape of the label {name!r} covers no pixel of the image; remove it")
     rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
     y, x, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
     return Region(

@@ -60,7 +60,7 @@ def select_precision(name: str = "auto", device: torch.device | str = "cpu") -> 
     """Turn a precision name into the number format of the image tower's matrix products.
 
     ``auto`` means bfloat16 on CUDA devices that compute in it natively, where it is several times faster than float32,
-    and float32 everywhere else. On the CPU it stays float32 even where the processor knows bfloat16: the same pictures
+    and float32 everywhere else. On the CPU it stays float32 even where the processor knows bfloat16: the same images
     then give the same COCO file on every machine of a team, and the products of a small model on a CPU are too little
     of the time to give that up for. ``bfloat16`` may be asked for on any CPU; without AMX or AVX-512 BF16 it is correct
     but slower than float32.

@@ -14,11 +14,11 @@ class TclError(Exception):
 
 
 class VocabularyError(TclError):
-    """A label, prompt, threshold, colour or template that cannot be used."""
+    """A label, prompt, threshold, color or template that cannot be used."""
 
 
 class ImageError(TclError):
-    """A picture that cannot be read, or that is larger than the limit."""
+    """An image that cannot be read, or that is larger than the limit."""
 
 
 class WeightsError(TclError):

@@ -1,4 +1,4 @@
-"""Reading pictures from disc or memory, safely, as the RGB array that every other room works on.
+"""Reading images from disc or memory, safely, as the RGB array that every other room works on.
 
 Only raster formats whose decoders run inside this process are tried (never EPS, PDF or WMF, whose readers start
 other programs). The size is read from the header and compared with the limit before a single pixel is decoded, and
@@ -27,7 +27,7 @@ __all__ = ["DEFAULT_MAX_PIXELS", "SUPPORTED_EXTENSIONS", "ImageSource", "image_s
 ImageSource = str | os.PathLike[str] | bytes
 
 DEFAULT_MAX_PIXELS = 200_000_000
-"""Largest picture decoded unless the caller says otherwise: 200 megapixels, 0.6 GB as 8-bit RGB."""
+"""Largest image decoded unless the caller says otherwise: 200 megapixels, 0.6 GB as 8-bit RGB."""
 
 _EXTENSIONS_OF_FORMAT = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -48,7 +48,7 @@ def _readable_formats() -> dict[str, tuple[str, ...]]:
 
 
 SUPPORTED_EXTENSIONS: tuple[str, ...] = tuple(sorted(e for es in _readable_formats().values() for e in es))
-"""Lower-case file name endings that a walk over a folder takes as pictures; AVIF only where Pillow can read it."""
+"""Lower-case file name endings that a walk over a folder takes as images; AVIF only where Pillow can read it."""
 
 _ORIENTATION_TAG = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_PHOTOMETRIC = 256, 257, 258, 262
@@ -57,7 +57,7 @@ _ROWS_AT_ONCE = 256
 
 
 def is_supported(path: str | os.PathLike[str]) -> bool:
-    """Whether a file's name ends like a picture this library reads (the content is not looked at).
+    """Whether a file's name ends like an image this library reads (the content is not looked at).
 
     >>> is_supported("holiday.JPG"), is_supported("notes.txt")
     (True, False)
@@ -68,13 +68,13 @@ def is_supported(path: str | os.PathLike[str]) -> bool:
 def load_image(
     source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS, name: str | None = None
 ) -> NDArray[np.uint8]:
-    """Decode a picture to 8-bit RGB, upright.
+    """Decode an image to 8-bit RGB, upright.
 
     * EXIF orientation is applied. Animated files (GIF, WebP, APNG, multi-page TIFF) give their first frame.
-    * Transparent pictures (RGBA, LA, palette or colour-key transparency) are composited on **white**.
-    * Grey is repeated over the three channels; CMYK, YCbCr and palettes are converted by Pillow, without a colour
+    * Transparent images (RGBA, LA, palette or color-key transparency) are composited on **white**.
+    * Gray is repeated over the three channels; CMYK, YCbCr and palettes are converted by Pillow, without a color
       profile.
-    * More than 8 bits are scaled from the format's full range (16-bit: 65535 becomes 255), never clipped. Grey values
+    * More than 8 bits are scaled from the format's full range (16-bit: 65535 becomes 255), never clipped. Gray values
       without a defined white (float, 32-bit and signed integers): floats within [0, 1] are multiplied by 255, values
       within [0, 255] are taken as they are, anything else is stretched from its minimum to its maximum; NaN and
       negative infinity become black, positive infinity white.
@@ -82,13 +82,13 @@ def load_image(
     Args:
         source: path of the file, or the encoded bytes themselves.
         max_pixels: largest width x height to decode; compared with the header before decoding.
-        name: what error messages call the picture; the path by default.
+        name: what error messages call the image; the path by default.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB, contiguous and writable.
 
     Raises:
-        ImageError: the file is missing, unreadable, not a picture, damaged, truncated or above ``max_pixels``.
+        ImageError: the file is missing, unreadable, not an image, damaged, truncated or above ``max_pixels``.
         SettingsError: ``max_pixels`` is not positive.
 
     >>> encoded = io.BytesIO()
@@ -104,7 +104,7 @@ def load_image(
         if height * width > max_pixels:
             raise ImageError(
                 f"{shown}: {width} x {height} is {height * width} pixels, more than the limit of {max_pixels}; "
-                "make the picture smaller or raise the pixel limit."
+                "make the image smaller or raise the pixel limit."
             )
         orientation = _orientation(image, handle)
         white_is_zero = _is_16_bit_white_is_zero(image)
@@ -117,7 +117,7 @@ def load_image(
     pixels = _turn(pixels, orientation)
     if pixels.shape[0] * pixels.shape[1] > max_pixels or pixels.shape[:2] != (height, width):
         raise ImageError(
-            f"{shown}: the picture is {pixels.shape[1]} x {pixels.shape[0]} but its header says {width} x {height}; "
+            f"{shown}: the image is {pixels.shape[1]} x {pixels.shape[0]} but its header says {width} x {height}; "
             "save it again with an image editor."
         )
     return pixels
@@ -128,13 +128,13 @@ def image_size(source: ImageSource, *, name: str | None = None) -> tuple[int, in
 
     Args:
         source: path of the file, or the encoded bytes themselves.
-        name: what error messages call the picture; the path by default.
+        name: what error messages call the image; the path by default.
 
     Returns:
         ``(height, width)`` of what `load_image` returns for the same file.
 
     Raises:
-        ImageError: the file is missing, unreadable or its header is not that of a picture.
+        ImageError: the file is missing, unreadable or its header is not that of an image.
     """
     with _opened(source, _shown_name(source, name)) as (image, handle):
         return _upright_size(image, handle)
@@ -143,12 +143,12 @@ def image_size(source: ImageSource, *, name: str | None = None) -> tuple[int, in
 def _shown_name(source: ImageSource, name: str | None) -> str:
     if name is not None:
         return name
-    return "picture in memory" if isinstance(source, bytes) else os.fspath(source)
+    return "image in memory" if isinstance(source, bytes) else os.fspath(source)
 
 
 @contextmanager
 def _opened(source: ImageSource, shown: str) -> Iterator[tuple[ImageFile.ImageFile, BinaryIO]]:
-    """Open a picture lazily; whatever a decoder raises inside the block becomes one `ImageError`."""
+    """Open an image lazily; whatever a decoder raises inside the block becomes one `ImageError`."""
     with _binary_handle(source, shown) as handle:
         try:
             image = _identify(handle)
@@ -160,14 +160,14 @@ def _opened(source: ImageSource, shown: str) -> Iterator[tuple[ImageFile.ImageFi
             raise
         except UnidentifiedImageError as error:
             known = ", ".join(extension[1:] for extension in SUPPORTED_EXTENSIONS)
-            raise ImageError(f"{shown}: not a picture that can be read; use one of {known}.") from error
+            raise ImageError(f"{shown}: not an image that can be read; use one of {known}.") from error
         except MemoryError as error:
-            raise ImageError(f"{shown}: not enough memory to decode it; make the picture smaller.") from error
+            raise ImageError(f"{shown}: not enough memory to decode it; make the image smaller.") from error
         # Decoders of damaged files raise whatever they stumble over (struct.error, KeyError, zlib.error, ...).
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ImageError(
-                f"{shown}: damaged or truncated picture ({reason.rstrip('.')}); "
+                f"{shown}: damaged or truncated image ({reason.rstrip('.')}); "
                 "replace the file or save it again with an image editor."
             ) from error
 
@@ -176,18 +176,18 @@ def _opened(source: ImageSource, shown: str) -> Iterator[tuple[ImageFile.ImageFi
 def _binary_handle(source: ImageSource, shown: str) -> Iterator[BinaryIO]:
     if isinstance(source, bytes):
         if not source:
-            raise ImageError(f"{shown}: no bytes in it; give the content of a picture file.")
+            raise ImageError(f"{shown}: no bytes in it; give the content of an image file.")
         yield io.BytesIO(source)
         return
     try:
         found = os.stat(source)
         # Opening a named pipe or a device could wait for ever.
         if stat.S_ISDIR(found.st_mode):
-            raise ImageError(f"{shown}: is a folder, not a picture; give a picture file.")
+            raise ImageError(f"{shown}: is a folder, not an image; give an image file.")
         if not stat.S_ISREG(found.st_mode):
-            raise ImageError(f"{shown}: not a regular file; give a picture file.")
+            raise ImageError(f"{shown}: not a regular file; give an image file.")
         if found.st_size == 0:
-            raise ImageError(f"{shown}: the file is empty; replace it with the picture.")
+            raise ImageError(f"{shown}: the file is empty; replace it with the image.")
         handle = open(source, "rb")
     except FileNotFoundError as error:
         raise ImageError(f"{shown}: no such file; check the path.") from error
@@ -239,13 +239,13 @@ def _orientation(image: ImageFile.ImageFile, handle: BinaryIO) -> int:
         value = image.tag_v2.get(_ORIENTATION_TAG, 1)  # type: ignore[attr-defined]
     else:
         try:
-            # The PNG plugin's own getexif() would decode the whole picture to look for a late block.
+            # The PNG plugin's own getexif() would decode the whole image to look for a late block.
             exif = Image.Image.getexif(image)
             if image.format == "PNG" and _ORIENTATION_TAG not in exif and (late := _late_png_exif(handle)):
                 exif = Image.Exif()
                 exif.load(late)
             value = exif.get(_ORIENTATION_TAG, 1)
-        # A broken EXIF block does not make the picture unreadable: viewers show such files unrotated, and so do we.
+        # A broken EXIF block does not make the image unreadable: viewers show such files unrotated, and so do we.
         except Exception:
             value = 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -288,7 +288,7 @@ def _is_16_bit_white_is_zero(image: ImageFile.ImageFile) -> bool:
 
 
 def _bits_per_sample(image: ImageFile.ImageFile) -> int | None:
-    """Bits of an unsigned grey picture deeper than 8 bits, or None where the values have no defined white."""
+    """Bits of an unsigned gray image deeper than 8 bits, or None where the values have no defined white."""
     if image.mode.startswith("I;16"):
         if image.format == "TIFF":
             return int(image.tag_v2.get(_TIFF_BITS, (16,))[0])  # type: ignore[attr-defined]
@@ -300,13 +300,13 @@ def _bits_per_sample(image: ImageFile.ImageFile) -> int | None:
 def _to_rgb(image: Image.Image, bits: int | None, white_is_zero: bool) -> NDArray[np.uint8]:
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
-        grey = _stretch(values) if bits is None else _scale(values, bits)
+        gray = _stretch(values) if bits is None else _scale(values, bits)
         if white_is_zero:
-            grey = 255 - grey
+            gray = 255 - gray
         key = image.info.get("transparency")
         if isinstance(key, int):
-            grey[values == key] = 255
-        return np.repeat(grey[:, :, None], 3, axis=2)
+            gray[values == key] = 255
+        return np.repeat(gray[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         key = image.info.get("transparency")
         if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
@@ -323,11 +323,11 @@ def _to_rgb(image: Image.Image, bits: int | None, white_is_zero: bool) -> NDArra
 def _scale(values: NDArray[np.generic], bits: int) -> NDArray[np.uint8]:
     """Unsigned integers of ``bits`` bits to 8 bits, rounded to nearest, a few rows at a time."""
     white = (1 << bits) - 1
-    grey = np.empty(values.shape, dtype=np.uint8)
+    gray = np.empty(values.shape, dtype=np.uint8)
     for top in range(0, len(values), _ROWS_AT_ONCE):
         rows = np.clip(values[top : top + _ROWS_AT_ONCE].astype(np.int64), 0, white)
-        grey[top : top + _ROWS_AT_ONCE] = (rows * 255 + white // 2) // white
-    return grey
+        gray[top : top + _ROWS_AT_ONCE] = (rows * 255 + white // 2) // white
+    return gray
 
 
 def _stretch(values: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from tcl_core.errors import SettingsError
-from tcl_core.pixel_edges import faces_of
 from tcl_core.polygons import simplify_apart, simplify_coverage
+from tcl_core.polygons.arcs import faces_of
 from tcl_core.types import Region, Segmentation
 
 __all__ = ["absorb_small", "drop_small", "label_map_to_regions"]
@@ -21,7 +21,7 @@ def label_map_to_regions(
     *,
     min_area: int = 0,
     small: Literal["drop", "merge"] = "drop",
-    detail: str | float | None = "default",
+    tolerance: str | float | None = "default",
     shared: bool = True,
 ) -> list[Region]:
     """Split a label map into regions.
@@ -30,12 +30,12 @@ def label_map_to_regions(
     touch at a corner only are separate regions.
 
     Args:
-        segmentation: label map, score map and vocabulary of one picture.
+        segmentation: label map, score map and vocabulary of one image.
         min_area: regions of fewer pixels are removed first; 0 keeps all.
         small: what happens to them: ``"drop"`` leaves nothing (0) in their place, ``"merge"`` gives their pixels to
             the label (or nothing) around them with the longest shared border.
-        detail: detail of the polygons, see :func:`tcl_core.polygons.detail_in_pixels`; ``None`` makes no polygons.
-        shared: whether neighbours keep one border (:func:`tcl_core.polygons.simplify_coverage`); otherwise each
+        tolerance: of the polygons, see :func:`tcl_core.polygons.tolerance_in_pixels`; ``None`` makes no polygons.
+        shared: whether neighbors keep one border (:func:`tcl_core.polygons.simplify_coverage`); otherwise each
             polygon is simplified by itself, many times faster (:func:`tcl_core.polygons.simplify_apart`).
 
     Returns:
@@ -43,7 +43,7 @@ def label_map_to_regions(
         score map over its pixels that the label won itself (merged pixels have another label's score).
 
     Raises:
-        SettingsError: a negative ``min_area``, an unknown ``small`` or ``detail``, or maps that do not fit together.
+        SettingsError: a negative ``min_area``, an unknown ``small`` or ``tolerance``, or maps that do not fit together.
     """
     label_map, score_map = segmentation.label_map, segmentation.score_map
     names = [label.name for label in segmentation.vocabulary.labels]
@@ -68,8 +68,10 @@ def label_map_to_regions(
     score = np.clip(total / np.maximum(won, 1), 0, 1)
     wanted = label_of[1:] > 0
     polygons = None
-    if detail is not None:
-        polygons = simplify_coverage(faces, detail, wanted=wanted) if shared else simplify_apart(faces, detail, wanted)
+    if tolerance is not None:
+        polygons = (
+            simplify_coverage(faces, tolerance, wanted=wanted) if shared else simplify_apart(faces, tolerance, wanted)
+        )
     boxes = ndimage.find_objects(faces)
     order = np.lexsort((np.arange(1, count + 1), label_of[1:])) + 1
     regions = []
@@ -113,14 +115,14 @@ def absorb_small(label_map: NDArray[np.int32], min_area: int) -> NDArray[np.int3
 
     The smallest go first (ties: reading order), so that a speck inside a small region joins it before that region
     is judged. Equal borders go to the smaller label. Pieces of nothing (0) are not regions and stay; a region that
-    fills the picture stays.
+    fills the image stays.
 
     Args:
         label_map: int32 ``[H, W]``, 0 is nothing.
         min_area: pixels.
 
     Returns:
-        A new label map, in which every region that has a neighbour has at least ``min_area`` pixels.
+        A new label map, in which every region that has a neighbor has at least ``min_area`` pixels.
 
     Examples:
         >>> absorb_small(np.array([[1, 1, 1], [1, 2, 0], [1, 1, 1]], dtype=np.int32), 2).tolist()

@@ -18,7 +18,7 @@ __all__ = ["Region", "Segmentation"]
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The arg-max of a vocabulary's score maps over one picture.
+    """The arg-max of a vocabulary's score maps over one image.
 
     Attributes:
         label_map: int32 ``[H, W]``; 0 is nothing (background), k is label k of the vocabulary counted from 1.
@@ -61,7 +61,7 @@ class Region:
     polygon: Polygon | None = None
 
     def full_mask(self, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """Paste the mask into a picture of ``size`` (height, width); returns bool ``[H, W]``."""
+        """Paste the mask into an image of ``size`` (height, width); returns bool ``[H, W]``."""
         full = np.zeros(size, dtype=bool)
         x, y, width, height = self.bbox
         full[y : y + height, x : x + width] = self.mask

@@ -1,6 +1,6 @@
 """A model file of a few hundred kilobytes with random weights, for tests of everything that is not about quality.
 
-Its scores depend on colour and place, so that label maps have several regions, but mean nothing.
+Its scores depend on color and place, so that label maps have several regions, but mean nothing.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 import open_clip
 import torch
 
-from tcl_core.clip import FrozenClip
 from tcl_core.methods import create_method
-from tcl_core.weights.metadata import ModelMetadata, Preprocess
-from tcl_core.weights.modelfile import write_model_file
+from tcl_core.models.metadata import ModelMetadata, Preprocess
+from tcl_core.models.modelfile import write_model_file
+from tcl_core.towers.open_clip_vit import FrozenClip
 
 __all__ = ["WORDS", "write_tiny_model"]
 
@@ -44,7 +44,7 @@ def write_tiny_model(path: Path, seed: int = 0, words: Sequence[str] = WORDS) ->
         torch.manual_seed(seed)
         clip = open_clip.CLIP(**config)
         with torch.no_grad():
-            # Random towers see little of the picture: louder patches, quieter places.
+            # Random towers see little of the image: louder patches, quieter places.
             clip.visual.conv1.weight.mul_(4)
             clip.visual.positional_embedding.mul_(0.5)
         method = create_method("tcl", FrozenClip(clip), {"init_w": 30.0, "init_b": 0.0, "kp_weight": 0.0})
@@ -56,7 +56,7 @@ def write_tiny_model(path: Path, seed: int = 0, words: Sequence[str] = WORDS) ->
         tokenizer={"type": "words", "words": list(words), "context_length": CONTEXT},
         templates="identity",
         background_threshold={"pamr": 0.5, "plain": 0.5},
-        licence="MIT",
+        license="MIT",
         source="random numbers",
     )
     write_model_file(path, metadata, method.learned_state_dict(), clip.state_dict())

@@ -26,7 +26,7 @@ __all__ = ["Schedule", "half_precision", "learning_rate", "step_generators", "tr
 
 @dataclass(frozen=True)
 class Schedule:
-    """Optimiser settings of one stage.
+    """Optimizer settings of one stage.
 
     Attributes:
         steps: number of steps.
@@ -112,14 +112,14 @@ def train(
     log_every: int = 50,
     save_every: int = 200,
 ) -> None:
-    """Minimise ``losses(step)["total"]``.
+    """Minimize ``losses(step)["total"]``.
 
     Args:
         name: of the stage; names the checkpoint ``<name>.ckpt`` and the log ``<name>.jsonl`` in ``folder``.
         module: what is saved and restored.
-        parameters: what is optimised; those without a gradient in a step stay as they are.
-        schedule: optimiser settings.
-        losses: computes the scalars of a step; ``total`` is minimised, all are logged.
+        parameters: what is optimized; those without a gradient in a step stay as they are.
+        schedule: optimizer settings.
+        losses: computes the scalars of a step; ``total`` is minimized, all are logged.
         folder: where checkpoint and log are kept.
         recipe: everything that decides the weights, as text; a checkpoint of another recipe is not resumed.
         log_every: steps whose mean makes one line of the log.

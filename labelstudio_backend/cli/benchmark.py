@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from tcl_core.cli.main import EXIT_FINDINGS, EXIT_FINE
+from tcl_core.cli.main import EXIT_FINE, EXIT_ISSUES
 from tcl_core.cli.options import DEFAULT_MODEL
 from tcl_core.errors import SettingsError
 
@@ -39,12 +39,12 @@ Example:
     default=(640, 480),
     show_default=True,
     metavar="WIDTH HEIGHT",
-    help="Size of the pictures in pixels.",
+    help="Size of the images in pixels.",
 )
 def command(model: str, labels: tuple[str, ...], size: tuple[int, int]) -> int:
     """Run the server on a free port and measure its answers under load, and a second prompt against the first.
 
-    The exit code is 1 if a figure misses its bar.
+    The exit code is 1 if a figure misses its target.
     """
     from labelstudio_backend.benchmark import measure_server
     from labelstudio_backend.model_options import ModelOptions
@@ -55,12 +55,12 @@ def command(model: str, labels: tuple[str, ...], size: tuple[int, int]) -> int:
     options = ModelOptions(model)
     options.identity()
     with tempfile.TemporaryDirectory() as folder:
-        pictures = Path(folder) / "pictures"
-        pictures.mkdir()
+        images = Path(folder) / "images"
+        images.mkdir()
         settings = replace(ServerSettings(options), state_dir=Path(folder) / "state")
-        measured = measure_server(settings, labels or _LABELS, size[::-1], pictures)
+        measured = measure_server(settings, labels or _LABELS, size[::-1], images)
     width = max(len(one.name) for one in measured)
     for one in measured:
-        bar = "" if one.bar is None else f" below {one.bar:g}{one.unit}{'' if one.passes else '  missed'}"
-        click.echo(f"{one.name:<{width}}  {one.value:7.3f}{one.unit:<2}{bar}".rstrip())
-    return EXIT_FINE if all(one.passes for one in measured) else EXIT_FINDINGS
+        target = "" if one.target is None else f" below {one.target:g}{one.unit}{'' if one.passes else '  missed'}"
+        click.echo(f"{one.name:<{width}}  {one.value:7.3f}{one.unit:<2}{target}".rstrip())
+    return EXIT_FINE if all(one.passes for one in measured) else EXIT_ISSUES

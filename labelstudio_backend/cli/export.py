@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from labelstudio_backend.cli.options import picture_options, read_token, server_options
-from tcl_core.cli.main import EXIT_FINDINGS, EXIT_FINE
+from labelstudio_backend.cli.options import image_options, read_token, server_options
+from tcl_core.cli.main import EXIT_FINE, EXIT_ISSUES
 from tcl_core.cli.options import check_outputs, geometry_option
 
 __all__ = ["command"]
@@ -35,7 +35,7 @@ Examples:
 )
 @geometry_option
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
-@picture_options
+@image_options
 def command(
     url: str,
     token_file: Path | None,
@@ -48,41 +48,41 @@ def command(
     allow_addresses: tuple[str, ...],
     local_root: Path | None,
 ) -> int:
-    """Write the accepted regions of a project: polygons, brush masks and boxes, each picture once.
+    """Write the accepted regions of a project: polygons, brush masks and boxes, each image once.
 
-    Skipped annotations do not count. Pictures without a region are in the file too; their sizes are read from the
-    pictures themselves.
+    Skipped annotations do not count. Images without a region are in the file too; their sizes are read from the
+    images themselves.
     """
     from anyio.from_thread import start_blocking_portal
 
     from labelstudio_backend.client import LabelStudioClient
     from labelstudio_backend.export import export_tasks
-    from labelstudio_backend.labelling_config import parse_labelling_config
-    from labelstudio_backend.settings import PictureSettings
+    from labelstudio_backend.labeling_config import parse_labeling_config
+    from labelstudio_backend.settings import ImageSettings
     from tcl_core.images import image_size
 
     check_outputs({"--out": out}, [], overwrite)
     token = str(read_token(token_file))
-    fetcher = PictureSettings(url, (), allow_hosts, allow_addresses, local_root).fetcher(token)
+    fetcher = ImageSettings(url, (), allow_hosts, allow_addresses, local_root).fetcher(token)
     with (
         LabelStudioClient(url, token) as client,
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(fetcher),
     ):
-        config = parse_labelling_config(client.project(project).label_config)
+        config = parse_labeling_config(client.project(project).label_config)
 
         def size_of(task: Mapping[str, Any]) -> tuple[int, int]:
-            picture = portal.call(fetcher.fetch, (task.get("data") or {}).get(config.image_key))
-            return image_size(picture, name="the picture")
+            image = portal.call(fetcher.fetch, (task.get("data") or {}).get(config.image_key))
+            return image_size(image, name="the image")
 
         tasks = (task for page in client.tasks(project, full=True) for task in page)
         summary = export_tasks(
             tasks, config, out, annotators=annotators, geometry=geometry, size_of=size_of, overwrite=overwrite
         )
-    click.echo(f"{out}: {summary.pictures:,} pictures, {summary.annotations:,} annotations")
+    click.echo(f"{out}: {summary.images:,} images, {summary.annotations:,} annotations")
     for task, reason in sorted(summary.failed.items()):
         click.echo(f"failed: task {task}: {reason}", err=True)
     for task, reasons in sorted(summary.left_out.items()):
         for reason in reasons:
             click.echo(f"left out: task {task}: {reason}", err=True)
-    return EXIT_FINDINGS if summary.failed or summary.left_out else EXIT_FINE
+    return EXIT_ISSUES if summary.failed or summary.left_out else EXIT_FINE

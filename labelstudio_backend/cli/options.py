@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import click
 
-from labelstudio_backend.pictures.tokens import read_token_file
+from labelstudio_backend.image_fetch.tokens import read_token_file
 from tcl_core.errors import SettingsError
 
-__all__ = ["TOKEN_VARIABLE", "picture_options", "read_token", "server_options"]
+__all__ = ["TOKEN_VARIABLE", "image_options", "read_token", "server_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,7 +42,7 @@ def server_options(function: F) -> F:
     return function
 
 
-def picture_options(function: F) -> F:
+def image_options(function: F) -> F:
     """``--allow-host``, ``--allow-address`` and ``--local-root``."""
     for option in reversed(
         [
@@ -51,7 +51,7 @@ def picture_options(function: F) -> F:
                 "allow_hosts",
                 multiple=True,
                 metavar="HOST",
-                help="A further host that may be asked for pictures; may be given again.",
+                help="A further host that may be asked for images; may be given again.",
             ),
             click.option(
                 "--allow-address",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from labelstudio_backend.cli.options import picture_options, read_token, server_options
-from tcl_core.cli.main import EXIT_FINDINGS, EXIT_FINE, EXIT_INTERRUPTED
+from labelstudio_backend.cli.options import image_options, read_token, server_options
+from tcl_core.cli.main import EXIT_FINE, EXIT_INTERRUPTED, EXIT_ISSUES
 from tcl_core.cli.options import model_options
 
 __all__ = ["command"]
@@ -20,18 +20,18 @@ __all__ = ["command"]
     epilog="""\b
 Examples:
   tcl-annotate label-studio prelabel --token-file token.txt --project 1
-  tcl-annotate label-studio prelabel --token-file token.txt --project 1 --view 3 --only-unlabelled""",
+  tcl-annotate label-studio prelabel --token-file token.txt --project 1 --view 3 --only-unlabeled""",
 )
 @server_options
 @click.option("--project", type=click.IntRange(min=1), required=True, metavar="N", help="The project's number.")
 @click.option(
     "--view", type=click.IntRange(min=1), metavar="ID", help="Only the tasks of this tab of the data manager."
 )
-@click.option("--only-unlabelled", is_flag=True, help="Leave out tasks that somebody has annotated.")
+@click.option("--only-unlabeled", is_flag=True, help="Leave out tasks that somebody has annotated.")
 @model_options
-@picture_options
+@image_options
 @click.option("--min-area", type=click.IntRange(min=0), default=64, show_default=True, metavar="N")
-@click.option("--detail", default="fine", show_default=True, metavar="D", help="How closely polygons follow masks.")
+@click.option("--tolerance", default="fine", show_default=True, metavar="D", help="How closely polygons follow masks.")
 @click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder of typed prompts.")
 @click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")
 def command(
@@ -39,7 +39,7 @@ def command(
     token_file: Path | None,
     project: int,
     view: int | None,
-    only_unlabelled: bool,
+    only_unlabeled: bool,
     model: str,
     refine: bool,
     kp_weight: float | None,
@@ -50,7 +50,7 @@ def command(
     allow_addresses: tuple[str, ...],
     local_root: Path | None,
     min_area: int,
-    detail: str,
+    tolerance: str,
     state_dir: Path | None,
     quiet: bool,
 ) -> int:
@@ -59,28 +59,28 @@ def command(
     Tasks that have a prediction of the same model, settings and labels are skipped, so a run that was stopped goes on
     where it was. A task that fails is named, and the exit code is then 1.
     """
-    from labelstudio_backend.bulk import predict_project
+    from labelstudio_backend.batch import predict_project
     from labelstudio_backend.client import LabelStudioClient
     from labelstudio_backend.model_options import ModelOptions
     from labelstudio_backend.prompts import PromptStore
-    from labelstudio_backend.settings import PictureSettings, default_state_dir
+    from labelstudio_backend.settings import ImageSettings, default_state_dir
 
     token = str(read_token(token_file))
-    options = ModelOptions(model, refine, kp_weight, device, precision, batch_size, detail, min_area)
+    options = ModelOptions(model, refine, kp_weight, device, precision, batch_size, tolerance, min_area)
     # Reads the file once: a wrong name ends here.
     options.identity()
-    pictures = PictureSettings(url, (), allow_hosts, allow_addresses, local_root)
+    images = ImageSettings(url, (), allow_hosts, allow_addresses, local_root)
     store = PromptStore((state_dir or default_state_dir()) / "prompts.json")
     with LabelStudioClient(url, token) as client:
         found = client.project(project)
         summary = predict_project(
             client,
             found,
-            pictures.fetcher(token),
+            images.fetcher(token),
             options,
             store.get(found.key),
             view=view,
-            only_unlabelled=only_unlabelled,
+            only_unlabeled=only_unlabeled,
             quiet=quiet,
         )
     click.echo(
@@ -93,4 +93,4 @@ def command(
         words = click.get_current_context().find_root().obj
         click.echo(f"interrupted; to go on: {shlex.join(['tcl-annotate', *words])}", err=True)
         return EXIT_INTERRUPTED
-    return EXIT_FINDINGS if summary.failed else EXIT_FINE
+    return EXIT_ISSUES if summary.failed else EXIT_FINE

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from labelstudio_backend.cli.options import TOKEN_VARIABLE, picture_options, read_token
+from labelstudio_backend.cli.options import TOKEN_VARIABLE, image_options, read_token
 from labelstudio_backend.settings import read_settings_file, settings_from
 from tcl_core.cli.main import EXIT_FINE
 from tcl_core.cli.options import model_options
@@ -26,8 +26,8 @@ Examples:
 
 \b
 A settings file:
-  model: {min_area: 64, detail: fine}
-  pictures:
+  model: {min_area: 64, tolerance: fine}
+  images:
     label_studio_url: http://label-studio:8080
     label_studio_aliases: [http://localhost:8080]
     allow_hosts: [images.example.org]
@@ -47,12 +47,12 @@ A settings file:
     "--token-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help=f"File with Label Studio's token, personal or legacy, for pictures; by default the variable {TOKEN_VARIABLE}.",
+    help=f"File with Label Studio's token, personal or legacy, for images; by default the variable {TOKEN_VARIABLE}.",
 )
-@picture_options
+@image_options
 @click.option("--min-area", type=click.IntRange(min=0), metavar="N", help="Leave out regions of fewer pixels; 64.")
 @click.option(
-    "--detail", metavar="D", help="How closely polygons follow the masks: full, fine, default or coarse; fine."
+    "--tolerance", metavar="D", help="How closely polygons follow the masks: full, fine, default or coarse; fine."
 )
 @click.option("--queue", type=click.IntRange(min=1), metavar="N", help="Requests that may be worked on or wait; 16.")
 @click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder for typed prompts.")
@@ -73,7 +73,7 @@ def command(
     allow_addresses: tuple[str, ...],
     local_root: Path | None,
     min_area: int | None,
-    detail: str | None,
+    tolerance: str | None,
     queue: int | None,
     state_dir: Path | None,
     config_file: Path | None,
@@ -82,7 +82,7 @@ def command(
     import uvicorn
 
     from labelstudio_backend.app import create_app
-    from labelstudio_backend.protection import read_auth_file
+    from labelstudio_backend.middleware import read_auth_file
 
     file = read_settings_file(config_file) if config_file is not None else {}
     given = _given(
@@ -94,13 +94,13 @@ def command(
         "token": read_token(token_file, needed=False),
     }
     top |= {key: value for key, value in (("queue", queue), ("state_dir", state_dir)) if value is not None}
-    pictures = {
+    images = {
         "label_studio_url": url,
         "allow_hosts": allow_hosts,
         "allow_addresses": allow_addresses,
         "local_root": local_root,
     }
-    settings = settings_from(top, {**given, "min_area": min_area, "detail": detail}, pictures)
+    settings = settings_from(top, {**given, "min_area": min_area, "tolerance": tolerance}, images)
     # Reads the file once: a wrong name ends here, and the hash is known before the first request.
     settings.model.identity()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -108,7 +108,7 @@ def command(
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if not settings.credentials and host not in ("127.0.0.1", "::1", "localhost"):
         click.echo(f"warning: everybody who reaches {host}:{port} may use this server; see --auth-file", err=True)
-    click.echo(f"backend for {settings.pictures.label_studio_url} at http://{host}:{port}", err=True)
+    click.echo(f"backend for {settings.images.label_studio_url} at http://{host}:{port}", err=True)
     uvicorn.run(create_app(settings), host=host, port=port, log_config=None, server_header=False)
     return EXIT_FINE
 

@@ -26,7 +26,7 @@ Examples:
 )
 @vocabulary_options
 @server_options
-@click.option("--title", default="Pre-labelled with tcl-annotate", show_default=True, metavar="TEXT", help="Its name.")
+@click.option("--title", default="Pre-labeled with tcl-annotate", show_default=True, metavar="TEXT", help="Its name.")
 @click.option(
     "--shape",
     type=click.Choice(["polygon", "brush", "box"]),
@@ -46,7 +46,7 @@ Examples:
     "--auth-file", type=click.Path(path_type=Path), metavar="FILE", help="The backend's file of name:password lines."
 )
 @click.option(
-    "--upload", type=click.Path(path_type=Path), multiple=True, metavar="PATH", help="Pictures or folders to upload."
+    "--upload", type=click.Path(path_type=Path), multiple=True, metavar="PATH", help="Images or folders to upload."
 )
 @click.option("--local-files", metavar="DIR", help="Folder of the server's to take tasks from, as the server sees it.")
 def command(
@@ -67,21 +67,21 @@ def command(
 ) -> int:
     """Make a project with labels, connect the backend to it, and say where it is."""
     from labelstudio_backend.client import LabelStudioClient
-    from labelstudio_backend.config_writer import labelling_config_xml
-    from labelstudio_backend.protection import read_auth_file
-    from tcl_core.prelabel.inputs import find_pictures
+    from labelstudio_backend.config_writer import labeling_config_xml
+    from labelstudio_backend.middleware import read_auth_file
+    from tcl_core.prelabel.inputs import find_images
 
     vocabulary = make_vocabulary(labels_file, label_options, background, background_threshold, templates)
-    xml = labelling_config_xml(vocabulary, shape)
+    xml = labeling_config_xml(vocabulary, shape)
     credentials = read_auth_file(auth_file)[0] if auth_file is not None else None
-    pictures = find_pictures([str(path) for path in upload]) if upload else None
+    images = find_images([str(path) for path in upload]) if upload else None
     token = read_token(token_file)
     with LabelStudioClient(url, str(token)) as client:
         project = client.create_project(title, xml)
         click.echo(f"project {project.id}: {client.url}/projects/{project.id}")
-        if pictures is not None:
-            client.upload(project.id, [pictures.path(index) for index in range(len(pictures))])
-            click.echo(f"{len(pictures):,} pictures uploaded")
+        if images is not None:
+            client.upload(project.id, [images.path(index) for index in range(len(images))])
+            click.echo(f"{len(images):,} images uploaded")
         if local_files is not None:
             client.add_local_storage(project.id, local_files)
             click.echo(f"tasks taken from {local_files}")

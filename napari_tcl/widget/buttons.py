@@ -19,7 +19,7 @@ class RunButtons(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.segment = tool_button("Segment", "Find the labels in the picture (or the slice) that is shown.")
+        self.segment = tool_button("Segment", "Find the labels in the image (or the slice) that is shown.")
         self.segment_all = tool_button(
             "Segment all slices", "Find the labels in every slice of a stack, one after another."
         )
@@ -44,7 +44,7 @@ class RunButtons(QWidget):
         self.message.setWordWrap(True)
         self.message.setToolTip("What was done last, or what went wrong.")
         self.vertices = QLabel("")
-        self.vertices.setToolTip("How many points the polygons have at this detail; it follows what you change.")
+        self.vertices.setToolTip("How many points the polygons have at this tolerance; it follows what you change.")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addLayout(grid)

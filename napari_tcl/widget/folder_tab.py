@@ -1,4 +1,4 @@
-"""The tab for many pictures: label all, open each for correction, write one COCO file."""
+"""The tab for many images: label all, open each for correction, write one COCO file."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog, QGridLayout, QLabel, QListWidget, QListWidgetItem, QVBoxLayout
 from qtpy.QtWidgets import QWidget as Widget
 
-from napari_tcl.folder import FolderJob, PictureState
+from napari_tcl.folder import FolderJob, ImageState
 from napari_tcl.results import Results
-from napari_tcl.session import Progress, ProgressCallback
 from napari_tcl.widget.buttons import tool_button
-from napari_tcl.widget.runs import Step
 from napari_tcl.widget.tasks import Outcome, Reporter
+from napari_tcl.widget.workers import Step
 from tcl_core.errors import TclError
 from tcl_core.images import load_image
+from tcl_core.segmentation.session import Progress, ProgressCallback
 
 if TYPE_CHECKING:
     from napari_tcl.widget.main import SegmentWidget
 
 __all__ = ["FolderTab"]
 
-_MARKS = {"waiting": "·", "labelled": "○", "corrected": "●", "failed": "✕"}
+_MARKS = {"waiting": "·", "labeled": "○", "corrected": "●", "failed": "✕"}
 _NAME_ROLE = Qt.ItemDataRole.UserRole
 
 
 class FolderTab(Widget):
-    """A folder's pictures and where each stands.
+    """A folder's images and where each stands.
 
     Args:
         owner: the widget with labels, model and threads.
@@ -44,35 +44,29 @@ class FolderTab(Widget):
         self.folder = FileEdit(
             label="Folder",
             mode=FileDialogMode.EXISTING_DIRECTORY,
-            tooltip="Pictures of this folder and its sub-folders are labelled.",
+            tooltip="Images of this folder and its sub-folders are labeled.",
         )
         self.run_button = tool_button(
             "Label folder / resume",
-            "Label every picture that has no labels yet, with the labels and the model of the first tab. Masks are "
+            "Label every image that has no labels yet, with the labels and the model of the first tab. Masks are "
             "kept beside the folder in FOLDER.masks, so that the work can be stopped and taken up again.",
         )
-        self.pictures = QListWidget()
-        self.pictures.setToolTip(
-            "· waiting   ○ labelled   ● corrected by you   ✕ failed. Double-click opens a picture."
-        )
-        self.open_button = tool_button("Open", "Show the chosen picture with its labels, for correction.")
-        self.save_button = tool_button(
-            "Save and next", "Keep the corrections of the open picture and open the next one."
-        )
-        self.export_button = tool_button(
-            "Export COCO...", "Write the labels of all pictures that are done to one file."
-        )
+        self.images = QListWidget()
+        self.images.setToolTip("· waiting   ○ labeled   ● corrected by you   ✕ failed. Double-click opens an image.")
+        self.open_button = tool_button("Open", "Show the chosen image with its labels, for correction.")
+        self.save_button = tool_button("Save and next", "Keep the corrections of the open image and open the next one.")
+        self.export_button = tool_button("Export COCO...", "Write the labels of all images that are done to one file.")
         layout = QVBoxLayout(self)
-        layout.addWidget(QLabel("Folder of pictures"))
+        layout.addWidget(QLabel("Folder of images"))
         layout.addWidget(self.folder.native)
         layout.addWidget(self.run_button)
-        layout.addWidget(self.pictures)
+        layout.addWidget(self.images)
         grid = QGridLayout()
         for place, button in enumerate((self.open_button, self.save_button, self.export_button)):
             grid.addWidget(button, 0, place)
         layout.addLayout(grid)
         self.run_button.clicked.connect(lambda: self.run())
-        self.pictures.itemDoubleClicked.connect(lambda item: self.open(item.data(_NAME_ROLE)))
+        self.images.itemDoubleClicked.connect(lambda item: self.open(item.data(_NAME_ROLE)))
         self.open_button.clicked.connect(lambda: self._open_chosen())
         self.save_button.clicked.connect(lambda: self.save_and_next())
         self.export_button.clicked.connect(lambda: self._ask_export())
@@ -87,7 +81,7 @@ class FolderTab(Widget):
             self.owner.fail(str(error))
             return
         if not str(self.folder.value).strip(".") or not folder.is_dir():
-            self.owner.fail("there is no such folder; choose the folder that holds the pictures")
+            self.owner.fail("there is no such folder; choose the folder that holds the images")
             return
         engine = self.owner.engine
 
@@ -97,11 +91,11 @@ class FolderTab(Widget):
             masks = folder.with_name(f"{folder.name}.masks")
             job = FolderJob.open(folder, vocabulary, segmenter.settings(), masks)
             reporter.tell(job)
-            places = {name: place for place, name in enumerate(job.pictures.file_names)}
+            places = {name: place for place, name in enumerate(job.images.file_names)}
 
             def told(name: str) -> ProgressCallback:
                 def tell(_: Progress) -> None:
-                    reporter.tell(Step(f"labelling {name}", places[name] / len(places)))
+                    reporter.tell(Step(f"labeling {name}", places[name] / len(places)))
 
                 return tell
 
@@ -112,12 +106,12 @@ class FolderTab(Widget):
         self.owner.start(work, self._on_end, self._on_news)
 
     def open(self, file_name: str) -> None:
-        """Show a picture with its labels, in place of the one that is open."""
+        """Show an image with its labels, in place of the one that is open."""
         if self.job is None:
             self.owner.fail("there is no job; choose a folder and label it first")
             return
         try:
-            image = load_image(self.job.pictures.root / file_name)
+            image = load_image(self.job.images.root / file_name)
             found = self.job.load(file_name)
             if not self._table_is_the_jobs():
                 self.owner.labels.set_vocabulary(self.job.vocabulary)
@@ -131,8 +125,8 @@ class FolderTab(Widget):
                 if layer in viewer.layers:
                     viewer.layers.remove(layer)
         layer = viewer.add_image(image, name=Path(file_name).name, rgb=True)
-        self.owner.picture.layer.value = layer
-        _, reader, _ = self.owner.picture.reader()
+        self.owner.image_form.layer.value = layer
+        _, reader, _ = self.owner.image_form.reader()
         results = self.owner.results_for(layer, reader)
         results.show((), found.label_map, found.score_map, self.owner.labels.ids)
         self._opened = (file_name, results)
@@ -140,17 +134,17 @@ class FolderTab(Widget):
         self._choose(file_name)
 
     def save(self) -> bool:
-        """Keep the corrections of the open picture; returns whether that was done."""
+        """Keep the corrections of the open image; returns whether that was done."""
         if self.job is None or self._opened is None or not self._opened[1].present:
-            self.owner.fail("no picture of the folder is open; choose one and press Open")
+            self.owner.fail("no image of the folder is open; choose one and press Open")
             return False
         name, results = self._opened
         try:
             if not self._table_is_the_jobs():
-                raise TclError("the labels are not those of the folder's job any more; open the picture again")
-            picture = results.annotated((), self.owner.labels.ids, self.job.vocabulary.names)
-            assert picture.score_map is not None
-            self.job.save(name, picture.label_map, picture.score_map)
+                raise TclError("the labels are not those of the folder's job any more; open the image again")
+            annotated = results.annotated((), self.owner.labels.ids, self.job.vocabulary.names)
+            assert annotated.score_map is not None
+            self.job.save(name, annotated.label_map, annotated.score_map)
         except TclError as error:
             self.owner.fail(str(error))
             return False
@@ -159,31 +153,31 @@ class FolderTab(Widget):
         return True
 
     def save_and_next(self) -> None:
-        """Keep the corrections of the open picture and open the next that is done."""
+        """Keep the corrections of the open image and open the next that is done."""
         if not self.save() or self.job is None or self._opened is None:
             return
-        names = list(self.job.pictures.file_names)
+        names = list(self.job.images.file_names)
         later = names[names.index(self._opened[0]) + 1 :]
-        done = [name for name in later if self.job.state(name).state in ("labelled", "corrected")]
+        done = [name for name in later if self.job.state(name).state in ("labeled", "corrected")]
         if done:
             self.open(done[0])
         else:
-            self.owner.buttons.say("that was the last picture; export the folder when you are content")
+            self.owner.buttons.say("that was the last image; export the folder when you are content")
 
     def export(self, path: str | Path) -> None:
-        """Write one COCO file of all pictures that are done."""
+        """Write one COCO file of all images that are done."""
         job = self.job
         if job is None:
             self.owner.fail("there is no job; choose a folder and label it first")
             return
         form = self.owner.polygons
-        geometry, detail = form.geometry.value, float(form.detail.value)
+        geometry, tolerance = form.geometry.value, float(form.tolerance.value)
 
         def on_end(outcome: Outcome) -> None:
             if outcome.result is not None:
-                self.owner.buttons.say(f"{Path(path).name}: {outcome.result} of {len(job.pictures)} pictures")
+                self.owner.buttons.say(f"{Path(path).name}: {outcome.result} of {len(job.images)} images")
 
-        self.owner.start(lambda reporter: job.export(path, geometry=geometry, detail=detail), on_end)
+        self.owner.start(lambda reporter: job.export(path, geometry=geometry, tolerance=tolerance), on_end)
 
     # -- reactions -----------------------------------------------------------------------------------------------
 
@@ -192,46 +186,46 @@ class FolderTab(Widget):
             self.owner.buttons.show_progress(news.text, news.share)
         elif isinstance(news, FolderJob):
             self._show_job(news)
-        elif isinstance(news, PictureState):
+        elif isinstance(news, ImageState):
             self._show_state(news)
 
     def _on_end(self, outcome: Outcome) -> None:
         if self.job is None or outcome.error is not None:
             return
         states = self.job.states()
-        done = sum(state.state in ("labelled", "corrected") for state in states)
+        done = sum(state.state in ("labeled", "corrected") for state in states)
         failed = sum(state.state == "failed" for state in states)
-        text = f"{done} of {len(states)} pictures are labelled"
+        text = f"{done} of {len(states)} images are labeled"
         self.owner.buttons.say(text + (f", {failed} failed; point at them in the list to see why" if failed else ""))
 
     def _show_job(self, job: FolderJob) -> None:
         self.job = job
-        self.pictures.clear()
+        self.images.clear()
         for state in job.states():
             item = QListWidgetItem()
             item.setData(_NAME_ROLE, state.file_name)
-            self.pictures.addItem(item)
+            self.images.addItem(item)
             self._show_state(state)
 
-    def _show_state(self, state: PictureState) -> None:
+    def _show_state(self, state: ImageState) -> None:
         item = self._item(state.file_name)
         if item is not None:
             item.setText(f"{_MARKS[state.state]}  {state.file_name}")
             item.setToolTip(state.reason or state.state)
 
     def _item(self, file_name: str) -> QListWidgetItem | None:
-        items = (self.pictures.item(row) for row in range(self.pictures.count()))
+        items = (self.images.item(row) for row in range(self.images.count()))
         return next((item for item in items if item is not None and item.data(_NAME_ROLE) == file_name), None)
 
     def _choose(self, file_name: str) -> None:
         item = self._item(file_name)
         if item is not None:
-            self.pictures.setCurrentItem(item)
+            self.images.setCurrentItem(item)
 
     def _open_chosen(self) -> None:
-        item = self.pictures.currentItem()
+        item = self.images.currentItem()
         if item is None:
-            self.owner.fail("no picture is chosen; click on one in the list")
+            self.owner.fail("no image is chosen; click on one in the list")
         else:
             self.open(item.data(_NAME_ROLE))
 

@@ -1,4 +1,4 @@
-"""The table of labels: name, prompts, colour, threshold, visible."""
+"""The table of labels: name, prompts, color, threshold, visible."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from qtpy.QtWidgets import (
 from napari_tcl.layers import ShownLabel
 from napari_tcl.widget.buttons import tool_button
 from tcl_core.errors import TclError, VocabularyError
-from tcl_core.vocabulary import Label, Vocabulary, default_colours
+from tcl_core.vocabulary import Label, Vocabulary, default_colors
 
 __all__ = ["LabelTable"]
 
-_SHOW, _NAME, _PROMPTS, _COLOUR, _THRESHOLD = range(5)
-_HEADS = ("", "Label", "Prompts", "Colour", "At least")
+_SHOW, _NAME, _PROMPTS, _COLOR, _THRESHOLD = range(5)
+_HEADS = ("", "Label", "Prompts", "Color", "At least")
 _TIPS = (
     "Whether the label is drawn. Hidden labels are segmented and exported all the same.",
     "What the annotation is called (the COCO category).",
     "What is searched for, separated by commas. Left empty, the label's own name is the prompt.",
-    "Click to choose the label's colour.",
+    "Click to choose the label's color.",
     "Score from 0 to 1 that a pixel needs for this label. The mask follows while you change it; 0 asks for nothing.",
 )
-_Colour = tuple[int, int, int]
+_Color = tuple[int, int, int]
 
 
 class LabelTable(QWidget):
     """Edits a vocabulary's labels; every row keeps its id, so that layers stay right when rows come and go.
 
-    Signals: ``words_changed`` for names, prompts and rows, ``thresholds_changed``, ``look_changed`` for colours and
+    Signals: ``words_changed`` for names, prompts and rows, ``thresholds_changed``, ``look_changed`` for colors and
     visibility, ``label_chosen`` with an id, ``loaded`` with a vocabulary read from a file, ``failed`` with a sentence.
     """
 
@@ -63,7 +63,7 @@ class LabelTable(QWidget):
         self._ids: list[int] = []
         self._next_id = 1
         self._known_ids: dict[str, int] = {}
-        self._free_colours = default_colours()
+        self._free_colors = default_colors()
         self.table = QTableWidget(0, len(_HEADS), self)
         self.table.setHorizontalHeaderLabels(list(_HEADS))
         for column, tip in enumerate(_TIPS):
@@ -71,7 +71,7 @@ class LabelTable(QWidget):
         header = cast(QHeaderView, self.table.horizontalHeader())
         for column in range(len(_HEADS)):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
-        for column, width in ((_SHOW, 24), (_COLOUR, 52), (_THRESHOLD, 100)):
+        for column, width in ((_SHOW, 24), (_COLOR, 52), (_THRESHOLD, 100)):
             header.resizeSection(column, width)
         header.setSectionResizeMode(_NAME, QHeaderView.ResizeMode.Stretch)
         header.setSectionResizeMode(_PROMPTS, QHeaderView.ResizeMode.Stretch)
@@ -107,14 +107,14 @@ class LabelTable(QWidget):
         self,
         name: str = "",
         prompts: str = "",
-        colour: _Colour | None = None,
+        color: _Color | None = None,
         threshold: float | None = None,
         visible: bool = True,
     ) -> None:
-        """Add a label; without a colour it gets one that no other has."""
-        if colour is None:
-            taken = set(self._colours())
-            colour = next(free for free in self._free_colours if free not in taken)
+        """Add a label; without a color it gets one that no other has."""
+        if color is None:
+            taken = set(self._colors())
+            color = next(free for free in self._free_colors if free not in taken)
         row = self.table.rowCount()
         self.table.blockSignals(True)
         self.table.insertRow(row)
@@ -129,11 +129,11 @@ class LabelTable(QWidget):
             item.setToolTip(_TIPS[column])
             self.table.setItem(row, column, item)
         button = QPushButton()
-        button.setToolTip(_TIPS[_COLOUR])
+        button.setToolTip(_TIPS[_COLOR])
         button.setFixedWidth(40)
-        _paint(button, colour)
-        button.clicked.connect(lambda _=False, b=button: self._ask_colour(b))
-        self.table.setCellWidget(row, _COLOUR, button)
+        _paint(button, color)
+        button.clicked.connect(lambda _=False, b=button: self._ask_color(b))
+        self.table.setCellWidget(row, _COLOR, button)
         spin = QDoubleSpinBox()
         spin.setRange(0, 1)
         spin.setSingleStep(0.01)
@@ -170,8 +170,8 @@ class LabelTable(QWidget):
     def shown_labels(self) -> list[ShownLabel]:
         """How the labels look, row by row."""
         return [
-            ShownLabel(self._ids[row], self._text(row, _NAME), colour, self._check(row).isChecked())
-            for row, colour in enumerate(self._colours())
+            ShownLabel(self._ids[row], self._text(row, _NAME), color, self._check(row).isChecked())
+            for row, color in enumerate(self._colors())
         ]
 
     def vocabulary(self) -> Vocabulary:
@@ -181,11 +181,11 @@ class LabelTable(QWidget):
             VocabularyError: there is none, one is empty or there twice, or a prompt is; the message names the row.
         """
         labels = []
-        for row, colour in enumerate(self._colours()):
+        for row, color in enumerate(self._colors()):
             name, prompts = self._text(row, _NAME), self._text(row, _PROMPTS)
             threshold = self._spin(row).value() or None
             try:
-                labels.append(Label(name, tuple(prompts.split(",")) if prompts else (), threshold, colour))
+                labels.append(Label(name, tuple(prompts.split(",")) if prompts else (), threshold, color))
             except VocabularyError as error:
                 raise VocabularyError(f"row {row + 1}: {error}") from error
         if not labels:
@@ -200,9 +200,9 @@ class LabelTable(QWidget):
         before = set(self._ids)
         self.table.setRowCount(0)
         self._ids.clear()
-        for label, colour in zip(vocabulary.labels, vocabulary.colours, strict=True):
+        for label, color in zip(vocabulary.labels, vocabulary.colors, strict=True):
             prompts = "" if label.prompts == (label.name,) else ", ".join(label.prompts)
-            self.add_row(label.name, prompts, colour, label.threshold)
+            self.add_row(label.name, prompts, color, label.threshold)
         if gone := sorted(before - set(self._ids)):
             self.labels_removed.emit(gone)
         self.loaded.emit(vocabulary)
@@ -249,7 +249,7 @@ class LabelTable(QWidget):
         if 0 <= row < len(self._ids):
             self.label_chosen.emit(self._ids[row])
 
-    def _ask_colour(self, button: QPushButton) -> None:
+    def _ask_color(self, button: QPushButton) -> None:
         chosen = QColorDialog.getColor(QColor(*_painted(button)), self)
         if chosen.isValid():
             _paint(button, (chosen.red(), chosen.green(), chosen.blue()))
@@ -272,16 +272,16 @@ class LabelTable(QWidget):
     def _check(self, row: int) -> QCheckBox:
         return cast(QCheckBox, self.table.cellWidget(row, _SHOW))
 
-    def _colours(self) -> Iterator[_Colour]:
+    def _colors(self) -> Iterator[_Color]:
         for row in range(self.table.rowCount()):
-            yield _painted(cast(QPushButton, self.table.cellWidget(row, _COLOUR)))
+            yield _painted(cast(QPushButton, self.table.cellWidget(row, _COLOR)))
 
 
-def _paint(button: QPushButton, colour: _Colour) -> None:
-    button.setProperty("colour", list(colour))
-    button.setStyleSheet("background-color: rgb({}, {}, {});".format(*colour))
+def _paint(button: QPushButton, color: _Color) -> None:
+    button.setProperty("color", list(color))
+    button.setStyleSheet("background-color: rgb({}, {}, {});".format(*color))
 
 
-def _painted(button: QPushButton) -> _Colour:
-    red, green, blue = button.property("colour")
+def _painted(button: QPushButton) -> _Color:
+    red, green, blue = button.property("color")
     return int(red), int(green), int(blue)

@@ -12,18 +12,18 @@ from napari.layers import Image
 from napari.utils.notifications import show_error
 from qtpy.QtWidgets import QApplication, QFileDialog, QGroupBox, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
-from napari_tcl.engine import Engine
 from napari_tcl.export import export_coco
-from napari_tcl.pictures import Index, SliceReader
+from napari_tcl.model_cache import Engine
 from napari_tcl.results import Results
+from napari_tcl.slices import Index, SliceReader
 from napari_tcl.widget.buttons import RunButtons
-from napari_tcl.widget.canvas import CanvasGuard
 from napari_tcl.widget.folder_tab import FolderTab
+from napari_tcl.widget.gl_guard import CanvasGuard
 from napari_tcl.widget.label_table import LabelTable
-from napari_tcl.widget.options import BackgroundForm, ModelForm, PictureForm, PolygonForm
+from napari_tcl.widget.options import BackgroundForm, ImageForm, ModelForm, PolygonForm
 from napari_tcl.widget.overlays import Overlays
-from napari_tcl.widget.runs import SegmentRun, SliceDone, Step
 from napari_tcl.widget.tasks import OnEnd, OnNews, Outcome, Task, TaskList, Work
+from napari_tcl.widget.workers import SegmentRun, SliceDone, Step
 from tcl_core.errors import TclError
 from tcl_core.vocabulary import Vocabulary
 
@@ -53,7 +53,7 @@ class SegmentWidget(QWidget):
         self._task_layer: Image | None = None
         self._waiting: Callable[[], None] | None = None
         self._summary_stale = False
-        self.picture = PictureForm(napari_viewer)
+        self.image_form = ImageForm(napari_viewer)
         self.labels = LabelTable()
         self.background = BackgroundForm()
         self.model = ModelForm()
@@ -69,7 +69,7 @@ class SegmentWidget(QWidget):
         page = QWidget()
         column = QVBoxLayout(page)
         for title, part in (
-            ("Picture", self.picture.native),
+            ("Image", self.image_form.native),
             ("Labels", self.labels),
             ("Background", self.background.native),
             ("Model", self.model.native),
@@ -85,10 +85,10 @@ class SegmentWidget(QWidget):
         scroll.setWidgetResizable(True)
         scroll.setWidget(page)
         self.tabs = QTabWidget()
-        self.tabs.addTab(scroll, "Picture")
+        self.tabs.addTab(scroll, "Image")
         self.tabs.addTab(self.folder, "Folder")
-        self.tabs.setTabToolTip(0, "Segment the picture or stack in the viewer.")
-        self.tabs.setTabToolTip(1, "Segment a folder of pictures and go through them one by one.")
+        self.tabs.setTabToolTip(0, "Segment the image or stack in the viewer.")
+        self.tabs.setTabToolTip(1, "Segment a folder of images and go through them one by one.")
         layout = QVBoxLayout(self)
         layout.addWidget(self.tabs)
         layout.addWidget(self.buttons)
@@ -110,7 +110,7 @@ class SegmentWidget(QWidget):
         self.buttons.undo.clicked.connect(lambda: self.undo())
         self.buttons.export.clicked.connect(lambda: self._ask_export())
         for event in (self.viewer.layers.events.inserted, self.viewer.layers.events.removed):
-            event.connect(self.tasks.while_open(self.picture.refill))
+            event.connect(self.tasks.while_open(self.image_form.refill))
         self.viewer.layers.events.removed.connect(self.tasks.while_open(self._on_removed))
         # Whichever comes first. The lambdas hold the list, which has to outlive this widget.
         tasks = self.tasks
@@ -136,7 +136,7 @@ class SegmentWidget(QWidget):
             self._waiting = partial(self.segment, every_slice)
             return
         try:
-            layer, reader, index = self.picture.reader()
+            layer, reader, index = self.image_form.reader()
             vocabulary = self.vocabulary()
             choice = self.model.choice()
         except TclError as error:
@@ -158,7 +158,7 @@ class SegmentWidget(QWidget):
                 self.fail(f"the layer {layer.name!r} was removed meanwhile, so its result is dropped")
             elif outcome.result is not None:
                 self._summary_stale = True
-                self.summarise(layer, index)
+                self.summarize(layer, index)
 
         self.start(run, on_end, on_news)
         self._task_layer = layer
@@ -174,7 +174,7 @@ class SegmentWidget(QWidget):
         """Move the chosen label's regions to the accepted layer."""
         current = self.current()
         if current is None:
-            self.fail("there is nothing to accept; segment the picture first")
+            self.fail("there is nothing to accept; segment the image first")
             return
         results, index = current
         chosen = int(results.draft.selected_label)
@@ -225,10 +225,10 @@ class SegmentWidget(QWidget):
         self.start(lambda reporter: session.segment(vocabulary), on_end, quiet=True)
 
     def export(self, path: str | Path) -> None:
-        """Write the picture's labels, or all labelled slices of a stack, to a COCO file."""
+        """Write the image's labels, or all labeled slices of a stack, to a COCO file."""
         current = self.current()
         if current is None:
-            self.fail("there is nothing to export; segment the picture first")
+            self.fail("there is nothing to export; segment the image first")
             return
         results, _ = current
         try:
@@ -239,17 +239,17 @@ class SegmentWidget(QWidget):
         # The model that made the draft, whatever is chosen in the form by now.
         loaded = self.engine.loaded
         settings = {} if loaded is None else loaded.settings()
-        ids, geometry, detail = self.labels.ids, self.polygons.geometry.value, float(self.polygons.detail.value)
-        pictures = list(results.labelled_slices())
+        ids, geometry, tolerance = self.labels.ids, self.polygons.geometry.value, float(self.polygons.tolerance.value)
+        images = list(results.labeled_slices())
 
         def work(reporter: object) -> int:
-            annotated = (results.annotated(index, ids, vocabulary.names) for index in pictures)
-            export_coco(path, annotated, vocabulary, settings, geometry=geometry, detail=detail)
-            return len(pictures)
+            annotated = (results.annotated(index, ids, vocabulary.names) for index in images)
+            export_coco(path, annotated, vocabulary, settings, geometry=geometry, tolerance=tolerance)
+            return len(images)
 
         def on_end(outcome: Outcome) -> None:
             if outcome.result is not None:
-                noun = "picture" if outcome.result == 1 else "pictures"
+                noun = "image" if outcome.result == 1 else "images"
                 self.buttons.say(f"{Path(path).name}: {outcome.result} {noun} written")
 
         self.start(work, on_end)
@@ -308,7 +308,7 @@ class SegmentWidget(QWidget):
         self._task = self.tasks.start(work, ended, on_news)
 
     def results_for(self, layer: Image, reader: SliceReader) -> Results:
-        """The layers of a picture's results; made if they are not there, or were removed."""
+        """The layers of an image's results; made if they are not there, or were removed."""
         for results in self.results:
             if results.image is layer and results.present and results.fits(reader):
                 return results
@@ -323,9 +323,9 @@ class SegmentWidget(QWidget):
         return results
 
     def current(self) -> tuple[Results, Index] | None:
-        """Results of the chosen picture and the slice that is shown, if there are any."""
+        """Results of the chosen image and the slice that is shown, if there are any."""
         try:
-            layer, reader, index = self.picture.reader()
+            layer, reader, index = self.image_form.reader()
         except TclError:
             return None
         for results in reversed(self.results):
@@ -353,7 +353,7 @@ class SegmentWidget(QWidget):
         """Ids of labels, with 0 for those that were removed since the work began."""
         return tuple(number if number in self.labels.ids else 0 for number in ids)
 
-    def summarise(self, layer: Image, index: Index) -> None:
+    def summarize(self, layer: Image, index: Index) -> None:
         """Say how much of a slice each label covers, if the model changed that since it was said last."""
         if not self._summary_stale:
             return

@@ -1,4 +1,4 @@
-"""The parts of the widget that are plain forms: the picture, the model, the result."""
+"""The parts of the widget that are plain forms: the image, the model, the result."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, FloatSlide
 from napari.layers import Image
 from qtpy.QtWidgets import QWidget
 
-from napari_tcl.engine import ModelChoice
 from napari_tcl.layers import current_index, reader_of
 from napari_tcl.metadata import METADATA_KEY
-from napari_tcl.pictures import Index, SliceReader
+from napari_tcl.model_cache import ModelChoice
+from napari_tcl.slices import Index, SliceReader
 from tcl_core.devices import PRECISIONS
 from tcl_core.errors import ImageError, SettingsError
 from tcl_core.models import list_models
-from tcl_core.polygons import DETAILS
+from tcl_core.polygons import TOLERANCES
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
-__all__ = ["BackgroundForm", "ModelForm", "PictureForm", "PolygonForm"]
+__all__ = ["BackgroundForm", "ModelForm", "ImageForm", "PolygonForm"]
 
 _NO_AXIS = "none"
 _DEFAULT_BACKGROUND = 0.5
 
 
-class PictureForm(Container):
-    """Which layer is the picture, and which of its channels the model sees."""
+class ImageForm(Container):
+    """Which layer is the image, and which of its channels the model sees."""
 
     def __init__(self, viewer: ViewerModel) -> None:
         self._viewer = viewer
-        self.layer = ComboBox(label="Picture", choices=self._layers, tooltip="The image layer that is segmented.")
+        self.layer = ComboBox(label="Image", choices=self._layers, tooltip="The image layer that is segmented.")
         self.axis = ComboBox(
             label="Channel axis",
             choices=[_NO_AXIS, "0", "1", "2", "3", "-1"],
             value=_NO_AXIS,
-            tooltip="The axis of the layer's data that holds channels, for pictures that are neither RGB nor grey.",
+            tooltip="The axis of the layer's data that holds channels, for images that are neither RGB nor gray.",
         )
         self.channels = LineEdit(
             label="Channels",
             value="0",
-            tooltip="Channels that the model sees: one as grey, two as red and green, three as red, green and blue; "
+            tooltip="Channels that the model sees: one as gray, two as red and green, three as red, green and blue; "
             "such as 0,2.",
         )
         super().__init__(widgets=[self.layer, self.axis, self.channels], labels=True)
@@ -56,14 +56,14 @@ class PictureForm(Container):
         self.layer.reset_choices()
 
     def reader(self) -> tuple[Image, SliceReader, Index]:
-        """The picture's layer, its slices, and the one that is shown.
+        """The image's layer, its slices, and the one that is shown.
 
         Raises:
             ImageError: there is no image layer, or it cannot be read as chosen.
         """
         layer = self.layer.value
         if layer is None or layer not in self._viewer.layers:
-            raise ImageError("there is no picture; open one (File > Open), or a sample (File > Open Sample)")
+            raise ImageError("there is no image; open one (File > Open), or a sample (File > Open Sample)")
         axis = None
         if self.axis.value != _NO_AXIS and not layer.rgb:
             axis = int(self.axis.value) % layer.ndim
@@ -107,7 +107,7 @@ class ModelForm(Container):
             tooltip="Number format of the network; auto is right unless you measure.",
         )
         self.refine = CheckBox(
-            text="Follow the picture's edges",
+            text="Follow the image's edges",
             value=True,
             tooltip="Refine masks along edges (PAMR). Off is quicker and coarser.",
         )
@@ -173,12 +173,12 @@ class PolygonForm(Container):
     """Polygons and score maps beside the labels."""
 
     def __init__(self) -> None:
-        self.detail = FloatSlider(
-            label="Polygon detail",
-            min=DETAILS["full"],
+        self.tolerance = FloatSlider(
+            label="Polygon tolerance",
+            min=TOLERANCES["full"],
             max=4,
             step=0.25,
-            value=DETAILS["default"],
+            value=TOLERANCES["default"],
             tooltip="About how far, in pixels, a polygon may leave the mask: 0 is exact, more takes fewer points.",
         )
         self.geometry = ComboBox(
@@ -192,7 +192,7 @@ class PolygonForm(Container):
         self.scores = CheckBox(
             text="Score map layers", value=False, tooltip="Show each label's score map as an image layer."
         )
-        super().__init__(widgets=[self.detail, self.geometry, self.polygons, self.scores], labels=True)
+        super().__init__(widgets=[self.tolerance, self.geometry, self.polygons, self.scores], labels=True)
         _finish(self)
 
 

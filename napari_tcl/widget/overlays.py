@@ -10,10 +10,10 @@ from qtpy.QtCore import QObject, QTimer
 
 from napari_tcl.layers import show_polygons
 from napari_tcl.metadata import METADATA_KEY
-from napari_tcl.pictures import Index
 from napari_tcl.results import Results
-from napari_tcl.widget.runs import PolygonRun
+from napari_tcl.slices import Index
 from napari_tcl.widget.tasks import Outcome, Task
+from napari_tcl.widget.workers import PolygonRun
 from tcl_core.errors import TclError
 from tcl_core.types import Region
 from tcl_core.vocabulary import Vocabulary
@@ -43,7 +43,7 @@ class Overlays(QObject):
         self._timer.setInterval(_PAUSE)
         self._timer.timeout.connect(self._make_polygons)
         form = owner.polygons
-        form.detail.changed.connect(lambda _: self.follow())
+        form.tolerance.changed.connect(lambda _: self.follow())
         form.polygons.changed.connect(lambda _: self.follow())
         form.scores.changed.connect(lambda _: self.show_scores())
 
@@ -91,10 +91,10 @@ class Overlays(QObject):
             return
         results, index = current
         # Counting is too slow for every step of a slider, and this waits until it rests.
-        self._owner.summarise(results.image, index)
+        self._owner.summarize(results.image, index)
         try:
             vocabulary = self._owner.vocabulary()
-            picture = results.annotated(index, self._owner.labels.ids, vocabulary.names)
+            image = results.annotated(index, self._owner.labels.ids, vocabulary.names)
         except TclError as error:
             self._owner.buttons.vertices.setText(str(error))
             return
@@ -109,7 +109,7 @@ class Overlays(QObject):
                 self._stale = False
                 self.follow()
 
-        run = PolygonRun(picture, vocabulary, float(self._owner.polygons.detail.value))
+        run = PolygonRun(image, vocabulary, float(self._owner.polygons.tolerance.value))
         self._task = self._owner.tasks.start(run, ended)
 
     def _show_polygons(self, results: Results, index: Index, regions: Sequence[Region], vocabulary: Vocabulary) -> None:
@@ -120,11 +120,9 @@ class Overlays(QObject):
                 viewer.layers.remove(results.polygons)
             results.polygons = None
             return
-        colours = dict(zip(vocabulary.names, vocabulary.colours, strict=True))
+        colors = dict(zip(vocabulary.names, vocabulary.colors, strict=True))
         active = viewer.layers.selection.active
-        results.polygons = show_polygons(
-            viewer, results.polygons, results.image, results.draft, regions, index, colours
-        )
+        results.polygons = show_polygons(viewer, results.polygons, results.image, results.draft, regions, index, colors)
         viewer.layers.selection.active = active
 
 

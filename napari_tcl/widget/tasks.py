@@ -103,7 +103,7 @@ class Task(QObject):
         except TclError as error:
             outcome = Outcome(error=str(error))
         except MemoryError:
-            outcome = Outcome(error="there is not enough memory for this picture; use a smaller one, or fewer labels")
+            outcome = Outcome(error="there is not enough memory for this image; use a smaller one, or fewer labels")
         except Exception as error:
             _log.exception("the work failed")
             text = " ".join(str(error).split())

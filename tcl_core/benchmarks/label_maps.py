@@ -43,16 +43,16 @@ def shapes(rng: np.random.Generator) -> NDArray[np.int32]:
     height, width = _size(rng)
     canvas = np.zeros((height, width), dtype=np.int32)
     for k in range(int(rng.integers(3, 13))):
-        centre = rng.uniform(0, 1, 2) * (height, width)
+        center = rng.uniform(0, 1, 2) * (height, width)
         if rng.random() < 0.5:
             tall, wide = rng.uniform(6, 50, 2)
             turn = float(rng.uniform(0, np.pi))
-            where = ellipse(centre[0], centre[1], tall, wide, shape=canvas.shape, rotation=turn)
+            where = ellipse(center[0], center[1], tall, wide, shape=canvas.shape, rotation=turn)
         else:
             corners = int(rng.integers(3, 9))
             angle = np.sort(rng.uniform(0, 2 * np.pi, corners))
             reach = rng.uniform(10, 60, corners)
-            where = polygon(centre[0] + reach * np.sin(angle), centre[1] + reach * np.cos(angle), canvas.shape)
+            where = polygon(center[0] + reach * np.sin(angle), center[1] + reach * np.cos(angle), canvas.shape)
         canvas[where] = k % 6 + 1
     return canvas
 
@@ -62,13 +62,13 @@ def rings(rng: np.random.Generator) -> NDArray[np.int32]:
     height, width = _size(rng)
     canvas = np.zeros((height, width), dtype=np.int32)
     for k in range(int(rng.integers(2, 7))):
-        centre = rng.uniform(0, 1, 2) * (height, width)
+        center = rng.uniform(0, 1, 2) * (height, width)
         radius = float(rng.uniform(8, 60))
         while radius > 1:
-            canvas[disk(centre, radius, shape=canvas.shape)] = k % 5 + 1
+            canvas[disk(center, radius, shape=canvas.shape)] = k % 5 + 1
             radius -= float(rng.uniform(1, 12))
             if radius > 1:
-                canvas[disk(centre, radius, shape=canvas.shape)] = 0
+                canvas[disk(center, radius, shape=canvas.shape)] = 0
             radius -= float(rng.uniform(1, 16))
     return canvas
 
@@ -108,16 +108,16 @@ def _photograph(name: str) -> NDArray[np.float64]:
 
 
 def photographs(rng: np.random.Generator) -> NDArray[np.int32]:
-    """A crop of a photograph, blurred by 0 to 4 pixels, its nearest of 3 to 8 colours drawn from itself."""
-    picture = _photograph(str(rng.choice(_PHOTOGRAPHS)))
-    height, width = (min(v, n) for v, n in zip(_size(rng), picture.shape[:2], strict=True))
-    top = int(rng.integers(0, picture.shape[0] - height + 1))
-    left = int(rng.integers(0, picture.shape[1] - width + 1))
-    crop = picture[top : top + height, left : left + width]
+    """A crop of a photograph, blurred by 0 to 4 pixels, its nearest of 3 to 8 colors drawn from itself."""
+    image = _photograph(str(rng.choice(_PHOTOGRAPHS)))
+    height, width = (min(v, n) for v, n in zip(_size(rng), image.shape[:2], strict=True))
+    top = int(rng.integers(0, image.shape[0] - height + 1))
+    left = int(rng.integers(0, image.shape[1] - width + 1))
+    crop = image[top : top + height, left : left + width]
     blur = float(rng.choice([0.0, 1.0, 2.0, 3.0, 4.0]))
     crop = gaussian(crop, blur, channel_axis=-1) if blur else crop
-    colours = crop.reshape(-1, 3)[rng.integers(0, height * width, int(rng.integers(3, 9)))]
-    distance = ((crop[:, :, None] - colours) ** 2).sum(axis=-1)
+    colors = crop.reshape(-1, 3)[rng.integers(0, height * width, int(rng.integers(3, 9)))]
+    distance = ((crop[:, :, None] - colors) ** 2).sum(axis=-1)
     return np.asarray(distance.argmin(axis=-1), dtype=np.int32)
 
 

@@ -22,17 +22,17 @@ from skimage.measure import approximate_polygon, find_contours
 from tqdm import tqdm
 
 from tcl_core.benchmarks.label_maps import label_maps
-from tcl_core.pixel_edges import faces_of
-from tcl_core.polygons import detail_in_pixels, simplify_coverage
-from tcl_core.raster import mask_iou, polygon_to_mask
+from tcl_core.polygons import simplify_coverage, tolerance_in_pixels
+from tcl_core.polygons.arcs import faces_of
+from tcl_core.polygons.rasterize import mask_iou, polygon_to_mask
 
-__all__ = ["KindFigures", "PolygonFigures", "fewest_vertices", "format_table", "picture", "run"]
+__all__ = ["KindFigures", "PolygonFigures", "fewest_vertices", "format_table", "image", "run"]
 
 SMALLEST_REGION = 64
 MEAN_IOU, LOWEST_IOU, LARGEST_RATIO = 0.98, 0.95, 0.5
 _TOLERANCES = (0.0, 0.25, 0.5, 0.6, *(0.71 * 1.15 ** np.arange(20)))
 _EQUAL = 1e-9
-# A little off the pixel centre, where no vertex or line of ours lies, so that a sample is never on a border.
+# A little off the pixel center, where no vertex or line of ours lies, so that a sample is never on a border.
 _SAMPLE = (0.5 + 0.0012345, 0.5 - 0.0023456)
 
 
@@ -49,7 +49,7 @@ class KindFigures:
         best_vertices: the smaller of the two for each region on its own, summed.
         invalid: maps whose coverage GEOS finds fault with, or with an invalid polygon.
         faulty_pixels: pixels not covered exactly once.
-        full_ious: IoU at full detail of hole-free regions of any size.
+        full_ious: IoU at full tolerance of hole-free regions of any size.
     """
 
     maps: int = 0
@@ -76,9 +76,9 @@ class KindFigures:
 
 @dataclass
 class PolygonFigures:
-    """Result of :func:`run`: figures by kind of label map, and whether they meet the bars."""
+    """Result of :func:`run`: figures by kind of label map, and whether they meet the targets."""
 
-    detail: float
+    tolerance: float
     kinds: dict[str, KindFigures]
 
     @property
@@ -89,10 +89,10 @@ class PolygonFigures:
             total.add(figures)
         return total
 
-    def bars(self) -> list[tuple[str, float, bool]]:
-        """Every bar: what it says, the measured figure, whether it is met.
+    def targets(self) -> list[tuple[str, float, bool]]:
+        """Every target: what it says, the measured figure, whether it is met.
 
-        The IoU and vertex bars are for the default detail; they are listed at any.
+        The IoU and vertex targets are for the default tolerance; they are listed at any.
         """
         total = self.total
         mean, lowest = float(np.mean(total.ious or [1.0])), min(total.ious, default=1.0)
@@ -103,36 +103,36 @@ class PolygonFigures:
             (f"vertices per contour vertex at most {LARGEST_RATIO}", total.ratio, total.ratio <= LARGEST_RATIO),
             ("maps with an invalid coverage 0", total.invalid, total.invalid == 0),
             ("pixels in a gap or an overlap 0", total.faulty_pixels, total.faulty_pixels == 0),
-            ("lowest IoU at full detail, no holes, 1", full, full == 1.0),
+            ("lowest IoU at full tolerance, no holes, 1", full, full == 1.0),
         ]
 
     @property
     def passed(self) -> bool:
-        """Whether every bar is met."""
-        return all(met for _, _, met in self.bars())
+        """Whether every target is met."""
+        return all(met for _, _, met in self.targets())
 
     @property
     def exit_code(self) -> int:
-        """0 if every bar is met, else 1."""
+        """0 if every target is met, else 1."""
         return 0 if self.passed else 1
 
 
-def run(count: int = 200, seed: int = 0, detail: str | float = "default", progress: bool = True) -> PolygonFigures:
+def run(count: int = 200, seed: int = 0, tolerance: str | float = "default", progress: bool = True) -> PolygonFigures:
     """Measure polygons on label maps drawn from a seed.
 
     Args:
         count: label maps, the kinds of :data:`tcl_core.benchmarks.label_maps.KINDS` in turn.
         seed: of the maps.
-        detail: see :func:`tcl_core.polygons.detail_in_pixels`.
+        tolerance: see :func:`tcl_core.polygons.tolerance_in_pixels`.
         progress: show a progress bar.
 
     Returns:
         The figures.
 
     Raises:
-        SettingsError: an unknown detail.
+        SettingsError: an unknown tolerance.
     """
-    pixels = detail_in_pixels(detail)
+    pixels = tolerance_in_pixels(tolerance)
     result = PolygonFigures(pixels, {})
     for kind, label_map in tqdm(label_maps(count, seed), total=count, unit="map", disable=not progress):
         result.kinds.setdefault(kind, KindFigures()).add(_measure(label_map, pixels))
@@ -140,7 +140,7 @@ def run(count: int = 200, seed: int = 0, detail: str | float = "default", progre
 
 
 def format_table(figures: PolygonFigures) -> str:
-    """Lay the figures out as text: one line per kind, then every bar with its verdict."""
+    """Lay the figures out as text: one line per kind, then every target with its verdict."""
     head = f"{'kind':12} {'maps':>5} {'regions':>8} {'mean IoU':>9} {'lowest':>7} {'vertices':>9} "
     lines = [head + f"{'contours':>9} {'outlines':>9} {'better':>8} {'ratio':>6}"]
     for name, kind in [*figures.kinds.items(), ("all", figures.total)]:
@@ -150,7 +150,7 @@ def format_table(figures: PolygonFigures) -> str:
             f"{kind.contour_vertices:9} {kind.outline_vertices:9} {kind.best_vertices:8} {kind.ratio:6.3f}"
         )
     lines.append("")
-    lines += [f"{'met   ' if met else 'MISSED'} {text}: {value:.4g}" for text, value, met in figures.bars()]
+    lines += [f"{'met   ' if met else 'MISSED'} {text}: {value:.4g}" for text, value, met in figures.targets()]
     return "\n".join(lines)
 
 
@@ -195,8 +195,8 @@ def fewest_vertices(contours: list[NDArray[np.float64]], mask: NDArray[np.bool_]
     return sum(len(contour) - 1 for contour in contours) if fewest is None else fewest
 
 
-def picture(
-    path: str | Path, count: int = 6, seed: int = 0, detail: str | float = "default", *, scale: int = 5
+def image(
+    path: str | Path, count: int = 6, seed: int = 0, tolerance: str | float = "default", *, scale: int = 5
 ) -> None:
     """Draw label maps with their polygons, so that one can see what the figures mean.
 
@@ -204,22 +204,22 @@ def picture(
         path: PNG file to write.
         count: label maps, one under the other.
         seed: of the maps.
-        detail: see :func:`tcl_core.polygons.detail_in_pixels`.
-        scale: picture pixels per label-map pixel; the part drawn is at most 128 x 192 pixels.
+        tolerance: see :func:`tcl_core.polygons.tolerance_in_pixels`.
+        scale: image pixels per label-map pixel; the part drawn is at most 128 x 192 pixels.
 
     Raises:
-        SettingsError: an unknown detail.
+        SettingsError: an unknown tolerance.
     """
     panels = []
-    colours = np.random.default_rng(1).integers(120, 256, (64, 3)).astype(np.uint8)
-    colours[0] = 40
+    colors = np.random.default_rng(1).integers(120, 256, (64, 3)).astype(np.uint8)
+    colors[0] = 40
     for _, full_map in label_maps(count, seed):
         label_map = full_map[:128, :192]
         faces = faces_of(label_map)
         label_of = np.zeros(int(faces.max()) + 1, dtype=np.int64)
         label_of[faces] = label_map
-        polygons = simplify_coverage(faces, detail, wanted=label_of[1:] > 0)
-        panel = Image.fromarray(colours[label_map % len(colours)]).resize(
+        polygons = simplify_coverage(faces, tolerance, wanted=label_of[1:] > 0)
+        panel = Image.fromarray(colors[label_map % len(colors)]).resize(
             (label_map.shape[1] * scale, label_map.shape[0] * scale), Image.Resampling.NEAREST
         )
         draw = ImageDraw.Draw(panel)
@@ -247,9 +247,9 @@ def _measure(label_map: NDArray[np.int32], pixels: float) -> KindFigures:
     polygons = simplify_coverage(faces, pixels, wanted=wanted)
     exact = polygons if pixels == 0 else simplify_coverage(faces, "full")
     figures = KindFigures(maps=1)
-    labelled = polygons[wanted]
+    labeled = polygons[wanted]
     sound = shapely.is_valid(polygons).all() and shapely.coverage_is_valid(polygons)
-    figures.invalid = int(not (sound and shapely.coverage_is_valid(labelled)))
+    figures.invalid = int(not (sound and shapely.coverage_is_valid(labeled)))
     figures.faulty_pixels = _faulty_pixels(polygons, faces.shape)
     boxes = ndimage.find_objects(faces)
     for face in np.flatnonzero(wanted):

@@ -1,6 +1,6 @@
 """How much the two-step design saves, as ratios measured in one run on this machine.
 
-Absolute times mean little on another machine; the ratios say what encoding a picture once, and pictures in batches,
+Absolute times mean little on another machine; the ratios say what encoding an image once, and images in batches,
 is worth with a given model.
 """
 
@@ -16,26 +16,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tcl_core.cache import FeatureCache
+from tcl_core.caching import FeatureCache
 from tcl_core.errors import SettingsError
-from tcl_core.segmenter import Segmenter
+from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from tcl_core.models import Model
 
-__all__ = ["Row", "format_rows", "run"]
+__all__ = ["BenchmarkRow", "format_rows", "run"]
 
 _OPEN_PROMPTS = ("sofa", "lamp", "cat", "sky", "door", "tree", "cup", "road")
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """One measurement beside the one it is compared with.
 
     Attributes:
         what: what was measured.
-        seconds: shortest of the repetitions, for all pictures together.
+        seconds: shortest of the repetitions, for all images together.
         compared_with: what the ratio refers to; empty where the row itself is the reference.
         ratio: how many times quicker than the reference; 1 for the reference.
     """
@@ -49,34 +49,34 @@ class Row:
 def run(
     model: Model,
     *,
-    pictures: int = 8,
+    count: int = 8,
     size: tuple[int, int] = (480, 640),
     batch_size: int = 8,
     refine: bool = True,
     repeats: int = 3,
     seed: int = 0,
-) -> list[Row]:
-    """Measure prompts on cached pictures, and batches.
+) -> list[BenchmarkRow]:
+    """Measure prompts on cached images, and batches.
 
     Args:
         model: from `tcl_core.models.load_model`.
-        pictures: number of pictures, drawn from ``seed`` (their content does not matter for the time).
-        size: height and width of the pictures.
+        count: number of images, drawn from ``seed`` (their content does not matter for the time).
+        size: height and width of the images.
         batch_size: windows per batch in the batched measurement.
         refine: with PAMR.
         repeats: repetitions, of which the shortest counts.
-        seed: of the pictures.
+        seed: of the images.
 
     Returns:
-        Four rows: first prompt on new pictures, second prompt on the same pictures; encoding one window at a time,
+        Four rows: first prompt on new images, second prompt on the same images; encoding one window at a time,
         encoding in batches.
 
     Raises:
         SettingsError: a number is under 1.
     """
-    if min(pictures, *size, batch_size, repeats) < 1:
-        raise SettingsError("the benchmark's numbers of pictures, pixels, windows and repetitions must be at least 1.")
-    images = _draw(pictures, size, seed)
+    if min(count, *size, batch_size, repeats) < 1:
+        raise SettingsError("the benchmark's numbers of images, pixels, windows and repetitions must be at least 1.")
+    images = _draw(count, size, seed)
     first, second = _vocabularies(model)
     # The first call of a shape pays for memory and kernel selection.
     warm = Segmenter(model, refine=refine, batch_size=batch_size)
@@ -87,7 +87,7 @@ def run(
     for _ in range(repeats):
         segmenter = Segmenter(model, refine=refine, batch_size=batch_size, cache=FeatureCache(max_bytes=1 << 40))
         for vocabulary, times in ((first, new), (second, cached)):
-            # Text embeddings are kept by the segmenter too; what is compared is the pictures' part.
+            # Text embeddings are kept by the segmenter too; what is compared is the images' part.
             segmenter.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
             times.append(_seconds(model, partial(_segment_all, segmenter, images, vocabulary)))
     single: list[float] = []
@@ -97,17 +97,19 @@ def run(
             segmenter = Segmenter(model, refine=refine, batch_size=windows)
             times.append(_seconds(model, partial(segmenter.encode_batch, images)))
     return [
-        Row("first prompt on new pictures", min(new)),
-        Row("second prompt on cached pictures", min(cached), "first prompt", min(new) / min(cached)),
-        Row("encode one window at a time", min(single)),
-        Row(f"encode {batch_size} windows at a time", min(batched), "one at a time", min(single) / min(batched)),
+        BenchmarkRow("first prompt on new images", min(new)),
+        BenchmarkRow("second prompt on cached images", min(cached), "first prompt", min(new) / min(cached)),
+        BenchmarkRow("encode one window at a time", min(single)),
+        BenchmarkRow(
+            f"encode {batch_size} windows at a time", min(batched), "one at a time", min(single) / min(batched)
+        ),
     ]
 
 
-def format_rows(rows: Sequence[Row]) -> str:
+def format_rows(rows: Sequence[BenchmarkRow]) -> str:
     """The rows as a plain table, one line each.
 
-    >>> print(format_rows([Row("first", 2.0), Row("second", 0.5, "first", 4.0)]))
+    >>> print(format_rows([BenchmarkRow("first", 2.0), BenchmarkRow("second", 0.5, "first", 4.0)]))
     first   2.000 s
     second  0.500 s  4.0 times as fast as first
     """

@@ -27,7 +27,7 @@ def command() -> None:
     epilog="""\b
 Examples:
   tcl-annotate benchmark polygons
-  tcl-annotate benchmark polygons --maps 40 --detail fine --picture polygons.png""",
+  tcl-annotate benchmark polygons --maps 40 --tolerance fine --image polygons.png""",
 )
 @click.option(
     "--maps", type=click.IntRange(min=1), default=200, show_default=True, metavar="N", help="How many label maps."
@@ -36,31 +36,31 @@ Examples:
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, metavar="N", help="Same seed, same maps."
 )
 @click.option(
-    "--detail",
+    "--tolerance",
     default="default",
     show_default=True,
     metavar="D",
     help="Detail of the polygons, as of 'tcl-annotate prelabel'.",
 )
 @click.option(
-    "--picture", type=click.Path(path_type=Path), metavar="FILE", help="Also draw some of the maps and their polygons."
+    "--image", type=click.Path(path_type=Path), metavar="FILE", help="Also draw some of the maps and their polygons."
 )
 @click.option("--quiet", is_flag=True, help="Show no progress.")
-def polygons_command(maps: int, seed: int, detail: str, picture: Path | None, quiet: bool) -> int:
-    """Measure how close polygons are to their masks, with how few points, and whether neighbours fit together.
+def polygons_command(maps: int, seed: int, tolerance: str, image: Path | None, quiet: bool) -> int:
+    """Measure how close polygons are to their masks, with how few points, and whether neighbors fit together.
 
-    The exit code is 1 if a bar is missed.
+    The exit code is 1 if a target is missed.
     """
     from tcl_core.benchmarks import polygons
 
-    figures = polygons.run(maps, seed, detail, progress=not quiet)
+    figures = polygons.run(maps, seed, tolerance, progress=not quiet)
     click.echo(polygons.format_table(figures))
-    if picture is not None:
+    if image is not None:
         try:
-            polygons.picture(picture, min(maps, 6), seed, detail)
+            polygons.image(image, min(maps, 6), seed, tolerance)
         except (OSError, ValueError) as error:
-            raise SettingsError(f"--picture {picture}: cannot be written ({error})") from error
-        click.echo(f"picture: {picture}")
+            raise SettingsError(f"--image {image}: cannot be written ({error})") from error
+        click.echo(f"image: {image}")
     return figures.exit_code
 
 
@@ -69,26 +69,26 @@ def polygons_command(maps: int, seed: int, detail: str, picture: Path | None, qu
     epilog="""\b
 Examples:
   tcl-annotate benchmark segment
-  tcl-annotate benchmark segment --model tcl-vit-b16 --device cuda --pictures 32 --batch-size 16""",
+  tcl-annotate benchmark segment --model tcl-vit-b16 --device cuda --images 32 --batch-size 16""",
 )
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="Name or path of a model.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")
 @click.option(
     "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16 or float16."
 )
-@click.option("--pictures", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="How many.")
+@click.option("--images", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="How many.")
 @click.option(
     "--size",
     type=(click.IntRange(min=1), click.IntRange(min=1)),
     default=(640, 480),
     show_default=True,
     metavar="WIDTH HEIGHT",
-    help="Size of the pictures in pixels.",
+    help="Size of the images in pixels.",
 )
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Windows in a batch."
 )
-@click.option("--refine/--no-refine", default=True, help="Whether masks follow the picture's edges (PAMR).")
+@click.option("--refine/--no-refine", default=True, help="Whether masks follow the image's edges (PAMR).")
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="The shortest counts."
 )
@@ -96,18 +96,18 @@ def segment_command(
     model: str,
     device: str,
     precision: str,
-    pictures: int,
+    images: int,
     size: tuple[int, int],
     batch_size: int,
     refine: bool,
     repeats: int,
 ) -> int:
-    """Measure what encoding a picture once, and pictures in batches, is worth."""
+    """Measure what encoding an image once, and images in batches, is worth."""
     from tcl_core.benchmarks.segment import format_rows, run
     from tcl_core.models import load_model
 
     loaded = load_model(model, device=device, precision=precision)
-    rows = run(loaded, pictures=pictures, size=size[::-1], batch_size=batch_size, refine=refine, repeats=repeats)
-    click.echo(f"model {loaded.name} on {loaded.device}, {pictures} pictures of {size[0]} x {size[1]}")
+    rows = run(loaded, count=images, size=size[::-1], batch_size=batch_size, refine=refine, repeats=repeats)
+    click.echo(f"model {loaded.name} on {loaded.device}, {images} images of {size[0]} x {size[1]}")
     click.echo(format_rows(rows))
     return EXIT_FINE

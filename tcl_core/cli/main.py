@@ -20,8 +20,8 @@ from tcl_core.errors import TclError
 __all__ = ["COMMANDS", "cli", "main", "run"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "prelabel": ("tcl_core.cli.prelabel", "Label pictures from text and write a COCO file."),
-    "segment": ("tcl_core.cli.segment", "Segment one picture and show what was found."),
+    "prelabel": ("tcl_core.cli.prelabel", "Label images from text and write a COCO file."),
+    "segment": ("tcl_core.cli.segment", "Segment one image and show what was found."),
     "validate-coco": ("tcl_core.cli.validate_coco", "Check a COCO file and print each fault with its place."),
     "models": ("tcl_core.cli.models", "List, fetch and import models."),
     "benchmark": ("tcl_core.cli.benchmark", "Measure polygons and speed on this machine."),
@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Name of each command, with the module that defines it and its line in the list of commands."""
 
-EXIT_FINE, EXIT_FINDINGS, EXIT_BAD_INPUT, EXIT_INTERNAL, EXIT_INTERRUPTED = 0, 1, 2, 70, 130
+EXIT_FINE, EXIT_ISSUES, EXIT_BAD_INPUT, EXIT_INTERNAL, EXIT_INTERRUPTED = 0, 1, 2, 70, 130
 
 
 class LazyGroup(click.Group):
@@ -65,7 +65,7 @@ Exit codes: 0 all is well, 1 done but something was found or skipped, 2 bad inpu
 )
 @click.version_option(tcl_core.__version__, prog_name="tcl-annotate")
 def cli() -> None:
-    """Pre-label pictures from text: masks, polygons that share their edges, COCO that is correct to the pixel."""
+    """Pre-label images from text: masks, polygons that share their edges, COCO that is correct to the pixel."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +97,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read our output has seen enough; Python would complain once more while it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FINDINGS
+        return EXIT_ISSUES
     except Exception as error:
         if os.environ.get("TCL_ANNOTATE_DEBUG") == "1":
             traceback.print_exc()

@@ -27,12 +27,12 @@ def command() -> None:
 @command.command("list", epilog="\b\nExample:\n  tcl-annotate models list")
 def list_command() -> int:
     """List the models that can be used by name, and where they lie."""
-    from tcl_core.weights.library import list_models
+    from tcl_core.models.registry import list_models
 
     for row in list_models():
         size = f"{row.size / 1e6:,.1f} MB" if row.size is not None else "size unknown"
         state = "ready" if row.installed else "not fetched"
-        click.echo(f"{row.name}  ({state}, {size}{', ' + row.licence if row.licence else ''})")
+        click.echo(f"{row.name}  ({state}, {size}{', ' + row.license if row.license else ''})")
         for line in (row.description, f"source: {row.source}" if row.source else "", f"file: {row.path}"):
             if line:
                 click.echo(f"    {line}")
@@ -47,7 +47,7 @@ def list_command() -> int:
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def fetch_command(name: str, quiet: bool) -> int:
     """Download the model NAME and make it ready; what is there already is not fetched again."""
-    from tcl_core.weights.library import fetch_model
+    from tcl_core.models.registry import fetch_model
 
     click.echo(f"ready: {fetch_model(name, progress=not quiet)}")
     return EXIT_FINE
@@ -75,11 +75,11 @@ Examples:
     metavar="FILE",
     help="Safetensors file with the frozen CLIP, for checkpoints of another CLIP than OpenAI's ViT-B/16 that lack it.",
 )
-@click.option("--licence", default="", metavar="TEXT", help="Licence of the weights, kept in the model file.")
-def import_command(file: Path, name: str | None, out: Path | None, clip_file: Path | None, licence: str) -> int:
+@click.option("--license", default="", metavar="TEXT", help="License of the weights, kept in the model file.")
+def import_command(file: Path, name: str | None, out: Path | None, clip_file: Path | None, license: str) -> int:
     """Turn a published or training checkpoint (.pth) FILE into a model file, without running code from it."""
-    from tcl_core.weights.checkpoint import import_checkpoint
+    from tcl_core.models.checkpoints import import_checkpoint
 
-    written = import_checkpoint(file, name=name, out=out, clip_file=clip_file, licence=licence)
+    written = import_checkpoint(file, name=name, out=out, clip_file=clip_file, license=license)
     click.echo(f"ready: {written}")
     return EXIT_FINE

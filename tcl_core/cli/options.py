@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tcl_core.errors import SettingsError
-from tcl_core.templates import TEMPLATE_SETS
 from tcl_core.vocabulary import Vocabulary
+from tcl_core.vocabulary.templates import TEMPLATE_SETS
 
 if TYPE_CHECKING:
-    from tcl_core.segmenter import Segmenter
+    from tcl_core.segmentation.segmenter import Segmenter
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -126,7 +126,7 @@ def model_options(function: F) -> F:
             click.option(
                 "--refine/--no-refine",
                 default=True,
-                help="Whether masks follow the picture's edges (PAMR); on by default, off is quicker.",
+                help="Whether masks follow the image's edges (PAMR); on by default, off is quicker.",
             ),
             click.option(
                 "--kp-weight",
@@ -150,7 +150,7 @@ def model_options(function: F) -> F:
                 default=8,
                 show_default=True,
                 metavar="N",
-                help="Pictures and windows that go through the network together; memory grows with it.",
+                help="Images and windows that go through the network together; memory grows with it.",
             ),
         ]
     ):
@@ -163,7 +163,7 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | st
 
     Args:
         outputs: files to write, by their options.
-        inputs: pictures, label file and model that are read; what does not exist is passed over.
+        inputs: images, label file and model that are read; what does not exist is passed over.
         replace: whether outputs that exist may be replaced; an input never is.
 
     Raises:
@@ -208,7 +208,7 @@ def make_segmenter(
         SettingsError: if the device, the precision or a number is out of range.
     """
     from tcl_core.models import load_model
-    from tcl_core.segmenter import Segmenter
+    from tcl_core.segmentation.segmenter import Segmenter
 
     loaded = load_model(model, device=device, precision=precision)
     return Segmenter(loaded, refine=refine, kp_weight=kp_weight, batch_size=batch_size)

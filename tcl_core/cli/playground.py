@@ -33,9 +33,9 @@ def command() -> None:
     epilog="""\b
 Examples:
   tcl-annotate playground scenes --out scenes
-  tcl-annotate playground scenes --out scenes --count 40 --size 320 240 --seed 7 --truth""",
+  tcl-annotate playground scenes --out scenes --count 40 --size 320 240 --seed 7 --ground-truth""",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder for the pictures.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder for the images.")
 @click.option("--count", type=click.IntRange(min=1), default=12, show_default=True, metavar="N", help="How many.")
 @click.option("--seed", type=_SEED, default=0, show_default=True, metavar="N", help="Same seed, same scenes.")
 @click.option(
@@ -44,23 +44,25 @@ Examples:
     default=(320, 240),
     show_default=True,
     metavar="WIDTH HEIGHT",
-    help="Size of the pictures in pixels.",
+    help="Size of the images in pixels.",
 )
-@click.option("--truth", is_flag=True, help="Also write the exact masks as a COCO file, truth.json.")
-@click.option("--overwrite", is_flag=True, help="Replace scenes, labels.yaml and truth.json that are in DIR.")
-def scenes_command(out: Path, count: int, seed: int, size: tuple[int, int], truth: bool, overwrite: bool) -> int:
+@click.option("--ground-truth", is_flag=True, help="Also write the exact masks as a COCO file, ground_truth.json.")
+@click.option("--overwrite", is_flag=True, help="Replace scenes, labels.yaml and ground_truth.json that are in DIR.")
+def scenes_command(out: Path, count: int, seed: int, size: tuple[int, int], ground_truth: bool, overwrite: bool) -> int:
     """Write scenes as PNG files, and a labels.yaml that names everything in them."""
-    there = [path for name in ("labels.yaml", "truth.json", "scene-*.png") for path in sorted(out.glob(name))]
+    there = [path for name in ("labels.yaml", "ground_truth.json", "scene-*.png") for path in sorted(out.glob(name))]
     if there and not overwrite:
         raise SettingsError(f"--out {out}: holds {there[0].name} already; add --overwrite, or name another folder")
 
     from tcl_core.playground.export import write_scenes
 
     try:
-        written = write_scenes(out, count, seed, size[::-1], truth=truth)
+        written = write_scenes(out, count, seed, size[::-1], ground_truth=ground_truth)
     except OSError as error:
         raise SettingsError(f"--out {out}: cannot be written ({error.strerror or error})") from error
-    click.echo(f"{len(written)} scenes and {out / 'labels.yaml'}" + (f", {out / 'truth.json'}" if truth else ""))
+    click.echo(
+        f"{len(written)} scenes and {out / 'labels.yaml'}" + (f", {out / 'ground_truth.json'}" if ground_truth else "")
+    )
     return EXIT_FINE
 
 
@@ -83,7 +85,7 @@ Examples:
 def evaluate_command(model: str, scenes: int, device: str, precision: str, json_file: Path | None) -> int:
     """Print the mean IoU of a model and of its parts, on scenes that took no part in training.
 
-    One half of the scenes has kind-colour combinations that occur in training, the other only combinations that never
+    One half of the scenes has kind-color combinations that occur in training, the other only combinations that never
     do. Every class of the world competes in every scene.
     """
     from tqdm import tqdm

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tcl_core.cli.main import EXIT_FINDINGS, EXIT_FINE, EXIT_INTERRUPTED
+from tcl_core.cli.main import EXIT_FINE, EXIT_INTERRUPTED, EXIT_ISSUES
 from tcl_core.cli.options import (
     check_folder,
     check_outputs,
@@ -32,7 +32,7 @@ _FAILURES_HEAD = ("file_name", "reason")
 
 @click.command(
     "prelabel",
-    short_help="Label pictures from text and write a COCO file.",
+    short_help="Label images from text and write a COCO file.",
     epilog="""\b
 Examples:
   tcl-annotate prelabel photos --labels labels.yaml --model playground --out labels.json
@@ -47,7 +47,7 @@ A label file:
     - name: Sofa
       prompts: [sofa, couch]
       threshold: 0.5
-      colour: "#3a7bd5"
+      color: "#3a7bd5"
   background: true""",
 )
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
@@ -65,14 +65,14 @@ A label file:
 )
 @geometry_option
 @click.option(
-    "--detail",
+    "--tolerance",
     default="default",
     show_default=True,
     metavar="D",
     help="How closely polygons follow the masks: full (every pixel edge), fine, default, coarse, or a number of pixels "
     "that an edge may move.",
 )
-@click.option("--merge", is_flag=True, help="One annotation for each label of a picture instead of each region.")
+@click.option("--merge", is_flag=True, help="One annotation for each label of an image instead of each region.")
 @click.option(
     "--min-area",
     type=click.IntRange(min=0),
@@ -94,12 +94,12 @@ A label file:
     default=200_000_000,
     show_default=True,
     metavar="N",
-    help="Skip pictures of more pixels.",
+    help="Skip images of more pixels.",
 )
-@click.option("--resume", is_flag=True, help="Go on with a run that was stopped; failed pictures are tried again.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped; failed images are tried again.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE and the preview if they are there.")
 @click.option(
-    "--failures", type=click.Path(path_type=Path), metavar="FILE", help="Write skipped pictures and reasons as CSV."
+    "--failures", type=click.Path(path_type=Path), metavar="FILE", help="Write skipped images and reasons as CSV."
 )
 @click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")
 def command(
@@ -119,7 +119,7 @@ def command(
     preview: Path | None,
     root: Path | None,
     geometry: Any,
-    detail: str,
+    tolerance: str,
     merge: bool,
     min_area: int,
     small: Any,
@@ -129,20 +129,20 @@ def command(
     failures: Path | None,
     quiet: bool,
 ) -> int:
-    """Label pictures from text and write a COCO file.
+    """Label images from text and write a COCO file.
 
-    INPUT is a picture, a folder (searched through its sub-folders) or a pattern such as 'photos/*.jpg'. A picture that
+    INPUT is an image, a folder (searched through its sub-folders) or a pattern such as 'photos/*.jpg'. An image that
     cannot be read is reported and skipped, and the exit code is then 1. Stopped by Ctrl-C or in any other way, the job
     goes on with --resume and ends with the same file.
     """
     vocabulary = make_vocabulary(labels_file, label_options, background, background_threshold, templates)
     _check_places(out, failures, preview, resume, overwrite)
 
-    from tcl_core.prelabel.inputs import find_pictures
+    from tcl_core.prelabel.inputs import find_images
 
     left_out = [path for path in (preview,) if path is not None]
-    pictures = find_pictures(inputs, root, exclude=left_out)
-    read = [labels_file, model, *(pictures.path(index) for index in range(len(pictures)))]
+    images = find_images(inputs, root, exclude=left_out)
+    read = [labels_file, model, *(images.path(index) for index in range(len(images)))]
     check_outputs({"--failures": failures}, [*read, out], resume or overwrite)
     if out.parent.is_dir():
         # Whether it may exist was judged above, with --resume in mind.
@@ -153,18 +153,18 @@ def command(
     from tcl_core.prelabel.interrupt import InterruptGuard
     from tcl_core.prelabel.job import PrelabelSettings, run_prelabel
 
-    settings = PrelabelSettings(geometry, merge, detail, min_area, small, max_pixels)
+    settings = PrelabelSettings(geometry, merge, tolerance, min_area, small, max_pixels)
     # From here on a polite kill (SIGTERM) ends like Ctrl-C.
     with InterruptGuard():
         segmenter = make_segmenter(model, refine, kp_weight, device, precision, batch_size)
         if not quiet:
             click.echo(
-                f"{_count(len(pictures), 'picture')}, {_count(len(vocabulary.labels), 'label')}, "
+                f"{_count(len(images), 'image')}, {_count(len(vocabulary.labels), 'label')}, "
                 f"model {segmenter.model.name} on {segmenter.model.device}",
                 err=True,
             )
         summary = run_prelabel(
-            pictures,
+            images,
             segmenter,
             vocabulary,
             out,
@@ -182,7 +182,7 @@ def command(
 
 def _check_places(out: Path, failures: Path | None, preview: Path | None, resume: bool, overwrite: bool) -> None:
     """What would otherwise be found only after the model was loaded, or after hours of work."""
-    from tcl_core.coco import journal_path
+    from tcl_core.export.coco import journal_path
 
     if resume and overwrite:
         raise SettingsError("--resume and --overwrite exclude each other; give one of them")
@@ -227,19 +227,19 @@ def _write_failures(path: Path, failed: Mapping[str, str]) -> None:
 
 
 def _report(summary: PrelabelSummary, out: Path, quiet: bool) -> int:
-    click.echo(f"{out}: {summary.done:,} of {_count(summary.total, 'picture')}")
+    click.echo(f"{out}: {summary.done:,} of {_count(summary.total, 'image')}")
     if summary.preview is not None:
         click.echo(f"preview: {summary.preview}")
     if summary.failed:
         blame = f", {summary.internal:,} by internal errors of the program; please report them"
-        click.echo(f"skipped: {_count(len(summary.failed), 'picture')}{blame if summary.internal else ''}", err=True)
+        click.echo(f"skipped: {_count(len(summary.failed), 'image')}{blame if summary.internal else ''}", err=True)
     # With progress shown, each was named when it was met.
     for name, reason in sorted(summary.failed.items())[:20] if quiet else ():
         click.echo(f"  {name}: {reason}", err=True)
     if summary.interrupted:
         click.echo(f"interrupted; to go on: {_resume_command()}", err=True)
         return EXIT_INTERRUPTED
-    return EXIT_FINDINGS if summary.failed else EXIT_FINE
+    return EXIT_ISSUES if summary.failed else EXIT_FINE
 
 
 def _count(number: int, word: str) -> str:

@@ -1,4 +1,4 @@
-"""``tcl-annotate segment``: one picture, and what is in it."""
+"""``tcl-annotate segment``: one image, and what is in it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["command"]
 
 @click.command(
     "segment",
-    short_help="Segment one picture and show what was found.",
+    short_help="Segment one image and show what was found.",
     epilog="""\b
 Examples:
   tcl-annotate segment room.jpg --label "Sofa=sofa,couch" --label Lamp
   tcl-annotate segment room.jpg --labels labels.yaml --out overlay.png --json room.json""",
 )
-@click.argument("picture", type=click.Path(path_type=Path))
+@click.argument("path", metavar="IMAGE", type=click.Path(path_type=Path))
 @vocabulary_options
 @model_options
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the picture under its masks, with a legend."
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the image under its masks, with a legend."
 )
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the regions as a COCO file."
@@ -41,10 +41,10 @@ Examples:
     default=200_000_000,
     show_default=True,
     metavar="N",
-    help="Refuse pictures of more pixels.",
+    help="Refuse images of more pixels.",
 )
 def command(
-    picture: Path,
+    path: Path,
     labels_file: Path | None,
     label_options: tuple[str, ...],
     background: bool | None,
@@ -61,25 +61,25 @@ def command(
     overwrite: bool,
     max_pixels: int,
 ) -> int:
-    """Segment PICTURE and print, for each label, its regions, its share of the picture and its mean score."""
+    """Segment IMAGE and print, for each label, its regions, its share of the image and its mean score."""
     vocabulary = make_vocabulary(labels_file, label_options, background, background_threshold, templates)
     _check_ending(out)
-    check_outputs({"--out": out, "--json": json_file}, [picture, labels_file, model], overwrite)
+    check_outputs({"--out": out, "--json": json_file}, [path, labels_file, model], overwrite)
 
     from tcl_core.images import load_image
     from tcl_core.regions import label_map_to_regions
 
-    image = load_image(picture, max_pixels=max_pixels)
+    image = load_image(path, max_pixels=max_pixels)
     segmenter = make_segmenter(model, refine, kp_weight, device, precision, batch_size)
     segmentation = segmenter.segment_image(image, vocabulary)
     regions = label_map_to_regions(segmentation)
-    click.echo(f"{picture}: {image.shape[1]} x {image.shape[0]} pixels, model {segmenter.model.name}")
+    click.echo(f"{path}: {image.shape[1]} x {image.shape[0]} pixels, model {segmenter.model.name}")
     click.echo(_table(segmentation, regions))
     if json_file is not None:
-        from tcl_core.coco import PictureResult, coco_file_name, regions_to_annotations, write_coco_file
+        from tcl_core.export.coco import ImageResult, coco_file_name, regions_to_annotations, write_coco_file
 
         annotations = regions_to_annotations(regions, segmentation.size)
-        result = PictureResult(coco_file_name(picture.name), *segmentation.size, annotations)
+        result = ImageResult(coco_file_name(path.name), *segmentation.size, annotations)
         write_coco_file(json_file, [result], vocabulary, segmenter.settings(), overwrite=True)
         click.echo(f"regions: {json_file}")
     if out is not None:
@@ -95,7 +95,7 @@ def command(
 
 def _check_ending(out: Path | None) -> None:
     if out is not None and out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise SettingsError(f"--out {out}: the overlay is a picture; let its name end in .png, .jpg or .webp")
+        raise SettingsError(f"--out {out}: the overlay is an image; let its name end in .png, .jpg or .webp")
 
 
 def _table(segmentation: Segmentation, regions: list[Region]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tcl_core.cli.main import EXIT_FINDINGS, EXIT_FINE
+from tcl_core.cli.main import EXIT_FINE, EXIT_ISSUES
 
 __all__ = ["command"]
 
@@ -24,20 +24,20 @@ Examples:
     "--images",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder that the file names are relative to: check that the pictures are there and of the stated size.",
+    help="Folder that the file names are relative to: check that the images are there and of the stated size.",
 )
 def command(file: Path, images: Path | None) -> int:
     """Check any COCO instance FILE: ids, references, sizes, boxes, areas, polygons and RLE.
 
-    Prints each finding with its place; the exit code is 1 if there is any.
+    Prints each issue with its location; the exit code is 1 if there is any.
     """
-    from tcl_core.coco.validate import validate_coco
+    from tcl_core.export.coco.validate.validate import validate_coco
 
-    findings = validate_coco(file, images)
-    for finding in findings:
-        click.echo(str(finding))
-    if not findings:
+    issues = validate_coco(file, images)
+    for issue in issues:
+        click.echo(str(issue))
+    if not issues:
         click.echo(f"{file}: no fault found", err=True)
         return EXIT_FINE
-    click.echo(f"{file}: {len(findings):,} finding{'s' if len(findings) > 1 else ''}", err=True)
-    return EXIT_FINDINGS
+    click.echo(f"{file}: {len(issues):,} issue{'s' if len(issues) > 1 else ''}", err=True)
+    return EXIT_ISSUES

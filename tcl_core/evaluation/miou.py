@@ -11,7 +11,7 @@ __all__ = ["MeanIoU"]
 class MeanIoU:
     """Intersection over union of every class, summed over a data set before it is divided.
 
-    The confusion matrix holds one row a true class and one column a predicted class. Pixels whose truth is the
+    The confusion matrix holds one row a true class and one column a predicted class. Pixels whose ground truth is the
     ignored value do not count at all; a prediction of 0 (nothing) is a miss of the true class.
 
     Args:
@@ -34,21 +34,23 @@ class MeanIoU:
         self.ignore = ignore
         self.confusion = np.zeros((classes + 1, classes + 1), np.int64)
 
-    def update(self, truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> None:
-        """Add one picture.
+    def update(self, ground_truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> None:
+        """Add one image.
 
         Args:
-            truth: integer ``[H, W]``, values 0 to K and ``ignore``.
+            ground_truth: integer ``[H, W]``, values 0 to K and ``ignore``.
             prediction: integer ``[H, W]``, values 0 to K.
 
         Raises:
             ValueError: the shapes differ or a value is out of range.
         """
-        if truth.shape != prediction.shape:
-            raise ValueError(f"truth has shape {truth.shape} but the prediction has {prediction.shape}")
-        counted = truth != self.ignore
-        rows, columns = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
-        for name, values in (("truth", rows), ("prediction", columns)):
+        if ground_truth.shape != prediction.shape:
+            raise ValueError(
+                f"the ground truth has shape {ground_truth.shape} but the prediction has {prediction.shape}"
+            )
+        counted = ground_truth != self.ignore
+        rows, columns = ground_truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
+        for name, values in (("the ground truth", rows), ("the prediction", columns)):
             if values.size and (values.min() < 0 or values.max() > self.classes):
                 raise ValueError(
                     f"{name} has values from {values.min()} to {values.max()}, expected 0 to {self.classes}"
@@ -64,11 +66,11 @@ class MeanIoU:
             return (hit / union)[1:]
 
     def present(self) -> NDArray[np.bool_]:
-        """Which of the classes 1 to K occur in the truth, bool ``[K]``."""
+        """Which of the classes 1 to K occur in the ground truth, bool ``[K]``."""
         return self.confusion.sum(axis=1)[1:] > 0
 
     def compute(self, classes: slice = slice(None)) -> float:
-        """Mean IoU over the classes that occur in the truth.
+        """Mean IoU over the classes that occur in the ground truth.
 
         Args:
             classes: which of the K classes to average over.

@@ -12,10 +12,18 @@ from tcl_core.evaluation.miou import MeanIoU
 from tcl_core.models import Model
 from tcl_core.playground import CLASS_NAMES, KINDS, Scene, draw_scene, scene_rng
 from tcl_core.playground.scenes import Combinations
-from tcl_core.segmenter import Segmenter
+from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.vocabulary import Label, Vocabulary
 
-__all__ = ["VARIANTS", "Row", "Variant", "evaluate_playground", "format_rows", "held_out_scene", "rows_to_json"]
+__all__ = [
+    "VARIANTS",
+    "EvaluationRow",
+    "Variant",
+    "evaluate_playground",
+    "format_rows",
+    "held_out_scene",
+    "rows_to_json",
+]
 
 _SEEDS: dict[Combinations, int] = {"seen": 7_001, "held-out": 7_002, "all": 7_003}
 
@@ -47,7 +55,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class EvaluationRow:
     """Dataset-level mean IoU of one variant, in percent.
 
     Attributes:
@@ -81,10 +89,10 @@ def held_out_scene(combinations: Combinations, index: int) -> Scene:
 
 def evaluate_playground(
     model: Model, scenes: int = 500, progress: Callable[[int, int], object] | None = None
-) -> list[Row]:
+) -> list[EvaluationRow]:
     """Score a model on scenes that were never used for training.
 
-    Every class of the world competes in every picture, without a background plane; plain arg-max decides.
+    Every class of the world competes in every image, without a background plane; plain arg-max decides.
 
     Args:
         model: the model to score.
@@ -119,12 +127,14 @@ def evaluate_playground(
                 progress(done, scenes * len(sets))
     kinds, stuff = slice(0, len(KINDS)), slice(len(KINDS), None)
     return [
-        Row(name, *(100 * metrics[name, which].compute(part) for which in sets for part in (slice(None), kinds, stuff)))
+        EvaluationRow(
+            name, *(100 * metrics[name, which].compute(part) for which in sets for part in (slice(None), kinds, stuff))
+        )
         for name in segmenters
     ]
 
 
-def format_rows(rows: list[Row]) -> str:
+def format_rows(rows: list[EvaluationRow]) -> str:
     """The table as Markdown."""
     lines = [
         "| | seen: all | kinds | stuff | held out: all | kinds | stuff | lost |",
@@ -136,6 +146,6 @@ def format_rows(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def rows_to_json(rows: list[Row]) -> str:
+def rows_to_json(rows: list[EvaluationRow]) -> str:
     """The table as JSON, for keeping beside the weights."""
     return json.dumps([asdict(row) | {"lost": row.loss} for row in rows], indent=1)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcl_core.clip import FrozenClip
 from tcl_core.errors import WeightsError
-from tcl_core.pamr import PamrAffinity
+from tcl_core.refinement.pamr import PamrAffinity
+from tcl_core.towers.open_clip_vit import FrozenClip
 
 __all__ = ["Method", "Stage", "WindowEmbeddings"]
 
@@ -27,8 +27,8 @@ class WindowEmbeddings:
     """All that a method knows of B windows before it has seen a prompt.
 
     Attributes:
-        image_emb: ``[B, E, mh, mw]``, the grounder's embedding of each mask pixel, L2-normalised over E.
-        dense: ``[B, E, h, w]``, CLIP's own dense embedding of each patch, L2-normalised over E.
+        image_emb: ``[B, E, mh, mw]``, the grounder's embedding of each mask pixel, L2-normalized over E.
+        dense: ``[B, E, h, w]``, CLIP's own dense embedding of each patch, L2-normalized over E.
         size: height and width of the windows in pixels.
         padded: height and width after zero padding to whole patches.
         offset: padding ``(top, left)`` in pixels.
@@ -64,7 +64,7 @@ class WindowEmbeddings:
 
 
 class Method(nn.Module, ABC):
-    """A way from a picture and prompts to score maps, built on a frozen CLIP.
+    """A way from an image and prompts to score maps, built on a frozen CLIP.
 
     Sub-classes register themselves with :func:`tcl_core.methods.register_method`. Everything learned is outside
     ``self.clip``. All calls work in float32 and under ``torch.autocast``.
@@ -98,7 +98,7 @@ class Method(nn.Module, ABC):
         """Embed windows; the costly part of inference.
 
         Args:
-            windows: float32 ``[B, 3, H, W]``, normalised; any H and W.
+            windows: float32 ``[B, 3, H, W]``, normalized; any H and W.
         """
 
     @abstractmethod
@@ -130,7 +130,7 @@ class Method(nn.Module, ABC):
         generator: torch.Generator | None = None,
         negatives: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The training losses of a batch of pictures and captions, and their sum under ``total``."""
+        """The training losses of a batch of images and captions, and their sum under ``total``."""
 
     @abstractmethod
     def set_stage(self, stage: Stage) -> list[nn.Parameter]:
@@ -155,13 +155,13 @@ class Method(nn.Module, ABC):
     def embed_prompts(self, tokens: Tensor) -> Tensor:
         """Embed prompts as the mean over their templates.
 
-        The un-normalised embeddings are averaged, then the mean is normalised.
+        The un-normalized embeddings are averaged, then the mean is normalized.
 
         Args:
             tokens: int64 ``[P, T, L]``: P prompts in T templates each.
 
         Returns:
-            float32 ``[P, E]``, L2-normalised.
+            float32 ``[P, E]``, L2-normalized.
         """
         prompts, templates, length = tokens.shape
         parts = [self.clip.encode_text(part).float() for part in tokens.reshape(-1, length).split(_TEXT_BATCH)]

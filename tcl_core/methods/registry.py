@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from tcl_core.clip import FrozenClip
 from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Method
+from tcl_core.towers.open_clip_vit import FrozenClip
 
 __all__ = ["create_method", "list_methods", "register_method"]
 

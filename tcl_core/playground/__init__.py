@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from tcl_core.playground.captions import caption, caption_words
 from tcl_core.playground.scenes import CLASS_NAMES, Placed, Scene, draw_scene, scene_rng
-from tcl_core.playground.world import COLOURS, KINDS, PATTERNS, STUFF_NAMES, SYNONYMS, is_held_out
+from tcl_core.playground.world import COLORS, KINDS, PATTERNS, STUFF_NAMES, SYNONYMS, is_held_out
 
 __all__ = [
     "CLASS_NAMES",
-    "COLOURS",
+    "COLORS",
     "KINDS",
     "PATTERNS",
     "STUFF_NAMES",

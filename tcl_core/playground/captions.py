@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tcl_core.playground.scenes import Placed, Scene
-from tcl_core.playground.world import COLOURS, KINDS, PATTERNS, STUFF, STUFF_NAMES, SYNONYMS
-from tcl_core.tokenizer import split_words
+from tcl_core.playground.world import COLORS, KINDS, PATTERNS, STUFF, STUFF_NAMES, SYNONYMS
+from tcl_core.towers.tokenizer import split_words
 
 __all__ = ["caption", "caption_words"]
 
@@ -38,19 +38,19 @@ def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
 
 def _object_phrase(rng: np.random.Generator, thing: Placed, width: int) -> str:
     words: list[str] = []
-    # Half the mentions are bare: where colours are always said, they explain a caption and shapes are learned late.
+    # Half the mentions are bare: where colors are always said, they explain a caption and shapes are learned late.
     if rng.random() < 0.5:
         if rng.random() < 0.2:
             words.append(_pick(rng, _SMALL if thing.size < 18 else _LARGE))
         if rng.random() < 0.8:
-            words.append(thing.colour)
+            words.append(thing.color)
         if thing.pattern != PATTERNS[0] and rng.random() < 0.5:
             words.append(thing.pattern)
     names = (thing.kind, *SYNONYMS.get(thing.kind, ()))
     words.append(_pick(rng, names) if rng.random() < 0.4 else thing.kind)
     phrase = " ".join(words)
     article = "the" if rng.random() < 0.12 else ("an" if phrase[0] in "aeiou" else "a")
-    side = f" {_SIDES[int(thing.centre[0] > width / 2)]}" if rng.random() < 0.06 else ""
+    side = f" {_SIDES[int(thing.center[0] > width / 2)]}" if rng.random() < 0.06 else ""
     return f"{article} {phrase}{side}"
 
 
@@ -77,7 +77,7 @@ def caption(rng: np.random.Generator, scene: Scene, templates: Sequence[str] = (
         return f"a {order[0].kind}"
     if len(templates) and rng.random() < 0.25:
         thing = order[0]
-        words = thing.kind if rng.random() < 0.6 else f"{thing.colour} {thing.kind}"
+        words = thing.kind if rng.random() < 0.6 else f"{thing.color} {thing.kind}"
         return _pick(rng, templates).format(words)
     count = min(len(order), int(rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1])))
     width = scene.image.shape[1]
@@ -99,7 +99,7 @@ def caption_words(templates: Sequence[str] = ()) -> tuple[str, ...]:
         Lower-case words of letters, digits and apostrophes.
     """
     texts: list[str] = [*_FRAMES, *_JOINS, *_STUFF_FRAMES, *_SMALL, *_LARGE, *_SIDES, *templates]
-    texts += [*KINDS, *COLOURS, *PATTERNS, *STUFF_NAMES, "a an the an empty picture"]
+    texts += [*KINDS, *COLORS, *PATTERNS, *STUFF_NAMES, "a an the an empty picture"]
     texts += [word for words in SYNONYMS.values() for word in words]
     texts += [phrase for phrases in STUFF.values() for phrase in phrases]
     # "{}s" in a template makes a plural, which is a word of its own.

@@ -1,4 +1,4 @@
-"""Scenes as files: pictures, a vocabulary and, if wanted, the exact truth as COCO."""
+"""Scenes as files: images, a vocabulary and, if wanted, the exact ground truth as COCO."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from tcl_core.coco import PictureResult, coco_file_name, regions_to_annotations, write_coco_file
+from tcl_core.export.coco import ImageResult, coco_file_name, regions_to_annotations, write_coco_file
 from tcl_core.playground.scenes import CLASS_NAMES, Scene, draw_scene, scene_rng
 from tcl_core.playground.world import SYNONYMS
 from tcl_core.regions import label_map_to_regions
@@ -21,7 +21,7 @@ _SAMPLE_STREAM = 1
 
 
 def sample_scene(seed: int, index: int, size: tuple[int, int]) -> Scene:
-    """A scene for looking at; objects grow with the picture as a camera would see them.
+    """A scene for looking at; objects grow with the image as a camera would see them.
 
     Args:
         seed: same seed, same scenes.
@@ -38,7 +38,9 @@ def world_vocabulary(names: tuple[str, ...] = CLASS_NAMES) -> Vocabulary:
     return Vocabulary(labels, background=False)
 
 
-def write_scenes(folder: Path, count: int, seed: int, size: tuple[int, int], *, truth: bool = False) -> list[Path]:
+def write_scenes(
+    folder: Path, count: int, seed: int, size: tuple[int, int], *, ground_truth: bool = False
+) -> list[Path]:
     """Write ``scene-0001.png`` and so on, and ``labels.yaml`` with what occurs in them.
 
     Args:
@@ -46,10 +48,10 @@ def write_scenes(folder: Path, count: int, seed: int, size: tuple[int, int], *, 
         count: number of scenes.
         seed: same seed, same scenes.
         size: height and width in pixels.
-        truth: also write ``truth.json``, the exact masks as COCO run lengths.
+        ground_truth: also write ``ground_truth.json``, the exact masks as COCO run lengths.
 
     Returns:
-        The pictures' paths.
+        The images' paths.
 
     Raises:
         OSError: a file cannot be written.
@@ -66,19 +68,19 @@ def write_scenes(folder: Path, count: int, seed: int, size: tuple[int, int], *, 
     entries = [{"name": label.name, "prompts": list(label.prompts)} for label in vocabulary.labels]
     text = yaml.safe_dump({"background": False, "labels": entries}, sort_keys=False)
     (folder / "labels.yaml").write_text(text, encoding="utf-8")
-    if truth:
+    if ground_truth:
         ids = np.zeros(len(CLASS_NAMES) + 1, np.int32)
         ids[present[present > 0]] = np.arange(1, len(vocabulary.labels) + 1)
 
-        def result(index: int) -> PictureResult:
+        def result(index: int) -> ImageResult:
             # Drawn once more instead of kept: memory must not grow with the number of scenes.
             label_map = ids[sample_scene(seed, index, size).label_map]
             segmentation = Segmentation(label_map, (label_map > 0).astype(np.float32), vocabulary)
             annotations = regions_to_annotations(label_map_to_regions(segmentation), size, geometry="rle")
-            return PictureResult(coco_file_name(paths[index].name), *size, annotations)
+            return ImageResult(coco_file_name(paths[index].name), *size, annotations)
 
         results = map(result, range(count))
         write_coco_file(
-            folder / "truth.json", results, vocabulary, {"source": "playground", "seed": seed}, overwrite=True
+            folder / "ground_truth.json", results, vocabulary, {"source": "playground", "seed": seed}, overwrite=True
         )
     return paths

@@ -1,4 +1,4 @@
-"""Scenes of the playground: pictures with exact ground truth, the same for the same seed."""
+"""Scenes of the playground: images with exact ground truth, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from tcl_core.playground.shapes import MATERIALS, SHAPES
 from tcl_core.playground.textures import crop_texture
-from tcl_core.playground.world import COLOURS, KINDS, PATTERNS, STUFF_NAMES, is_held_out
+from tcl_core.playground.world import COLORS, KINDS, PATTERNS, STUFF_NAMES, is_held_out
 
 __all__ = ["CLASS_NAMES", "Combinations", "Placed", "Scene", "draw_scene", "scene_rng"]
 
@@ -20,7 +20,7 @@ CLASS_NAMES: tuple[str, ...] = KINDS + STUFF_NAMES
 """Every class of the world; class ``k`` of a label map (counted from 1) is ``CLASS_NAMES[k - 1]``."""
 
 Combinations = Literal["seen", "held-out", "all"]
-"""Which kind-colour combinations a scene may use."""
+"""Which kind-color combinations a scene may use."""
 
 _OVERSAMPLING = 3
 _MIN_VISIBLE = 0.45
@@ -29,11 +29,11 @@ _OUTLINE = 0.07
 _DARK_LINE = np.asarray((24, 22, 28), np.float32)
 _PALE_LINE = np.asarray((186, 186, 192), np.float32)
 _CODES = {"cut": 0, "body": 1, "dark": 2, "light": 3, "outline": 4} | {n: 5 + i for i, n in enumerate(MATERIALS)}
-_COLOUR_VALUES = {name: np.asarray(rgb, np.float32) for name, rgb in COLOURS.items()}
+_COLOR_VALUES = {name: np.asarray(rgb, np.float32) for name, rgb in COLORS.items()}
 _ALLOWED = {
-    "seen": {k: [c for c in COLOURS if not is_held_out(k, c)] for k in KINDS},
-    "held-out": {k: [c for c in COLOURS if is_held_out(k, c)] for k in KINDS},
-    "all": {k: list(COLOURS) for k in KINDS},
+    "seen": {k: [c for c in COLORS if not is_held_out(k, c)] for k in KINDS},
+    "held-out": {k: [c for c in COLORS if is_held_out(k, c)] for k in KINDS},
+    "all": {k: list(COLORS) for k in KINDS},
 }
 
 
@@ -43,32 +43,32 @@ class Placed:
 
     Attributes:
         kind: name of the kind.
-        colour: name of the colour.
+        color: name of the color.
         pattern: name of the surface pattern.
         size: half the side of its unit square, in pixels.
-        centre: x and y of its centre in pixels.
-        stuff: the background under its centre, or ``None`` on a plain backdrop.
+        center: x and y of its center in pixels.
+        stuff: the background under its center, or ``None`` on a plain backdrop.
         visible: share of its pixels that no later object hides, in ``[0, 1]``.
     """
 
     kind: str
-    colour: str
+    color: str
     pattern: str
     size: float
-    centre: tuple[float, float]
+    center: tuple[float, float]
     stuff: str | None
     visible: float = 1.0
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and everything that is true about it.
+    """An image and everything that is true about it.
 
     Attributes:
         image: uint8 ``[H, W, 3]`` sRGB.
         label_map: int32 ``[H, W]``; 0 for a plain backdrop, else the class counted from 1 in ``CLASS_NAMES``.
         objects: what was placed, from back to front.
-        stuff: names of the background stuff in the picture, largest first; empty on a plain backdrop.
+        stuff: names of the background stuff in the image, largest first; empty on a plain backdrop.
     """
 
     image: NDArray[np.uint8]
@@ -83,7 +83,7 @@ def scene_rng(seed: int, index: int, stream: int = 0) -> np.random.Generator:
 
 
 def _pattern_field(rng: np.random.Generator, pattern: str, side: int, size: float) -> NDArray[np.float32]:
-    """Weight of the second colour, float32 ``[side, side]`` in ``[0, 1]``."""
+    """Weight of the second color, float32 ``[side, side]`` in ``[0, 1]``."""
     period = max(4.0, size * rng.uniform(0.28, 0.45)) * _OVERSAMPLING
     turn = rng.uniform(0, math.pi)
     y, x = np.mgrid[0:side, 0:side].astype(np.float32)
@@ -106,9 +106,9 @@ def _pattern_field(rng: np.random.Generator, pattern: str, side: int, size: floa
 
 
 def _draw_object(
-    rng: np.random.Generator, kind: str, colour: str, pattern: str, size: float
+    rng: np.random.Generator, kind: str, color: str, pattern: str, size: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Paint one object; returns float32 colours ``[s, s, 3]`` and coverage ``[s, s]`` in ``[0, 1]``."""
+    """Paint one object; returns float32 colors ``[s, s, 3]`` and coverage ``[s, s]`` in ``[0, 1]``."""
     half = int(math.ceil(size * 1.25)) + 1
     side = 2 * half * _OVERSAMPLING
     turn = math.radians(rng.uniform(-18, 18))
@@ -124,7 +124,7 @@ def _draw_object(
         pen.polygon(outline, fill=_CODES[part.role])
         pen.line([*outline, *outline[:2]], fill=_CODES["outline"], width=line, joint="curve")
     code = np.asarray(paint)
-    base = _COLOUR_VALUES[colour] + rng.normal(0, 9, 3).astype(np.float32)
+    base = _COLOR_VALUES[color] + rng.normal(0, 9, 3).astype(np.float32)
     body = np.broadcast_to(base, (side, side, 3)).copy()
     if pattern != "plain":
         bright = float(base.mean()) > 120
@@ -133,7 +133,7 @@ def _draw_object(
         body = body * (1 - weight) + second * weight
     body[code == _CODES["dark"]] = base * _DARK
     body[code == _CODES["light"]] = base * (1 - _LIGHT) + 255 * _LIGHT
-    body[code == _CODES["outline"]] = _PALE_LINE if colour == "black" else _DARK_LINE
+    body[code == _CODES["outline"]] = _PALE_LINE if color == "black" else _DARK_LINE
     for name, rgb in MATERIALS.items():
         body[code == _CODES[name]] = rgb
     shade = 1 + 0.1 * np.linspace(1, -1, side, dtype=np.float32)[:, None, None] * rng.uniform(-1, 1)
@@ -141,8 +141,8 @@ def _draw_object(
     premultiplied = body * shade * alpha[..., None]
     blocks = (2 * half, _OVERSAMPLING, 2 * half, _OVERSAMPLING)
     coverage = alpha.reshape(blocks).mean(axis=(1, 3))
-    colours = premultiplied.reshape(*blocks, 3).mean(axis=(1, 3)) / np.maximum(coverage, 1e-6)[..., None]
-    return np.clip(colours, 0, 255).astype(np.float32), coverage.astype(np.float32)
+    colors = premultiplied.reshape(*blocks, 3).mean(axis=(1, 3)) / np.maximum(coverage, 1e-6)[..., None]
+    return np.clip(colors, 0, 255).astype(np.float32), coverage.astype(np.float32)
 
 
 def _draw_background(
@@ -195,7 +195,7 @@ def draw_scene(
         size: height and width in pixels.
         objects: smallest and largest number of objects.
         radius: smallest and largest half side of an object's unit square, in pixels.
-        combinations: which kind-colour combinations may occur.
+        combinations: which kind-color combinations may occur.
         plain: probability of a plain studio backdrop instead of stuff.
         zoom: enlarges objects (``radius`` times ``zoom``) and the grain of the stuff alike.
 
@@ -212,13 +212,13 @@ def draw_scene(
         if len(placed) == wanted:
             break
         kind = KINDS[int(rng.integers(len(KINDS)))]
-        colours = _ALLOWED[combinations][kind]
-        colour = colours[int(rng.integers(len(colours)))]
+        colors = _ALLOWED[combinations][kind]
+        color = colors[int(rng.integers(len(colors)))]
         pattern = PATTERNS[0] if rng.random() < 0.6 else PATTERNS[1 + int(rng.integers(len(PATTERNS) - 1))]
         half_side = zoom * math.exp(rng.uniform(math.log(radius[0]), math.log(radius[1])))
         cx = rng.uniform(half_side * 0.7, max(width - half_side * 0.7, half_side * 0.7 + 1))
         cy = rng.uniform(half_side * 0.7, max(height - half_side * 0.7, half_side * 0.7 + 1))
-        colours_, coverage = _draw_object(rng, kind, colour, pattern, half_side)
+        colors_, coverage = _draw_object(rng, kind, color, pattern, half_side)
         side = coverage.shape[0]
         top, left = int(round(cy)) - side // 2, int(round(cx)) - side // 2
         y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + side, height), min(left + side, width)
@@ -236,14 +236,14 @@ def draw_scene(
         under = labels[min(max(int(cy), 0), height - 1), min(max(int(cx), 0), width - 1)]
         ground = STUFF_NAMES[under - len(KINDS) - 1] if under > len(KINDS) else (stuff[0] if stuff else None)
         alpha = coverage[part][..., None]
-        canvas[spot] = canvas[spot] * (1 - alpha) + colours_[part] * alpha
+        canvas[spot] = canvas[spot] * (1 - alpha) + colors_[part] * alpha
         labels[spot][solid] = KINDS.index(kind) + 1
         owner[spot][solid] = len(placed)
         areas.append(int(solid.sum()))
-        placed.append(Placed(kind, colour, pattern, half_side, (cx, cy), ground))
+        placed.append(Placed(kind, color, pattern, half_side, (cx, cy), ground))
     canvas += rng.normal(0, rng.uniform(0, 6), canvas.shape).astype(np.float32)
     seen = tuple(
-        Placed(p.kind, p.colour, p.pattern, p.size, p.centre, p.stuff, int((owner == i).sum()) / areas[i])
+        Placed(p.kind, p.color, p.pattern, p.size, p.center, p.stuff, int((owner == i).sum()) / areas[i])
         for i, p in enumerate(placed)
     )
     return Scene(np.clip(canvas + 0.5, 0, 255).astype(np.uint8), labels, seen, stuff)

@@ -3,10 +3,10 @@
 A kind is a list of parts in a unit square (x to the right, y down, both in ``[-1, 1]``). Every part is a closed
 polygon with a role that says how it is painted:
 
-* ``body``: the object's colour and surface pattern;
-* ``dark`` and ``light``: a shade and a tint of the object's colour, for details;
+* ``body``: the object's color and surface pattern;
+* ``dark`` and ``light``: a shade and a tint of the object's color, for details;
 * ``window``, ``rubber``, ``leaf``, ``timber``, ``paper``, ``glow``, ``metal``, ``skin``, ``berry``: materials, which
-  have the same colour whatever the colour of the object;
+  have the same color whatever the color of the object;
 * ``cut``: takes away what was painted so far (the hole of a handle).
 """
 

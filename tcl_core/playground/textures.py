@@ -1,6 +1,6 @@
 """Background stuff as textures: photographs shipped with scikit-image, and noise shaped like the rest.
 
-Every texture is drawn once as a large bank; a scene then takes a random crop of it with a little colour jitter.
+Every texture is drawn once as a large bank; a scene then takes a random crop of it with a little color jitter.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ def _noise(rng: np.random.Generator, slope: float, stretch: tuple[float, float] 
 
 
 def _tint(field: Texture, low: tuple[int, int, int], high: tuple[int, int, int], contrast: float = 0.35) -> Texture:
-    """Map a zero-mean field to colours between two ends."""
+    """Map a zero-mean field to colors between two ends."""
     weight = np.clip(0.5 + contrast * field, 0, 1)[..., None]
     return (np.asarray(low, np.float32) * (1 - weight) + np.asarray(high, np.float32) * weight).astype(np.float32)
 
 
 def _photograph(name: str, scale: float) -> Texture:
     """A grey photograph as a zero-mean, unit-deviation field, shrunk so that its grain fits the scenes."""
-    picture = getattr(data, name)().astype(np.float32)
-    side = int(round(picture.shape[0] * scale))
-    small = resize(picture, (side, side), anti_aliasing=True, preserve_range=True).astype(np.float32)
+    image = getattr(data, name)().astype(np.float32)
+    side = int(round(image.shape[0] * scale))
+    small = resize(image, (side, side), anti_aliasing=True, preserve_range=True).astype(np.float32)
     repeats = -(-BANK_SIZE // side)
     tiled = np.tile(np.block([[small, small[:, ::-1]], [small[::-1], small[::-1, ::-1]]]), (repeats, repeats))
     field = tiled[:BANK_SIZE, :BANK_SIZE]
@@ -112,7 +112,7 @@ def texture_bank(name: str) -> NDArray[np.uint8]:
 def crop_texture(
     rng: np.random.Generator, name: str, height: int, width: int, zoom: float = 1.0
 ) -> NDArray[np.float32]:
-    """A random crop of a stuff with jittered brightness and a slight colour cast.
+    """A random crop of a stuff with jittered brightness and a slight color cast.
 
     Args:
         rng: source of randomness.

@@ -1,19 +1,19 @@
-"""What exists in the playground: kinds, colours, patterns, background stuff, and what is held out.
+"""What exists in the playground: kinds, colors, patterns, background stuff, and what is held out.
 
-The playground is a small open world with exact ground truth. A fifth of the kind-colour combinations is held
-out of training, in pictures and in captions, so that a model can be asked about things it has never seen.
+The playground is a small open world with exact ground truth. A fifth of the kind-color combinations is held
+out of training, in images and in captions, so that a model can be asked about things it has never seen.
 """
 
 from __future__ import annotations
 
 from tcl_core.playground.shapes import SHAPES
 
-__all__ = ["COLOURS", "KINDS", "PATTERNS", "STUFF", "STUFF_NAMES", "SYNONYMS", "is_held_out"]
+__all__ = ["COLORS", "KINDS", "PATTERNS", "STUFF", "STUFF_NAMES", "SYNONYMS", "is_held_out"]
 
 KINDS: tuple[str, ...] = tuple(sorted(SHAPES))
 """Names of the kinds of objects, sorted."""
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (208, 32, 38),
     "orange": (242, 130, 24),
     "yellow": (246, 216, 40),
@@ -27,7 +27,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "grey": (132, 134, 138),
     "white": (240, 240, 240),
 }
-"""sRGB of every colour."""
+"""sRGB of every color."""
 
 PATTERNS: tuple[str, ...] = ("plain", "striped", "spotted", "checked", "zigzag", "speckled")
 """Surface patterns; ``plain`` is never said in a caption."""
@@ -64,21 +64,21 @@ STUFF: dict[str, tuple[str, ...]] = {
 STUFF_NAMES: tuple[str, ...] = tuple(STUFF)
 
 
-def is_held_out(kind: str, colour: str) -> bool:
+def is_held_out(kind: str, color: str) -> bool:
     """Whether a combination never occurs in training.
 
-    The fifth is spread evenly: every kind and every colour keeps about four fifths of its partners.
+    The fifth is spread evenly: every kind and every color keeps about four fifths of its partners.
 
     Args:
         kind: a name from ``KINDS``.
-        colour: a name from ``COLOURS``.
+        color: a name from ``COLORS``.
 
     Returns:
         True for exactly the held-out combinations.
 
     Example:
-        >>> held = sum(is_held_out(k, c) for k in KINDS for c in COLOURS)
-        >>> 0.19 < held / (len(KINDS) * len(COLOURS)) < 0.21
+        >>> held = sum(is_held_out(k, c) for k in KINDS for c in COLORS)
+        >>> 0.19 < held / (len(KINDS) * len(COLORS)) < 0.21
         True
     """
-    return (KINDS.index(kind) + 3 * list(COLOURS).index(colour)) % 5 == 0
+    return (KINDS.index(kind) + 3 * list(COLORS).index(color)) % 5 == 0

@@ -1,1 +1,1 @@
-"""Labelling many pictures: finding them, working through them, picking up where a run was stopped."""
+"""Labeling many images: finding them, working through them, picking up where a run was stopped."""

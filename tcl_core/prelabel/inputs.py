@@ -1,7 +1,7 @@
-"""From what the user names (files, folders, globs) to the list of pictures of a job.
+"""From what the user names (files, folders, globs) to the list of images of a job.
 
-A picture's **file name** in the COCO file is its path relative to the job's **root**, with ``/`` between the parts. The
-root is the deepest folder that holds every input, a folder itself included, unless the user sets it; so pictures of
+An image's **file name** in the COCO file is its path relative to the job's **root**, with ``/`` between the parts. The
+root is the deepest folder that holds every input, a folder itself included, unless the user sets it; so images of
 the same name in several folders never collide, and one folder gives the names that are seen inside it.
 """
 
@@ -17,16 +17,16 @@ from tcl_core.errors import ImageError, SettingsError
 from tcl_core.images import SUPPORTED_EXTENSIONS, is_supported
 from tcl_core.preview.page import CARDS_FILE, is_preview_folder
 
-__all__ = ["PictureList", "find_pictures"]
+__all__ = ["ImageList", "find_images"]
 
 
 @dataclass(frozen=True)
-class PictureList:
-    """The pictures of a job, in the order in which they are worked on.
+class ImageList:
+    """The images of a job, in the order in which they are worked on.
 
     Attributes:
         root: absolute folder that the file names are relative to.
-        file_names: one to a picture, relative to ``root``, with ``/`` between the parts; none twice.
+        file_names: one to an image, relative to ``root``, with ``/`` between the parts; none twice.
     """
 
     root: Path
@@ -36,15 +36,15 @@ class PictureList:
         return len(self.file_names)
 
     def path(self, index: int) -> Path:
-        """Absolute path of picture ``index`` (counted from 0)."""
+        """Absolute path of image ``index`` (counted from 0)."""
         return self.root / self.file_names[index]
 
 
-def find_pictures(inputs: Sequence[str], root: Path | None = None, exclude: Sequence[Path] = ()) -> PictureList:
-    """List the pictures that ``inputs`` name, each once.
+def find_images(inputs: Sequence[str], root: Path | None = None, exclude: Sequence[Path] = ()) -> ImageList:
+    """List the images that ``inputs`` name, each once.
 
     A file is taken whatever it is called; a folder is searched through all its sub-folders, in the order of names, for
-    files that end like pictures (hidden ones, whose name begins with a dot, and the copies in the folder of a preview
+    files that end like images (hidden ones, whose name begins with a dot, and the copies in the folder of a preview
     are left out); a pattern with ``*``, ``?``, ``[...]`` or ``**`` is expanded here too, so that it may be quoted.
 
     Args:
@@ -53,8 +53,8 @@ def find_pictures(inputs: Sequence[str], root: Path | None = None, exclude: Sequ
         exclude: folders and files that are never taken from a folder (the job's own results).
 
     Raises:
-        ImageError: an input does not exist, a pattern matches nothing, or there is no picture in any of them.
-        SettingsError: a picture lies outside ``root``, or ``root`` is not a folder.
+        ImageError: an input does not exist, a pattern matches nothing, or there is no image in any of them.
+        SettingsError: an image lies outside ``root``, or ``root`` is not a folder.
     """
     left_out = frozenset(_absolute(str(path)) for path in exclude)
     found: dict[str, None] = {}
@@ -70,14 +70,14 @@ def find_pictures(inputs: Sequence[str], root: Path | None = None, exclude: Sequ
                 found[path] = None
     if not found:
         endings = ", ".join(SUPPORTED_EXTENSIONS)
-        raise ImageError(f"{', '.join(inputs)}: no pictures found; they are told by their endings {endings}")
+        raise ImageError(f"{', '.join(inputs)}: no images found; they are told by their endings {endings}")
     base = _root(root, anchors)
-    return PictureList(Path(base), tuple(_relative(path, base) for path in found))
+    return ImageList(Path(base), tuple(_relative(path, base) for path in found))
 
 
 def _expand(named: str) -> list[str]:
     if not named:
-        raise ImageError("an input is empty; name a picture, a folder or a pattern")
+        raise ImageError("an input is empty; name an image, a folder or a pattern")
     if os.path.lexists(named):
         return [named]
     if not glob.has_magic(named):

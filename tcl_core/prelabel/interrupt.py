@@ -1,4 +1,4 @@
-"""Stopping a run between two pictures rather than in the middle of writing one."""
+"""Stopping a run between two images rather than in the middle of writing one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The main job: a list of pictures and a vocabulary become a COCO file, picture by picture.
+"""The main job: a list of images and a vocabulary become a COCO file, image by image.
 
-Pictures are worked off in groups of fixed places in the list, so that every picture goes through the network together
-with the same others in every run: an interrupted and resumed run then computes the very same numbers. What a picture
+Images are worked off in groups of fixed places in the list, so that every image goes through the network together
+with the same others in every run: an interrupted and resumed run then computes the very same numbers. What an image
 gave is on disc before the next is begun; nothing but its name stays in memory.
 """
 
@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl_core.coco import CocoJournal, Geometry, PictureResult, journal_path, regions_to_annotations
-from tcl_core.coco.names import is_text
 from tcl_core.errors import ImageError, SettingsError, TclError, VocabularyError, WeightsError
+from tcl_core.export.coco import CocoJournal, Geometry, ImageResult, journal_path, regions_to_annotations
+from tcl_core.export.coco.names import is_text
 from tcl_core.images import DEFAULT_MAX_PIXELS, load_image
-from tcl_core.polygons import detail_in_pixels
-from tcl_core.prelabel.inputs import PictureList
+from tcl_core.polygons import tolerance_in_pixels
+from tcl_core.prelabel.inputs import ImageList
 from tcl_core.prelabel.interrupt import InterruptGuard
 from tcl_core.prelabel.progress import Progress
 from tcl_core.preview.page import PreviewWriter, check_preview_folder
@@ -32,31 +32,31 @@ from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from tcl_core.features import ImageFeatures
-    from tcl_core.segmenter import Segmenter
+    from tcl_core.segmentation.features import ImageFeatures
+    from tcl_core.segmentation.segmenter import Segmenter
 
 __all__ = ["PrelabelSettings", "PrelabelSummary", "run_prelabel"]
 
 _PIXELS_AT_ONCE = 24_000_000
-"""Pictures of a group are decoded together only up to this many pixels (72 MB), then they go through the network."""
+"""Images of a group are decoded together only up to this many pixels (72 MB), then they go through the network."""
 
 
 _INTERNAL = "internal error, "
 _TOO_MANY_INTERNAL = 3
-"""If so many pictures fail by internal errors before any has a result, the program is at fault and the job ends."""
+"""If so many images fail by internal errors before any has a result, the program is at fault and the job ends."""
 
 
 @dataclass(frozen=True)
 class PrelabelSettings:
-    """What a result depends on besides pictures, vocabulary and segmenter.
+    """What a result depends on besides images, vocabulary and segmenter.
 
     Attributes:
-        geometry: ``"auto"``, ``"polygon"`` or ``"rle"``, see :mod:`tcl_core.coco.geometry`.
-        merge: one annotation for each label of a picture instead of one for each region.
-        detail: of the polygons, see :func:`tcl_core.polygons.detail_in_pixels`.
+        geometry: ``"auto"``, ``"polygon"`` or ``"rle"``, see :mod:`tcl_core.export.coco.geometry`.
+        merge: one annotation for each label of an image instead of one for each region.
+        tolerance: of the polygons, see :func:`tcl_core.polygons.tolerance_in_pixels`.
         min_area: regions of fewer pixels are not annotated.
         small: what becomes of them: ``"drop"`` or ``"merge"`` into their surroundings.
-        max_pixels: larger pictures are skipped.
+        max_pixels: larger images are skipped.
 
     Raises:
         SettingsError: if a value is out of range.
@@ -64,7 +64,7 @@ class PrelabelSettings:
 
     geometry: Geometry = "auto"
     merge: bool = False
-    detail: str | float = "default"
+    tolerance: str | float = "default"
     min_area: int = 0
     small: Literal["drop", "merge"] = "drop"
     max_pixels: int = DEFAULT_MAX_PIXELS
@@ -78,7 +78,7 @@ class PrelabelSettings:
             raise SettingsError(f"--min-area {self.min_area}: give a number of pixels, 0 or more")
         if self.max_pixels < 1:
             raise SettingsError(f"--max-pixels {self.max_pixels}: give a number of pixels, 1 or more")
-        detail_in_pixels(self.detail)
+        tolerance_in_pixels(self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class PrelabelSummary:
     """How a run ended.
 
     Attributes:
-        total: pictures of the job.
-        done: pictures that stand in the file, of this run and earlier ones.
-        failed: reason for each picture that does not, by file name.
+        total: images of the job.
+        done: images that stand in the file, of this run and earlier ones.
+        failed: reason for each image that does not, by file name.
         interrupted: whether the run was stopped before its end.
         preview: first page of the preview, if there is one.
     """
@@ -101,12 +101,12 @@ class PrelabelSummary:
 
     @property
     def internal(self) -> int:
-        """How many pictures failed by a fault of the program, not of the picture."""
+        """How many images failed by a fault of the program, not of the image."""
         return sum(reason.startswith(_INTERNAL) for reason in self.failed.values())
 
 
 def run_prelabel(
-    pictures: PictureList,
+    images: ImageList,
     segmenter: Segmenter,
     vocabulary: Vocabulary,
     out: Path,
@@ -118,21 +118,21 @@ def run_prelabel(
     overwrite: bool = False,
     quiet: bool = True,
 ) -> PrelabelSummary:
-    """Label pictures and write a COCO file; stopped at any moment, it can be resumed with the same result.
+    """Label images and write a COCO file; stopped at any moment, it can be resumed with the same result.
 
-    A picture that cannot be read or labelled costs only itself: it stands with its reason in the summary, in the file's
-    ``info.failed`` and on the preview. SIGINT and SIGTERM end the run between two pictures with a valid file of what is
+    An image that cannot be read or labeled costs only itself: it stands with its reason in the summary, in the file's
+    ``info.failed`` and on the preview. SIGINT and SIGTERM end the run between two images with a valid file of what is
     done.
 
     Args:
-        pictures: from :func:`tcl_core.prelabel.inputs.find_pictures`.
+        images: from :func:`tcl_core.prelabel.inputs.find_images`.
         segmenter: the model and its settings.
         vocabulary: the labels.
         out: COCO file to write; a journal lies next to it until the job is complete.
         settings: how regions become annotations.
         preview: folder for a preview page; ``None`` makes none.
         preview_title: its heading.
-        resume: go on with an interrupted run; pictures that failed are tried again. There may be more pictures than
+        resume: go on with an interrupted run; images that failed are tried again. There may be more images than
             before, never fewer.
         overwrite: replace what is there.
         quiet: show no progress.
@@ -141,9 +141,9 @@ def run_prelabel(
         What was done, also when the run was stopped.
 
     Raises:
-        TclError: before the first picture if the settings, the vocabulary's words or the places to write to are not
+        TclError: before the first image if the settings, the vocabulary's words or the places to write to are not
             usable; later only if results cannot be written.
-        Exception: an internal error that the first three pictures to be labelled all met.
+        Exception: an internal error that the first three images to be labeled all met.
     """
     settings = settings or PrelabelSettings()
     prompts = [prompt for _, prompt in vocabulary.prompts]
@@ -156,7 +156,7 @@ def run_prelabel(
     begun = journal_path(out).exists()
     with CocoJournal.open(out, vocabulary, info, resume=resume, overwrite=overwrite) as journal:
         try:
-            _check_same_inputs(pictures, journal.done, out)
+            _check_same_inputs(images, journal.done, out)
             job_key = _job_key(info, vocabulary)
             pages = PreviewWriter(preview, vocabulary, keep=resume, job=job_key) if preview is not None else None
         except TclError:
@@ -166,25 +166,25 @@ def run_prelabel(
                 journal_path(out).unlink(missing_ok=True)
             raise
         try:
-            job = _Job(pictures, segmenter, vocabulary, settings, journal, pages, quiet)
+            job = _Job(images, segmenter, vocabulary, settings, journal, pages, quiet)
             with InterruptGuard() as guard:
                 interrupted = job.run(guard)
                 index = job.finish(interrupted, preview_title, _shown_settings(info, vocabulary))
-            names = set(pictures.file_names)
+            names = set(images.file_names)
             failed = {name: reason for name, reason in journal.failed.items() if name in names}
             done = sum(name in names for name in journal.done)
-            return PrelabelSummary(len(pictures), done, failed, interrupted, index)
+            return PrelabelSummary(len(images), done, failed, interrupted, index)
         finally:
             if pages is not None:
                 pages.close()
 
 
 class _Job:
-    """One run over the pictures."""
+    """One run over the images."""
 
     def __init__(
         self,
-        pictures: PictureList,
+        images: ImageList,
         segmenter: Segmenter,
         vocabulary: Vocabulary,
         settings: PrelabelSettings,
@@ -192,7 +192,7 @@ class _Job:
         pages: PreviewWriter | None,
         quiet: bool,
     ) -> None:
-        self._pictures = pictures
+        self._images = images
         self._segmenter = segmenter
         self._vocabulary = vocabulary
         self._settings = settings
@@ -205,15 +205,15 @@ class _Job:
 
     def run(self, guard: InterruptGuard) -> bool:
         """Work off what is not done yet; returns whether a signal stopped it."""
-        total = len(self._pictures)
-        already = sum(not self._is_wanted(name) for name in self._pictures.file_names)
+        total = len(self._images)
+        already = sum(not self._is_wanted(name) for name in self._images.file_names)
         progress = Progress(total, already, quiet=self._quiet)
         if already:
-            progress.say(f"{already:,} of {total:,} pictures are done already")
+            progress.say(f"{already:,} of {total:,} images are done already")
         try:
             size = self._segmenter.batch_size
             for begin in range(0, total, size):
-                names = self._pictures.file_names[begin : begin + size]
+                names = self._images.file_names[begin : begin + size]
                 if any(self._is_wanted(name) for name in names):
                     self._do_group(names, guard, progress)
             guard.hold()
@@ -225,7 +225,7 @@ class _Job:
 
     def finish(self, interrupted: bool, title: str, shown: Mapping[str, str]) -> Path | None:
         """Put together the file and the preview from what there is."""
-        names = self._pictures.file_names
+        names = self._images.file_names
         # The results come first, so that no fault of the preview can cost them.
         self._journal.write_coco(names, final=not interrupted)
         return self._pages.finish(title, shown, names) if self._pages is not None else None
@@ -234,7 +234,7 @@ class _Job:
         return name not in self._annotated or (self._pages is not None and name not in self._shown)
 
     def _do_group(self, names: Sequence[str], guard: InterruptGuard, progress: Progress) -> None:
-        # Pictures done earlier are loaded too, because the numbers of the others may depend on their company.
+        # Images done earlier are loaded too, because the numbers of the others may depend on their company.
         pending: list[tuple[str, NDArray[np.uint8]]] = []
         pixels = 0
         for name in names:
@@ -244,7 +244,7 @@ class _Job:
                         f"{_printable(name)}: the file's name is not valid UTF-8, so COCO cannot hold it; rename it"
                     )
                 image = load_image(
-                    self._pictures.root / name, max_pixels=self._settings.max_pixels, name=_printable(name)
+                    self._images.root / name, max_pixels=self._settings.max_pixels, name=_printable(name)
                 )
             except Exception as error:
                 self._fail(name, error, guard, progress)
@@ -275,15 +275,15 @@ class _Job:
             with guard.writing():
                 # The journal comes last: what stands in it needs no second look.
                 if self._pages is not None and name not in self._shown:
-                    self._pages.add_picture(name, image, regions)
+                    self._pages.add_image(name, image, regions)
                 if name not in self._annotated:
-                    self._journal.add(PictureResult(name, image.shape[0], image.shape[1], annotations))
+                    self._journal.add(ImageResult(name, image.shape[0], image.shape[1], annotations))
                 progress.advance()
 
     def _encoded(
         self, pending: Sequence[tuple[str, NDArray[np.uint8]]]
     ) -> Iterator[tuple[str, NDArray[np.uint8], Callable[[], ImageFeatures]]]:
-        """Each picture with a call that gives its features, or raises what went wrong with this one picture."""
+        """Each image with a call that gives its features, or raises what went wrong with this one image."""
         images = [image for _, image in pending]
         try:
             features = self._segmenter.encode_batch(images)
@@ -302,11 +302,11 @@ class _Job:
             segmentation,
             min_area=settings.min_area,
             small=settings.small,
-            detail=settings.detail if needs_polygons else None,
+            tolerance=settings.tolerance if needs_polygons else None,
         )
 
     def _fail(self, name: str, error: Exception, guard: InterruptGuard, progress: Progress) -> None:
-        # What is wrong with the job rather than with one picture would be wrong with every picture.
+        # What is wrong with the job rather than with one image would be wrong with every image.
         if isinstance(error, (SettingsError, VocabularyError, WeightsError)):
             raise error
         if not self._is_wanted(name):
@@ -360,11 +360,11 @@ def _shown_settings(info: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str
     return {**texts, "background": background, "labels and prompts": prompts}
 
 
-def _check_same_inputs(pictures: PictureList, done: Set[str], out: Path) -> None:
-    gone = done - set(pictures.file_names)
+def _check_same_inputs(images: ImageList, done: Set[str], out: Path) -> None:
+    gone = done - set(images.file_names)
     if gone:
         raise SettingsError(
-            f"{out}: {len(gone):,} of the {len(done):,} pictures done so far (such as {_printable(min(gone))}) are not "
+            f"{out}: {len(gone):,} of the {len(done):,} images done so far (such as {_printable(min(gone))}) are not "
             "among the inputs; give the same inputs and the same --root to resume (more inputs may be added)"
         )
 

@@ -14,11 +14,11 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts pictures and shows rate and time left.
+    """Counts images and shows rate and time left.
 
     Args:
-        total: pictures of the job.
-        already: pictures that an earlier run has done; they count as done, but not for the rate.
+        total: images of the job.
+        already: images that an earlier run has done; they count as done, but not for the rate.
         stream: where to write; the standard error stream by default. ``None`` is silent only with ``quiet``.
         quiet: show nothing.
     """
@@ -31,11 +31,11 @@ class Progress:
         self._bar: tqdm | None = None
         if not quiet and self._stream.isatty():
             self._bar = tqdm(
-                total=total, initial=already, file=self._stream, unit=" pictures", smoothing=0.05, dynamic_ncols=True
+                total=total, initial=already, file=self._stream, unit=" images", smoothing=0.05, dynamic_ncols=True
             )
 
     def advance(self) -> None:
-        """One more picture is done."""
+        """One more image is done."""
         self._done += 1
         if self._bar is not None:
             self._bar.update()
@@ -44,7 +44,7 @@ class Progress:
             self.say(self._line())
 
     def skip(self, message: str) -> None:
-        """One more picture is over, but failed; ``message`` is shown."""
+        """One more image is over, but failed; ``message`` is shown."""
         self._skipped += 1
         if self._bar is not None:
             self._bar.set_postfix_str(f"{self._skipped} skipped", refresh=False)
@@ -71,7 +71,7 @@ class Progress:
         left = f", about {_duration((self._total - self._done) / rate)} left" if rate > 0 else ""
         skipped = f", {self._skipped} skipped" if self._skipped else ""
         speed = f"{rate:.1f} a second" if rate >= 1 or rate == 0 else f"{1 / rate:.1f} seconds each"
-        return f"{self._done:,} of {self._total:,} pictures, {speed}{left}{skipped}"
+        return f"{self._done:,} of {self._total:,} images, {speed}{left}{skipped}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,1 +1,1 @@
-"""Pages and pictures that show what was found."""
+"""Pages and images that show what was found."""

@@ -23,30 +23,30 @@ def render_page(
     page: int,
     pages: int,
 ) -> str:
-    """One whole page as HTML, with style and script inside, so that it needs no other file but its pictures.
+    """One whole page as HTML, with style and script inside, so that it needs no other file but its images.
 
     Args:
         title: heading.
-        cards: the pictures of this page, as :class:`tcl_core.preview.page.PreviewWriter` stores them.
+        cards: the images of this page, as :class:`tcl_core.preview.page.PreviewWriter` stores them.
         vocabulary: labels of the legend, in order.
         counts: number of regions of each label id over all pages.
-        kinds: number of pictures that are ``found``, ``empty`` and ``failed`` over all pages.
+        kinds: number of images that are ``found``, ``empty`` and ``failed`` over all pages.
         settings: names and values printed at the foot.
-        total: number of pictures of the job.
+        total: number of images of the job.
         page: this page, counted from 0.
         pages: number of pages.
     """
     style = _asset("page.css") + "".join(
         f".l{k}{{--c:#{red:02x}{green:02x}{blue:02x}}}"
-        for k, (red, green, blue) in enumerate(vocabulary.colours, start=1)
+        for k, (red, green, blue) in enumerate(vocabulary.colors, start=1)
     )
     nav = _navigation(page, pages)
     done = sum(kinds.values())
     words = f"{len(vocabulary.labels)} labels" if len(vocabulary.labels) != 1 else "1 label"
     state = (
-        f"{words}, {done:,} pictures"
+        f"{words}, {done:,} images"
         if done >= total
-        else f'{words} <span class="warn">· unfinished: {done:,} of {total:,} pictures</span>'
+        else f'{words} <span class="warn">· unfinished: {done:,} of {total:,} images</span>'
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -73,7 +73,7 @@ def render_page(
 <button type="button" data-layer="original" data-key="h" aria-pressed="false" title="Original (H)">Original</button>
 </div>
 <label>Opacity <input type="range" id="opacity" min="5" max="90" value="42"></label>
-<div class="seg" aria-label="Pictures">{_filters(kinds)}</div>
+<div class="seg" aria-label="Images">{_filters(kinds)}</div>
 <input type="search" id="search" placeholder="Find on this page" aria-label="Find by file or label on this page">
 </div>
 </div>
@@ -85,9 +85,9 @@ def render_page(
 <footer>
 <details open><summary>Settings</summary><dl class="settings">{_settings(settings)}</dl></details>
 </footer>
-<dialog id="view" aria-label="Picture"><div id="held"></div>
-<button type="button" class="step prev" aria-label="Previous picture">‹</button>
-<button type="button" class="step next" aria-label="Next picture">›</button></dialog>
+<dialog id="view" aria-label="Image"><div id="held"></div>
+<button type="button" class="step prev" aria-label="Previous image">‹</button>
+<button type="button" class="step next" aria-label="Next image">›</button></dialog>
 <div id="tip" hidden></div>
 <script>{_asset("page.js")}</script>
 </body>
@@ -134,7 +134,7 @@ def _legend(vocabulary: Vocabulary, counts: Mapping[int, int]) -> str:
 def _figures(counts: Mapping[int, int], kinds: Mapping[str, int]) -> str:
     figures = {
         "regions": sum(counts.values()),
-        "labelled": kinds.get("found", 0),
+        "labeled": kinds.get("found", 0),
         "without regions": kinds.get("empty", 0),
         "skipped": kinds.get("failed", 0),
     }
@@ -143,7 +143,7 @@ def _figures(counts: Mapping[int, int], kinds: Mapping[str, int]) -> str:
 
 
 def _filters(kinds: Mapping[str, int]) -> str:
-    choices = [("all", "All", 1), ("found", "Labelled", 1), ("empty", "Empty", kinds.get("empty", 0))]
+    choices = [("all", "All", 1), ("found", "Labeled", 1), ("empty", "Empty", kinds.get("empty", 0))]
     choices.append(("failed", "Skipped", kinds.get("failed", 0)))
     return "".join(
         f'<button type="button" data-show="{key}" aria-pressed="{"true" if key == "all" else "false"}">{name}</button>'

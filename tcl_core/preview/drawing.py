@@ -1,4 +1,4 @@
-"""Drawing regions over pictures: as SVG paths for the preview page, and as pixels for a single overlay."""
+"""Drawing regions over images: as SVG paths for the preview page, and as pixels for a single overlay."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _UNSEEN = 0.4
 
 def thumbnail(image: NDArray[np.uint8], max_side: int = 800) -> Image.Image:
     """A copy of ``image`` (uint8 ``[H, W, 3]``) whose longer side is at most ``max_side`` pixels; never enlarged."""
-    picture = Image.fromarray(image)
-    scale = max_side / max(picture.size)
+    drawing = Image.fromarray(image)
+    scale = max_side / max(drawing.size)
     if scale >= 1:
-        return picture
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.BOX if scale < 0.25 else Image.Resampling.LANCZOS)
+        return drawing
+    width, height = (max(1, round(side * scale)) for side in drawing.size)
+    return drawing.resize((width, height), Image.Resampling.BOX if scale < 0.25 else Image.Resampling.LANCZOS)
 
 
 def regions_to_svg(regions: Sequence[Region], scale: float = 1.0, max_regions: int = _MAX_REGIONS) -> str:
@@ -37,7 +37,7 @@ def regions_to_svg(regions: Sequence[Region], scale: float = 1.0, max_regions: i
 
     Args:
         regions: regions with polygons; those without one are drawn as their box.
-        scale: factor from pixels of the picture to units of the drawing.
+        scale: factor from pixels of the image to units of the drawing.
         max_regions: only this many of the largest are drawn.
 
     Returns:
@@ -52,7 +52,7 @@ def regions_to_svg(regions: Sequence[Region], scale: float = 1.0, max_regions: i
 
 
 def draw_overlay(image: NDArray[np.uint8], segmentation: Segmentation, opacity: float = _MASK_OPACITY) -> Image.Image:
-    """The picture under translucent masks with outlines, and a legend below.
+    """The image under translucent masks with outlines, and a legend below.
 
     Args:
         image: uint8 ``[H, W, 3]``.
@@ -60,7 +60,7 @@ def draw_overlay(image: NDArray[np.uint8], segmentation: Segmentation, opacity: 
         opacity: of the masks, in ``[0, 1]``.
 
     Returns:
-        An RGB picture as wide as ``image`` (at least 160 pixels) and a legend higher.
+        An RGB image as wide as ``image`` (at least 160 pixels) and a legend higher.
 
     Examples:
         >>> from tcl_core.vocabulary import Vocabulary
@@ -69,21 +69,21 @@ def draw_overlay(image: NDArray[np.uint8], segmentation: Segmentation, opacity: 
         >>> draw_overlay(image, found).width
         200
     """
-    colours = np.array([(0, 0, 0), *segmentation.vocabulary.colours], dtype=np.float32)
+    colors = np.array([(0, 0, 0), *segmentation.vocabulary.colors], dtype=np.float32)
     label_map = segmentation.label_map
     canvas = image.astype(np.float32)
-    labelled = label_map > 0
-    tint = colours[label_map[labelled]]
-    canvas[labelled] = (1 - opacity) * canvas[labelled] + opacity * tint
-    edge = _inner_edge(label_map) & labelled
-    canvas[edge] = colours[label_map[edge]]
-    picture = Image.fromarray(canvas.round().astype(np.uint8))
+    labeled = label_map > 0
+    tint = colors[label_map[labeled]]
+    canvas[labeled] = (1 - opacity) * canvas[labeled] + opacity * tint
+    edge = _inner_edge(label_map) & labeled
+    canvas[edge] = colors[label_map[edge]]
+    overlay = Image.fromarray(canvas.round().astype(np.uint8))
     present = [label_id for label_id in np.unique(label_map).tolist() if label_id > 0]
-    return _with_legend(picture, [(segmentation.vocabulary.names[k - 1], colours[k]) for k in present])
+    return _with_legend(overlay, [(segmentation.vocabulary.names[k - 1], colors[k]) for k in present])
 
 
 def _inner_edge(label_map: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Pixels with a 4-neighbour of another label."""
+    """Pixels with a 4-neighbor of another label."""
     edge = np.zeros(label_map.shape, dtype=bool)
     across = label_map[:, 1:] != label_map[:, :-1]
     down = label_map[1:] != label_map[:-1]
@@ -94,13 +94,13 @@ def _inner_edge(label_map: NDArray[np.int32]) -> NDArray[np.bool_]:
     return edge
 
 
-def _with_legend(picture: Image.Image, entries: list[tuple[str, NDArray[np.float32]]]) -> Image.Image:
+def _with_legend(image: Image.Image, entries: list[tuple[str, NDArray[np.float32]]]) -> Image.Image:
     if not entries:
-        return picture
-    size = max(12, min(28, picture.width // 40))
+        return image
+    size = max(12, min(28, image.width // 40))
     font = ImageFont.load_default(size)
     pad = size // 2
-    width = max(picture.width, 160)
+    width = max(image.width, 160)
     places: list[tuple[int, int]] = []
     x, row = pad, 0
     for name, _ in entries:
@@ -110,12 +110,12 @@ def _with_legend(picture: Image.Image, entries: list[tuple[str, NDArray[np.float
         places.append((x, row))
         x += needed
     line = size + pad
-    result = Image.new("RGB", (width, picture.height + (row + 1) * line + pad), (255, 255, 255))
-    result.paste(picture, (0, 0))
+    result = Image.new("RGB", (width, image.height + (row + 1) * line + pad), (255, 255, 255))
+    result.paste(image, (0, 0))
     draw = ImageDraw.Draw(result)
-    for (name, colour), (left, at_row) in zip(entries, places, strict=True):
-        top = picture.height + pad + at_row * line
-        draw.rectangle((left, top, left + size, top + size - 2), fill=tuple(int(c) for c in colour))
+    for (name, color), (left, at_row) in zip(entries, places, strict=True):
+        top = image.height + pad + at_row * line
+        draw.rectangle((left, top, left + size, top + size - 2), fill=tuple(int(c) for c in color))
         draw.text((left + size + pad, top + size // 2), name, fill=(20, 24, 28), font=font, anchor="lm")
     return result
 
@@ -125,7 +125,7 @@ def _path_data(region: Region, scale: float) -> str:
         x, y, width, height = region.bbox
         box = np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], dtype=np.float64)
         return _ring_data(box * scale)
-    # What is drawn smaller needs no detail that could not be seen; this bounds what one picture can cost.
+    # What is drawn smaller needs no detail that could not be seen; this bounds what one image can cost.
     polygon = region.polygon if scale >= 1 else region.polygon.simplify(_UNSEEN / scale)
     rings = [polygon.exterior, *polygon.interiors]
     return "".join(_ring_data(np.asarray(ring.coords, dtype=np.float64)[:-1, :2] * scale) for ring in rings)

@@ -1,7 +1,7 @@
-"""A preview of a job as static pages that work offline, written picture by picture.
+"""A preview of a job as static pages that work offline, written image by image.
 
-Every picture becomes a small copy in ``img/`` and one line in ``cards.jsonl``; the pages are put together from those
-lines at the end. So memory does not grow with the number of pictures but for their names, a run that was killed leaves
+Every image becomes a small copy in ``img/`` and one line in ``cards.jsonl``; the pages are put together from those
+lines at the end. So memory does not grow with the number of images but for their names, a run that was killed leaves
 nothing half-written that the next could trip over, and a resumed run fills in what is missing.
 """
 
@@ -29,7 +29,7 @@ from tcl_core.vocabulary import Vocabulary
 __all__ = ["CARDS_FILE", "PreviewWriter", "check_preview_folder", "is_preview_folder"]
 
 CARDS_FILE = "cards.jsonl"
-"""File in a preview's folder that holds one line for each picture."""
+"""File in a preview's folder that holds one line for each image."""
 _INDEX = "index.html"
 _TINY = 200
 _FORMAT = {"preview": "tcl-annotate", "format": 1}
@@ -58,7 +58,7 @@ def check_preview_folder(folder: Path) -> bool:
 
 
 def is_preview_folder(folder: str | os.PathLike[str]) -> bool:
-    """Whether a preview was written into ``folder``; its pictures are then copies, not pictures to label."""
+    """Whether a preview was written into ``folder``; its images are then copies, not images to label."""
     try:
         with open(os.path.join(folder, CARDS_FILE), "rb") as lines:
             header = json.loads(lines.readline())
@@ -75,7 +75,7 @@ class PreviewWriter:
         vocabulary: whose labels make the legend.
         keep: go on with the cards that are there instead of beginning anew.
         page_size: cards on one page.
-        max_side: longer side of the pictures' copies in pixels.
+        max_side: longer side of the images' copies in pixels.
         job: any text that tells jobs of different results apart; only cards of the same job are kept.
 
     Raises:
@@ -120,12 +120,12 @@ class PreviewWriter:
         self._cards.close()
 
     def names(self) -> set[str]:
-        """File names of the pictures that have a card, without those that failed."""
+        """File names of the images that have a card, without those that failed."""
         last = {card["name"]: "failed" in card for _, card in self._lines()}
         return {name for name, failed in last.items() if not failed}
 
-    def add_picture(self, file_name: str, image: NDArray[np.uint8], regions: Sequence[Region]) -> None:
-        """Add the card of one picture; a later card of the same name replaces it.
+    def add_image(self, file_name: str, image: NDArray[np.uint8], regions: Sequence[Region]) -> None:
+        """Add the card of one image; a later card of the same name replaces it.
 
         Args:
             file_name: as in the COCO file.
@@ -138,7 +138,7 @@ class PreviewWriter:
         height, width = image.shape[:2]
         small = thumbnail(image, self._max_side)
         tiny = max(small.size) <= _TINY
-        # The same name in every run, whatever other pictures there are, and safe on every file system.
+        # The same name in every run, whatever other images there are, and safe on every file system.
         stem = hashlib.sha256(file_name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         name = f"{stem}.{'png' if tiny else 'jpg'}"
         try:
@@ -161,7 +161,7 @@ class PreviewWriter:
         )
 
     def add_failure(self, file_name: str, reason: str) -> None:
-        """Add the card of a picture that could not be labelled.
+        """Add the card of an image that could not be labeled.
 
         Raises:
             TclError: if the folder cannot be written to.
@@ -173,8 +173,8 @@ class PreviewWriter:
 
         Args:
             title: heading of the page.
-            settings: names and values that are printed under the pictures.
-            order: file names of the job's pictures; where some have no card yet the page says so.
+            settings: names and values that are printed under the images.
+            order: file names of the job's images; where some have no card yet the page says so.
 
         Returns:
             Path of the first page.

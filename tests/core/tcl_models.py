@@ -7,8 +7,8 @@ from typing import Any
 import open_clip
 import torch
 
-from tcl_core.clip import FrozenClip
 from tcl_core.methods.tcl import TCL, TCLConfig
+from tcl_core.towers.open_clip_vit import FrozenClip
 
 CONTEXT, VOCABULARY = 6, 30
 

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from tcl_core.cli.main import COMMANDS, cli, run
-from tcl_core.coco import journal_path
-from tests.core.test_prelabel import save_picture
+from tcl_core.export.coco import journal_path
+from tests.core.test_prelabel import save_image
 
 LABELS = ["--label", "Cat=cat,dog", "--label", "Sofa=sofa,red couch", "--label", "Tree=tree"]
 
@@ -37,7 +37,7 @@ def all_commands() -> list[tuple[str, ...]]:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(5):
-        save_picture(tmp_path / "pics" / f"{number}.png", number)
+        save_image(tmp_path / "pics" / f"{number}.png", number)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TCL_ANNOTATE_DEBUG", raising=False)
     return tmp_path
@@ -79,8 +79,8 @@ def test_prelabel_end_to_end(place: Path, fast: list[str], capsys: pytest.Captur
     arguments = ["prelabel", "pics", *LABELS, *fast, "--out", "new folder/out.json", "--preview", "pre view"]
     assert run(arguments) == 0
     streams = capsys.readouterr()
-    assert "5 of 5 pictures" in streams.out and "index.html" in streams.out
-    assert "5 pictures, 3 labels, model tiny on cpu" in streams.err
+    assert "5 of 5 images" in streams.out and "index.html" in streams.out
+    assert "5 images, 3 labels, model tiny on cpu" in streams.err
     data = json.loads((place / "new folder" / "out.json").read_text())
     assert [image["file_name"] for image in data["images"]] == [f"{n}.png" for n in range(5)]
     assert {category["name"] for category in data["categories"]} == {"Cat", "Sofa", "Tree"}
@@ -102,13 +102,13 @@ def test_labels_from_a_file_and_options_that_come_before_it(place: Path, fast: l
     assert outcomes["file"] < outcomes["low"] <= outcomes["none"] == 5 * 40 * 48
 
 
-def test_a_bad_picture_is_named_and_the_exit_code_says_so(
+def test_a_bad_image_is_named_and_the_exit_code_says_so(
     place: Path, fast: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (place / "pics" / "bad, very.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
     assert run(["prelabel", "pics", *LABELS, *fast, "--out", "o.json", "--failures", "f.csv"]) == 1
     streams = capsys.readouterr()
-    assert "5 of 6 pictures" in streams.out and "skipped: 1 picture" in streams.err
+    assert "5 of 6 images" in streams.out and "skipped: 1 image" in streams.err
     assert "bad, very.png" in streams.err
     with open(place / "f.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
@@ -128,7 +128,7 @@ def test_a_bad_picture_is_named_and_the_exit_code_says_so(
         (["prelabel", "pics", "--out", "o.json", "--labels", "l.yaml", "--label", "b"], "give the labels one way"),
         (["prelabel", "pics", "--out", "o.json", "--labels", "bad.yaml"], "bad.yaml: labels[0].prompt: unknown key"),
         (["prelabel", "nowhere", "--out", "o.json", "--label", "a"], "nowhere: there is no such file or folder"),
-        (["prelabel", "void", "--out", "o.json", "--label", "a"], "void: no pictures found"),
+        (["prelabel", "void", "--out", "o.json", "--label", "a"], "void: no images found"),
         (["prelabel", "pics", "--out", "pics", "--label", "a"], "--out pics: is a folder"),
         (["prelabel", "pics", "--out", "l.yaml/o.json", "--label", "a"], "--out: there is no folder"),
         (["prelabel", "pics", "--out", "l.yaml", "--label", "a"], "l.yaml: is there already; add --resume"),
@@ -137,7 +137,10 @@ def test_a_bad_picture_is_named_and_the_exit_code_says_so(
         (["prelabel", "pics", "--out", "o.json", "--label", "a", "--resume", "--overwrite"], "exclude each other"),
         (["prelabel", "pics", "--out", "o.json", "--label", "a", "--model", "nope"], "no model and no file called"),
         (["prelabel", "pics", "--out", "o.json", "--label", "a", "--templates", "nope"], "no template set 'nope'"),
-        (["prelabel", "pics", "--out", "o.json", "--label", "a", "--detail", "high"], "detail: 'high' is not known"),
+        (
+            ["prelabel", "pics", "--out", "o.json", "--label", "a", "--tolerance", "high"],
+            "tolerance: 'high' is not known",
+        ),
         (["prelabel", "pics", "--out", "o.json", "--label", "a", "--background-threshold", "2"], "2.0 is out of range"),
         (
             ["prelabel", "pics", "--out", "o.json", "--label", "a", "--no-background", "--background-threshold", ".2"],
@@ -182,7 +185,7 @@ def test_an_internal_error_is_one_line_unless_debugging(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("two\nlines")
 
-    monkeypatch.setattr("tcl_core.coco.validate.validate_coco", broken)
+    monkeypatch.setattr("tcl_core.export.coco.validate.validate.validate_coco", broken)
     assert run(["validate-coco", "x.json"]) == 70
     assert capsys.readouterr().err == (
         "internal error: ZeroDivisionError: two lines (set TCL_ANNOTATE_DEBUG=1 for the traceback)\n"
@@ -212,13 +215,13 @@ def test_segment_prints_a_table_and_writes_what_is_asked_for(
     assert (pixels != np.asarray(Image.open(place / "pics" / "1.png"))).any(axis=2).mean() > 0.9
 
 
-def test_validate_coco_prints_findings_with_places(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_coco_prints_issues_with_locations(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = {"id": 0, "file_name": "a.png", "width": 4, "height": 4}
     (place / "bad.json").write_text(json.dumps({"images": [image], "annotations": [], "categories": []}))
     assert run(["validate-coco", "bad.json"]) == 1
     streams = capsys.readouterr()
     assert "images[0]" in streams.out and "[zero-id]" in streams.out
-    assert "finding" in streams.err
+    assert "issue" in streams.err
 
 
 def test_models_list_names_the_embedded_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,12 +231,12 @@ def test_models_list_names_the_embedded_one(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.slow
 def test_benchmarks_print_figures(place: Path, tiny_model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["benchmark", "polygons", "--maps", "2", "--quiet", "--picture", "p.png"]) in (0, 1)
+    assert run(["benchmark", "polygons", "--maps", "2", "--quiet", "--image", "p.png"]) in (0, 1)
     assert "IoU" in capsys.readouterr().out and (place / "p.png").is_file()
-    small = ["--pictures", "2", "--size", "48", "40", "--repeats", "1", "--device", "cpu"]
+    small = ["--images", "2", "--size", "48", "40", "--repeats", "1", "--device", "cpu"]
     assert run(["benchmark", "segment", "--model", str(tiny_model_path), *small]) == 0
     shown = capsys.readouterr().out
-    assert "2 pictures of 48 x 40" in shown and "times as fast" in shown
+    assert "2 images of 48 x 40" in shown and "times as fast" in shown
 
 
 @pytest.mark.slow
@@ -241,7 +244,7 @@ def test_benchmarks_print_figures(place: Path, tiny_model_path: Path, capsys: py
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_valid_file_and_says_how_to_go_on(place: Path, fast: list[str], number: int) -> None:
     for seed in range(5, 400):
-        save_picture(place / "pics" / f"{seed}.png", seed)
+        save_image(place / "pics" / f"{seed}.png", seed)
     command = [sys.executable, "-m", "tcl_core.cli", "prelabel", "pics", *LABELS, *fast, "--out", "o.json"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from tcl_core.cli.main import run
-from tests.core.test_prelabel import save_picture
+from tests.core.test_prelabel import save_image
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    save_picture(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     (tmp_path / "l.yaml").write_text("[cat]")
     (tmp_path / "mine.json").write_text("{}")
     (tmp_path / "m.json").write_text("no model")

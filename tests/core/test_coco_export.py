@@ -11,18 +11,18 @@ import shapely.affinity
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tcl_core.coco import (
+from tcl_core.errors import CocoError, SettingsError
+from tcl_core.export.coco import (
     GEOMETRIES,
-    PictureResult,
+    ImageResult,
     categories_of,
     region_to_annotation,
     regions_to_annotations,
     validate_coco,
     write_coco_file,
 )
-from tcl_core.coco.geometry import describes, has_hole, pixel_outline, polygon_rings
-from tcl_core.coco.rle import Runs, counts_of_crop
-from tcl_core.errors import CocoError, SettingsError
+from tcl_core.export.coco.geometry import describes, has_hole, pixel_outline, polygon_rings
+from tcl_core.export.coco.rle import Runs, counts_of_crop
 from tcl_core.regions import label_map_to_regions
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Vocabulary
@@ -152,7 +152,7 @@ def test_a_score_out_of_range_is_refused(score: float) -> None:
 def test_masks_that_cannot_be_are_refused() -> None:
     with pytest.raises(CocoError, match="no pixel"):
         region_to_annotation(region(np.zeros((2, 2), dtype=bool)), SIZE)
-    with pytest.raises(CocoError, match="inside the picture"):
+    with pytest.raises(CocoError, match="inside the image"):
         region_to_annotation(region(BAR, x=36), SIZE)
     with pytest.raises(CocoError, match="counted from 1"):
         region_to_annotation(Region(0, "none", 0.5, 9, (3, 2, 9, 1), BAR), SIZE)
@@ -171,14 +171,14 @@ def test_a_file_against_itself_is_perfect(tmp_path: Path, geometry: str, merge: 
     path = tmp_path / "out.json"
     maps = [blobs(seed, SIZE) for seed in range(2)] + [np.zeros(SIZE, dtype=np.int32)]
     generator = np.random.default_rng(0)
-    pictures = [
-        PictureResult(
+    images = [
+        ImageResult(
             f"p {i}.png", *SIZE, regions_to_annotations(regions_of(m, scores=generator), SIZE, geometry, merge=merge)
         )
         for i, m in enumerate(maps)
     ]
     vocabulary = Vocabulary.from_options(["label 1", "label 2", "label 3", "label 4"])
-    write_coco_file(path, pictures, vocabulary, {"geometry": geometry})
+    write_coco_file(path, images, vocabulary, {"geometry": geometry})
     assert validate_coco(path) == []
     truth, found = COCO(str(path)), COCO(str(path))
     assert len(truth.imgs) == 3 and min(truth.anns) == 1
@@ -200,12 +200,12 @@ def test_simplified_regions_pass_the_check(tmp_path: Path) -> None:
     maps = [blobs(seed, (48, 64)) for seed in range(6)]
     vocabulary = Vocabulary.from_options(["label 1", "label 2", "label 3", "label 4"])
     for merge in (False, True):
-        pictures = []
+        images = []
         for i, label_map in enumerate(maps):
             scores = np.full(label_map.shape, 0.5, dtype=np.float32)
             regions = label_map_to_regions(Segmentation(label_map, scores, vocabulary))
             annotations = regions_to_annotations(regions, label_map.shape, "polygon", merge=merge)
-            pictures.append(PictureResult(f"{i}.png", *label_map.shape, annotations))
+            images.append(ImageResult(f"{i}.png", *label_map.shape, annotations))
         path = tmp_path / f"{merge}.json"
-        write_coco_file(path, pictures, vocabulary, {})
+        write_coco_file(path, images, vocabulary, {})
         assert [str(f) for f in validate_coco(path)] == []

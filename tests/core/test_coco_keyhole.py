@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import shapely
 
-from tcl_core.coco.geometry import polygon_rings
-from tcl_core.coco.keyhole import keyhole_ring
-from tcl_core.coco.rings import first_crossing
+from tcl_core.export.coco.geometry import polygon_rings
+from tcl_core.export.coco.keyhole import keyhole_ring
+from tcl_core.export.coco.validate.rings import first_crossing
 from tests.core.coco_helpers import blobs, drawn, iou, pixel_union, polygons_of
 
 RING = np.pad(np.zeros((2, 3), dtype=bool), 1, constant_values=True)
@@ -56,12 +56,12 @@ def test_random_masks_come_back_and_the_line_never_crosses_itself(seed: int) -> 
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("detail", [0.7, 1.5, 3.0])
-def test_bridges_of_simplified_polygons_lose_no_pixel(seed: int, detail: float) -> None:
+@pytest.mark.parametrize("tolerance", [0.7, 1.5, 3.0])
+def test_bridges_of_simplified_polygons_lose_no_pixel(seed: int, tolerance: float) -> None:
     label_map = blobs(seed)
     coverage = [pixel_union(label_map == k) for k in range(5)]
     bridged = 0
-    for geometry in shapely.coverage_simplify(coverage, detail):
+    for geometry in shapely.coverage_simplify(coverage, tolerance):
         for polygon in shapely.get_parts(geometry):
             ring = keyhole_ring(polygon)
             assert first_crossing(ring) is None

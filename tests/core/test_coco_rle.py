@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from tcl_core.coco.rle import counts_of_crop, decode_counts, encode_crop, read_rle
+from tcl_core.export.coco.rle import counts_of_crop, decode_counts, encode_crop, read_rle
 
 masks = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12))
 
@@ -19,7 +19,7 @@ def reference(mask: np.ndarray) -> dict:
 
 @settings(max_examples=150, deadline=None)
 @given(masks, st.tuples(*[st.integers(0, 5)] * 4))
-def test_a_crop_is_encoded_as_its_whole_picture_is(crop: np.ndarray, margins: tuple[int, int, int, int]) -> None:
+def test_a_crop_is_encoded_as_its_whole_image_is(crop: np.ndarray, margins: tuple[int, int, int, int]) -> None:
     left, right, top, bottom = margins
     full = np.pad(crop, ((top, bottom), (left, right)))
     assert encode_crop(crop, (left, top), full.shape) == reference(full)
@@ -45,7 +45,7 @@ def test_full_and_empty_masks(shape: tuple[int, int], value: bool) -> None:
     assert encode_crop(mask, (0, 0), shape) == reference(mask)
 
 
-def test_a_picture_far_too_large_to_unfold() -> None:
+def test_an_image_far_too_large_to_unfold() -> None:
     rle = encode_crop(np.ones((2, 3), dtype=bool), (40_000, 50_000), (60_000, 60_000))
     assert read_rle(rle, (60_000, 60_000)).bbox == (40_000, 50_000, 3, 2)
     assert coco_mask.area(rle) == 6
@@ -56,7 +56,7 @@ def test_runs_are_joined_across_columns() -> None:
 
 
 @pytest.mark.parametrize("origin", [(-1, 0), (0, -1), (3, 0), (0, 2)])
-def test_a_crop_outside_its_picture_is_refused(origin: tuple[int, int]) -> None:
+def test_a_crop_outside_its_image_is_refused(origin: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="does not lie in"):
         encode_crop(np.ones((2, 2), dtype=bool), origin, (3, 4))
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tcl_core.coco import CODES, Finding, validate_coco
 from tcl_core.errors import CocoError
+from tcl_core.export.coco import CODES, Issue, validate_coco
 
 Data = dict[str, Any]
 KEYHOLE = [10, 10, 30, 10, 30, 30, 10, 30, 10, 20, 15, 20, 25, 20, 25, 15, 15, 15, 15, 20, 10, 20]
@@ -60,7 +60,7 @@ def write(path: Path, data: Any) -> Path:
     return path
 
 
-def check(tmp_path: Path, data: Any) -> list[Finding]:
+def check(tmp_path: Path, data: Any) -> list[Issue]:
     return validate_coco(write(tmp_path / "coco.json", data))
 
 
@@ -95,7 +95,7 @@ SQUARE = "annotations", 0, "annotations[0] (id 11)"
 HOLED = "annotations", 1, "annotations[1] (id 12)"
 MASK = "annotations", 2, "annotations[2] (id 13)"
 CROWD = "annotations", 3, "annotations[3] (id 14)"
-PICTURE = "images", 1, "images[1] (id 2)"
+IMAGE = "images", 1, "images[1] (id 2)"
 DOG = "categories", 1, "categories[1] (id 90)"
 NAN, INF = float("nan"), float("inf")
 
@@ -115,28 +115,28 @@ FAULTS: list[tuple[tuple[str, int, str], Callable[[Data], None], str]] = [
     (SQUARE, put(category_id=2), "unknown-category"),
     (SQUARE, put(category_id="cat"), "wrong-type"),
     (SQUARE, pop("category_id"), "missing-key"),
-    (PICTURE, put(id=1), "duplicate-id"),
-    (PICTURE, put(id=0), "zero-id"),
-    (PICTURE, put(id="b"), "wrong-type"),
+    (IMAGE, put(id=1), "duplicate-id"),
+    (IMAGE, put(id=0), "zero-id"),
+    (IMAGE, put(id="b"), "wrong-type"),
     (DOG, put(id=1), "duplicate-id"),
     (DOG, put(id=0), "zero-id"),
     (DOG, pop("id"), "missing-key"),
-    # pictures and categories
-    (PICTURE, put(file_name="a.png"), "duplicate-file-name"),
-    (PICTURE, put(file_name=" "), "empty-name"),
-    (PICTURE, put(file_name=3), "wrong-type"),
-    (PICTURE, pop("file_name"), "missing-key"),
-    (PICTURE, put(file_name="/etc/passwd"), "absolute-file-name"),
-    (PICTURE, put(file_name="C:\\b.jpg"), "absolute-file-name"),
-    (PICTURE, put(file_name="sub/../../b.jpg"), "outside-file-name"),
-    (PICTURE, put(file_name="sub\\..\\b.jpg"), "outside-file-name"),
-    (PICTURE, put(file_name="b\udcff.jpg"), "file-name-not-text"),
-    (PICTURE, put(width=0), "image-size"),
-    (PICTURE, put(height=-30), "image-size"),
-    (PICTURE, put(width=2**20, height=2**20), "image-size"),
-    (PICTURE, put(width=20.0), "wrong-type"),
-    (PICTURE, put(height="30"), "wrong-type"),
-    (PICTURE, pop("width"), "missing-key"),
+    # images and categories
+    (IMAGE, put(file_name="a.png"), "duplicate-file-name"),
+    (IMAGE, put(file_name=" "), "empty-name"),
+    (IMAGE, put(file_name=3), "wrong-type"),
+    (IMAGE, pop("file_name"), "missing-key"),
+    (IMAGE, put(file_name="/etc/passwd"), "absolute-file-name"),
+    (IMAGE, put(file_name="C:\\b.jpg"), "absolute-file-name"),
+    (IMAGE, put(file_name="sub/../../b.jpg"), "outside-file-name"),
+    (IMAGE, put(file_name="sub\\..\\b.jpg"), "outside-file-name"),
+    (IMAGE, put(file_name="b\udcff.jpg"), "file-name-not-text"),
+    (IMAGE, put(width=0), "image-size"),
+    (IMAGE, put(height=-30), "image-size"),
+    (IMAGE, put(width=2**20, height=2**20), "image-size"),
+    (IMAGE, put(width=20.0), "wrong-type"),
+    (IMAGE, put(height="30"), "wrong-type"),
+    (IMAGE, pop("width"), "missing-key"),
     (DOG, put(name="cat"), "duplicate-category-name"),
     (DOG, put(name=""), "empty-name"),
     (DOG, put(name=None), "wrong-type"),
@@ -220,28 +220,28 @@ FAULTS: list[tuple[tuple[str, int, str], Callable[[Data], None], str]] = [
     (SQUARE, put(iscrowd=-INF), "non-finite"),
     (SQUARE, put(anything={"deep": [NAN]}), "non-finite"),
     (SQUARE, first_coordinate(NAN), "non-finite"),
-    (PICTURE, put(width=NAN), "non-finite"),
+    (IMAGE, put(width=NAN), "non-finite"),
 ]
 
 
-def test_a_sound_file_has_no_finding(tmp_path: Path) -> None:
+def test_a_sound_file_has_no_issue(tmp_path: Path) -> None:
     assert check(tmp_path, sound()) == []
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f[2]}-{f[0][2].split('[')[0]}")
-def test_one_fault_gives_one_finding_with_its_place(tmp_path: Path, fault: Any) -> None:
-    (section, index, place), plant, code = fault
+def test_one_fault_gives_one_issue_with_its_place(tmp_path: Path, fault: Any) -> None:
+    (section, index, location), plant, code = fault
     data = sound()
     before = copy.deepcopy(data)
     plant(data[section][index])
     assert str(data) != str(before)
-    findings = check(tmp_path, data)
-    assert [f.code for f in findings] == [code], [str(f) for f in findings]
+    issues = check(tmp_path, data)
+    assert [f.code for f in issues] == [code], [str(f) for f in issues]
     number = data[section][index].get("id")
-    plain = place.split(" ")[0]
-    assert findings[0].place == (f"{plain} (id {number})" if isinstance(number, int) else plain)
-    assert str(findings[0]).startswith(plain)
-    assert findings[0].message.isprintable()
+    plain = location.split(" ")[0]
+    assert issues[0].location == (f"{plain} (id {number})" if isinstance(number, int) else plain)
+    assert str(issues[0]).startswith(plain)
+    assert issues[0].message.isprintable()
 
 
 def test_every_code_is_planted_somewhere() -> None:
@@ -250,9 +250,9 @@ def test_every_code_is_planted_somewhere() -> None:
         "empty-file",
         "not-utf8",
         "invalid-json",
-        "picture-missing",
-        "picture-size",
-        "picture-unreadable",
+        "image-missing",
+        "image-size-differs",
+        "image-unreadable",
     }
     assert {code for *_, code in FAULTS} | elsewhere == set(CODES)
 
@@ -261,9 +261,9 @@ def test_every_code_is_planted_somewhere() -> None:
 def test_a_section_that_is_missing_or_not_a_list(tmp_path: Path, key: str) -> None:
     data = sound()
     del data[key]
-    assert [(f.place, f.code) for f in check(tmp_path, data)] == [("file", "missing-key")]
+    assert [(f.location, f.code) for f in check(tmp_path, data)] == [("file", "missing-key")]
     data[key] = {}
-    assert [(f.place, f.code) for f in check(tmp_path, data)] == [(key, "wrong-type")]
+    assert [(f.location, f.code) for f in check(tmp_path, data)] == [(key, "wrong-type")]
 
 
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
@@ -271,12 +271,12 @@ def test_a_section_that_is_missing_or_not_a_list(tmp_path: Path, key: str) -> No
 def test_an_entry_that_is_not_an_object(tmp_path: Path, key: str, entry: Any) -> None:
     data = sound()
     data[key].append(entry)
-    place = f"{key}[{len(data[key]) - 1}]"
-    assert [(f.place, f.code) for f in check(tmp_path, data)] == [(place, "wrong-type")]
+    location = f"{key}[{len(data[key]) - 1}]"
+    assert [(f.location, f.code) for f in check(tmp_path, data)] == [(location, "wrong-type")]
 
 
 @pytest.mark.parametrize(
-    ("raw", "code", "place"),
+    ("raw", "code", "location"),
     [
         (b"", "empty-file", "file"),
         (b" \n", "empty-file", "file"),
@@ -292,15 +292,15 @@ def test_an_entry_that_is_not_an_object(tmp_path: Path, key: str, entry: Any) ->
         (b"\x00\x00", "invalid-json", "line 1 column 1"),
     ],
 )
-def test_a_file_that_is_not_coco(tmp_path: Path, raw: bytes, code: str, place: str) -> None:
+def test_a_file_that_is_not_coco(tmp_path: Path, raw: bytes, code: str, location: str) -> None:
     path = tmp_path / "coco.json"
     path.write_bytes(raw)
-    assert [(f.code, f.place) for f in validate_coco(path)] == [(code, place)]
+    assert [(f.code, f.location) for f in validate_coco(path)] == [(code, location)]
 
 
 def test_a_large_exponent_and_info_are_searched_for_numbers_that_are_not_finite(tmp_path: Path) -> None:
     text = json.dumps(sound()).replace('"year": 2017', '"year": 1e999')
-    assert [(f.place, f.code) for f in check(tmp_path, text)] == [("info.year", "non-finite")]
+    assert [(f.location, f.code) for f in check(tmp_path, text)] == [("info.year", "non-finite")]
     text = json.dumps(sound()).replace('"area": 100', '"area": 1e2')
     assert check(tmp_path, text) == []
 
@@ -308,11 +308,11 @@ def test_a_large_exponent_and_info_are_searched_for_numbers_that_are_not_finite(
 def test_a_key_that_is_there_twice_hides_nothing(tmp_path: Path) -> None:
     text = json.dumps(sound())
     twice = text.replace('{"info"', '{"annotations": [{"id": 0}], "info"', 1)
-    assert [(f.place, f.code) for f in check(tmp_path, twice)] == [("file", "duplicate-key")]
+    assert [(f.location, f.code) for f in check(tmp_path, twice)] == [("file", "duplicate-key")]
     inner = text.replace('"iscrowd": 1', '"iscrowd": 0, "iscrowd": 1').replace('{"size"', '{"size": 3, "size"', 1)
-    findings = check(tmp_path, inner)
-    assert [(f.place, f.code) for f in findings] == [(MASK[2], "duplicate-key"), (CROWD[2], "duplicate-key")]
-    assert "segmentation.size" in findings[0].message
+    issues = check(tmp_path, inner)
+    assert [(f.location, f.code) for f in issues] == [(MASK[2], "duplicate-key"), (CROWD[2], "duplicate-key")]
+    assert "segmentation.size" in issues[0].message
 
 
 @pytest.mark.parametrize(
@@ -341,10 +341,10 @@ def test_what_other_writers_do_is_right(tmp_path: Path) -> None:
     del data["info"], data["licenses"], data["categories"][0]["supercategory"]
     data["videos"] = [{"id": 1}]
     data["annotations"] = [
-        # The box counts pixel centres; the area is that of the polygon, not of the pixels.
+        # The box counts pixel centers; the area is that of the polygon, not of the pixels.
         annotation(1, [[5.5, 5.25, 15.75, 5.5, 15.25, 15.5, 5.5, 15.0]], 98.3, [5.5, 5.25, 10.25, 10.25]),
         annotation(2, compressed(block(40, 20, 10, 12)), 120.0, [40.0, 20.0, 9.0, 11.0]),
-        # A ring given closed, one with a point twice, one along the picture's edge, one that overlaps another.
+        # A ring given closed, one with a point twice, one along the image's edge, one that overlaps another.
         annotation(3, [[5, 5, 15, 5, 15, 15, 5, 15, 5, 5]], 100, [5, 5, 10, 10], keypoints=[1, 2, 2], num_keypoints=1),
         annotation(4, [[5, 5, 15, 5, 15, 5, 15, 15, 5, 15]], 100, [5, 5, 10, 10]),
         annotation(5, [[0, 0, 60, 0, 60.3, 40, 0, 40.2]], 2400, [0, 0, 60, 40]),
@@ -360,8 +360,8 @@ def test_what_other_writers_do_is_right(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     Image.new("RGB", (60, 40)).save(folder / "a.png")
     turned = Image.Exif()
@@ -370,38 +370,38 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def test_pictures_are_there_with_their_size_after_exif_rotation(tmp_path: Path, pictures: Path) -> None:
+def test_images_are_there_with_their_size_after_exif_rotation(tmp_path: Path, images: Path) -> None:
     path = write(tmp_path / "coco.json", sound())
-    assert validate_coco(path, pictures) == []
+    assert validate_coco(path, images) == []
     data = sound()
     data["images"][1].update(width=30, height=20)
-    findings = validate_coco(write(path, data), pictures)
-    assert [(f.place, f.code) for f in findings] == [("images[1] (id 2)", "picture-size")]
-    assert "20x30 after EXIF rotation" in findings[0].message
+    issues = validate_coco(write(path, data), images)
+    assert [(f.location, f.code) for f in issues] == [("images[1] (id 2)", "image-size-differs")]
+    assert "20x30 after EXIF rotation" in issues[0].message
 
 
 @pytest.mark.parametrize(
     ("name", "code"),
     [
-        ("missing.png", "picture-missing"),
-        ("nul\x00.png", "picture-missing"),
-        ("x" * 5000, "picture-missing"),
+        ("missing.png", "image-missing"),
+        ("nul\x00.png", "image-missing"),
+        ("x" * 5000, "image-missing"),
         ("\udcff\ud800.png", "file-name-not-text"),
         ("/etc/passwd", "absolute-file-name"),
         ("../coco.json", "outside-file-name"),
-        ("sub", "picture-unreadable"),
-        ("text.png", "picture-unreadable"),
-        ("empty.png", "picture-unreadable"),
+        ("sub", "image-unreadable"),
+        ("text.png", "image-unreadable"),
+        ("empty.png", "image-unreadable"),
     ],
 )
-def test_a_picture_that_is_not_there_or_not_a_picture(tmp_path: Path, pictures: Path, name: str, code: str) -> None:
-    (pictures / "text.png").write_text("not a picture")
-    (pictures / "empty.png").write_bytes(b"")
+def test_an_image_that_is_not_there_or_not_an_image(tmp_path: Path, images: Path, name: str, code: str) -> None:
+    (images / "text.png").write_text("not an image")
+    (images / "empty.png").write_bytes(b"")
     data = sound()
     data["images"][1]["file_name"] = name
-    findings = validate_coco(write(tmp_path / "coco.json", data), pictures)
-    assert [(f.place, f.code) for f in findings] == [("images[1] (id 2)", code)]
-    str(findings[0]).encode("utf-8")
+    issues = validate_coco(write(tmp_path / "coco.json", data), images)
+    assert [(f.location, f.code) for f in issues] == [("images[1] (id 2)", code)]
+    str(issues[0]).encode("utf-8")
 
 
 def test_what_is_to_be_checked_must_be_there(tmp_path: Path) -> None:

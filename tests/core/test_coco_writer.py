@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from tcl_core.coco import (
+from tcl_core.errors import CocoError
+from tcl_core.export.coco import (
     CocoJournal,
-    PictureResult,
+    ImageResult,
     coco_file_name,
     journal_path,
     regions_to_annotations,
     validate_coco,
     write_coco_file,
 )
-from tcl_core.errors import CocoError
 from tcl_core.vocabulary import Vocabulary
 from tests.core.coco_helpers import blobs, regions_of
 
@@ -33,17 +33,17 @@ NAMES = ["b.png", "a folder/a.png", "broken.png", "Äpfel 苹果.png", "zÿ.png"
 
 
 @functools.cache
-def picture(name: str) -> PictureResult:
+def image(name: str) -> ImageResult:
     seed = sum(name.encode("utf-8", "surrogateescape"))
     label_map = blobs(seed, SIZE, 2) if name != "empty.png" else np.zeros(SIZE, dtype=np.int32)
-    return PictureResult(name, *SIZE, regions_to_annotations(regions_of(label_map), SIZE))
+    return ImageResult(name, *SIZE, regions_to_annotations(regions_of(label_map), SIZE))
 
 
 def put(journal: CocoJournal, name: str) -> None:
     if name == "broken.png":
         journal.add_failure(name, "broken.png: cannot identify image file")
     else:
-        journal.add(picture(name))
+        journal.add(image(name))
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_a_kill_while_a_finished_file_is_resumed_loses_none_of_it(one_run: bytes
     assert folder(out) == ["out.json"]
 
 
-def test_a_name_that_is_not_text_costs_that_picture_only(out: Path) -> None:
+def test_a_name_that_is_not_text_costs_that_image_only(out: Path) -> None:
     names = ["b.png", "z\udcff.png"]
     with CocoJournal.open(out, VOCABULARY, SETTINGS) as journal:
         for name in names:
@@ -198,7 +198,7 @@ def test_a_name_that_is_not_text_costs_that_picture_only(out: Path) -> None:
         journal.write_coco(names)
     assert out.read_bytes() == before
     with pytest.raises(CocoError, match=r"z\\udcff.png: the file name is not valid UTF-8"):
-        write_coco_file(out.with_name("other.json"), [picture(names[1])], VOCABULARY, SETTINGS)
+        write_coco_file(out.with_name("other.json"), [image(names[1])], VOCABULARY, SETTINGS)
 
 
 @pytest.mark.parametrize("content", ["{}\n", "{}", '{"image": {}}\n', "notes"])
@@ -226,7 +226,7 @@ def test_resuming_a_finished_file_changes_nothing(one_run: bytes, out: Path) -> 
     assert out.read_bytes() == one_run
 
 
-def test_a_finished_file_can_be_continued_with_more_pictures(one_run: bytes, out: Path) -> None:
+def test_a_finished_file_can_be_continued_with_more_images(one_run: bytes, out: Path) -> None:
     with CocoJournal.open(out, VOCABULARY, SETTINGS) as journal:
         put(journal, NAMES[0])
         put(journal, NAMES[4])
@@ -239,19 +239,19 @@ def test_a_finished_file_can_be_continued_with_more_pictures(one_run: bytes, out
     assert out.read_bytes() == one_run
 
 
-def test_a_mended_picture_gets_its_result_on_resuming(out: Path) -> None:
+def test_a_mended_image_gets_its_result_on_resuming(out: Path) -> None:
     with CocoJournal.open(out, VOCABULARY, SETTINGS) as journal:
         journal.add_failure("a.png", "truncated")
     with CocoJournal.open(out, VOCABULARY, SETTINGS, resume=True) as journal:
         assert journal.failed == {"a.png": "truncated"} and not journal.done
-        journal.add(picture("a.png"))
+        journal.add(image("a.png"))
         journal.write_coco(["a.png"])
     data = json.loads(out.read_bytes())
     assert [i["file_name"] for i in data["images"]] == ["a.png"]
     assert data["info"]["failed"] == []
 
 
-def test_no_picture_at_all_is_a_valid_file(out: Path) -> None:
+def test_no_image_at_all_is_a_valid_file(out: Path) -> None:
     write_coco_file(out, [], VOCABULARY, SETTINGS)
     assert validate_coco(out) == []
     assert json.loads(out.read_bytes())["images"] == []
@@ -343,10 +343,10 @@ def test_a_failed_write_leaves_the_old_file_and_the_journal(out: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_number_that_is_not_finite_is_refused_and_leaves_no_trace(out: Path, value: float) -> None:
-    annotation = {**picture("b.png").annotations[0], "score": value}
+    annotation = {**image("b.png").annotations[0], "score": value}
     with CocoJournal.open(out, VOCABULARY, SETTINGS) as journal:
         with pytest.raises(CocoError, match="b.png: a number is not finite"):
-            journal.add(PictureResult("b.png", *SIZE, [annotation]))
+            journal.add(ImageResult("b.png", *SIZE, [annotation]))
         assert not journal.done
         put(journal, "b.png")
         journal.write_coco()
@@ -356,10 +356,10 @@ def test_a_number_that_is_not_finite_is_refused_and_leaves_no_trace(out: Path, v
 @pytest.mark.parametrize(
     ("action", "message"),
     [
-        (lambda j: j.add(picture("b.png")), "b.png is in .* already"),
+        (lambda j: j.add(image("b.png")), "b.png is in .* already"),
         (lambda j: j.add_failure("b.png", "late"), "b.png is in .* already"),
-        (lambda j: j.add(PictureResult("c.png", 0, 4)), "size of 4x0"),
-        (lambda j: j.write_coco(["b.png", "b.png"]), "b.png is among the pictures twice"),
+        (lambda j: j.add(ImageResult("c.png", 0, 4)), "size of 4x0"),
+        (lambda j: j.write_coco(["b.png", "b.png"]), "b.png is among the images twice"),
         (lambda j: j.write_coco(["b.png", "c.png"]), "c.png has no result yet"),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import jaccard_score
 
 from tcl_core.evaluation import MeanIoU
-from tcl_core.evaluation.playground import VARIANTS, Row, evaluate_playground, format_rows, rows_to_json
+from tcl_core.evaluation.playground import VARIANTS, EvaluationRow, evaluate_playground, format_rows, rows_to_json
 
 REPOSITORY = Path(__file__).parents[2]
 TABLE = REPOSITORY / "training" / "playground" / "results" / "table.json"
@@ -22,8 +22,8 @@ def test_mean_iou_equals_scikit_learn(classes: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     metric = MeanIoU(classes)
     truths, predictions = rng.integers(0, classes + 1, (2, 3, 7, 5))
-    for truth, prediction in zip(truths, predictions, strict=True):
-        metric.update(truth, prediction)
+    for ground_truth, prediction in zip(truths, predictions, strict=True):
+        metric.update(ground_truth, prediction)
     counted = truths > 0
     for value in range(1, classes + 1):
         if not ((truths == value) | (predictions == value))[counted].any():
@@ -35,7 +35,7 @@ def test_mean_iou_equals_scikit_learn(classes: int, seed: int) -> None:
     assert metric.compute() == pytest.approx(np.mean(metric.per_class()[present]))
 
 
-def test_dataset_level_is_not_the_mean_of_pictures() -> None:
+def test_dataset_level_is_not_the_mean_of_images() -> None:
     metric = MeanIoU(1, ignore=9)
     metric.update(np.array([[1, 1, 1, 1]]), np.array([[1, 1, 1, 1]]))
     metric.update(np.array([[1, 1]]), np.array([[0, 0]]))
@@ -92,7 +92,7 @@ def test_a_model_that_debiases_nothing_has_no_row_for_it() -> None:
 def test_the_documents_table_is_the_recorded_one() -> None:
     page = (REPOSITORY / "docs" / "playground.md").read_text(encoding="utf-8")
     rows = [
-        Row(**{key: value for key, value in entry.items() if key != "lost"})
+        EvaluationRow(**{key: value for key, value in entry.items() if key != "lost"})
         for entry in json.loads(TABLE.read_text(encoding="utf-8"))["rows"]
     ]
     assert format_rows(rows) in page

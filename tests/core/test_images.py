@@ -31,8 +31,8 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: bytes) -> bytes:
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+def raw_png(width: int, height: int, depth: int, color: int, rows: bytes, *extra: bytes) -> bytes:
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
     body = png_chunk(b"IDAT", zlib.compress(rows))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + body + png_chunk(b"IEND", b"")
 
@@ -91,14 +91,14 @@ def test_orientation_without_meaning_is_none(orientation: int) -> None:
     assert load_image(encode(Image.fromarray(photo(3, 5)), "PNG", exif=exif)).shape == (3, 5, 3)
 
 
-def test_damaged_exif_leaves_the_picture_readable() -> None:
+def test_damaged_exif_leaves_the_image_readable() -> None:
     data = encode(Image.fromarray(photo(8, 8)), "JPEG", exif=b"Exif\0\0garbage that is no TIFF header")
     assert load_image(data).shape == (8, 8, 3)
 
 
-def test_grey_is_repeated() -> None:
-    grey = RNG.integers(0, 256, (5, 4), dtype=np.uint8)
-    np.testing.assert_array_equal(load_image(encode(Image.fromarray(grey), "PNG")), np.dstack([grey] * 3))
+def test_gray_is_repeated() -> None:
+    gray = RNG.integers(0, 256, (5, 4), dtype=np.uint8)
+    np.testing.assert_array_equal(load_image(encode(Image.fromarray(gray), "PNG")), np.dstack([gray] * 3))
 
 
 def test_one_bit() -> None:
@@ -107,7 +107,7 @@ def test_one_bit() -> None:
     np.testing.assert_array_equal(loaded[..., 0], [[255, 0, 255]])
 
 
-def test_one_bit_with_a_colour_key() -> None:
+def test_one_bit_with_a_color_key() -> None:
     loaded = load_image(raw_png(8, 1, 1, 0, b"\0\xf0", png_chunk(b"tRNS", b"\0\0")))
     assert (loaded == 255).all()
 
@@ -135,7 +135,7 @@ def test_alpha_is_composited_on_white(mode: str) -> None:
     )
 
 
-def test_rgb_with_a_colour_key() -> None:
+def test_rgb_with_a_color_key() -> None:
     image = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], dtype=np.uint8))
     np.testing.assert_array_equal(
         load_image(encode(image, "PNG", transparency=(1, 2, 3))), [[[255, 255, 255], [4, 5, 6]]]
@@ -154,36 +154,34 @@ RAMP16 = np.linspace(0, 65535, 40).astype(np.uint16).reshape(5, 8)
 RAMP8 = np.rint(RAMP16 / 257).astype(np.uint8)
 
 
-def test_16_bit_grey_png_is_scaled_not_clipped() -> None:
+def test_16_bit_gray_png_is_scaled_not_clipped() -> None:
     loaded = load_image(encode(Image.fromarray(RAMP16), "PNG"))
     np.testing.assert_array_equal(loaded, np.dstack([RAMP8] * 3))
 
 
-def test_16_bit_grey_png_with_a_colour_key() -> None:
+def test_16_bit_gray_png_with_a_color_key() -> None:
     rows = b"\0" + struct.pack(">2H", 300, 20000)
     loaded = load_image(raw_png(2, 1, 16, 0, rows, png_chunk(b"tRNS", struct.pack(">H", 300))))
     np.testing.assert_array_equal(loaded[0, :, 0], [255, round(20000 / 257)])
 
 
-def test_16_bit_colour_png() -> None:
+def test_16_bit_color_png() -> None:
     rows = b"\0" + struct.pack(">6H", 65535, 32768, 0, 300, 20000, 40000)
     loaded = load_image(raw_png(2, 1, 16, 2, rows))
     np.testing.assert_allclose(loaded, [[[255, 127.5, 0], [1, 77.8, 155.6]]], atol=1)
 
 
-def test_16_bit_colour_png_with_a_colour_key() -> None:
+def test_16_bit_color_png_with_a_color_key() -> None:
     rows = b"\0" + struct.pack(">6H", 65535, 32768, 0, 300, 20000, 40000)
     loaded = load_image(raw_png(2, 1, 16, 2, rows, png_chunk(b"tRNS", struct.pack(">3H", 300, 20000, 40000))))
     np.testing.assert_array_equal(loaded[0, 1], [255, 255, 255])
     assert loaded[0, 0, 0] == 255 and loaded[0, 0, 2] == 0
 
 
-@pytest.mark.parametrize("alpha_colour", [4, 6])
-def test_16_bit_png_with_alpha(alpha_colour: int) -> None:
-    samples = (20000, 0) if alpha_colour == 4 else (20000, 0, 0, 0)
-    assert (
-        load_image(raw_png(1, 1, 16, alpha_colour, b"\0" + struct.pack(f">{len(samples)}H", *samples))) == 255
-    ).all()
+@pytest.mark.parametrize("alpha_color", [4, 6])
+def test_16_bit_png_with_alpha(alpha_color: int) -> None:
+    samples = (20000, 0) if alpha_color == 4 else (20000, 0, 0, 0)
+    assert (load_image(raw_png(1, 1, 16, alpha_color, b"\0" + struct.pack(f">{len(samples)}H", *samples))) == 255).all()
 
 
 @pytest.mark.parametrize("byteorder", ["<", ">"])
@@ -195,8 +193,8 @@ def test_16_bit_tiff(byteorder: str, compression: str | None) -> None:
         return stream.getvalue()
 
     np.testing.assert_array_equal(load_image(tiff(RAMP16, "minisblack"))[..., 0], RAMP8)
-    colour = np.dstack([RAMP16, RAMP16[::-1], RAMP16[:, ::-1]])
-    np.testing.assert_allclose(load_image(tiff(colour, "rgb")), colour / 257, atol=1)
+    color = np.dstack([RAMP16, RAMP16[::-1], RAMP16[:, ::-1]])
+    np.testing.assert_allclose(load_image(tiff(color, "rgb")), color / 257, atol=1)
 
 
 def test_16_bit_tiff_in_which_white_is_zero() -> None:
@@ -240,7 +238,7 @@ def test_32_bit_integer_tiff() -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_animations_give_the_first_frame(kind: str) -> None:
-    frames = [Image.new("RGB", (6, 4), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    frames = [Image.new("RGB", (6, 4), color) for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
     options: dict[str, object] = {"save_all": True, "append_images": frames[1:]}
     if kind == "WEBP":
         options["lossless"] = True
@@ -314,15 +312,15 @@ def test_a_damaged_checksum_is_an_error() -> None:
     ("content", "words"),
     [
         (b"", "empty"),
-        (b"just some words\n", "not a picture that can be read"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a picture that can be read"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture that can be read"),
+        (b"just some words\n", "not an image that can be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image that can be read"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image that can be read"),
         (b"\xff\xd8\xff", "damaged or truncated"),
         (b"\x89PNG\r\n\x1a\n", "damaged or truncated"),
-        (b"\0" * 100, "not a picture that can be read"),
+        (b"\0" * 100, "not an image that can be read"),
     ],
 )
-def test_files_that_are_no_pictures(tmp_path: Path, content: bytes, words: str) -> None:
+def test_files_that_are_no_images(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "Möbel und 猫 (1).jpg"
     path.write_bytes(content)
     for read in (load_image, image_size):
@@ -371,13 +369,13 @@ def test_no_permission_as_the_system_reports_it(tmp_path: Path, monkeypatch: pyt
 def test_bytes_can_be_named() -> None:
     with pytest.raises(ImageError, match="^task 12: no bytes"):
         load_image(b"", name="task 12")
-    with pytest.raises(ImageError, match="^picture in memory: "):
+    with pytest.raises(ImageError, match="^image in memory: "):
         load_image(b"nothing")
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"]), st.data())
-def test_flipped_bytes_give_a_picture_or_one_error(kind: str, data: st.DataObject) -> None:
+def test_flipped_bytes_give_an_image_or_one_error(kind: str, data: st.DataObject) -> None:
     content = bytearray(encode(Image.new("RGB", (16, 12), (200, 30, 60)), kind))
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tcl_core.clip import FrozenClip
 from tcl_core.errors import SettingsError, VocabularyError, WeightsError
 from tcl_core.methods import create_method
 from tcl_core.models import fetch_model, list_models, load_model
-from tcl_core.weights.checkpoint import import_checkpoint
-from tcl_core.weights.library import verify_model
-from tcl_core.weights.manifest import load_manifest
-from tcl_core.weights.metadata import METADATA_KEY
-from tcl_core.weights.modelfile import ModelFile, read_metadata, read_model_file, write_model_file
+from tcl_core.models.checkpoints import import_checkpoint
+from tcl_core.models.manifest import load_manifest
+from tcl_core.models.metadata import METADATA_KEY
+from tcl_core.models.modelfile import ModelFile, read_metadata, read_model_file, write_model_file
+from tcl_core.models.registry import verify_model
+from tcl_core.towers.open_clip_vit import FrozenClip
 
 MINI = Path(__file__).parents[1] / "data" / "tcl_mini"
 
@@ -43,8 +43,8 @@ def test_a_loaded_model_computes_what_the_saved_one_did(tiny_model_path: Path) -
     reference = create_method("tcl", FrozenClip(open_clip.CLIP(**file.metadata.clip["config"])))
     reference.clip.model.load_state_dict(file.clip)
     reference.load_learned_state_dict(file.learned)
-    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    mine, theirs = model.method.embed_windows(picture), reference.embed_windows(picture)
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    mine, theirs = model.method.embed_windows(image), reference.embed_windows(image)
     assert torch.equal(mine.image_emb, theirs.image_emb) and torch.equal(mine.dense, theirs.dense)
     tokens = model.tokenizer(["a red sofa"])
     assert torch.equal(model.method.embed_prompts(tokens[None]), reference.embed_prompts(tokens[None]))
@@ -99,7 +99,7 @@ def test_list(home: Path, tiny_model_path: Path) -> None:
     assert list(rows) == ["playground", "tcl-vit-b16"]
     assert not rows["tcl-vit-b16"].installed and rows["tcl-vit-b16"].size is None
     assert rows["playground"].installed == rows["playground"].path.is_file()
-    import_checkpoint(MINI / "full.pth", name="mini", licence="MIT")
+    import_checkpoint(MINI / "full.pth", name="mini", license="MIT")
     import_checkpoint(MINI / "minimal.pth")
     (home / "models" / "broken.safetensors").write_bytes(b"x")
     (home / "models" / "tcl-vit-b16.safetensors").write_bytes(b"x")
@@ -107,7 +107,7 @@ def test_list(home: Path, tiny_model_path: Path) -> None:
     assert list(rows) == ["playground", "tcl-vit-b16", "broken", "mini", "minimal"]
     assert not rows["minimal"].installed and "without its CLIP" in rows["minimal"].description
     mini = rows["mini"]
-    assert (mini.installed, mini.licence, mini.size) == (True, "MIT", mini.path.stat().st_size)
+    assert (mini.installed, mini.license, mini.size) == (True, "MIT", mini.path.stat().st_size)
     assert not rows["broken"].installed and "cannot be used" in rows["broken"].description
     # Without its CLIP the model cannot be used, whatever lies in its place.
     assert not rows["tcl-vit-b16"].installed
@@ -221,7 +221,7 @@ def test_fetch_the_full_model_from_a_mirror(
     written = path.stat().st_mtime_ns
     assert fetch_model("tcl-vit-b16", progress=False) == path and path.stat().st_mtime_ns == written
     metadata = read_metadata(path)
-    assert metadata.licence == "MIT" and metadata.clip["pretrained"] == "openai"
+    assert metadata.license == "MIT" and metadata.clip["pretrained"] == "openai"
     assert next(row for row in list_models() if row.name == "tcl-vit-b16").installed
     model = load_model("tcl-vit-b16", device="cpu")
     assert (model.clip.depth, model.preprocess.window, model.preprocess.stride) == (12, 448, 224)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from tcl_core import pamr as module
-from tcl_core.pamr import PamrAffinity, pamr, pamr_affinity, refine_masks
+from tcl_core.refinement import pamr as module
+from tcl_core.refinement.pamr import PamrAffinity, pamr, pamr_affinity, refine_masks
 
 
 def reference_weights(image: NDArray[np.float64], dilations: tuple[int, ...]) -> NDArray[np.float64]:
@@ -16,16 +16,16 @@ def reference_weights(image: NDArray[np.float64], dilations: tuple[int, ...]) ->
     out = np.zeros((8 * len(dilations), height, width))
     for y in range(height):
         for x in range(width):
-            neighbours, samples = [], []
+            neighbors, samples = [], []
             for d in dilations:
                 for dy in (-d, 0, d):
                     for dx in (-d, 0, d):
                         pixel = image[:, min(max(y + dy, 0), height - 1), min(max(x + dx, 0), width - 1)]
                         samples.append(pixel)
                         if dy or dx:
-                            neighbours.append(pixel)
+                            neighbors.append(pixel)
             sigma = np.std(np.array(samples), axis=0, ddof=1)
-            kernel = np.array([np.mean(-np.abs(image[:, y, x] - n) / (1e-8 + 0.1 * sigma)) for n in neighbours])
+            kernel = np.array([np.mean(-np.abs(image[:, y, x] - n) / (1e-8 + 0.1 * sigma)) for n in neighbors])
             exponent = np.exp(kernel - kernel.max())
             out[:, y, x] = exponent / exponent.sum()
     return out
@@ -70,13 +70,13 @@ def test_weights_sum_to_one_and_the_mask_keeps_its_range() -> None:
     assert float(refined.min()) >= 0.2 - 1e-6 and float(refined.max()) <= 0.7 + 1e-6
 
 
-def test_a_flat_picture_averages_its_neighbours() -> None:
+def test_a_flat_image_averages_its_neighbors() -> None:
     """Zero deviation must not divide by zero."""
     affinity = pamr_affinity(torch.full((1, 3, 9, 9), 0.7))
     torch.testing.assert_close(affinity.weights, torch.full((1, 48, 9, 9), 1 / 48))
 
 
-def test_an_edge_of_the_picture_stops_the_mask() -> None:
+def test_an_edge_of_the_image_stops_the_mask() -> None:
     image = torch.zeros(1, 3, 16, 32)
     image[..., 16:] = 1.0
     image += 0.01 * torch.randn(1, 3, 16, 32, generator=torch.Generator().manual_seed(0))
@@ -86,13 +86,13 @@ def test_an_edge_of_the_picture_stops_the_mask() -> None:
     assert float(refined[..., :16].mean()) > 20 * float(refined[..., 16:].mean())
 
 
-def test_gain_and_offset_of_the_colours_do_not_matter() -> None:
+def test_gain_and_offset_of_the_colors_do_not_matter() -> None:
     image = torch.rand(1, 3, 12, 12)
     scaled = image * torch.tensor([4.0, 0.5, 2.0])[:, None, None] + 3.0
     torch.testing.assert_close(pamr_affinity(scaled).weights, pamr_affinity(image).weights, atol=1e-4, rtol=1e-3)
 
 
-def test_picture_and_masks_are_resized_with_aligned_corners() -> None:
+def test_image_and_masks_are_resized_with_aligned_corners() -> None:
     image, masks = torch.rand(1, 3, 24, 16), torch.rand(1, 2, 5, 7)
     small = F.interpolate(image, size=(6, 8), mode="bilinear", align_corners=True)
     affinity = pamr_affinity(image, size=(6, 8))
@@ -101,7 +101,7 @@ def test_picture_and_masks_are_resized_with_aligned_corners() -> None:
     assert torch.equal(refine_masks(affinity, masks), refine_masks(affinity, enlarged))
 
 
-def test_pictures_strips_and_chunks_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_strips_and_chunks_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
     image, masks = torch.rand(3, 3, 40, 30), torch.rand(3, 7, 40, 30)
     whole = pamr_affinity(image)
     refined = refine_masks(whole, masks)
@@ -114,14 +114,14 @@ def test_pictures_strips_and_chunks_do_not_mix(monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(refine_masks(strips[one], masks[one]), refined[one], rtol=0, atol=1e-6)
 
 
-def test_one_picture_serves_all_masks() -> None:
+def test_one_image_serves_all_masks() -> None:
     affinity, masks = pamr_affinity(torch.rand(1, 3, 8, 8)), torch.rand(3, 1, 8, 8)
     refined = refine_masks(affinity, masks)
     assert torch.equal(refined[2:], refine_masks(affinity, masks[2:]))
 
 
-def test_other_numbers_of_pictures_are_an_error() -> None:
-    with pytest.raises(ValueError, match="2 pictures.*3"):
+def test_other_numbers_of_images_are_an_error() -> None:
+    with pytest.raises(ValueError, match="2 images.*3"):
         refine_masks(pamr_affinity(torch.rand(2, 3, 8, 8)), torch.rand(3, 1, 8, 8))
 
 

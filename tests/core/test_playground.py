@@ -12,7 +12,7 @@ from skimage.measure import label as connected
 
 from tcl_core.playground import (
     CLASS_NAMES,
-    COLOURS,
+    COLORS,
     KINDS,
     PATTERNS,
     STUFF_NAMES,
@@ -26,23 +26,23 @@ from tcl_core.playground.export import sample_scene, world_vocabulary, write_sce
 from tcl_core.playground.shapes import SHAPES
 from tcl_core.playground.textures import crop_texture, texture_bank
 from tcl_core.playground.world import SYNONYMS
-from tcl_core.templates import get_templates
-from tcl_core.tokenizer import WordTokenizer, split_words
+from tcl_core.towers.tokenizer import WordTokenizer, split_words
 from tcl_core.vocabulary import Vocabulary
+from tcl_core.vocabulary.templates import get_templates
 
 WORD_TO_KIND = {word: kind for kind in KINDS for word in (kind, *SYNONYMS.get(kind, ()))}
 
 
 def test_the_world_is_as_large_as_promised() -> None:
-    assert len(KINDS) >= 40 and len(COLOURS) == 12 and len(PATTERNS) == 6 and len(STUFF_NAMES) >= 10
+    assert len(KINDS) >= 40 and len(COLORS) == 12 and len(PATTERNS) == 6 and len(STUFF_NAMES) >= 10
     assert len(set(CLASS_NAMES)) == len(CLASS_NAMES)
 
 
-def test_a_fifth_is_held_out_and_every_kind_and_colour_keeps_partners() -> None:
-    held = np.array([[is_held_out(kind, colour) for colour in COLOURS] for kind in KINDS])
+def test_a_fifth_is_held_out_and_every_kind_and_color_keeps_partners() -> None:
+    held = np.array([[is_held_out(kind, color) for color in COLORS] for kind in KINDS])
     assert 0.19 < held.mean() < 0.21
     assert (~held).sum(axis=0).min() >= 0.7 * len(KINDS)
-    assert (~held).sum(axis=1).min() >= 0.7 * len(COLOURS)
+    assert (~held).sum(axis=1).min() >= 0.7 * len(COLORS)
     assert held.any(axis=0).all() and held.any(axis=1).all()
 
 
@@ -57,7 +57,7 @@ def test_scenes_are_the_same_for_the_same_seed_and_differ_otherwise() -> None:
 def test_combinations_are_respected(combinations: str) -> None:
     for index in range(25):
         for thing in draw_scene(scene_rng(0, index), combinations=combinations).objects:  # type: ignore[arg-type]
-            assert is_held_out(thing.kind, thing.colour) == (combinations == "held-out")
+            assert is_held_out(thing.kind, thing.color) == (combinations == "held-out")
 
 
 def test_training_captions_never_say_a_held_out_combination_of_one_object() -> None:
@@ -68,9 +68,9 @@ def test_training_captions_never_say_a_held_out_combination_of_one_object() -> N
         for phrase in re.split(r"\band\b|\bnext to\b|\bbeside\b|\bwith\b|\bnear\b", text):
             words = split_words(phrase)
             kinds = [WORD_TO_KIND[w] for w in words if w in WORD_TO_KIND]
-            colours = [w for w in words if w in COLOURS]
-            if len(kinds) == 1 and len(colours) == 1:
-                assert not is_held_out(kinds[0], colours[0]), text
+            colors = [w for w in words if w in COLORS]
+            if len(kinds) == 1 and len(colors) == 1:
+                assert not is_held_out(kinds[0], colors[0]), text
 
 
 def test_captions_name_only_what_is_there_and_not_everything() -> None:
@@ -112,7 +112,7 @@ def test_truth_is_where_the_objects_are() -> None:
             continue
         assert set(np.unique(scene.label_map)) <= {0, KINDS.index(scene.objects[0].kind) + 1}
         background = np.median(scene.image[scene.label_map == 0].astype(int), axis=0)
-        # The outline is drawn in a contrasting tone, so the border of the truth is where the picture changes.
+        # The outline is drawn in a contrasting tone, so the border of the truth is where the image changes.
         distance = np.abs(scene.image.astype(int) - background).sum(axis=2)
         assert np.median(distance[scene.label_map == 0]) < 45
 
@@ -151,25 +151,25 @@ def test_textures_of_different_stuff_differ() -> None:
             assert np.abs(means[a] - means[b]).sum() + abs(spread[a] - spread[b]) > 6, (STUFF_NAMES[a], STUFF_NAMES[b])
 
 
-def test_export_writes_pictures_labels_and_truth(tmp_path) -> None:
-    paths = write_scenes(tmp_path / "new folder", 3, 5, (60, 90), truth=True)
+def test_export_writes_images_labels_and_truth(tmp_path) -> None:
+    paths = write_scenes(tmp_path / "new folder", 3, 5, (60, 90), ground_truth=True)
     assert [Image.open(path).size for path in paths] == [(90, 60)] * 3
     vocabulary = Vocabulary.from_file(tmp_path / "new folder" / "labels.yaml")
     assert vocabulary.background is False
     assert yaml.safe_load((tmp_path / "new folder" / "labels.yaml").read_text())["labels"]
-    coco = COCO(str(tmp_path / "new folder" / "truth.json"))
+    coco = COCO(str(tmp_path / "new folder" / "ground_truth.json"))
     ids = {entry["name"]: entry["id"] for entry in coco.loadCats(coco.getCatIds())}
-    for index, picture in enumerate(coco.loadImgs(coco.getImgIds())):
+    for index, image in enumerate(coco.loadImgs(coco.getImgIds())):
         truth = sample_scene(5, index, (60, 90)).label_map
         drawn = np.zeros((60, 90), np.int32)
-        for annotation in coco.loadAnns(coco.getAnnIds(picture["id"])):
+        for annotation in coco.loadAnns(coco.getAnnIds(image["id"])):
             drawn[coco.annToMask(annotation) > 0] = annotation["category_id"]
         expected = np.zeros_like(drawn)
         for value in np.unique(truth):
             if value:
                 expected[truth == value] = ids[CLASS_NAMES[value - 1]]
         assert (drawn == expected).all()
-    assert json.loads((tmp_path / "new folder" / "truth.json").read_text())["info"]
+    assert json.loads((tmp_path / "new folder" / "ground_truth.json").read_text())["info"]
 
 
 def test_world_vocabulary_carries_synonyms() -> None:

@@ -12,17 +12,17 @@ from skimage.draw import disk, line
 from skimage.measure import approximate_polygon, find_contours
 
 from tcl_core.benchmarks.label_maps import KINDS, label_maps
-from tcl_core.benchmarks.polygons import fewest_vertices, format_table, picture, run
+from tcl_core.benchmarks.polygons import fewest_vertices, format_table, image, run
 from tcl_core.errors import SettingsError
-from tcl_core.pixel_edges import faces_of, trace_edges
-from tcl_core.polygons import _simplify_rings, detail_in_pixels, simplify_apart, simplify_coverage
+from tcl_core.polygons.arcs import faces_of, trace_edges
+from tcl_core.polygons.coverage import _simplify_rings, simplify_apart, simplify_coverage, tolerance_in_pixels
 
 small_maps = st.integers(1, 14).flatmap(
     lambda h: st.integers(1, 14).flatmap(
         lambda w: st.integers(1, 4).flatmap(lambda k: arrays(np.int32, (h, w), elements=st.integers(0, k)))
     )
 )
-DETAILS = ["full", "fine", "default", "coarse", 5.0]
+TOLERANCES = ["full", "fine", "default", "coarse", 5.0]
 
 
 def assert_partition(polygons, size):
@@ -34,7 +34,7 @@ def assert_partition(polygons, size):
     assert shapely.area(polygons).sum() == pytest.approx(height * width)
     left, top, right, bottom = shapely.total_bounds(polygons)
     assert (left, top, right, bottom) == (0, 0, width, height)
-    # Independent of the coverage test: a point a little off each pixel centre lies in one polygon.
+    # Independent of the coverage test: a point a little off each pixel center lies in one polygon.
     y, x = np.mgrid[:height, :width] + 0.5
     covered = sum(shapely.contains_xy(polygon, x + 0.00123, y - 0.00231).astype(int) for polygon in polygons)
     assert (covered == 1).all()
@@ -47,7 +47,7 @@ def by_pycocotools(polygon, size):
 
 @given(small_maps)
 @settings(max_examples=150, deadline=None)
-def test_full_detail_is_exact(label_map):
+def test_zero_tolerance_is_exact(label_map):
     faces = faces_of(label_map)
     polygons = simplify_coverage(faces, "full")
     assert_partition(polygons, label_map.shape)
@@ -57,11 +57,11 @@ def test_full_detail_is_exact(label_map):
             assert np.array_equal(by_pycocotools(polygon, label_map.shape), faces == number)
 
 
-@given(small_maps, st.sampled_from(DETAILS))
+@given(small_maps, st.sampled_from(TOLERANCES))
 @settings(max_examples=150, deadline=None)
-def test_any_detail_is_a_valid_partition(label_map, detail):
+def test_any_tolerance_is_a_valid_partition(label_map, tolerance):
     faces = faces_of(label_map)
-    polygons = simplify_coverage(faces, detail)
+    polygons = simplify_coverage(faces, tolerance)
     assert len(polygons) == faces.max()
     assert_partition(polygons, label_map.shape)
 
@@ -81,22 +81,24 @@ def test_kinds_are_partitions_and_hold_the_iou(name):
         assert (drawn & mask).sum() / (drawn | mask).sum() >= 0.95
 
 
-@given(small_maps, st.sampled_from(DETAILS))
+@given(small_maps, st.sampled_from(TOLERANCES))
 @settings(max_examples=150, deadline=None)
-def test_polygons_by_themselves_are_valid(label_map, detail):
+def test_polygons_by_themselves_are_valid(label_map, tolerance):
     faces = faces_of(label_map)
     wanted = np.arange(faces.max()) % 2 == 0
-    polygons = simplify_apart(faces, detail, wanted)
+    polygons = simplify_apart(faces, tolerance, wanted)
     assert np.array_equal(shapely.is_missing(polygons), ~wanted)
     assert shapely.is_valid(polygons[wanted]).all()
-    if detail == "full":
+    if tolerance == "full":
         assert np.array_equal(shapely.area(polygons[wanted]), np.bincount(faces.ravel())[1:][wanted])
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_polygons_by_themselves_hold_the_iou(name):
     faces = faces_of(KINDS[name](np.random.default_rng(4)))
-    exact, polygons = (simplify_apart(faces, detail, np.ones(faces.max(), dtype=bool)) for detail in ("full", "fine"))
+    exact, polygons = (
+        simplify_apart(faces, tolerance, np.ones(faces.max(), dtype=bool)) for tolerance in ("full", "fine")
+    )
     assert (shapely.area(exact & polygons) / shapely.area(exact | polygons) > 0.95).all()
 
 
@@ -135,12 +137,12 @@ def test_collinear_corners_are_removed_at_full_detail():
     assert square.equals(shapely.box(5, 5, 25, 15))
 
 
-@pytest.mark.parametrize("detail", DETAILS)
-def test_rectangles_and_the_frame_stay_exact_at_any_detail(detail):
+@pytest.mark.parametrize("tolerance", TOLERANCES)
+def test_rectangles_and_the_frame_stay_exact_at_any_tolerance(tolerance):
     label_map = np.ones((40, 60), dtype=np.int32)
     label_map[:, 30:] = 2
     label_map[10:30, 40:55] = 3
-    polygons = simplify_coverage(faces_of(label_map), detail)
+    polygons = simplify_coverage(faces_of(label_map), tolerance)
     assert polygons[0].equals(shapely.box(0, 0, 30, 40))
     assert polygons[2].equals(shapely.box(40, 10, 55, 30))
     assert len(polygons[1].interiors) == 1
@@ -157,21 +159,21 @@ def test_a_disc_takes_few_vertices():
     assert np.abs(radius - 50).max() < 1.5
 
 
-def test_more_detail_takes_more_vertices():
+def test_less_tolerance_takes_more_vertices():
     faces = faces_of(KINDS["blobs"](np.random.default_rng(5)))
-    counts = [shapely.get_num_coordinates(simplify_coverage(faces, d)).sum() for d in DETAILS[:4]]
+    counts = [shapely.get_num_coordinates(simplify_coverage(faces, d)).sum() for d in TOLERANCES[:4]]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > 2 * counts[2]
 
 
-@pytest.mark.parametrize("detail", DETAILS)
-def test_single_pixels_and_lines_stay(detail):
+@pytest.mark.parametrize("tolerance", TOLERANCES)
+def test_single_pixels_and_lines_stay(tolerance):
     label_map = np.zeros((40, 40), dtype=np.int32)
     label_map[3, 3] = 1
     label_map[10, 5:35] = 2
     label_map[12:38, 20] = 3
     label_map[line(14, 2, 36, 15)] = 4
-    polygons = simplify_coverage(faces_of(label_map), detail)
+    polygons = simplify_coverage(faces_of(label_map), tolerance)
     assert_partition(polygons, label_map.shape)
     assert (shapely.area(polygons) > 0.3).all()
 
@@ -179,8 +181,8 @@ def test_single_pixels_and_lines_stay(detail):
 def test_a_region_pinched_at_a_corner_is_valid():
     # One 4-connected region whose outline passes twice through a corner, outside and around a hole.
     label_map = np.array([[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 1], [0, 1, 1, 1]], dtype=np.int32)
-    for detail in DETAILS:
-        assert_partition(simplify_coverage(faces_of(label_map), detail), label_map.shape)
+    for tolerance in TOLERANCES:
+        assert_partition(simplify_coverage(faces_of(label_map), tolerance), label_map.shape)
 
 
 def test_holes_and_islands_are_kept():
@@ -202,14 +204,14 @@ def test_the_same_map_gives_the_same_polygons():
     assert shapely.equals_exact(simplify_coverage(faces), simplify_coverage(faces)).all()
 
 
-@pytest.mark.parametrize("detail", ["finest", -1, float("nan"), float("inf"), "-2"])
-def test_an_unknown_detail_is_one_clear_sentence(detail):
-    with pytest.raises(SettingsError, match="detail"):
-        detail_in_pixels(detail)
+@pytest.mark.parametrize("tolerance", ["finest", -1, float("nan"), float("inf"), "-2"])
+def test_an_unknown_tolerance_is_one_clear_sentence(tolerance):
+    with pytest.raises(SettingsError, match="tolerance"):
+        tolerance_in_pixels(tolerance)
 
 
-def test_detail_accepts_a_number_written_as_text():
-    assert detail_in_pixels("1.5") == 1.5
+def test_tolerance_accepts_a_number_written_as_text():
+    assert tolerance_in_pixels("1.5") == 1.5
 
 
 @given(small_maps)
@@ -260,12 +262,12 @@ def test_label_maps_do_not_depend_on_how_many_are_drawn():
 @pytest.mark.slow
 def test_benchmark_on_a_few_maps(tmp_path):
     figures = run(6, seed=35, progress=False)
-    bars = {text: met for text, _, met in figures.bars()}
-    assert len(bars) == 6
-    assert [met for text, met in bars.items() if "vertices" not in text] == [True] * 5
+    targets = {text: met for text, _, met in figures.targets()}
+    assert len(targets) == 6
+    assert [met for text, met in targets.items() if "vertices" not in text] == [True] * 5
     assert figures.exit_code == (0 if figures.passed else 1)
     assert "ratio" in format_table(figures)
-    picture(tmp_path / "polygons.png", count=2)
+    image(tmp_path / "polygons.png", count=2)
     assert (tmp_path / "polygons.png").stat().st_size > 1000
 
 
@@ -273,4 +275,4 @@ def test_benchmark_on_a_few_maps(tmp_path):
 @pytest.mark.timeout(1800)
 def test_benchmark_meets_every_bar():
     figures = run(200, progress=False)
-    assert [text for text, _, met in figures.bars() if not met] == [], format_table(figures)
+    assert [text for text, _, met in figures.targets() if not met] == [], format_table(figures)

@@ -1,4 +1,4 @@
-"""The main job: which pictures are found, what is written, and that no interruption changes it."""
+"""The main job: which images are found, what is written, and that no interruption changes it."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tcl_core.coco import journal_path
-from tcl_core.coco.validate import validate_coco
 from tcl_core.errors import CocoError, ImageError, SettingsError, TclError
-from tcl_core.features import ImageFeatures
+from tcl_core.export.coco import journal_path
+from tcl_core.export.coco.validate.validate import validate_coco
 from tcl_core.images import load_image
 from tcl_core.models import Model, load_model
-from tcl_core.prelabel.inputs import PictureList, find_pictures
+from tcl_core.prelabel.inputs import ImageList, find_images
 from tcl_core.prelabel.interrupt import InterruptGuard
 from tcl_core.prelabel.job import PrelabelSettings, PrelabelSummary, run_prelabel
 from tcl_core.prelabel.progress import Progress
 from tcl_core.preview.page import PreviewWriter
-from tcl_core.segmenter import Segmenter
+from tcl_core.segmentation.features import ImageFeatures
+from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.types import Segmentation
 from tcl_core.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.from_options(["Cat=cat,dog", "Sofa=sofa,red couch", "Tree=tree"])
 
 
-def save_picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 48)) -> None:
+def save_image(path: Path, seed: int = 0, size: tuple[int, int] = (40, 48)) -> None:
     blocks = np.random.default_rng(seed).integers(0, 256, (size[0] // 8 + 1, size[1] // 8 + 1, 3))
     pixels = np.kron(blocks, np.ones((8, 8, 1)))[: size[0], : size[1]].astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
 
 
-# -- which pictures ----------------------------------------------------------------------------------------------------
+# -- which images ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("b.png", "a.PNG", "z/c d.jpg", "z/ä/猫.png", ".hidden.png", ".cache/x.png", "results/img/copy.png"):
-        save_picture(tmp_path / "pics" / name)
-    (tmp_path / "pics" / "notes.txt").write_text("no picture")
-    save_picture(tmp_path / "more" / "b.png")
+        save_image(tmp_path / "pics" / name)
+    (tmp_path / "pics" / "notes.txt").write_text("no image")
+    save_image(tmp_path / "more" / "b.png")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_a_folder_is_searched_in_order_of_names(tree: Path) -> None:
-    found = find_pictures(["pics"], exclude=[Path("pics/results")])
+    found = find_images(["pics"], exclude=[Path("pics/results")])
     assert found.root == tree / "pics"
     assert found.file_names == ("a.PNG", "b.png", "z/c d.jpg", "z/ä/猫.png")
     assert found.path(3).is_file() and len(found) == 4
@@ -75,20 +75,20 @@ def test_a_folder_is_searched_in_order_of_names(tree: Path) -> None:
     ],
 )
 def test_files_folders_and_patterns(tree: Path, inputs: list[str], names: list[str]) -> None:
-    assert list(find_pictures(inputs).file_names) == names
+    assert list(find_images(inputs).file_names) == names
 
 
 def test_names_are_relative_to_the_root_that_is_set(tree: Path) -> None:
-    assert find_pictures(["pics/z/c d.jpg"], root=tree).file_names == ("pics/z/c d.jpg",)
+    assert find_images(["pics/z/c d.jpg"], root=tree).file_names == ("pics/z/c d.jpg",)
     with pytest.raises(SettingsError, match="lies outside --root"):
-        find_pictures(["more"], root=tree / "pics")
+        find_images(["more"], root=tree / "pics")
     with pytest.raises(SettingsError, match="is not a folder"):
-        find_pictures(["more"], root=tree / "pics" / "b.png")
+        find_images(["more"], root=tree / "pics" / "b.png")
 
 
 def test_a_name_with_brackets_is_a_name_first(tree: Path) -> None:
-    save_picture(tree / "more" / "x[1].png")
-    assert find_pictures(["more/x[1].png"]).file_names == ("x[1].png",)
+    save_image(tree / "more" / "x[1].png")
+    assert find_images(["more/x[1].png"]).file_names == ("x[1].png",)
 
 
 @pytest.mark.parametrize(
@@ -96,14 +96,14 @@ def test_a_name_with_brackets_is_a_name_first(tree: Path) -> None:
     [
         (["nowhere"], "nowhere: there is no such file or folder"),
         (["pics/*.tif"], r"pics/\*.tif: the pattern matches no file"),
-        (["empty"], "empty: no pictures found"),
+        (["empty"], "empty: no images found"),
         ([""], "an input is empty"),
         (["pics", "nowhere.png"], "nowhere.png: there is no such file"),
     ],
 )
-def test_inputs_without_pictures_are_errors(tree: Path, inputs: list[str], message: str) -> None:
+def test_inputs_without_images_are_errors(tree: Path, inputs: list[str], message: str) -> None:
     with pytest.raises(ImageError, match=message):
-        find_pictures(inputs)
+        find_images(inputs)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
@@ -111,21 +111,21 @@ def test_links_are_followed_once_and_keep_their_names(tree: Path) -> None:
     (tree / "more" / "linked").symlink_to(tree / "pics" / "z")
     (tree / "more" / "loop").symlink_to(tree / "more")
     (tree / "more" / "broken.png").symlink_to(tree / "gone.png")
-    assert find_pictures(["more"]).file_names == ("b.png", "broken.png", "linked/c d.jpg", "linked/ä/猫.png")
+    assert find_images(["more"]).file_names == ("b.png", "broken.png", "linked/c d.jpg", "linked/ä/猫.png")
 
 
-def test_an_older_preview_in_the_folder_is_not_labelled(tree: Path) -> None:
+def test_an_older_preview_in_the_folder_is_not_labeled(tree: Path) -> None:
     with PreviewWriter(tree / "more" / "preview", VOCABULARY) as writer:
-        writer.add_picture("b.png", load_image(tree / "more" / "b.png"), [])
+        writer.add_image("b.png", load_image(tree / "more" / "b.png"), [])
     assert list((tree / "more" / "preview" / "img").iterdir())
-    assert find_pictures(["more"]).file_names == ("b.png",)
+    assert find_images(["more"]).file_names == ("b.png",)
 
 
 # -- the job -----------------------------------------------------------------------------------------------------------
 
 
 class TroubledSegmenter(Segmenter):
-    """A real segmenter to which something happens: before segmenting call ``at``, or with pictures of one colour."""
+    """A real segmenter to which something happens: before segmenting call ``at``, or with images of one color."""
 
     at = -1
     trouble: Callable[[], None] = staticmethod(lambda: None)
@@ -137,7 +137,7 @@ class TroubledSegmenter(Segmenter):
         self, images: list[NDArray[np.uint8]], on_progress: Callable[[int, int], None] | None = None
     ) -> list[ImageFeatures]:
         if self.poison is not None and any((image[0, 0] == self.poison).all() for image in images):
-            raise RuntimeError("poisoned\npicture")
+            raise RuntimeError("poisoned\nimage")
         features = super().encode_batch(images, on_progress)
         self.company = [*getattr(self, "company", []), tuple(f.key.content for f in features)]
         return features
@@ -160,54 +160,52 @@ def segmenter(model: Model) -> TroubledSegmenter:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> PictureList:
-    folder = tmp_path / "my pictures"
+def images(tmp_path: Path) -> ImageList:
+    folder = tmp_path / "my images"
     for number in range(14):
-        save_picture(folder / f"{number:02d} ü.png", number, (40, 48) if number % 3 else (33, 21))
-    return find_pictures([str(folder)])
+        save_image(folder / f"{number:02d} ü.png", number, (40, 48) if number % 3 else (33, 21))
+    return find_images([str(folder)])
 
 
 @pytest.fixture
-def bad_pictures(pictures: PictureList) -> PictureList:
-    whole = (pictures.path(0)).read_bytes()
-    (pictures.root / "01 truncated.png").write_bytes(whole[: len(whole) // 2])
-    (pictures.root / "05 empty.png").touch()
-    (pictures.root / "05 text.jpg").write_text("I am no picture")
-    (pictures.root / "99 corrupt.png").write_bytes(whole[:30] + bytes(reversed(whole[30:])))
-    return find_pictures([str(pictures.root)])
+def bad_images(images: ImageList) -> ImageList:
+    whole = (images.path(0)).read_bytes()
+    (images.root / "01 truncated.png").write_bytes(whole[: len(whole) // 2])
+    (images.root / "05 empty.png").touch()
+    (images.root / "05 text.jpg").write_text("I am no image")
+    (images.root / "99 corrupt.png").write_bytes(whole[:30] + bytes(reversed(whole[30:])))
+    return find_images([str(images.root)])
 
 
 def read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_every_picture_is_listed_with_the_segmenters_regions(
-    tmp_path: Path, pictures: PictureList, segmenter: TroubledSegmenter
+def test_every_image_is_listed_with_the_segmenters_regions(
+    tmp_path: Path, images: ImageList, segmenter: TroubledSegmenter
 ) -> None:
     out = tmp_path / "out.json"
-    summary = run_prelabel(pictures, segmenter, VOCABULARY, out, PrelabelSettings(geometry="rle"))
+    summary = run_prelabel(images, segmenter, VOCABULARY, out, PrelabelSettings(geometry="rle"))
     assert summary == PrelabelSummary(14, 14, {}, False)
-    assert validate_coco(out, pictures.root) == []
+    assert validate_coco(out, images.root) == []
     data = read(out)
-    assert [image["file_name"] for image in data["images"]] == list(pictures.file_names)
+    assert [image["file_name"] for image in data["images"]] == list(images.file_names)
     assert [category["name"] for category in data["categories"]] == ["Cat", "Sofa", "Tree"]
     assert data["info"]["settings"]["model"] == "tiny" and data["info"]["complete"] is True
     for image in data["images"]:
-        pixels = load_image(pictures.root / image["file_name"])
+        pixels = load_image(images.root / image["file_name"])
         label_map = segmenter.segment_image(pixels, VOCABULARY).label_map
         own = [a for a in data["annotations"] if a["image_id"] == image["id"]]
         areas = np.bincount([a["category_id"] for a in own], [a["area"] for a in own], minlength=4)
-        # A batch of other pictures may move a tie at a border, never more.
+        # A batch of other images may move a tie at a border, never more.
         assert np.abs(areas[1:] - np.bincount(label_map.ravel(), minlength=4)[1:]).max() <= 2
     assert len(data["annotations"]) > 40
     assert not journal_path(out).exists()
 
 
-def test_bad_pictures_cost_only_themselves(
-    tmp_path: Path, bad_pictures: PictureList, segmenter: TroubledSegmenter
-) -> None:
+def test_bad_images_cost_only_themselves(tmp_path: Path, bad_images: ImageList, segmenter: TroubledSegmenter) -> None:
     out = tmp_path / "out.json"
-    summary = run_prelabel(bad_pictures, segmenter, VOCABULARY, out, preview=tmp_path / "preview")
+    summary = run_prelabel(bad_images, segmenter, VOCABULARY, out, preview=tmp_path / "preview")
     assert (summary.total, summary.done) == (18, 14)
     assert set(summary.failed) == {"01 truncated.png", "05 empty.png", "05 text.jpg", "99 corrupt.png"}
     assert "the file is empty" in summary.failed["05 empty.png"]
@@ -220,29 +218,27 @@ def test_bad_pictures_cost_only_themselves(
 
 @pytest.mark.parametrize("geometry", ["auto", "rle"])
 def test_interrupted_and_resumed_gives_the_same_bytes(
-    tmp_path: Path, bad_pictures: PictureList, model: Model, geometry: str
+    tmp_path: Path, bad_images: ImageList, model: Model, geometry: str
 ) -> None:
     settings = PrelabelSettings(geometry=geometry)  # type: ignore[arg-type]
     whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
     undisturbed = TroubledSegmenter(model, refine=False, batch_size=4)
-    run_prelabel(bad_pictures, undisturbed, VOCABULARY, whole, settings, preview=tmp_path / "p1")
+    run_prelabel(bad_images, undisturbed, VOCABULARY, whole, settings, preview=tmp_path / "p1")
 
     first = TroubledSegmenter(model, refine=False, batch_size=4)
     first.at, first.trouble = 5, lambda: os.kill(os.getpid(), signal.SIGTERM)
-    summary = run_prelabel(bad_pictures, first, VOCABULARY, parts, settings, preview=tmp_path / "p2")
+    summary = run_prelabel(bad_images, first, VOCABULARY, parts, settings, preview=tmp_path / "p2")
     assert summary.interrupted and summary.done == 5
-    assert validate_coco(parts, bad_pictures.root) == []
+    assert validate_coco(parts, bad_images.root) == []
     assert len(read(parts)["images"]) == 5 and read(parts)["info"]["complete"] is False
     assert "unfinished" in (tmp_path / "p2" / "index.html").read_text(encoding="utf-8")
 
     second = TroubledSegmenter(model, refine=False, batch_size=4)
     second.at, second.trouble = 3, lambda: os.kill(os.getpid(), signal.SIGINT)
-    assert (
-        run_prelabel(bad_pictures, second, VOCABULARY, parts, settings, preview=tmp_path / "p2", resume=True).done == 8
-    )
+    assert run_prelabel(bad_images, second, VOCABULARY, parts, settings, preview=tmp_path / "p2", resume=True).done == 8
 
     last = TroubledSegmenter(model, refine=False, batch_size=4)
-    summary = run_prelabel(bad_pictures, last, VOCABULARY, parts, settings, preview=tmp_path / "p2", resume=True)
+    summary = run_prelabel(bad_images, last, VOCABULARY, parts, settings, preview=tmp_path / "p2", resume=True)
     assert not summary.interrupted and summary.done == 14 and last.calls == 6
     assert parts.read_bytes() == whole.read_bytes()
     for page in ("index.html", "cards.jsonl"):
@@ -252,7 +248,7 @@ def test_interrupted_and_resumed_gives_the_same_bytes(
     assert set(first.company) | set(second.company) | set(last.company) == set(undisturbed.company)
 
 
-def test_killed_without_any_warning(tmp_path: Path, pictures: PictureList, model: Model) -> None:
+def test_killed_without_any_warning(tmp_path: Path, images: ImageList, model: Model) -> None:
     class Killed(BaseException):
         pass
 
@@ -260,45 +256,41 @@ def test_killed_without_any_warning(tmp_path: Path, pictures: PictureList, model
         raise Killed
 
     whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
-    run_prelabel(pictures, TroubledSegmenter(model, refine=False, batch_size=4), VOCABULARY, whole)
+    run_prelabel(images, TroubledSegmenter(model, refine=False, batch_size=4), VOCABULARY, whole)
     killed = TroubledSegmenter(model, refine=False, batch_size=4)
     killed.at, killed.trouble = 7, die
     with pytest.raises(Killed):
-        run_prelabel(pictures, killed, VOCABULARY, parts)
+        run_prelabel(images, killed, VOCABULARY, parts)
     journal = journal_path(parts)
     # What SIGKILL leaves: no COCO file, and a journal whose last line may be torn.
     assert not parts.exists()
     journal.write_bytes(journal.read_bytes()[:-40])
     with pytest.raises(CocoError, match="resume"):
-        run_prelabel(pictures, killed, VOCABULARY, parts)
-    summary = run_prelabel(
-        pictures, TroubledSegmenter(model, refine=False, batch_size=4), VOCABULARY, parts, resume=True
-    )
+        run_prelabel(images, killed, VOCABULARY, parts)
+    summary = run_prelabel(images, TroubledSegmenter(model, refine=False, batch_size=4), VOCABULARY, parts, resume=True)
     assert summary.done == 14 and parts.read_bytes() == whole.read_bytes()
 
 
-def test_an_unexpected_error_costs_one_picture_of_a_batch(
-    tmp_path: Path, pictures: PictureList, segmenter: TroubledSegmenter
+def test_an_unexpected_error_costs_one_image_of_a_batch(
+    tmp_path: Path, images: ImageList, segmenter: TroubledSegmenter
 ) -> None:
-    victim = load_image(pictures.path(6))
+    victim = load_image(images.path(6))
     segmenter.poison = tuple(victim[0, 0].tolist())
-    summary = run_prelabel(pictures, segmenter, VOCABULARY, tmp_path / "out.json")
-    assert summary.failed == {
-        pictures.file_names[6]: "internal error, RuntimeError: poisoned picture; please report it"
-    }
+    summary = run_prelabel(images, segmenter, VOCABULARY, tmp_path / "out.json")
+    assert summary.failed == {images.file_names[6]: "internal error, RuntimeError: poisoned image; please report it"}
     segmenter.poison = None
-    summary = run_prelabel(pictures, segmenter, VOCABULARY, tmp_path / "out.json", resume=True)
+    summary = run_prelabel(images, segmenter, VOCABULARY, tmp_path / "out.json", resume=True)
     assert summary.failed == {} and summary.done == 14
-    assert [image["file_name"] for image in read(tmp_path / "out.json")["images"]] == list(pictures.file_names)
+    assert [image["file_name"] for image in read(tmp_path / "out.json")["images"]] == list(images.file_names)
 
 
 def test_a_preview_asked_for_later_is_filled_in(
-    tmp_path: Path, pictures: PictureList, segmenter: TroubledSegmenter
+    tmp_path: Path, images: ImageList, segmenter: TroubledSegmenter
 ) -> None:
     out, preview = tmp_path / "out.json", tmp_path / "preview"
-    run_prelabel(pictures, segmenter, VOCABULARY, out)
+    run_prelabel(images, segmenter, VOCABULARY, out)
     before = out.read_bytes()
-    summary = run_prelabel(pictures, segmenter, VOCABULARY, out, preview=preview, resume=True)
+    summary = run_prelabel(images, segmenter, VOCABULARY, out, preview=preview, resume=True)
     assert summary.preview == preview / "index.html"
     assert summary.preview.read_text(encoding="utf-8").count("<figure") == 14
     assert out.read_bytes() == before
@@ -312,40 +304,40 @@ def test_a_preview_asked_for_later_is_filled_in(
     ],
 )
 def test_what_is_wrong_with_the_job_is_found_before_it_begins(
-    tmp_path: Path, pictures: PictureList, segmenter: TroubledSegmenter, change: dict, message: str
+    tmp_path: Path, images: ImageList, segmenter: TroubledSegmenter, change: dict, message: str
 ) -> None:
     arguments = {"vocabulary": VOCABULARY, "out": tmp_path / "out.json", **change}
     with pytest.raises(TclError, match=message):
-        run_prelabel(pictures, segmenter, **arguments)
+        run_prelabel(images, segmenter, **arguments)
     assert segmenter.calls == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["my pictures"]
+    assert [path.name for path in tmp_path.iterdir()] == ["my images"]
 
 
 def test_places_that_hold_something_are_left_alone(
-    tmp_path: Path, pictures: PictureList, segmenter: TroubledSegmenter
+    tmp_path: Path, images: ImageList, segmenter: TroubledSegmenter
 ) -> None:
     out, preview = tmp_path / "out.json", tmp_path / "preview"
-    run_prelabel(pictures, segmenter, VOCABULARY, out, preview=preview)
+    run_prelabel(images, segmenter, VOCABULARY, out, preview=preview)
     before = out.read_bytes()
     with pytest.raises(CocoError, match="exists"):
-        run_prelabel(pictures, segmenter, VOCABULARY, out)
+        run_prelabel(images, segmenter, VOCABULARY, out)
     with pytest.raises(SettingsError, match="holds a preview already"):
-        run_prelabel(pictures, segmenter, VOCABULARY, tmp_path / "other.json", preview=preview)
+        run_prelabel(images, segmenter, VOCABULARY, tmp_path / "other.json", preview=preview)
     with pytest.raises(SettingsError, match="holds other files"):
-        run_prelabel(pictures, segmenter, VOCABULARY, out, preview=pictures.root, overwrite=True)
+        run_prelabel(images, segmenter, VOCABULARY, out, preview=images.root, overwrite=True)
     with pytest.raises(CocoError, match="was made with"):
-        run_prelabel(pictures, segmenter, VOCABULARY, out, PrelabelSettings(geometry="rle"), resume=True)
-    elsewhere = PictureList(tmp_path, tuple(f"my pictures/{name}" for name in pictures.file_names))
+        run_prelabel(images, segmenter, VOCABULARY, out, PrelabelSettings(geometry="rle"), resume=True)
+    elsewhere = ImageList(tmp_path, tuple(f"my images/{name}" for name in images.file_names))
     with pytest.raises(SettingsError, match="same --root to resume"):
         run_prelabel(elsewhere, segmenter, VOCABULARY, out, resume=True)
     assert out.read_bytes() == before
-    run_prelabel(pictures, segmenter, VOCABULARY, out, preview=preview, overwrite=True)
+    run_prelabel(images, segmenter, VOCABULARY, out, preview=preview, overwrite=True)
     assert out.read_bytes() == before
 
 
 @pytest.mark.parametrize(
     "values",
-    [{"geometry": "mask"}, {"small": "keep"}, {"min_area": -1}, {"max_pixels": 0}, {"detail": "high"}],
+    [{"geometry": "mask"}, {"small": "keep"}, {"min_area": -1}, {"max_pixels": 0}, {"tolerance": "high"}],
     ids=str,
 )
 def test_settings_out_of_range(values: dict) -> None:
@@ -353,21 +345,19 @@ def test_settings_out_of_range(values: dict) -> None:
         PrelabelSettings(**values)
 
 
-def test_a_picture_over_the_limit_is_skipped(
-    tmp_path: Path, pictures: PictureList, segmenter: TroubledSegmenter
-) -> None:
-    summary = run_prelabel(pictures, segmenter, VOCABULARY, tmp_path / "o.json", PrelabelSettings(max_pixels=33 * 21))
+def test_an_image_over_the_limit_is_skipped(tmp_path: Path, images: ImageList, segmenter: TroubledSegmenter) -> None:
+    summary = run_prelabel(images, segmenter, VOCABULARY, tmp_path / "o.json", PrelabelSettings(max_pixels=33 * 21))
     assert len(summary.failed) == 9 and "more than the limit" in min(summary.failed.values())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_name_that_is_no_text(tmp_path: Path, segmenter: TroubledSegmenter) -> None:
     name = os.fsdecode(b"caf\xe9.png")
-    save_picture(tmp_path / "pics" / name)
-    save_picture(tmp_path / "pics" / "ok.png")
+    save_image(tmp_path / "pics" / name)
+    save_image(tmp_path / "pics" / "ok.png")
     (tmp_path / "pics" / os.fsdecode(b"\xff.png")).touch()
     summary = run_prelabel(
-        find_pictures([str(tmp_path / "pics")]), segmenter, VOCABULARY, tmp_path / "o.json", preview=tmp_path / "p"
+        find_images([str(tmp_path / "pics")]), segmenter, VOCABULARY, tmp_path / "o.json", preview=tmp_path / "p"
     )
     assert summary.done == 1
     assert {image["file_name"] for image in read(tmp_path / "o.json")["images"]} == {"ok.png"}
@@ -414,7 +404,7 @@ def test_progress_says_rate_time_left_and_skipped(monkeypatch: pytest.MonkeyPatc
     progress.skip("bad.png: broken")
     progress.close()
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "30 of 1,210 pictures, 2.0 a second, about 9 min 50 s left"
+    assert lines[0] == "30 of 1,210 images, 2.0 a second, about 9 min 50 s left"
     assert "bad.png: broken" in lines[-1]
     assert len(lines) == 3
 

@@ -18,7 +18,7 @@ from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
 
 EVIL = "<script>alert(1)</script>\"'&"
-VOCABULARY = Vocabulary((Label("Sofa", ("sofa", "couch")), Label(EVIL), Label("Lamp", colour=(1, 2, 3))))
+VOCABULARY = Vocabulary((Label("Sofa", ("sofa", "couch")), Label(EVIL), Label("Lamp", color=(1, 2, 3))))
 
 
 def region(label_id: int, polygon: Polygon | None, bbox: tuple[int, int, int, int] = (2, 3, 4, 5)) -> Region:
@@ -26,7 +26,7 @@ def region(label_id: int, polygon: Polygon | None, bbox: tuple[int, int, int, in
     return Region(label_id, VOCABULARY.names[label_id - 1], 0.834, int(mask.sum()), bbox, mask, polygon)
 
 
-def picture(height: int = 40, width: int = 60) -> np.ndarray:
+def image(height: int = 40, width: int = 60) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -63,7 +63,7 @@ class Page(HTMLParser):
 
 def test_names_are_text_never_markup(tmp_path: Path) -> None:
     with PreviewWriter(tmp_path / "p", VOCABULARY) as writer:
-        writer.add_picture(f"a b/{EVIL}.png", picture(), [region(2, box(1, 1, 5, 5))])
+        writer.add_image(f"a b/{EVIL}.png", image(), [region(2, box(1, 1, 5, 5))])
         writer.add_failure(f"{EVIL}2.png", f"broken {EVIL}")
         index = writer.finish(EVIL, {EVIL: EVIL}, [f"a b/{EVIL}.png", f"{EVIL}2.png"])
     page = Page(index)
@@ -72,10 +72,10 @@ def test_names_are_text_never_markup(tmp_path: Path) -> None:
     assert page.words.count(EVIL) >= 7
 
 
-def test_page_needs_nothing_but_its_own_pictures(tmp_path: Path) -> None:
+def test_page_needs_nothing_but_its_own_images(tmp_path: Path) -> None:
     with PreviewWriter(tmp_path / "p", VOCABULARY) as writer:
-        writer.add_picture("a.png", picture(), [region(1, box(1, 1, 5, 5)), region(3, box(6, 6, 9, 9))])
-        writer.add_picture("big.jpg", picture(900, 1700), [])
+        writer.add_image("a.png", image(), [region(1, box(1, 1, 5, 5)), region(3, box(6, 6, 9, 9))])
+        writer.add_image("big.jpg", image(900, 1700), [])
         index = writer.finish("Holiday", {"model": "tiny"}, ["a.png", "big.jpg"])
     page, text = Page(index), index.read_text(encoding="utf-8")
     assert len(page.targets) == 2
@@ -84,7 +84,7 @@ def test_page_needs_nothing_but_its_own_pictures(tmp_path: Path) -> None:
             assert max(copy.size) <= 800
     assert "://" not in text and "@import" not in text and "fetch(" not in text
     with Image.open(tmp_path / "p" / page.targets[0]) as copy:
-        assert np.array_equal(np.asarray(copy), picture())
+        assert np.array_equal(np.asarray(copy), image())
     assert ".l3{--c:#010203}" in text
     for word in ("Holiday", "tiny", "a.png", "nothing found", "2 regions", "1,700 × 900"):
         assert word in page.words
@@ -95,7 +95,7 @@ def test_legend_counts_over_all_pages_and_pages_link_to_each_other(tmp_path: Pat
     names = [f"{i}.png" for i in range(7)]
     with PreviewWriter(tmp_path / "p", VOCABULARY, page_size=3) as writer:
         for name in names:
-            writer.add_picture(name, picture(4, 4), [region(1, box(0, 0, 2, 2))] * 2)
+            writer.add_image(name, image(4, 4), [region(1, box(0, 0, 2, 2))] * 2)
         writer.finish("t", {}, names)
         pages = [Page(tmp_path / "p" / file) for file in ("index.html", "page-2.html", "page-3.html")]
         assert [page.tags.count("figure") for page in pages] == [3, 3, 1]
@@ -109,26 +109,26 @@ def test_legend_counts_over_all_pages_and_pages_link_to_each_other(tmp_path: Pat
 def test_order_is_that_of_the_job_and_a_later_card_replaces_an_earlier_one(tmp_path: Path) -> None:
     with PreviewWriter(tmp_path / "p", VOCABULARY) as writer:
         writer.add_failure("b.png", "was broken")
-        writer.add_picture("a.png", picture(4, 4), [])
-        writer.add_picture("b.png", picture(4, 4), [])
+        writer.add_image("a.png", image(4, 4), [])
+        writer.add_image("b.png", image(4, 4), [])
         index = writer.finish("t", {}, ["b.png", "a.png", "c.png"])
     words = Page(index).words
     assert "was broken" not in words
     assert words.index("b.png") < words.index("a.png")
-    assert "unfinished: 2 of 3 pictures" in words
+    assert "unfinished: 2 of 3 images" in words
 
 
 def test_resuming_after_a_kill_that_tore_the_last_line(tmp_path: Path) -> None:
     folder = tmp_path / "p"
     with PreviewWriter(folder, VOCABULARY) as writer:
-        writer.add_picture("a.png", picture(4, 4), [])
+        writer.add_image("a.png", image(4, 4), [])
         writer.add_failure("bad.png", "no")
-        writer.add_picture("b.png", picture(4, 4), [])
+        writer.add_image("b.png", image(4, 4), [])
     cards = folder / "cards.jsonl"
     cards.write_bytes(cards.read_bytes()[:-10])
     with PreviewWriter(folder, VOCABULARY, keep=True) as writer:
         assert writer.names() == {"a.png"}
-        writer.add_picture("b.png", picture(4, 4), [])
+        writer.add_image("b.png", image(4, 4), [])
         assert writer.names() == {"a.png", "b.png"}
         assert Page(writer.finish("t", {}, ["a.png", "bad.png", "b.png"])).tags.count("figure") == 3
     with PreviewWriter(folder, VOCABULARY, keep=False) as writer:
@@ -180,7 +180,7 @@ def test_a_very_detailed_polygon_stays_light_when_drawn_small() -> None:
 
 @pytest.mark.parametrize(("shape", "size"), [((1, 1), (1, 1)), ((1, 4000), (800, 1)), ((3000, 1500), (400, 800))])
 def test_thumbnails(shape: tuple[int, int], size: tuple[int, int]) -> None:
-    assert thumbnail(picture(*shape)).size == size
+    assert thumbnail(image(*shape)).size == size
 
 
 def test_overlay_tints_labels_and_leaves_the_rest() -> None:

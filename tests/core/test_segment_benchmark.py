@@ -9,7 +9,7 @@ from tests.core.test_segmenter import model  # noqa: F401
 
 
 def test_rows_refer_to_each_other(model: Model) -> None:  # noqa: F811
-    rows = run(model, pictures=2, size=(50, 60), batch_size=4, repeats=1)
+    rows = run(model, count=2, size=(50, 60), batch_size=4, repeats=1)
     assert [bool(row.compared_with) for row in rows] == [False, True, False, True]
     for reference, row in (rows[:2], rows[2:]):
         assert reference.ratio == 1 and row.ratio == pytest.approx(reference.seconds / row.seconds)
@@ -18,4 +18,4 @@ def test_rows_refer_to_each_other(model: Model) -> None:  # noqa: F811
 
 def test_numbers_under_one_are_errors(model: Model) -> None:  # noqa: F811
     with pytest.raises(SettingsError, match="at least 1"):
-        run(model, pictures=0)
+        run(model, count=0)

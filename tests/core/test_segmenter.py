@@ -14,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.transform import resize as skimage_resize
 
-from tcl_core import features as features_module
-from tcl_core import segmenter as segmenter_module
-from tcl_core.cache import FeatureCache
-from tcl_core.clip import FrozenClip
+from tcl_core.caching import FeatureCache
 from tcl_core.errors import ImageError, SettingsError, VocabularyError
-from tcl_core.features import content_hash, resize_picture
 from tcl_core.methods import create_method
 from tcl_core.models import Model
-from tcl_core.segmenter import Segmenter, label_map_from_scores
-from tcl_core.tokenizer import WordTokenizer
+from tcl_core.models.metadata import ModelMetadata, Preprocess
+from tcl_core.segmentation import features as features_module
+from tcl_core.segmentation import segmenter as segmenter_module
+from tcl_core.segmentation.features import content_hash, resize_image
+from tcl_core.segmentation.segmenter import Segmenter, label_map_from_scores
+from tcl_core.towers.open_clip_vit import FrozenClip
+from tcl_core.towers.tokenizer import WordTokenizer
 from tcl_core.vocabulary import Label, Vocabulary
-from tcl_core.weights.metadata import ModelMetadata, Preprocess
 
 WORDS = ["a", "photo", "of", "red", "blue", "sofa", "couch", "cat", "sky", "lamp"]
 PREPROCESS = Preprocess((0.48, 0.45, 0.40), (0.22, 0.23, 0.24), short_side=40, max_long_side=144, window=32, stride=16)
@@ -83,7 +83,7 @@ VOCABULARY = Vocabulary(
 )
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Smooth blobs with hard edges, so that refinement has something to do."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (max(2, height // 9), max(2, width // 9), 3)).astype(np.uint8)
@@ -105,13 +105,13 @@ def counted(module: torch.nn.Module) -> Iterator[list[int]]:
 
 
 def bilinear(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Half-pixel-centre bilinear interpolation of the last two axes, written out in float64."""
+    """Half-pixel-center bilinear interpolation of the last two axes, written out in float64."""
     for axis, length in ((-2, size[0]), (-1, size[1])):
         old = plane.shape[axis]
-        centre = np.clip((np.arange(length) + 0.5) * old / length - 0.5, 0, old - 1)
-        low = np.floor(centre).astype(int)
+        center = np.clip((np.arange(length) + 0.5) * old / length - 0.5, 0, old - 1)
+        low = np.floor(center).astype(int)
         high = np.minimum(low + 1, old - 1)
-        share = (centre - low).reshape((-1, 1) if axis == -2 else (1, -1))
+        share = (center - low).reshape((-1, 1) if axis == -2 else (1, -1))
         plane = np.take(plane, low, axis) * (1 - share) + np.take(plane, high, axis) * share
     return plane
 
@@ -130,12 +130,12 @@ def reference_scores(model: Model, image: np.ndarray, vocabulary: Vocabulary, re
     scale = min(PREPROCESS.max_long_side / max(height, width), PREPROCESS.short_side / min(height, width))
     size = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
     exact = bilinear(image.transpose(2, 0, 1).astype(np.float64), size)
-    # Half a grey level rounds up or down with the last bit of float32; only there the segmenter's own choice is taken.
+    # Half a gray level rounds up or down with the last bit of float32; only there the segmenter's own choice is taken.
     tie = np.abs(exact % 1 - 0.5) < 1e-3
-    resized = np.where(tie, resize_picture(image, size).numpy(), np.rint(exact))
+    resized = np.where(tie, resize_image(image, size).numpy(), np.rint(exact))
     assert np.abs(resized - exact).max() < 0.502
-    normalised = (resized / 255 - np.reshape(PREPROCESS.mean, (3, 1, 1))) / np.reshape(PREPROCESS.std, (3, 1, 1))
-    tensor = torch.from_numpy(normalised).float()
+    normalized = (resized / 255 - np.reshape(PREPROCESS.mean, (3, 1, 1))) / np.reshape(PREPROCESS.std, (3, 1, 1))
+    tensor = torch.from_numpy(normalized).float()
     result = np.zeros((len(vocabulary.labels), *size))
     for label, entry in enumerate(vocabulary.labels):
         for prompt in entry.prompts:
@@ -168,7 +168,7 @@ def reference_scores(model: Model, image: np.ndarray, vocabulary: Vocabulary, re
     ],
 )
 def test_agrees_with_a_plain_sliding_window(model: Model, size: tuple[int, int], refine: bool, kp: float) -> None:
-    image = picture(*size)
+    image = random_image(*size)
     segmenter = Segmenter(model, refine=refine, kp_weight=kp, batch_size=3)
     features = segmenter.encode(image)
     scores = segmenter.score_maps(features, VOCABULARY).numpy()
@@ -183,11 +183,11 @@ def test_agrees_with_a_plain_sliding_window(model: Model, size: tuple[int, int],
     clear = ordered[-1] - ordered[-2] > 1e-5
     np.testing.assert_array_equal(result.label_map[clear], upsampled.argmax(0)[clear] + 1)
     if min(size) > 10:
-        assert len(np.unique(result.label_map)) > 1, "a test picture in which one label wins everywhere shows little"
+        assert len(np.unique(result.label_map)) > 1, "a test image in which one label wins everywhere shows little"
 
 
 def test_one_pixel_with_refinement(model: Model) -> None:
-    # PAMR divides by the local spread, so that on one flat colour its weights are rounding noise: no exact reference.
+    # PAMR divides by the local spread, so that on one flat color its weights are rounding noise: no exact reference.
     image = np.full((1, 1, 3), 77, np.uint8)
     result = Segmenter(model).segment_image(image, VOCABULARY)
     expected = reference_scores(model, image, VOCABULARY, refine=True, kp=0.3).max(0).mean()
@@ -195,7 +195,13 @@ def test_one_pixel_with_refinement(model: Model) -> None:
 
 
 def test_batch_and_one_by_one_agree(model: Model) -> None:
-    images = [picture(50, 70, 1), picture(90, 45, 2), picture(50, 70, 3), picture(40, 56, 4), picture(3, 900, 5)]
+    images = [
+        random_image(50, 70, 1),
+        random_image(90, 45, 2),
+        random_image(50, 70, 3),
+        random_image(40, 56, 4),
+        random_image(3, 900, 5),
+    ]
     alone = [Segmenter(model, batch_size=1).encode(image) for image in images]
     segmenter = Segmenter(model, batch_size=7)
     with counted(model.clip.visual.conv1) as calls:
@@ -215,27 +221,27 @@ def test_batch_and_one_by_one_agree(model: Model) -> None:
 
 
 def test_features_own_their_memory(model: Model) -> None:
-    for features in Segmenter(model, batch_size=5).encode_batch([picture(50, 70, 1), picture(50, 70, 3)]):
+    for features in Segmenter(model, batch_size=5).encode_batch([random_image(50, 70, 1), random_image(50, 70, 3)]):
         assert features.affinity is not None
         tensors = [features.windows.image_emb, features.windows.dense, features.affinity.weights]
         assert features.nbytes == sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
-def test_equal_pictures_of_a_batch_are_computed_once(model: Model) -> None:
-    image = picture(32, 32)
+def test_equal_images_of_a_batch_are_computed_once(model: Model) -> None:
+    image = random_image(32, 32)
     with counted(model.clip.visual.conv1) as calls:
         first, second = Segmenter(model).encode_batch([image, image.copy()])
     assert first is second and sum(calls) == len(first.origins)
 
 
-def test_no_pictures(model: Model) -> None:
+def test_no_images(model: Model) -> None:
     assert Segmenter(model).encode_batch([]) == []
 
 
-def test_a_second_prompt_on_a_cached_picture_leaves_the_image_tower_alone(model: Model) -> None:
+def test_a_second_prompt_on_a_cached_image_leaves_the_image_tower_alone(model: Model) -> None:
     cache = FeatureCache()
     segmenter = Segmenter(model, cache=cache)
-    image = picture(50, 70)
+    image = random_image(50, 70)
     plain = Segmenter(model).segment_image(image, VOCABULARY)
     text_tower = model.clip.model.get_submodule("token_embedding")
     with counted(model.clip.visual.conv1) as images, counted(text_tower) as texts:
@@ -254,9 +260,9 @@ def test_a_second_prompt_on_a_cached_picture_leaves_the_image_tower_alone(model:
     assert lamp.vocabulary.names == ("lamp", "cat")
 
 
-def test_a_picture_larger_than_the_cache_still_works(model: Model) -> None:
+def test_an_image_larger_than_the_cache_still_works(model: Model) -> None:
     cache = FeatureCache(max_bytes=10)
-    image = picture(50, 70)
+    image = random_image(50, 70)
     result = Segmenter(model, cache=cache).segment_image(image, VOCABULARY)
     assert len(cache) == 0
     np.testing.assert_array_equal(result.label_map, Segmenter(model).segment_image(image, VOCABULARY).label_map)
@@ -264,7 +270,7 @@ def test_a_picture_larger_than_the_cache_still_works(model: Model) -> None:
 
 def test_other_pixels_weights_and_settings_are_other_features(model: Model) -> None:
     cache = FeatureCache()
-    image = picture(32, 40)
+    image = random_image(32, 40)
     others = [
         Segmenter(model, cache=cache, refine=False),
         Segmenter(replace(model, weights_sha256="1" * 64), cache=cache),
@@ -288,14 +294,14 @@ def test_other_pixels_weights_and_settings_are_other_features(model: Model) -> N
 
 
 def test_content_hash_sees_size_and_every_pixel() -> None:
-    image = picture(6, 4)
+    image = random_image(6, 4)
     assert content_hash(image) == content_hash(np.asfortranarray(image))
     assert content_hash(image) != content_hash(image.reshape(4, 6, 3))
     assert content_hash(image) != content_hash(image[:, ::-1])
 
 
 def test_bfloat16_stays_near_float32(model: Model) -> None:
-    images = [picture(60, 80, seed) for seed in range(4)]
+    images = [random_image(60, 80, seed) for seed in range(4)]
     exact, fast = Segmenter(model), Segmenter(replace(model, precision=torch.bfloat16))
     agreed, seen = 0, 0
     for image in images:
@@ -309,7 +315,7 @@ def test_bfloat16_stays_near_float32(model: Model) -> None:
 
 def test_prompts_in_groups_give_the_same_scores(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     segmenter = Segmenter(model)
-    features = segmenter.encode(picture(50, 70))
+    features = segmenter.encode(random_image(50, 70))
     expected = segmenter.score_maps(features, VOCABULARY)
     height, width = features.working_size
     monkeypatch.setattr(segmenter_module, "_SCORE_BYTES", 4 * height * width * 2)
@@ -331,7 +337,7 @@ def test_prompt_embeddings_average_the_templates(model: Model) -> None:
 def test_unknown_words_name_prompt_word_and_model(model: Model) -> None:
     segmenter = Segmenter(model)
     with counted(model.clip.visual.conv1) as calls, pytest.raises(VocabularyError) as caught:
-        segmenter.segment_image(picture(8, 8), Vocabulary.from_options(["Thing=green zebra"]))
+        segmenter.segment_image(random_image(8, 8), Vocabulary.from_options(["Thing=green zebra"]))
     assert calls == [] and str(caught.value).startswith("prompt ")
     assert all(word in str(caught.value) for word in ("'green zebra'", "'green', 'zebra'", "small"))
     with pytest.raises(VocabularyError, match="templates 'plural'.*'sofas'.*'simple'"):
@@ -348,13 +354,13 @@ def test_unknown_words_name_prompt_word_and_model(model: Model) -> None:
         "room.jpg",
     ],
 )
-def test_what_is_no_picture(model: Model, image: object) -> None:
-    with pytest.raises(ImageError, match="the picture"):
+def test_what_is_no_image(model: Model, image: object) -> None:
+    with pytest.raises(ImageError, match="the image"):
         Segmenter(model).encode(image)  # type: ignore[arg-type]
 
 
-def test_views_and_read_only_arrays_are_pictures(model: Model) -> None:
-    image = picture(60, 80)
+def test_views_and_read_only_arrays_are_images(model: Model) -> None:
+    image = random_image(60, 80)
     flipped = image[:, ::-1]
     flipped.flags.writeable = False
     segmenter = Segmenter(model)
@@ -378,7 +384,7 @@ def test_settings_are_json(model: Model) -> None:
 
 def test_background_threshold_of_model_and_vocabulary(model: Model) -> None:
     segmenter = Segmenter(model)
-    features = segmenter.encode(picture(50, 70))
+    features = segmenter.encode(random_image(50, 70))
     scores = segmenter.score_maps(features, VOCABULARY)
     middle = float(scores.max(0).values.median())
     for own, used in ((None, middle), (0.0, 0.0), (1.0, 1.0)):
@@ -392,7 +398,7 @@ def test_background_threshold_of_model_and_vocabulary(model: Model) -> None:
 
 def test_threads_share_a_segmenter(model: Model) -> None:
     segmenter = Segmenter(model, cache=FeatureCache())
-    images = [picture(40, 50, seed) for seed in range(3)]
+    images = [random_image(40, 50, seed) for seed in range(3)]
     expected = [Segmenter(model).segment_image(image, VOCABULARY).label_map for image in images]
     wrong: list[object] = []
 
@@ -471,26 +477,26 @@ def test_label_map_wants_one_plane_per_label() -> None:
     ("size", "target"), [((48, 64), (40, 53)), ((33, 50), (90, 136)), ((1, 1), (7, 7)), ((1, 300), (1, 90))]
 )
 def test_resize_agrees_with_scikit_image(size: tuple[int, int], target: tuple[int, int]) -> None:
-    image = picture(*size)
+    image = random_image(*size)
     expected = skimage_resize(
         image.astype(np.float64), target, order=1, mode="edge", anti_aliasing=False, preserve_range=True
     )
-    resized = resize_picture(image, target).numpy()
+    resized = resize_image(image, target).numpy()
     assert resized.shape == (3, *target) and resized.dtype == np.float32
     np.testing.assert_allclose(resized, expected.transpose(2, 0, 1), atol=0.501)
     assert np.array_equal(resized, np.rint(resized))
 
 
 def test_resize_in_strips_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    image = picture(40, 61)
-    whole = resize_picture(image, (23, 37))
+    image = random_image(40, 61)
+    whole = resize_image(image, (23, 37))
     monkeypatch.setattr(features_module, "_STRIP_VALUES", 3 * 40 * 7)
-    assert torch.equal(resize_picture(image, (23, 37)), whole)
+    assert torch.equal(resize_image(image, (23, 37)), whole)
 
 
 def test_resize_to_the_same_size_changes_nothing() -> None:
-    image = picture(5, 9)
-    np.testing.assert_array_equal(resize_picture(image, (5, 9)).numpy(), image.transpose(2, 0, 1))
+    image = random_image(5, 9)
+    np.testing.assert_array_equal(resize_image(image, (5, 9)).numpy(), image.transpose(2, 0, 1))
 
 
 def test_progress_counts_windows_and_can_end_the_work(model: Model) -> None:

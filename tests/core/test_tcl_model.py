@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcl_core.clip import FrozenClip
 from tcl_core.errors import SettingsError, WeightsError
 from tcl_core.methods import Method, create_method, list_methods, register_method
 from tcl_core.methods.tcl import TCL, TCLConfig, learned_keys
 from tcl_core.methods.tcl.losses import info_nce
-from tcl_core.pamr import refine_masks
+from tcl_core.refinement.pamr import refine_masks
+from tcl_core.towers.open_clip_vit import FrozenClip
 from tests.core.tcl_models import captions, small_clip, small_tcl
 
 VARIANTS: list[dict[str, Any]] = [
@@ -78,7 +78,7 @@ def test_any_size_of_window(size: tuple[int, int]) -> None:
 
 
 def test_before_training_the_grounder_is_clips_own_dense_map() -> None:
-    """Closed gates make the decoder a nearest-neighbour up-sampler."""
+    """Closed gates make the decoder a nearest-neighbor up-sampler."""
     clip = small_clip()
     tcl, windows = TCL(clip), random_images(2)
     emb = tcl.embed_windows(windows)
@@ -91,7 +91,7 @@ def test_before_training_the_grounder_is_clips_own_dense_map() -> None:
     torch.testing.assert_close(tcl.score_maps(emb, text, kp_weight=1.0), expected, rtol=0, atol=1e-5)
 
 
-def test_prompts_average_unnormalised_templates() -> None:
+def test_prompts_average_unnormalized_templates() -> None:
     tcl, tokens = small_tcl(), captions(6).unflatten(0, (2, 3))
     raw = torch.stack([tcl.clip.encode_text(template) for template in tokens.unbind(1)], dim=1)
     expected = F.normalize(raw.mean(dim=1), dim=-1)
@@ -230,7 +230,7 @@ def test_pairs_that_never_count_split_the_batch() -> None:
             tcl.losses(images, tokens, negatives=wrong)
 
 
-def test_negatives_are_pictures_by_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_negatives_are_images_by_captions(monkeypatch: pytest.MonkeyPatch) -> None:
     tcl, images, tokens = small_tcl(), random_images(3), captions(3)
     negatives = torch.tensor([[1, 0.25, 0], [0, 1, 0], [0, 0.5, 1]])
     given: list[tuple[Tensor, Tensor]] = []
@@ -259,7 +259,7 @@ def test_one_pair_alone() -> None:
 
 def test_mismatched_batches_are_errors() -> None:
     tcl = small_tcl()
-    with pytest.raises(ValueError, match="3 pictures, but 2 captions"):
+    with pytest.raises(ValueError, match="3 images, but 2 captions"):
         tcl.losses(random_images(3), captions(2))
     with pytest.raises(ValueError, match="patch size"):
         tcl.losses(random_images(2, 33), captions(2))

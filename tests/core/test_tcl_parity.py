@@ -22,12 +22,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tcl_core.clip import FrozenClip, clip_config_from_state_dict, diagonal_attention_block
 from tcl_core.methods.base import Stage
 from tcl_core.methods.tcl import TCL, TCLConfig, frozen_clip_state_dict, learned_state_dict_from_upstream
 from tcl_core.methods.tcl.grounder import cosine_maps
-from tcl_core.pamr import pamr
-from tcl_core.windows import background_plane, merge_windows, split_windows
+from tcl_core.refinement.pamr import pamr
+from tcl_core.segmentation.sliding_window import background_plane, merge_windows, split_windows
+from tcl_core.towers.open_clip_vit import FrozenClip, clip_config_from_state_dict, diagonal_attention_block
 
 FOLDER = Path(os.environ.get("TCL_PARITY_DIR") or Path(__file__).parents[1] / "data" / "tcl_mini")
 TENSORS = FOLDER / "records.safetensors"

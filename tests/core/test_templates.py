@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tcl_core.errors import VocabularyError
-from tcl_core.templates import TEMPLATE_SETS, apply_templates, get_templates
+from tcl_core.vocabulary.templates import TEMPLATE_SETS, apply_templates, get_templates
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tcl_core.errors import WeightsError
-from tcl_core.tokenizer import (
+from tcl_core.towers.tokenizer import (
     NoTokenizer,
     OpenClipTokenizer,
     Tokenizer,

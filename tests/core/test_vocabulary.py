@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcl_core.errors import VocabularyError
-from tcl_core.vocabulary import Label, Vocabulary, default_colours
+from tcl_core.vocabulary import Label, Vocabulary, default_colors
 
 
 def write(tmp_path: Path, text: str | bytes) -> Path:
@@ -37,8 +37,8 @@ labels:
   - name: Sofa
     prompts: [sofa, couch]
     threshold: 0.4
-    colour: "#ff8000"
-  - {name: Dog, colour: [1, 2, 3], threshold: 1}
+    color: "#ff8000"
+  - {name: Dog, color: [1, 2, 3], threshold: 1}
   - name: Lamp
     prompts: standing lamp
 background: 0.45
@@ -76,7 +76,7 @@ MISTAKES = [
     ("labels: [{name: Sofa, prompts: [1]}]", "labels[0].prompts[0]: expected a text, found 1; put it in quotes"),
     ("labels: [{name: ''}]", "labels[0].name: the label is empty"),
     ("labels: [{prompts: [a]}]", "labels[0].name: this key is missing"),
-    ("labels: [{name: A, color: red}]", "labels[0].color: unknown key (did you mean 'colour'?)"),
+    ("labels: [{name: A, colour: red}]", "labels[0].colour: unknown key (did you mean 'color'?)"),
     ("label: [A]", "label: unknown key (did you mean 'labels'?)"),
     ("labels: [A]\n3: x", "3: unknown key"),
     ("background: true", "labels: this key is missing"),
@@ -97,11 +97,11 @@ MISTAKES = [
     ("labels: [{name: A, threshold: .nan}]", "labels[0].threshold: nan is out of range"),
     ("labels: [{name: A, threshold: yes}]", "labels[0].threshold: expected a number between 0 and 1, found True"),
     ("labels: [{name: A, threshold: high}]", "labels[0].threshold: expected a number between 0 and 1, found 'high'"),
-    ("labels: [{name: A, colour: red}]", "labels[0].colour: 'red' is not a colour; write '#rrggbb'"),
-    ("labels: [{name: A, colour: '#12345'}]", "labels[0].colour: '#12345' is not a colour"),
-    ("labels: [{name: A, colour: [1, 2]}]", "labels[0].colour: [1, 2] is not a colour"),
-    ("labels: [{name: A, colour: [1, 2, 256]}]", "labels[0].colour: [1, 2, 256] is not a colour"),
-    ("labels: [{name: A, colour: [1, 2, 3.5]}]", "labels[0].colour: [1, 2, 3.5] is not a colour"),
+    ("labels: [{name: A, color: red}]", "labels[0].color: 'red' is not a color; write '#rrggbb'"),
+    ("labels: [{name: A, color: '#12345'}]", "labels[0].color: '#12345' is not a color"),
+    ("labels: [{name: A, color: [1, 2]}]", "labels[0].color: [1, 2] is not a color"),
+    ("labels: [{name: A, color: [1, 2, 256]}]", "labels[0].color: [1, 2, 256] is not a color"),
+    ("labels: [{name: A, color: [1, 2, 3.5]}]", "labels[0].color: [1, 2, 3.5] is not a color"),
     ("labels: [A]\nbackground: 2.5", "background threshold: 2.5 is out of range"),
     ("labels: [A]\nbackground: 1", "background: expected true, false or a threshold"),
     ("labels: [A]\nbackground:", "background: expected true, false or a threshold"),
@@ -192,18 +192,18 @@ def test_vocabularies_made_in_python_are_checked_too() -> None:
         Vocabulary((Label("A"),), background=0.4)  # type: ignore[arg-type]
 
 
-def test_colours_are_distinct_stable_and_leave_chosen_ones_alone() -> None:
-    first = list(islice(default_colours(), 300))
+def test_colors_are_distinct_stable_and_leave_chosen_ones_alone() -> None:
+    first = list(islice(default_colors(), 300))
     assert len(set(first)) == 300
-    assert first == list(islice(default_colours(), 300))
+    assert first == list(islice(default_colors(), 300))
     plain = Vocabulary.from_options([f"l{i}" for i in range(12)])
-    assert plain.colours == first[:12]
+    assert plain.colors == first[:12]
     distances = [
         sum((a - b) ** 2 for a, b in zip(first[i], first[j], strict=True)) ** 0.5 for i in range(12) for j in range(i)
     ]
     assert min(distances) > 40
-    chosen = Vocabulary((Label("a"), Label("b", colour=first[0]), Label("c")))
-    assert chosen.colours == [first[1], first[0], first[2]]
+    chosen = Vocabulary((Label("a"), Label("b", color=first[0]), Label("c")))
+    assert chosen.colors == [first[1], first[0], first[2]]
 
 
 def test_dict_round_trip_and_fingerprint(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tcl_core.weights.manifest import RemoteFile
+from tcl_core.models.manifest import RemoteFile
 
 
 @dataclass
@@ -43,7 +43,7 @@ class FileServer:
             "url": f"{self.base}/some/where/{filename}",
             "size": None,
             "sha256": None,
-            "licence": "MIT",
+            "license": "MIT",
             "source": "here",
         }
         return RemoteFile(**{**defaults, **values})  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.labelstudio.picture_server import PictureServer
+from tests.labelstudio.image_server import ImageServer
 from tests.tiny_model import WORDS, write_tiny_model
 
 PAYLOADS = Path(__file__).parents[1] / "data" / "labelstudio"
@@ -33,7 +33,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def picture_server() -> Iterator[PictureServer]:
+def image_server() -> Iterator[ImageServer]:
     """A server on a loopback address that is as well or badly behaved as its path says."""
-    with PictureServer() as server:
+    with ImageServer() as server:
         yield server

@@ -26,10 +26,10 @@ from PIL import Image
 from schemathesis.core import NotSet
 
 from labelstudio_backend.app import create_app
-from labelstudio_backend.labelling_config import parse_labelling_config
+from labelstudio_backend.labeling_config import parse_labeling_config
 from labelstudio_backend.model_options import FAILED_VERSION, ModelOptions, model_version
 from labelstudio_backend.prompts import PromptStore
-from labelstudio_backend.settings import PictureSettings, ServerSettings
+from labelstudio_backend.settings import ImageSettings, ServerSettings
 from labelstudio_backend.shapes import mask_of_value
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -39,7 +39,7 @@ SIZE = (48, 64)
 SECONDS_TO_LOAD = 600
 
 
-def picture(seed: int = 0) -> bytes:
+def image(seed: int = 0) -> bytes:
     coarse = np.random.default_rng(seed).integers(0, 255, (3, 4, 3), dtype=np.uint8)
     encoded = io.BytesIO()
     Image.fromarray(coarse).resize((SIZE[1], SIZE[0]), Image.Resampling.NEAREST).save(encoded, "PNG")
@@ -47,7 +47,7 @@ def picture(seed: int = 0) -> bytes:
 
 
 def data_url(seed: int = 0) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture(seed)).decode()
+    return "data:image/png;base64," + base64.b64encode(image(seed)).decode()
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +55,10 @@ def server_settings(model_path: Path, tmp_path_factory: pytest.TempPathFactory) 
     root = tmp_path_factory.mktemp("local files")
     (root / "images").mkdir()
     for name in ("a.png", "b with space.png", "c.jpg"):
-        (root / "images" / name).write_bytes(picture(len(name)))
+        (root / "images" / name).write_bytes(image(len(name)))
     return ServerSettings(
         model=ModelOptions(str(model_path), min_area=4),
-        pictures=PictureSettings(
+        images=ImageSettings(
             label_studio_url="http://127.0.0.1:9",
             label_studio_aliases=("http://127.0.0.1:8080",),
             local_root=root,
@@ -115,7 +115,7 @@ def test_recorded_health_and_versions(client: TestClient, payload: Payload) -> N
 def test_recorded_setup(client: TestClient, payload: Payload, server_settings: ServerSettings) -> None:
     body = payload("setup")["body"]
     answer = client.post("/setup", json=body)
-    config = parse_labelling_config(body["schema"])
+    config = parse_labeling_config(body["schema"])
     assert answer.json() == {"model_version": model_version(server_settings.model, config, {})}
     assert answer.json()["model_version"] in client.get("/versions").json()["versions"]
 
@@ -196,7 +196,7 @@ def test_a_prompt_that_cannot_be_answered_says_why(text: str, reason: str, clien
     assert answer.status_code == 400 and reason in answer.json()["detail"]
 
 
-def test_a_picture_that_fails_costs_only_itself(client: TestClient) -> None:
+def test_an_image_that_fails_costs_only_itself(client: TestClient) -> None:
     bad = ["http://169.254.169.254/a.png", "/data/local-files/?d=gone.png", "data:image/png;base64,AAAA", None, 5]
     answer = client.post("/predict", json=request([data_url(1), *bad, data_url(2)]))
     versions = [result["model_version"] for result in answer.json()["results"]]
@@ -218,8 +218,8 @@ def test_brush_is_the_mask_that_was_computed(client: TestClient, server_settings
     (prediction,) = client.post("/predict", json=request([data_url(3)])).json()["results"]
     options = replace(server_settings.model, min_area=0)
     predictor = Predictor(options.load(), options, cache_bytes=0)
-    vocabulary = parse_labelling_config(CONFIG).vocabulary()
-    segmentation = predictor.segmenter.segment_image(load_image(picture(3)), vocabulary)
+    vocabulary = parse_labeling_config(CONFIG).vocabulary()
+    segmentation = predictor.segmenter.segment_image(load_image(image(3)), vocabulary)
     for region in prediction["result"]:
         mask = mask_of_value("brushlabels", region["value"], SIZE)
         label = ["cat", "Sofa"].index(region["value"]["brushlabels"][0]) + 1

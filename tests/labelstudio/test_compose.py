@@ -118,7 +118,7 @@ def test_the_backend_reaches_label_studio_by_its_service_name(compose: dict[str,
     inside = Path(serve_words[serve_words.index("--config") + 1])
     file = REPOSITORY / inside.relative_to(compose["services"]["backend"]["working_dir"])
     settings = settings_from(read_settings_file(file), {}, {})
-    assert settings.pictures.label_studio_url == "http://label-studio:8080"
+    assert settings.images.label_studio_url == "http://label-studio:8080"
     label_studio = compose["services"]["label-studio"]
-    assert settings.pictures.label_studio_aliases == (label_studio["environment"]["LABEL_STUDIO_HOST"],)
+    assert settings.images.label_studio_aliases == (label_studio["environment"]["LABEL_STUDIO_HOST"],)
     assert label_studio["ports"][0].endswith(":8080")

@@ -12,13 +12,13 @@ import pytest
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
+from labelstudio_backend.brush_rle import encode_brush
 from labelstudio_backend.export import Annotators, export_tasks
-from labelstudio_backend.labelling_config import parse_labelling_config
-from labelstudio_backend.rle_pack import encode_brush
+from labelstudio_backend.labeling_config import parse_labeling_config
 from tcl_core.cli.main import run
 from tcl_core.errors import CocoError
 
-CONFIG = parse_labelling_config(
+CONFIG = parse_labeling_config(
     '<View><Image name="image" value="$image"/>'
     '<PolygonLabels name="p" toName="image"><Label value="cat"/><Label value="dog"/></PolygonLabels>'
     '<BrushLabels name="b" toName="image"><Label value="cat"/><Label value="Background"/></BrushLabels>'
@@ -121,7 +121,7 @@ def test_other_tags_of_the_same_label_change_nothing(tmp_path: Path) -> None:
     assert len(coco.anns) == 1
 
 
-def test_ids_begin_with_one_and_every_picture_is_there_once(tmp_path: Path) -> None:
+def test_ids_begin_with_one_and_every_image_is_there_once(tmp_path: Path) -> None:
     box = [brush(mask_of((1, 9, 1, 9)))]
     coco = export(tmp_path, [task(1, box, box), task(2), task(3, box)], "all")
     assert sorted(coco.anns) == [1, 2, 3] and sorted(coco.imgs) == [1, 2, 3]
@@ -170,12 +170,12 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
     tasks = [task(1, [fine, turned, foreign, damaged]), task(2, [fine, other]), task(3)]
 
     def size_of(_: Mapping[str, Any]) -> tuple[int, int]:
-        raise CocoError("its picture is gone")
+        raise CocoError("its image is gone")
 
     summary = export_tasks(tasks, CONFIG, out, size_of=size_of)
-    assert (summary.pictures, summary.annotations) == (1, 1)
+    assert (summary.images, summary.annotations) == (1, 1)
     assert len(summary.left_out[1]) == 3 and "zebra" in summary.left_out[1][1]
-    assert "different sizes" in summary.failed[2] and summary.failed[3] == "its picture is gone"
+    assert "different sizes" in summary.failed[2] and summary.failed[3] == "its image is gone"
     assert len(json.loads(out.read_text())["annotations"]) == 1
     with pytest.raises(CocoError, match="exists"):
         export_tasks(tasks, CONFIG, out, size_of=size_of)

@@ -12,14 +12,14 @@ from typing import Any
 import anyio
 import pytest
 
-from labelstudio_backend.pictures import addresses
-from labelstudio_backend.pictures.fetching import PictureFetcher
-from labelstudio_backend.settings import PictureSettings
+from labelstudio_backend.image_fetch import addresses
+from labelstudio_backend.image_fetch.fetching import ImageFetcher
+from labelstudio_backend.settings import ImageSettings
 from tcl_core.errors import ImageError, SettingsError
-from tests.labelstudio.picture_server import PNG, REFRESH_TOKEN, PictureServer
+from tests.labelstudio.image_server import PNG, REFRESH_TOKEN, ImageServer
 
 
-def fetch(url: object, settings: PictureSettings, token: str | None = None) -> bytes:
+def fetch(url: object, settings: ImageSettings, token: str | None = None) -> bytes:
     async def run() -> bytes:
         async with settings.fetcher(token) as fetcher:
             return await fetcher.fetch(url)
@@ -27,14 +27,14 @@ def fetch(url: object, settings: PictureSettings, token: str | None = None) -> b
     return anyio.run(run)
 
 
-def ours(server: PictureServer, **settings: Any) -> PictureSettings:
+def ours(server: ImageServer, **settings: Any) -> ImageSettings:
     """Settings for which the server is Label Studio."""
-    return PictureSettings(label_studio_url=server.url, **settings)
+    return ImageSettings(label_studio_url=server.url, **settings)
 
 
-def foreign(server: PictureServer, **settings: Any) -> tuple[str, PictureSettings]:
+def foreign(server: ImageServer, **settings: Any) -> tuple[str, ImageSettings]:
     """The server under another host's name, and settings in which it is allowed."""
-    return f"http://localhost:{server.port}", PictureSettings(
+    return f"http://localhost:{server.port}", ImageSettings(
         label_studio_url="http://127.0.0.1:1", allow_hosts=("localhost",), **settings
     )
 
@@ -51,41 +51,41 @@ def foreign(server: PictureServer, **settings: Any) -> tuple[str, PictureSetting
         "{url}/data/upload/1/a.png?x=%2e",
     ],
 )
-def test_label_studios_own_addresses_get_the_token(form: str, picture_server: PictureServer) -> None:
-    picture_server.token = "Token legacy-key"
-    assert fetch(form.format(url=picture_server.url), ours(picture_server), "legacy-key") == PNG
-    _, path, headers = picture_server.requests[-1]
-    assert path == form.format(url="") and headers["Host"] == f"127.0.0.1:{picture_server.port}"
+def test_label_studios_own_addresses_get_the_token(form: str, image_server: ImageServer) -> None:
+    image_server.token = "Token legacy-key"
+    assert fetch(form.format(url=image_server.url), ours(image_server), "legacy-key") == PNG
+    _, path, headers = image_server.requests[-1]
+    assert path == form.format(url="") and headers["Host"] == f"127.0.0.1:{image_server.port}"
 
 
-def test_recorded_addresses(payload: Callable[[str], dict[str, Any]], picture_server: PictureServer) -> None:
-    settings = ours(picture_server, label_studio_aliases=("http://127.0.0.1:8080",))
+def test_recorded_addresses(payload: Callable[[str], dict[str, Any]], image_server: ImageServer) -> None:
+    settings = ours(image_server, label_studio_aliases=("http://127.0.0.1:8080",))
     for task in payload("predict_batch")["body"]["tasks"]:
         url = task["data"]["image"]
-        # The record of the picture inside an address was cut short.
+        # The record of the image inside an address was cut short.
         assert url.startswith("data:") or fetch(url, settings) == PNG
 
 
-def test_a_picture_inside_its_address() -> None:
+def test_an_image_inside_its_address() -> None:
     url = "data:image/png;base64," + base64.b64encode(PNG).decode()
-    assert fetch(url, PictureSettings()) == PNG
+    assert fetch(url, ImageSettings()) == PNG
     with pytest.raises(ImageError, match="not base64"):
-        fetch("data:image/png;base64,@@@", PictureSettings())
+        fetch("data:image/png;base64,@@@", ImageSettings())
     with pytest.raises(ImageError, match="larger than 10 bytes"):
-        fetch(url, PictureSettings(max_bytes=10))
+        fetch(url, ImageSettings(max_bytes=10))
 
 
-def test_an_allowed_host_is_asked_without_the_token(picture_server: PictureServer) -> None:
-    url, settings = foreign(picture_server, allow_addresses=("127.0.0.0/8", "::1"))
+def test_an_allowed_host_is_asked_without_the_token(image_server: ImageServer) -> None:
+    url, settings = foreign(image_server, allow_addresses=("127.0.0.0/8", "::1"))
     assert fetch(f"{url}/a.png?X-Amz-Signature=1", settings, "legacy-key") == PNG
-    _, path, headers = picture_server.requests[-1]
+    _, path, headers = image_server.requests[-1]
     assert path == "/a.png?X-Amz-Signature=1" and "Authorization" not in headers
 
 
 def test_local_files_are_read_directly(tmp_path: Path) -> None:
     (tmp_path / "root" / "sub").mkdir(parents=True)
     (tmp_path / "root" / "sub" / "b c.png").write_bytes(PNG)
-    settings = PictureSettings(local_root=tmp_path / "root")
+    settings = ImageSettings(local_root=tmp_path / "root")
     assert fetch("/data/local-files/?d=sub/b%20c.png", settings) == PNG
     assert fetch("http://localhost:8080/data/local-files/?d=sub%2Fb%20c.png", settings) == PNG
     with pytest.raises(ImageError, match="gone.png: the local file cannot be read"):
@@ -95,65 +95,65 @@ def test_local_files_are_read_directly(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", [None, 5, "", ["a"], "s3://bucket/a.png", "file:///etc/passwd", "a.png", "//host/a"])
 def test_what_is_no_address_that_can_be_read(url: object) -> None:
     with pytest.raises(ImageError):
-        fetch(url, PictureSettings())
+        fetch(url, ImageSettings())
 
 
 # -- tokens --------------------------------------------------------------------------------------------------------
 
 
-def test_a_personal_token_is_exchanged_once_and_again_on_401(picture_server: PictureServer) -> None:
-    picture_server.token = "Bearer nobody-knows"
+def test_a_personal_token_is_exchanged_once_and_again_on_401(image_server: ImageServer) -> None:
+    image_server.token = "Bearer nobody-knows"
 
     async def run() -> None:
-        async with ours(picture_server, cache_bytes=0).fetcher(REFRESH_TOKEN) as fetcher:
+        async with ours(image_server, cache_bytes=0).fetcher(REFRESH_TOKEN) as fetcher:
             assert await fetcher.fetch("/data/upload/1/a.png") == PNG
             assert await fetcher.fetch("/data/upload/1/a.png") == PNG
-            assert picture_server.refreshed == 1
-            picture_server.token = "Bearer expired-meanwhile"
+            assert image_server.refreshed == 1
+            image_server.token = "Bearer expired-meanwhile"
             assert await fetcher.fetch("/data/upload/1/a.png") == PNG
-            assert picture_server.refreshed == 2
+            assert image_server.refreshed == 2
 
     anyio.run(run)
 
 
-def test_a_refused_token_is_explained_and_not_shown(picture_server: PictureServer) -> None:
-    picture_server.token = "Token right"
+def test_a_refused_token_is_explained_and_not_shown(image_server: ImageServer) -> None:
+    image_server.token = "Token right"
     with pytest.raises(ImageError, match="give the backend a token") as refused:
-        fetch("/data/upload/1/a.png", ours(picture_server), "wrong-secret")
+        fetch("/data/upload/1/a.png", ours(image_server), "wrong-secret")
     assert "wrong-secret" not in str(refused.value)
     with pytest.raises(ImageError, match="refused the personal access token"):
-        fetch("/data/upload/1/a.png", ours(picture_server), "another.wrong.one")
+        fetch("/data/upload/1/a.png", ours(image_server), "another.wrong.one")
 
 
 # -- attacks -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", ["http://169.254.169.254/latest/meta-data", "http://127.0.0.1:1/", "//localhost/a"])
-def test_a_redirect_elsewhere_is_not_followed(target: str, picture_server: PictureServer) -> None:
+def test_a_redirect_elsewhere_is_not_followed(target: str, image_server: ImageServer) -> None:
     with pytest.raises(ImageError, match="redirected to another host"):
-        fetch(f"/redirect?to={target}", ours(picture_server))
-    url, settings = foreign(picture_server, allow_addresses=("127.0.0.0/8", "::1"))
+        fetch(f"/redirect?to={target}", ours(image_server))
+    url, settings = foreign(image_server, allow_addresses=("127.0.0.0/8", "::1"))
     with pytest.raises(ImageError, match="redirected to another host"):
         fetch(f"{url}/redirect?to={target}", settings)
 
 
-def test_a_redirect_on_the_same_host_is_followed_a_few_times(picture_server: PictureServer) -> None:
-    assert fetch("/redirect?to=/a.png", ours(picture_server)) == PNG
+def test_a_redirect_on_the_same_host_is_followed_a_few_times(image_server: ImageServer) -> None:
+    assert fetch("/redirect?to=/a.png", ours(image_server)) == PNG
     with pytest.raises(ImageError, match="more than 3 times"):
-        fetch("/loop", ours(picture_server))
+        fetch("/loop", ours(image_server))
 
 
 @pytest.mark.parametrize("host", ["example.org", "169.254.169.254", "127.0.0.1:1", "[::1]", "metadata.google.internal"])
 def test_a_host_outside_the_list_is_not_asked(host: str) -> None:
     with pytest.raises(ImageError, match="not in allow_hosts"):
-        fetch(f"http://{host}/a.png", PictureSettings(label_studio_url="http://127.0.0.2:8080"))
+        fetch(f"http://{host}/a.png", ImageSettings(label_studio_url="http://127.0.0.2:8080"))
 
 
-def test_an_allowed_host_with_a_private_address_is_not_asked(picture_server: PictureServer) -> None:
-    url, settings = foreign(picture_server)
+def test_an_allowed_host_with_a_private_address_is_not_asked(image_server: ImageServer) -> None:
+    url, settings = foreign(image_server)
     with pytest.raises(ImageError, match="private address"):
         fetch(f"{url}/a.png", settings)
-    assert picture_server.requests == []
+    assert image_server.requests == []
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_addresses_that_are_not_public(address: str) -> None:
 
 
 def test_dns_is_asked_once_so_that_it_cannot_be_swapped(
-    picture_server: PictureServer, monkeypatch: pytest.MonkeyPatch
+    image_server: ImageServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first answer is allowed, all later ones would lead elsewhere."""
     answers = ["127.0.0.1", "127.0.0.9"]
@@ -179,10 +179,10 @@ def test_dns_is_asked_once_so_that_it_cannot_be_swapped(
         return [(2, 1, 6, "", (answers[min(len(asked), 2) - 1], port))]
 
     monkeypatch.setattr(addresses.anyio, "getaddrinfo", getaddrinfo)
-    settings = PictureSettings(allow_hosts=("pictures.example",), allow_addresses=("127.0.0.1/32",))
-    assert fetch(f"http://pictures.example:{picture_server.port}/a.png", settings) == PNG
-    assert asked == ["pictures.example"]
-    assert picture_server.requests[0][2]["Host"] == f"pictures.example:{picture_server.port}"
+    settings = ImageSettings(allow_hosts=("images.example",), allow_addresses=("127.0.0.1/32",))
+    assert fetch(f"http://images.example:{image_server.port}/a.png", settings) == PNG
+    assert asked == ["images.example"]
+    assert image_server.requests[0][2]["Host"] == f"images.example:{image_server.port}"
 
 
 @pytest.mark.parametrize(
@@ -208,14 +208,14 @@ def test_no_path_leads_out_of_the_root(name: str, tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(PNG)
     (root / "link.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(ImageError):
-        fetch(f"/data/local-files/?d={name}", PictureSettings(local_root=root))
+        fetch(f"/data/local-files/?d={name}", ImageSettings(local_root=root))
 
 
 @pytest.mark.parametrize("path", ["/data/local-files/?d=../../etc/passwd", "/data/upload/..%2f..%2fetc/passwd"])
-def test_climbing_paths_are_not_even_sent(path: str, picture_server: PictureServer) -> None:
+def test_climbing_paths_are_not_even_sent(path: str, image_server: ImageServer) -> None:
     with pytest.raises(ImageError, match="leaves its folder"):
-        fetch(path, ours(picture_server))
-    assert picture_server.requests == []
+        fetch(path, ours(image_server))
+    assert image_server.requests == []
 
 
 def test_a_named_pipe_does_not_hold_us_up(tmp_path: Path) -> None:
@@ -223,23 +223,23 @@ def test_a_named_pipe_does_not_hold_us_up(tmp_path: Path) -> None:
 
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ImageError, match="not a file"):
-        fetch("/data/local-files/?d=pipe.png", PictureSettings(local_root=tmp_path))
+        fetch("/data/local-files/?d=pipe.png", ImageSettings(local_root=tmp_path))
 
 
-def test_a_body_declared_as_ten_gigabytes_is_not_read(picture_server: PictureServer) -> None:
+def test_a_body_declared_as_ten_gigabytes_is_not_read(image_server: ImageServer) -> None:
     with pytest.raises(ImageError, match="larger than"):
-        fetch("/declared", ours(picture_server))
+        fetch("/declared", ours(image_server))
 
 
-def test_a_body_without_end_is_cut_off(picture_server: PictureServer) -> None:
+def test_a_body_without_end_is_cut_off(image_server: ImageServer) -> None:
     with pytest.raises(ImageError, match="larger than 300000 bytes"):
-        fetch("/endless", ours(picture_server, max_bytes=300_000))
+        fetch("/endless", ours(image_server, max_bytes=300_000))
 
 
-def test_a_slow_server_is_given_up(picture_server: PictureServer) -> None:
+def test_a_slow_server_is_given_up(image_server: ImageServer) -> None:
     began = time.monotonic()
     with pytest.raises(ImageError, match="not here after 1 seconds"):
-        fetch("/slow", ours(picture_server, seconds=1.0))
+        fetch("/slow", ours(image_server, seconds=1.0))
     # The server would go on for twenty seconds, a byte at a time.
     assert time.monotonic() - began < 15
 
@@ -247,24 +247,24 @@ def test_a_slow_server_is_given_up(picture_server: PictureServer) -> None:
 def test_a_large_local_file_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(b"x" * 2000)
     with pytest.raises(ImageError, match="larger than 1000 bytes"):
-        fetch("/data/local-files/?d=large.png", PictureSettings(local_root=tmp_path, max_bytes=1000))
+        fetch("/data/local-files/?d=large.png", ImageSettings(local_root=tmp_path, max_bytes=1000))
 
 
 def test_credentials_in_an_address_are_refused() -> None:
     with pytest.raises(ImageError, match="name or password"):
-        fetch("http://me:secret@localhost:8080/data/upload/1/a.png", PictureSettings())
+        fetch("http://me:secret@localhost:8080/data/upload/1/a.png", ImageSettings())
 
 
 # -- the cache -----------------------------------------------------------------------------------------------------
 
 
-def test_pictures_are_fetched_once_within_the_bound(picture_server: PictureServer) -> None:
+def test_images_are_fetched_once_within_the_bound(image_server: ImageServer) -> None:
     async def run(cache_bytes: int) -> int:
-        async with ours(picture_server, cache_bytes=cache_bytes).fetcher(None) as fetcher:
-            before = len(picture_server.requests)
+        async with ours(image_server, cache_bytes=cache_bytes).fetcher(None) as fetcher:
+            before = len(image_server.requests)
             for _ in range(3):
                 await fetcher.fetch("/data/upload/1/a.png")
-            return len(picture_server.requests) - before
+            return len(image_server.requests) - before
 
     assert anyio.run(run, 1 << 20) == 1
     assert anyio.run(run, len(PNG) - 1) == 3
@@ -274,7 +274,7 @@ def test_a_local_file_is_read_again_when_it_has_changed(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
 
     async def run() -> list[bytes]:
-        async with PictureSettings(local_root=tmp_path).fetcher(None) as fetcher:
+        async with ImageSettings(local_root=tmp_path).fetcher(None) as fetcher:
             read = []
             for content in (b"one", b"one", b"two", b"three"):
                 if not file.exists() or file.read_bytes() != content:
@@ -295,20 +295,20 @@ def test_a_local_file_is_read_again_when_it_has_changed(tmp_path: Path) -> None:
     assert anyio.run(run) == [b"one", b"one", b"two", b"three", b"seven"]
 
 
-def test_a_missing_picture_names_the_status(picture_server: PictureServer) -> None:
+def test_a_missing_image_names_the_status(image_server: ImageServer) -> None:
     with pytest.raises(ImageError, match="/missing.png: the server answered 404"):
-        fetch("/missing.png", ours(picture_server))
+        fetch("/missing.png", ours(image_server))
 
 
-def test_an_alias_leads_to_the_configured_server(picture_server: PictureServer) -> None:
+def test_an_alias_leads_to_the_configured_server(image_server: ImageServer) -> None:
     async def run() -> bytes:
-        fetcher: PictureFetcher = ours(picture_server).fetcher(None)
+        fetcher: ImageFetcher = ours(image_server).fetcher(None)
         async with fetcher:
             fetcher.add_alias("http://169.254.169.254")
             return await fetcher.fetch("http://169.254.169.254/data/upload/1/a.png")
 
     assert anyio.run(run) == PNG
-    assert picture_server.requests[-1][2]["Host"] == f"127.0.0.1:{picture_server.port}"
+    assert image_server.requests[-1][2]["Host"] == f"127.0.0.1:{image_server.port}"
 
 
 @pytest.mark.parametrize(
@@ -323,4 +323,4 @@ def test_an_alias_leads_to_the_configured_server(picture_server: PictureServer) 
 )
 def test_settings_that_cannot_be_used(settings: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):
-        PictureSettings(**settings)
+        ImageSettings(**settings)

@@ -12,23 +12,23 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from labelstudio_backend.answering import Question, answer
-from labelstudio_backend.labelling_config import LabellingConfig, parse_labelling_config
+from labelstudio_backend.interactive import Question, answer
+from labelstudio_backend.labeling_config import LabelingConfig, parse_labeling_config
 from labelstudio_backend.model_options import ModelOptions, model_version
-from labelstudio_backend.planning import Context, Plan, SmartBox
 from labelstudio_backend.predictor import Predictor
+from labelstudio_backend.requests import Context, Plan, SmartBox
 from labelstudio_backend.shapes import mask_of_value
 from tcl_core.errors import ImageError, VocabularyError
 from tcl_core.images import load_image
-from tcl_core.raster import mask_iou
+from tcl_core.polygons.rasterize import mask_iou
 from tcl_core.types import Segmentation
 
 SIZE = (96, 128)
 
 
-def config(labels: str, **view: str) -> LabellingConfig:
+def config(labels: str, **view: str) -> LabelingConfig:
     attributes = "".join(f' {name}="{value}"' for name, value in view.items())
-    return parse_labelling_config(
+    return parse_labeling_config(
         f'<View{attributes}><Image name="image" value="$image"/><TextArea name="prompt" toName="image"/>'
         f'<BrushLabels name="brush" toName="image">{labels}</BrushLabels>'
         f'<RectangleLabels name="rect" toName="image" model_skip="true">{labels}</RectangleLabels></View>'
@@ -39,7 +39,7 @@ PLAIN = config('<Label value="Sofa" predicted_values="sofa,couch"/><Label value=
 
 
 @pytest.fixture(scope="module")
-def picture() -> bytes:
+def image() -> bytes:
     rng = np.random.default_rng(5)
     coarse = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
     encoded = io.BytesIO()
@@ -65,40 +65,40 @@ def label_map(results: list[dict[str, Any]], names: Mapping[str, int]) -> NDArra
 NAMES = {"Sofa": 1, "cat": 2, "sky": 3}
 
 
-def direct(predictor: Predictor, picture: bytes, wanted: LabellingConfig) -> Segmentation:
-    return predictor.segmenter.segment_image(load_image(picture), wanted.vocabulary())
+def direct(predictor: Predictor, image: bytes, wanted: LabelingConfig) -> Segmentation:
+    return predictor.segmenter.segment_image(load_image(image), wanted.vocabulary())
 
 
-def test_default_prediction_is_what_the_segmenter_says(predictor: Predictor, picture: bytes) -> None:
-    found = predictor.predict(picture, Plan(PLAIN))
-    expected = direct(predictor, picture, PLAIN).label_map
+def test_default_prediction_is_what_the_segmenter_says(predictor: Predictor, image: bytes) -> None:
+    found = predictor.predict(image, Plan(PLAIN))
+    expected = direct(predictor, image, PLAIN).label_map
     assert found.size == SIZE and set(np.unique(expected)) > {0}
     assert np.array_equal(label_map(found.results, NAMES), expected)
     assert 0 < found.score <= 1 and found.notes == ()
 
 
-def test_cached_features_and_planes_give_the_same(predictor: Predictor, picture: bytes) -> None:
+def test_cached_features_and_planes_give_the_same(predictor: Predictor, image: bytes) -> None:
     fresh = Predictor(predictor.segmenter, predictor.options, cache_bytes=0)
-    again = predictor.predict(picture, Plan(PLAIN)).results
-    anew = fresh.predict(picture, Plan(PLAIN)).results
+    again = predictor.predict(image, Plan(PLAIN)).results
+    anew = fresh.predict(image, Plan(PLAIN)).results
     assert np.array_equal(label_map(again, NAMES), label_map(anew, NAMES))
 
 
-def test_a_selected_label_competes_but_comes_alone(predictor: Predictor, picture: bytes) -> None:
-    everything = label_map(predictor.predict(picture, Plan(PLAIN)).results, NAMES)
-    found = answer(predictor, Question(PLAIN, {}, Context(text="sofa")), picture)
+def test_a_selected_label_competes_but_comes_alone(predictor: Predictor, image: bytes) -> None:
+    everything = label_map(predictor.predict(image, Plan(PLAIN)).results, NAMES)
+    found = answer(predictor, Question(PLAIN, {}, Context(text="sofa")), image)
     assert np.array_equal(label_map(found.prediction.results, NAMES), np.where(everything == 1, 1, 0))
     assert found.learned is None
 
 
-def test_polygons_lie_where_the_masks_are(predictor: Predictor, picture: bytes) -> None:
-    """Regions are found in a part of the picture and moved to their place."""
-    polygons = parse_labelling_config(
+def test_polygons_lie_where_the_masks_are(predictor: Predictor, image: bytes) -> None:
+    """Regions are found in a part of the image and moved to their place."""
+    polygons = parse_labeling_config(
         '<View><Image name="image" value="$image"/><PolygonLabels name="p" toName="image"><Label value="cat"/>'
         '</PolygonLabels><BrushLabels name="b" toName="image"><Label value="cat"/></BrushLabels></View>'
     )
-    few = Predictor(predictor.segmenter, replace(predictor.options, min_area=150, detail="fine"), cache_bytes=0)
-    results = few.predict(picture, Plan(polygons, label="cat")).results
+    few = Predictor(predictor.segmenter, replace(predictor.options, min_area=150, tolerance="fine"), cache_bytes=0)
+    results = few.predict(image, Plan(polygons, label="cat")).results
     drawn = {kind: [r["value"] for r in results if r["type"] == kind] for kind in ("polygonlabels", "brushlabels")}
     masks = [mask_of_value("brushlabels", value, SIZE) for value in drawn["brushlabels"]]
     assert drawn["polygonlabels"]
@@ -107,18 +107,18 @@ def test_polygons_lie_where_the_masks_are(predictor: Predictor, picture: bytes) 
         assert max(mask_iou(outline, mask) for mask in masks) >= 0.98
 
 
-def test_a_typed_prompt_is_learned_by_its_label(predictor: Predictor, picture: bytes) -> None:
-    found = answer(predictor, Question(PLAIN, {}, Context(text="cat: red dog")), picture)
+def test_a_typed_prompt_is_learned_by_its_label(predictor: Predictor, image: bytes) -> None:
+    found = answer(predictor, Question(PLAIN, {}, Context(text="cat: red dog")), image)
     assert found.learned == ("cat", "red dog")
     labels = list(PLAIN.vocabulary().labels)
     labels[1] = replace(labels[1], prompts=("red dog",))
     vocabulary = replace(PLAIN.vocabulary(), labels=tuple(labels))
-    expected = predictor.segmenter.segment_image(load_image(picture), vocabulary).label_map
+    expected = predictor.segmenter.segment_image(load_image(image), vocabulary).label_map
     assert np.array_equal(label_map(found.prediction.results, NAMES), np.where(expected == 2, 2, 0))
 
 
-def test_the_nearest_label_takes_a_free_prompt_and_says_so(predictor: Predictor, picture: bytes) -> None:
-    found = answer(predictor, Question(PLAIN, {}, Context(text="blue ball")), picture)
+def test_the_nearest_label_takes_a_free_prompt_and_says_so(predictor: Predictor, image: bytes) -> None:
+    found = answer(predictor, Question(PLAIN, {}, Context(text="blue ball")), image)
     assert found.learned is not None
     label, prompt = found.learned
     prompts = [("Sofa", "sofa"), ("Sofa", "couch"), ("cat", "cat"), ("sky", "sky")]
@@ -129,56 +129,56 @@ def test_the_nearest_label_takes_a_free_prompt_and_says_so(predictor: Predictor,
         assert "blue ball" in result["meta"]["text"][0] and label in result["meta"]["text"][0]
 
 
-def test_learned_prompts_count_for_the_next_picture(predictor: Predictor, picture: bytes) -> None:
+def test_learned_prompts_count_for_the_next_image(predictor: Predictor, image: bytes) -> None:
     added = {"cat": ["green tree"]}
-    found = answer(predictor, Question(PLAIN, added), picture).prediction
+    found = answer(predictor, Question(PLAIN, added), image).prediction
     vocabulary = PLAIN.vocabulary(added)
-    expected = predictor.segmenter.segment_image(load_image(picture), vocabulary).label_map
+    expected = predictor.segmenter.segment_image(load_image(image), vocabulary).label_map
     assert np.array_equal(label_map(found.results, NAMES), expected)
 
 
-def test_a_smart_rectangle_limits_its_label(predictor: Predictor, picture: bytes) -> None:
+def test_a_smart_rectangle_limits_its_label(predictor: Predictor, image: bytes) -> None:
     box = SmartBox("sky", "rect", ((0.25, 0.25), (0.75, 0.25), (0.75, 0.75), (0.25, 0.75)))
     wide = config('<Label value="sky" model_score_threshold="0"/>', model_background="false")
-    found = answer(predictor, Question(wide, {}, Context(box=box)), picture).prediction
+    found = answer(predictor, Question(wide, {}, Context(box=box)), image).prediction
     inside = np.zeros(SIZE, dtype=bool)
     inside[24:72, 32:96] = True
     assert np.array_equal(label_map(found.results, NAMES) == 3, inside)
     assert {result["type"] for result in found.results} == {"brushlabels"}
 
 
-def test_background_is_drawn_where_no_label_wins(predictor: Predictor, picture: bytes) -> None:
+def test_background_is_drawn_where_no_label_wins(predictor: Predictor, image: bytes) -> None:
     labels = '<Label value="sky"/><Label value="Background" model_score_threshold="0.5"/>'
-    found = predictor.predict(picture, Plan(config(labels)))
+    found = predictor.predict(image, Plan(config(labels)))
     assert found.results[0]["value"]["brushlabels"] == ["Background"]
     names = {"sky": 1, "Background": 2}
-    expected = direct(predictor, picture, config(labels)).label_map
+    expected = direct(predictor, image, config(labels)).label_map
     assert np.array_equal(label_map(found.results, names), np.where(expected == 1, 1, 2))
     assert all(0 <= result["score"] <= 1 for result in found.results)
     skipped = config(labels.replace('"Background"', '"Background" model_skip="true"'))
-    assert {r["value"]["brushlabels"][0] for r in predictor.predict(picture, Plan(skipped)).results} <= {"sky"}
+    assert {r["value"]["brushlabels"][0] for r in predictor.predict(image, Plan(skipped)).results} <= {"sky"}
 
 
-def test_words_that_the_model_does_not_know_cost_only_themselves(predictor: Predictor, picture: bytes) -> None:
+def test_words_that_the_model_does_not_know_cost_only_themselves(predictor: Predictor, image: bytes) -> None:
     mixed = config('<Label value="giraffe"/><Label value="Sofa" predicted_values="settee,sofa"/>')
-    found = predictor.predict(picture, Plan(mixed))
+    found = predictor.predict(image, Plan(mixed))
     assert {result["value"]["brushlabels"][0] for result in found.results} == {"Sofa"}
     assert len(found.notes) == 2 and "'giraffe'" in found.notes[0] and "'settee'" in found.notes[1]
     with pytest.raises(VocabularyError, match="giraffe"):
-        predictor.predict(picture, Plan(config('<Label value="giraffe"/>')))
+        predictor.predict(image, Plan(config('<Label value="giraffe"/>')))
     with pytest.raises(VocabularyError, match="zebra"):
-        answer(predictor, Question(PLAIN, {}, Context(text="zebra")), picture)
+        answer(predictor, Question(PLAIN, {}, Context(text="zebra")), image)
 
 
-def test_small_regions_are_left_out(predictor: Predictor, picture: bytes) -> None:
+def test_small_regions_are_left_out(predictor: Predictor, image: bytes) -> None:
     strict = Predictor(predictor.segmenter, replace(predictor.options, min_area=200), cache_bytes=0)
-    results = strict.predict(picture, Plan(PLAIN)).results
+    results = strict.predict(image, Plan(PLAIN)).results
     assert results
     for result in results:
         assert mask_of_value("brushlabels", result["value"], SIZE).sum() >= 200
 
 
-def test_a_picture_that_claims_too_many_pixels_is_not_decoded(predictor: Predictor) -> None:
+def test_an_image_that_claims_too_many_pixels_is_not_decoded(predictor: Predictor) -> None:
     png = b"\x89PNG\r\n\x1a\n"
     for chunk in (b"IHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0", b"IDAT"):
         png += (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
@@ -186,9 +186,9 @@ def test_a_picture_that_claims_too_many_pixels_is_not_decoded(predictor: Predict
         predictor.predict(png, Plan(PLAIN))
 
 
-def test_what_is_no_picture(predictor: Predictor) -> None:
-    with pytest.raises(ImageError, match="the picture"):
-        predictor.predict(b"not a picture", Plan(PLAIN))
+def test_what_is_no_image(predictor: Predictor) -> None:
+    with pytest.raises(ImageError, match="the image"):
+        predictor.predict(b"not an image", Plan(PLAIN))
 
 
 def test_version_follows_weights_vocabulary_and_settings(model_path: Path, tiny_model_path: Path) -> None:

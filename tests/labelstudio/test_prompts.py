@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from labelstudio_backend.answering import answer_command
-from labelstudio_backend.labelling_config import parse_labelling_config
-from labelstudio_backend.planning import Context
+from labelstudio_backend.interactive import answer_command
+from labelstudio_backend.labeling_config import parse_labeling_config
 from labelstudio_backend.prompts import PromptStore, TypedPrompt, read_typed
+from labelstudio_backend.requests import Context
 from tcl_core.errors import SettingsError, VocabularyError
 
-CONFIG = parse_labelling_config(
+CONFIG = parse_labeling_config(
     '<View><Image name="image" value="$image"/><TextArea name="prompt" toName="image"/>'
     '<PolygonLabels name="p" toName="image"><Label value="Sofa" predicted_values="sofa,couch"/><Label value="Cat"/>'
     "</PolygonLabels></View>"

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from labelstudio_backend.labelling_config import LabellingConfig, parse_labelling_config
+from labelstudio_backend.labeling_config import LabelingConfig, parse_labeling_config
 from labelstudio_backend.results import overall_score, region_results, text_result
 from labelstudio_backend.shapes import mask_of_value
-from tcl_core.raster import mask_iou
+from tcl_core.polygons.rasterize import mask_iou
 from tcl_core.regions import label_map_to_regions
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Vocabulary
@@ -15,17 +15,17 @@ from tcl_core.vocabulary import Vocabulary
 SIZE = (90, 120)
 
 
-def config(*tags: str) -> LabellingConfig:
+def config(*tags: str) -> LabelingConfig:
     body = "".join(
         f'<{tag} name="{tag[:4].lower()}" toName="image"><Label value="cat"/></{tag.split()[0]}>' for tag in tags
     )
-    return parse_labelling_config(f'<View><Image name="image" value="$image"/>{body}</View>')
+    return parse_labeling_config(f'<View><Image name="image" value="$image"/>{body}</View>')
 
 
-def regions_of(mask: NDArray[np.bool_], detail: str = "fine") -> list[Region]:
+def regions_of(mask: NDArray[np.bool_], tolerance: str = "fine") -> list[Region]:
     scores = np.where(mask, 0.75, 0).astype(np.float32)
     segmentation = Segmentation(mask.astype(np.int32), scores, Vocabulary.from_options(["cat"]))
-    return label_map_to_regions(segmentation, detail=detail)
+    return label_map_to_regions(segmentation, tolerance=tolerance)
 
 
 def disc(hole: bool = False) -> NDArray[np.bool_]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from labelstudio_backend.config_writer import Shape, labelling_config_xml
-from labelstudio_backend.labelling_config import parse_labelling_config
-from labelstudio_backend.pictures.tokens import Token, read_token_file
+from labelstudio_backend.config_writer import Shape, labeling_config_xml
+from labelstudio_backend.image_fetch.tokens import Token, read_token_file
+from labelstudio_backend.labeling_config import parse_labeling_config
 from labelstudio_backend.settings import read_settings_file, settings_from
 from tcl_core.cli.main import run
 from tcl_core.errors import SettingsError, VocabularyError
@@ -22,7 +22,7 @@ VOCABULARY = Vocabulary(
 
 @pytest.mark.parametrize("shape", ["polygon", "brush", "box"])
 def test_a_written_configuration_is_the_vocabulary(shape: Shape) -> None:
-    config = parse_labelling_config(labelling_config_xml(VOCABULARY, shape))
+    config = parse_labeling_config(labeling_config_xml(VOCABULARY, shape))
     read = config.vocabulary()
     assert [(label.name, label.prompts, label.threshold) for label in read.labels] == [
         ("Sofa & <co>", ("sofa", "couch"), 0.5),
@@ -33,7 +33,7 @@ def test_a_written_configuration_is_the_vocabulary(shape: Shape) -> None:
 
 def test_every_region_is_drawn_once() -> None:
     drawn = {
-        shape: parse_labelling_config(labelling_config_xml(VOCABULARY, shape)).drawing for shape in ("polygon", "box")
+        shape: parse_labeling_config(labeling_config_xml(VOCABULARY, shape)).drawing for shape in ("polygon", "box")
     }  # type: ignore[arg-type]
     assert [(control.kind, control.holes_only) for control in drawn["polygon"]] == [("polygon", False), ("brush", True)]
     assert [control.kind for control in drawn["box"]] == ["rectangle"]
@@ -41,24 +41,24 @@ def test_every_region_is_drawn_once() -> None:
 
 def test_without_background() -> None:
     vocabulary = Vocabulary((Label("Cat"),), background=False)
-    assert not parse_labelling_config(labelling_config_xml(vocabulary)).vocabulary().background
+    assert not parse_labeling_config(labeling_config_xml(vocabulary)).vocabulary().background
 
 
 def test_a_prompt_with_a_comma_cannot_be_written() -> None:
     with pytest.raises(VocabularyError, match="comma"):
-        labelling_config_xml(Vocabulary((Label("Cat", ("big, old cat",)),)))
+        labeling_config_xml(Vocabulary((Label("Cat", ("big, old cat",)),)))
 
 
 def test_settings_file_and_options(tmp_path: Path) -> None:
     path = tmp_path / "backend.yaml"
     path.write_text(
         "model: {min_area: 9}\nqueue: 3\nstate_dir: /tmp/s\n"
-        "pictures: {allow_hosts: [Images.Example.org], allow_addresses: [10.0.0.0/8]}\n"
+        "images: {allow_hosts: [Images.Example.org], allow_addresses: [10.0.0.0/8]}\n"
     )
-    settings = settings_from(read_settings_file(path), {"detail": "full", "min_area": None}, {"allow_hosts": ()})
+    settings = settings_from(read_settings_file(path), {"tolerance": "full", "min_area": None}, {"allow_hosts": ()})
     assert (settings.queue, settings.state_dir) == (3, Path("/tmp/s"))
-    assert (settings.model.min_area, settings.model.detail) == (9, "full")
-    fetcher_site = settings.pictures.fetcher(None).site
+    assert (settings.model.min_area, settings.model.tolerance) == (9, "full")
+    fetcher_site = settings.images.fetcher(None).site
     assert fetcher_site.hosts == {"images.example.org"}
 
 
@@ -67,14 +67,14 @@ def test_settings_file_and_options(tmp_path: Path) -> None:
     [
         ("- a", "mapping"),
         ("quue: 3", "'quue'"),
-        ("pictures: {alow_hosts: []}", "'alow_hosts'"),
-        ("pictures: 5", "pictures must be a mapping"),
+        ("images: {alow_hosts: []}", "'alow_hosts'"),
+        ("images: 5", "images must be a mapping"),
         ("token: abc", "--token-file"),
         ("a: [", "cannot be read"),
         ("queue: 0", "above 0"),
         ("queue: many", "wrong type"),
-        ("pictures: {allow_hosts: a}", "list of texts"),
-        ("pictures: {label_studio_url: ftp://x}", "not an http"),
+        ("images: {allow_hosts: a}", "list of texts"),
+        ("images: {label_studio_url: ftp://x}", "not an http"),
         ("model: {min_area: -1}", "0 or more"),
     ],
 )

@@ -13,7 +13,7 @@ __all__ = ["label_maps_of"]
 
 
 def label_maps_of(path: Path) -> dict[str, NDArray[np.int64]]:
-    """The label map of each picture by file name; category ids, 0 for nothing. Annotations must not overlap."""
+    """The label map of each image by file name; category ids, 0 for nothing. Annotations must not overlap."""
     data = json.loads(path.read_text(encoding="utf-8"))
     maps: dict[str, NDArray[np.int64]] = {}
     for image in data["images"]:

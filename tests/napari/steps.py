@@ -56,9 +56,9 @@ def dock(viewer: Viewer) -> SegmentWidget:
     return widget
 
 
-def segmented(widget: SegmentWidget, picture: NDArray[np.uint8], **options: Any) -> Results:
-    """Add a picture, segment it, and give its results."""
-    widget.viewer.add_image(picture, **{"name": "picture", "rgb": True, **options})
+def segmented(widget: SegmentWidget, image: NDArray[np.uint8], **options: Any) -> Results:
+    """Add an image, segment it, and give its results."""
+    widget.viewer.add_image(image, **{"name": "image", "rgb": True, **options})
     widget.segment()
     idle(widget)
     current = widget.current()
@@ -71,7 +71,7 @@ def brush(viewer: Viewer, layer: Labels, label: int, row: int, column: int, size
 
     Args:
         viewer: with the layer.
-        layer: of a single picture, not of a stack.
+        layer: of a single image, not of a stack.
         label: id to paint with.
         row: of the pixel at which the stroke begins.
         column: of the same pixel.

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from napari_tcl.export import AnnotatedPicture, export_coco, regions_of, to_positions
-from tcl_core.coco import journal_path, validate_coco
+from napari_tcl.export import AnnotatedImage, export_coco, regions_of, to_positions
 from tcl_core.errors import CocoError, SettingsError
+from tcl_core.export.coco import journal_path, validate_coco
 from tcl_core.vocabulary import Vocabulary
 from tests.napari.coco_pixels import label_maps_of
 
@@ -23,45 +23,45 @@ def label_map() -> np.ndarray:
 
 def test_run_lengths_keep_every_pixel(label_map: np.ndarray, tmp_path: Path) -> None:
     out = tmp_path / "labels.json"
-    export_coco(out, [AnnotatedPicture("a.png", label_map)], VOCABULARY, {"made_by": "test"}, geometry="rle")
+    export_coco(out, [AnnotatedImage("a.png", label_map)], VOCABULARY, {"made_by": "test"}, geometry="rle")
     assert validate_coco(out) == []
     assert np.array_equal(label_maps_of(out)["a.png"], label_map)
 
 
 def test_polygons_are_close(label_map: np.ndarray, tmp_path: Path) -> None:
     out = tmp_path / "labels.json"
-    export_coco(out, [AnnotatedPicture("a.png", label_map)], VOCABULARY, {}, geometry="polygon", detail="full")
+    export_coco(out, [AnnotatedImage("a.png", label_map)], VOCABULARY, {}, geometry="polygon", tolerance="full")
     assert validate_coco(out) == []
     data = json.loads(out.read_text())
     assert all(isinstance(annotation["segmentation"], list) for annotation in data["annotations"])
 
 
 def test_hand_made_labels_score_one(label_map: np.ndarray) -> None:
-    assert {region.score for region in regions_of(AnnotatedPicture("a.png", label_map), VOCABULARY)} == {1.0}
+    assert {region.score for region in regions_of(AnnotatedImage("a.png", label_map), VOCABULARY)} == {1.0}
 
 
 def test_scores_are_means_over_regions(label_map: np.ndarray) -> None:
     scores = np.full(label_map.shape, 0.25, np.float32)
-    assert {r.score for r in regions_of(AnnotatedPicture("a.png", label_map, scores), VOCABULARY)} == {0.25}
+    assert {r.score for r in regions_of(AnnotatedImage("a.png", label_map, scores), VOCABULARY)} == {0.25}
 
 
 def test_an_older_file_is_replaced(label_map: np.ndarray, tmp_path: Path) -> None:
     out = tmp_path / "labels.json"
     for name in ("a.png", "b.png"):
-        export_coco(out, [AnnotatedPicture(name, label_map)], VOCABULARY, {}, geometry="rle")
+        export_coco(out, [AnnotatedImage(name, label_map)], VOCABULARY, {}, geometry="rle")
     assert list(label_maps_of(out)) == ["b.png"]
     assert os.listdir(tmp_path) == ["labels.json"]
 
 
 def test_missing_folder(label_map: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(CocoError, match="there is no folder"):
-        export_coco(tmp_path / "no" / "labels.json", [AnnotatedPicture("a.png", label_map)], VOCABULARY, {})
+        export_coco(tmp_path / "no" / "labels.json", [AnnotatedImage("a.png", label_map)], VOCABULARY, {})
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_is_no_file(label_map: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(CocoError, match="is a folder"):
-        export_coco(tmp_path, [AnnotatedPicture("a.png", label_map)], VOCABULARY, {})
+        export_coco(tmp_path, [AnnotatedImage("a.png", label_map)], VOCABULARY, {})
 
 
 def test_ids_become_places_in_the_vocabulary() -> None:
@@ -70,11 +70,11 @@ def test_ids_become_places_in_the_vocabulary() -> None:
 
 def test_what_cannot_be_written_leaves_the_older_file(label_map: np.ndarray, tmp_path: Path) -> None:
     out = tmp_path / "labels.json"
-    good = AnnotatedPicture("a.png", label_map)
+    good = AnnotatedImage("a.png", label_map)
     export_coco(out, [good], VOCABULARY, {}, geometry="rle")
     before = out.read_bytes()
     with pytest.raises(SettingsError, match="number of labels"):
-        export_coco(out, [good, AnnotatedPicture("b.png", label_map + 5)], VOCABULARY, {}, geometry="rle")
+        export_coco(out, [good, AnnotatedImage("b.png", label_map + 5)], VOCABULARY, {}, geometry="rle")
     assert out.read_bytes() == before
     assert list(tmp_path.iterdir()) == [out]
 
@@ -83,7 +83,7 @@ def test_a_file_that_a_run_is_making_is_left_to_it(label_map: np.ndarray, tmp_pa
     journal = journal_path(tmp_path / "labels.json")
     journal.write_text("{}")
     with pytest.raises(CocoError, match="not finished"):
-        export_coco(tmp_path / "labels.json", [AnnotatedPicture("a.png", label_map)], VOCABULARY, {})
+        export_coco(tmp_path / "labels.json", [AnnotatedImage("a.png", label_map)], VOCABULARY, {})
     assert journal.read_text() == "{}"
 
 
@@ -98,6 +98,6 @@ def test_negative_ids() -> None:
         to_positions(np.array([[0, -3]]), [1], ["cat"])
 
 
-def test_two_pictures_of_one_name(label_map: np.ndarray, tmp_path: Path) -> None:
+def test_two_images_of_one_name(label_map: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(CocoError, match="already"):
-        export_coco(tmp_path / "a.json", [AnnotatedPicture("a.png", label_map)] * 2, VOCABULARY, {})
+        export_coco(tmp_path / "a.json", [AnnotatedImage("a.png", label_map)] * 2, VOCABULARY, {})

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from napari_tcl.folder import FolderJob
-from napari_tcl.session import Progress
-from tcl_core.coco import validate_coco
 from tcl_core.errors import SettingsError, VocabularyError
+from tcl_core.export.coco import validate_coco
 from tcl_core.models import Model
-from tcl_core.segmenter import Segmenter
+from tcl_core.segmentation.segmenter import Segmenter
+from tcl_core.segmentation.session import Progress
 from tcl_core.vocabulary import Vocabulary
 from tests.napari.coco_pixels import label_maps_of
 
@@ -21,11 +21,11 @@ VOCABULARY = Vocabulary.from_options(["Cat=cat", "Sky=sky", "Tree=tree"])
 
 
 @pytest.fixture
-def photos(tmp_path: Path, picture: np.ndarray) -> Path:
+def photos(tmp_path: Path, image: np.ndarray) -> Path:
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     for number, name in enumerate(["a.png", "b.png", "more/a.png"]):
-        Image.fromarray(np.roll(picture, 16 * number, axis=1)).save(folder / name)
+        Image.fromarray(np.roll(image, 16 * number, axis=1)).save(folder / name)
     return folder
 
 
@@ -35,19 +35,19 @@ def opened(photos: Path, segmenter: Segmenter, tmp_path: Path) -> Callable[[], F
 
 
 def test_interrupted_job_is_taken_up(
-    opened: Callable[[], FolderJob], segmenter: Segmenter, picture: np.ndarray, tmp_path: Path
+    opened: Callable[[], FolderJob], segmenter: Segmenter, image: np.ndarray, tmp_path: Path
 ) -> None:
     for state in opened().run(segmenter):
-        assert (state.file_name, state.state) == ("a.png", "labelled")
+        assert (state.file_name, state.state) == ("a.png", "labeled")
         break
-    assert [state.state for state in opened().states()] == ["labelled", "waiting", "waiting"]
+    assert [state.state for state in opened().states()] == ["labeled", "waiting", "waiting"]
     job = opened()
     assert [state.file_name for state in job.run(segmenter)] == ["b.png", "more/a.png"]
     assert list(job.run(segmenter)) == []
 
     assert job.export(tmp_path / "labels.json", geometry="rle") == 3
-    assert validate_coco(tmp_path / "labels.json", job.pictures.root) == []
-    expected = segmenter.segment_image(picture, VOCABULARY).label_map
+    assert validate_coco(tmp_path / "labels.json", job.images.root) == []
+    expected = segmenter.segment_image(image, VOCABULARY).label_map
     assert np.array_equal(label_maps_of(tmp_path / "labels.json")["a.png"], expected)
 
 
@@ -60,7 +60,7 @@ def test_corrections_are_kept_and_exported(
     found.label_map[:10] = 2
     job.save("b.png", found.label_map, found.score_map)
     again = opened()
-    assert [state.state for state in again.states()] == ["labelled", "corrected", "labelled"]
+    assert [state.state for state in again.states()] == ["labeled", "corrected", "labeled"]
     assert list(again.run(segmenter)) == []
     again.export(tmp_path / "labels.json", geometry="rle")
     assert np.array_equal(label_maps_of(tmp_path / "labels.json")["b.png"], found.label_map)
@@ -74,19 +74,19 @@ def test_scores_are_kept_to_a_two_hundredth(opened: Callable[[], FolderJob], seg
     assert np.abs(job.load("a.png").score_map - scores).max() < 1 / 500
 
 
-def test_broken_picture_costs_only_itself(
-    opened: Callable[[], FolderJob], segmenter: Segmenter, photos: Path, picture: np.ndarray
+def test_broken_image_costs_only_itself(
+    opened: Callable[[], FolderJob], segmenter: Segmenter, photos: Path, image: np.ndarray
 ) -> None:
-    (photos / "b.png").write_bytes(b"not a picture")
+    (photos / "b.png").write_bytes(b"not an image")
     job = opened()
     states = list(job.run(segmenter))
-    assert [state.state for state in states] == ["labelled", "failed", "labelled"]
-    assert "not a picture" in states[1].reason
-    Image.fromarray(picture).save(photos / "b.png")
-    assert [state.state for state in job.run(segmenter)] == ["labelled"]
+    assert [state.state for state in states] == ["labeled", "failed", "labeled"]
+    assert "not an image" in states[1].reason
+    Image.fromarray(image).save(photos / "b.png")
+    assert [state.state for state in job.run(segmenter)] == ["labeled"]
 
 
-def test_cancelling_in_the_middle_of_a_picture_loses_nothing(
+def test_cancelling_in_the_middle_of_an_image_loses_nothing(
     opened: Callable[[], FolderJob], segmenter: Segmenter
 ) -> None:
     def told(name: str) -> Callable[[Progress], None]:
@@ -98,7 +98,7 @@ def test_cancelling_in_the_middle_of_a_picture_loses_nothing(
 
     with pytest.raises(InterruptedError):
         list(opened().run(segmenter, told))
-    assert [state.state for state in opened().states()] == ["labelled", "waiting", "waiting"]
+    assert [state.state for state in opened().states()] == ["labeled", "waiting", "waiting"]
 
 
 def test_damaged_masks_are_made_again(opened: Callable[[], FolderJob], segmenter: Segmenter, tmp_path: Path) -> None:
@@ -112,11 +112,11 @@ def test_damaged_masks_are_made_again(opened: Callable[[], FolderJob], segmenter
 
 
 def test_masks_of_another_size_are_refused(
-    opened: Callable[[], FolderJob], segmenter: Segmenter, photos: Path, picture: np.ndarray
+    opened: Callable[[], FolderJob], segmenter: Segmenter, photos: Path, image: np.ndarray
 ) -> None:
     job = opened()
     list(job.run(segmenter))
-    Image.fromarray(picture[:50]).save(photos / "a.png")
+    Image.fromarray(image[:50]).save(photos / "a.png")
     with pytest.raises(SettingsError, match="does not fit"):
         job.load("a.png")
 
@@ -153,13 +153,13 @@ def test_unknown_word_ends_the_job_at_once(photos: Path, segmenter: Segmenter, t
         next(iter(job.run(segmenter)))
 
 
-def test_masks_of_a_picture_that_waits(opened: Callable[[], FolderJob]) -> None:
-    with pytest.raises(SettingsError, match="not labelled yet"):
+def test_masks_of_an_image_that_waits(opened: Callable[[], FolderJob]) -> None:
+    with pytest.raises(SettingsError, match="not labeled yet"):
         opened().load("a.png")
 
 
-def test_other_pictures_are_not_of_the_job(opened: Callable[[], FolderJob]) -> None:
-    with pytest.raises(SettingsError, match="no picture of this job"):
+def test_other_images_are_not_of_the_job(opened: Callable[[], FolderJob]) -> None:
+    with pytest.raises(SettingsError, match="no image of this job"):
         opened().save("z.png", np.zeros((3, 3)), np.zeros((3, 3), np.float32))
 
 

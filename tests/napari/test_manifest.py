@@ -45,7 +45,7 @@ def test_no_qt_binding_is_asked_for() -> None:
 
 @pytest.mark.slow
 def test_python_api_needs_neither_napari_nor_qt() -> None:
-    code = "import sys, napari_tcl, napari_tcl.engine, napari_tcl.writers; print(*sys.modules)"
+    code = "import sys, napari_tcl, napari_tcl.model_cache, napari_tcl.writers; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=True
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.napari.pictures_of_steps import STEPS
+from tests.napari.images_of_steps import STEPS
 from tests.napari.qt_bindings import BINDINGS, REPOSITORY, QtNotThere, environment_with
 
 CASES = Path(__file__).with_name("windows")
@@ -117,7 +117,7 @@ def test_from_sample_to_coco(binding: str, environment: dict[str, str], tmp_path
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.lower().startswith(binding)
     for step in STEPS:
-        with Image.open(tmp_path / f"napari-{step}.png") as picture:
-            assert min(picture.size) > 500
-            colours = picture.getcolors()
-            assert colours is not None and len(colours) > 100
+        with Image.open(tmp_path / f"napari-{step}.png") as image:
+            assert min(image.size) > 500
+            colors = image.getcolors()
+            assert colors is not None and len(colors) > 100

@@ -10,8 +10,8 @@ from pycocotools import mask as coco_mask
 
 from napari_tcl.metadata import METADATA_KEY
 from napari_tcl.writers import write_labels, write_shapes
-from tcl_core.coco import validate_coco
 from tcl_core.errors import CocoError
+from tcl_core.export.coco import validate_coco
 from tests.napari.coco_pixels import label_maps_of
 
 SQUARE = np.array([[0.5, 1.5], [0.5, 5.5], [3.5, 5.5], [3.5, 1.5]])
@@ -105,14 +105,14 @@ def test_ellipse_and_unknown_size(tmp_path: Path) -> None:
 
 def test_holes_of_our_polygons_come_back(tmp_path: Path) -> None:
     pytest.importorskip("napari", reason="the polygons are napari's")
-    from napari_tcl.export import AnnotatedPicture, regions_of
+    from napari_tcl.export import AnnotatedImage, regions_of
     from napari_tcl.layers import polygon_vertices
     from tcl_core.vocabulary import Vocabulary
 
     ring = np.zeros((20, 30), np.uint16)
     ring[3:17, 4:26] = 1
     ring[8:12, 10:20] = 0
-    (region,) = regions_of(AnnotatedPicture("a.png", ring), Vocabulary.from_options(["Ring"]), "full")
+    (region,) = regions_of(AnnotatedImage("a.png", ring), Vocabulary.from_options(["Ring"]), "full")
     own = {"size": ring.shape, "file_name": "a.png", "names": ["Ring"]}
     attributes: dict[str, Any] = {"features": {"label": ["Ring"]}, "metadata": {METADATA_KEY: own}}
     write_shapes(str(tmp_path / "a.json"), [polygon_vertices(region)], attributes)

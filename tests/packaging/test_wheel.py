@@ -25,11 +25,11 @@ REPOSITORY = Path(__file__).parents[2]
 TOP_LEVEL = {"tcl_core", "labelstudio_backend", "napari_tcl", f"tcl_annotate-{tcl_core.__version__}.dist-info"}
 ASSETS = (
     "tcl_core/assets/playground.safetensors",
-    "tcl_core/weights/manifest.json",
+    "tcl_core/models/manifest.json",
     "tcl_core/py.typed",
     "napari_tcl/napari.yaml",
 )
-PICTURES = 2
+IMAGES = 2
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
@@ -102,19 +102,19 @@ def test_installed_command_line(environment: Path, tmp_path: Path) -> None:
     assert "prelabel" in run([program, "--help"], tmp_path)
     assert "playground  (ready" in run([program, "models", "list"], tmp_path)
 
-    run([program, "playground", "scenes", "--out", "scenes", "--count", str(PICTURES), "--seed", "1"], tmp_path)
+    run([program, "playground", "scenes", "--out", "scenes", "--count", str(IMAGES), "--seed", "1"], tmp_path)
     job = ["prelabel", "scenes", "--labels", "scenes/labels.yaml", "--out", "labels.json", "--preview", "preview"]
     run([program, *job], tmp_path)
     run([program, "validate-coco", "labels.json", "--images", "scenes"], tmp_path)
     coco = json.loads((tmp_path / "labels.json").read_text(encoding="utf-8"))
-    assert len(coco["images"]) == PICTURES
+    assert len(coco["images"]) == IMAGES
     assert coco["annotations"]
     assert (tmp_path / "preview" / "index.html").stat().st_size > 0
 
 
 def test_python_api_of_the_plugin_works_without_napari(environment: Path, tmp_path: Path) -> None:
-    code = "import napari_tcl; print(napari_tcl.PictureSession.__name__)"
-    assert run([environment / "python", "-c", code], tmp_path).strip() == "PictureSession"
+    code = "import napari_tcl; print(napari_tcl.ImageSession.__name__)"
+    assert run([environment / "python", "-c", code], tmp_path).strip() == "ImageSession"
 
 
 def test_label_studio_without_its_extra_says_what_is_missing(environment: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The main job on 2,000 pictures in a process of its own: killed, interrupted, resumed, and watched for memory."""
+"""The main job on 2,000 images in a process of its own: killed, interrupted, resumed, and watched for memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tcl_core.coco import journal_path
-from tcl_core.coco.validate import validate_coco
+from tcl_core.export.coco import journal_path
+from tcl_core.export.coco.validate.validate import validate_coco
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,15 +29,15 @@ BAD = ("0300 corrupt.png", "0900 empty.png", "1500 text.jpg", "1900 truncated.pn
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for number in range(NUMBER - len(BAD)):
         blocks = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
         pixels = blocks.repeat(10, axis=0).repeat(10, axis=1)[:, : 48 if number % 5 else 44]
         Image.fromarray(pixels).save(folder / f"{number:04d}.png", compress_level=1)
     whole = (folder / "0000.png").read_bytes()
-    contents = [whole[:40] + bytes(reversed(whole[40:])), b"", b"these are words, not a picture\n", whole[:-60]]
+    contents = [whole[:40] + bytes(reversed(whole[40:])), b"", b"these are words, not an image\n", whole[:-60]]
     for name, content in zip(BAD, contents, strict=True):
         (folder / name).write_bytes(content)
     return folder
@@ -46,9 +46,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Run:
     """A run of the command line as a process."""
 
-    def __init__(self, pictures: Path, model: Path, out: Path, *more: str) -> None:
+    def __init__(self, images: Path, model: Path, out: Path, *more: str) -> None:
         self.journal = journal_path(out)
-        command = [sys.executable, "-m", "tcl_core.cli", "prelabel", str(pictures), "--label", "Cat=cat,dog"]
+        command = [sys.executable, "-m", "tcl_core.cli", "prelabel", str(images), "--label", "Cat=cat,dog"]
         command += ["--label", "Sofa=sofa", "--label", "Tree=tree", "--model", str(model), "--device", "cpu"]
         command += ["--no-refine", "--out", str(out), "--preview", str(out.with_suffix("")), *more]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -56,7 +56,7 @@ class Run:
         self.process = subprocess.Popen(command, env=environment, stdout=self.log, stderr=self.log)
 
     def progress(self) -> Iterator[int]:
-        """Pictures that stand in the journal, again and again until the process ends."""
+        """Images that stand in the journal, again and again until the process ends."""
         lines, position = 0, 0
         while self.process.poll() is None:
             if self.journal.exists():
@@ -68,7 +68,7 @@ class Run:
             time.sleep(0.02)
 
     def stop_at(self, count: int, number: signal.Signals) -> int:
-        """Send a signal once ``count`` pictures are done; returns the exit code."""
+        """Send a signal once ``count`` images are done; returns the exit code."""
         for done in self.progress():
             if done >= count:
                 self.process.send_signal(number)
@@ -87,11 +87,11 @@ class Run:
 
 
 def test_killed_interrupted_and_resumed_equals_one_run_in_bounded_memory(
-    pictures: Path, tiny_model_path: Path, tmp_path: Path
+    images: Path, tiny_model_path: Path, tmp_path: Path
 ) -> None:
     whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
 
-    run = Run(pictures, tiny_model_path, whole)
+    run = Run(images, tiny_model_path, whole)
     after_200, after_2000 = 0.0, 0.0
     for done in run.progress():
         if done >= 200 and not after_200:
@@ -101,24 +101,24 @@ def test_killed_interrupted_and_resumed_equals_one_run_in_bounded_memory(
             after_2000 = max(after_2000, run.resident_megabytes())
     assert run.process.returncode == 1, run.said()
     assert after_200 > 50 and after_2000 > 50
-    print(f"resident memory: {after_200:.0f} MB after 200 pictures, {after_2000:.0f} MB after {NUMBER}")
+    print(f"resident memory: {after_200:.0f} MB after 200 images, {after_2000:.0f} MB after {NUMBER}")
     assert after_2000 - after_200 < 50
 
     data = json.loads(whole.read_text())
     assert len(data["images"]) == NUMBER - len(BAD)
     assert [failure["file_name"] for failure in data["info"]["failed"]] == list(BAD)
     assert len(data["annotations"]) > NUMBER
-    assert validate_coco(whole, pictures) == []
+    assert validate_coco(whole, images) == []
 
-    killed = Run(pictures, tiny_model_path, parts)
+    killed = Run(images, tiny_model_path, parts)
     assert killed.stop_at(700, signal.SIGKILL) == -signal.SIGKILL
     assert not parts.exists()
-    interrupted = Run(pictures, tiny_model_path, parts, "--resume")
+    interrupted = Run(images, tiny_model_path, parts, "--resume")
     assert interrupted.stop_at(1400, signal.SIGINT) == 130, interrupted.said()
     partial = json.loads(parts.read_text())
     assert 1300 <= len(partial["images"]) < NUMBER - len(BAD)
-    assert partial["info"]["complete"] is False and validate_coco(parts, pictures) == []
-    resumed = Run(pictures, tiny_model_path, parts, "--resume")
+    assert partial["info"]["complete"] is False and validate_coco(parts, images) == []
+    resumed = Run(images, tiny_model_path, parts, "--resume")
     assert resumed.process.wait(timeout=900) == 1, resumed.said()
 
     assert parts.read_bytes() == whole.read_bytes()

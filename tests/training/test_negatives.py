@@ -1,4 +1,4 @@
-"""Colours are spread among the negatives of a bare name as among the pictures that it fits."""
+"""Colors are spread among the negatives of a bare name as among the images that it fits."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tcl_core.playground import COLOURS, KINDS, Placed, Scene, is_held_out
-from training.playground.negatives import bare_kinds, colours_met, negative_weights
+from tcl_core.playground import COLORS, KINDS, Placed, Scene, is_held_out
+from training.playground.negatives import bare_kinds, colors_met, negative_weights
 
 
 def _scene(*things: str) -> Scene:
     pairs = [thing.split() for thing in things]
-    placed = tuple(Placed(kind, colour, "plain", 8.0, (8.0, 8.0), None, 1.0) for colour, kind in pairs)
+    placed = tuple(Placed(kind, color, "plain", 8.0, (8.0, 8.0), None, 1.0) for color, kind in pairs)
     return Scene(np.zeros((1, 1, 3), np.uint8), np.zeros((0, 0), np.int32), placed, ())
 
 
@@ -27,23 +27,23 @@ def _scene(*things: str) -> Scene:
         ("the couch beside a spotted cat", ["sofa", "cat"]),
         ("a photo of many airplanes.", ["plane"]),
         ("a lot of grass", []),
-        ("an empty picture", []),
+        ("an empty image", []),
     ],
 )
-def test_what_a_caption_names_without_a_colour(caption: str, expected: list[str]) -> None:
+def test_what_a_caption_names_without_a_color(caption: str, expected: list[str]) -> None:
     assert [KINDS[number] for number in bare_kinds(caption)] == expected
 
 
 def test_what_was_met_is_what_is_not_held_out() -> None:
-    scenes = [_scene(f"{colour} {kind}") for kind in KINDS for colour in COLOURS if not is_held_out(kind, colour)]
-    met = colours_met(scenes)
-    expected = [[not is_held_out(kind, colour) for colour in COLOURS] for kind in KINDS]
+    scenes = [_scene(f"{color} {kind}") for kind in KINDS for color in COLORS if not is_held_out(kind, color)]
+    met = colors_met(scenes)
+    expected = [[not is_held_out(kind, color) for color in COLORS] for kind in KINDS]
     assert np.array_equal(met, expected)
 
 
-def test_a_picture_counts_by_the_share_of_its_things_in_a_known_colour() -> None:
+def test_an_image_counts_by_the_share_of_its_things_in_a_known_color() -> None:
     scenes = [_scene("red cup"), _scene("blue cat"), _scene("red sofa", "blue cat"), _scene()]
-    met = colours_met([_scene("red cup", "red sofa", "blue sofa", "blue cat")])
+    met = colors_met([_scene("red cup", "red sofa", "blue sofa", "blue cat")])
     captions = ["a cup", "a blue cat", "a sofa and a cat", "grass"]
     weights = negative_weights(scenes, captions, met)
     assert weights.tolist() == [
@@ -54,12 +54,12 @@ def test_a_picture_counts_by_the_share_of_its_things_in_a_known_colour() -> None
     ]
 
 
-def test_colours_say_nothing_of_a_bare_name_any_more() -> None:
-    """Among scenes of two things: how often a colour occurs where a kind does, and where it does not."""
+def test_colors_say_nothing_of_a_bare_name_any_more() -> None:
+    """Among scenes of two things: how often a color occurs where a kind does, and where it does not."""
     rng = np.random.default_rng(0)
-    pairs = [f"{colour} {kind}" for kind in KINDS for colour in COLOURS if not is_held_out(kind, colour)]
+    pairs = [f"{color} {kind}" for kind in KINDS for color in COLORS if not is_held_out(kind, color)]
     scenes = [_scene(*rng.choice(pairs, 2)) for _ in range(3000)]
-    met = colours_met(scenes)
+    met = colors_met(scenes)
     weighted, plain = [], []
     for kind in KINDS[::3]:
         fits = [any(thing.kind == kind for thing in scene.objects) for scene in scenes]
@@ -68,8 +68,8 @@ def test_colours_say_nothing_of_a_bare_name_any_more() -> None:
         there = _spread(scenes, [float(fit) for fit in fits])
         for values, weights in ((weighted, column), (plain, np.ones(len(scenes)))):
             elsewhere = _spread(scenes, [weight * (not fit) for weight, fit in zip(weights, fits, strict=True)])
-            held = [colour for colour in COLOURS if is_held_out(kind, colour)]
-            values.append(np.mean([elsewhere[colour] / there[colour] for colour in held]))
+            held = [color for color in COLORS if is_held_out(kind, color)]
+            values.append(np.mean([elsewhere[color] / there[color] for color in held]))
     assert np.mean(weighted) == pytest.approx(1, abs=0.15)
     assert np.mean(plain) > 1.4
 
@@ -79,5 +79,5 @@ def _spread(scenes: list[Scene], weights: list[float]) -> Counter[str]:
     total = sum(weights)
     for scene, weight in zip(scenes, weights, strict=True):
         for thing in scene.objects:
-            counted[thing.colour] += weight / total
+            counted[thing.color] += weight / total
     return counted

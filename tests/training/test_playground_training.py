@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from tcl_core.clip import FrozenClip
 from tcl_core.methods.base import WindowEmbeddings
 from tcl_core.methods.tcl import TCL
 from tcl_core.models import load_model
-from tcl_core.playground import COLOURS, KINDS, caption_words, is_held_out
-from tcl_core.segmenter import Segmenter
-from tcl_core.templates import get_templates
-from tcl_core.tokenizer import WordTokenizer
+from tcl_core.models.modelfile import read_model_file
+from tcl_core.playground import COLORS, KINDS, caption_words, is_held_out
+from tcl_core.segmentation.segmenter import Segmenter
+from tcl_core.towers.open_clip_vit import FrozenClip
+from tcl_core.towers.tokenizer import WordTokenizer
 from tcl_core.vocabulary import Vocabulary
-from tcl_core.weights.modelfile import read_model_file
+from tcl_core.vocabulary.templates import get_templates
 from training.loop import Schedule
 from training.playground.__main__ import run
 from training.playground.clip import (
     _collages,
-    _embed_pictures,
+    _embed_images,
     _local_similarity,
     _tiles,
     build_clip,
@@ -30,44 +30,44 @@ from training.playground.clip import (
     phase_losses,
     whiten,
 )
-from training.playground.data import Captions, Pictures, PictureSet, draw_pictures, normalise
-from training.playground.debias import colour_axes, grounded
+from training.playground.data import Captions, Images, ImageSet, draw_images, normalize
+from training.playground.debias import color_axes, grounded
 from training.playground.estimate import estimate
-from training.playground.negatives import colours_met, negative_weights
+from training.playground.negatives import colors_met, negative_weights
 from training.playground.recipe import RECIPE, Recipe, clip_config
 from training.playground.tcl import stage_losses
 
-TINY = PictureSet(count=40, size=32, objects=(1, 2), radius=(8, 12), plain=0.3, seed=1)
+TINY = ImageSet(count=40, size=32, objects=(1, 2), radius=(8, 12), plain=0.3, seed=1)
 
 COPIES = ["tcl-a", "tcl-b"]
 
 
 @cache
-def tiny() -> Pictures:
+def tiny() -> Images:
     """Drawn once, because the processes that draw take seconds to start."""
-    return draw_pictures(TINY, workers=1)
+    return draw_images(TINY, workers=1)
 
 
-def test_pictures_carry_no_truth_and_no_held_out_combination() -> None:
-    pictures = tiny()
-    assert pictures.images.shape == (40, 32, 32, 3)
-    for scene in pictures.scenes:
+def test_images_carry_no_truth_and_no_held_out_combination() -> None:
+    images = tiny()
+    assert images.images.shape == (40, 32, 32, 3)
+    for scene in images.scenes:
         assert scene.label_map.size == 0
-        assert not any(is_held_out(thing.kind, thing.colour) for thing in scene.objects)
+        assert not any(is_held_out(thing.kind, thing.color) for thing in scene.objects)
 
 
 def test_batches_repeat_for_the_same_generator() -> None:
-    pictures = tiny()
+    images = tiny()
     templates = get_templates("full")
     tokenizer = WordTokenizer(caption_words(templates), 16)
-    how = Captions(templates, per_picture=2)
-    first, again = (pictures.batch(np.random.default_rng(3), 8, tokenizer, how) for _ in range(2))
+    how = Captions(templates, per_image=2)
+    first, again = (images.batch(np.random.default_rng(3), 8, tokenizer, how) for _ in range(2))
     assert torch.equal(first[0], again[0]) and len(first[1]) == 2
     assert all(torch.equal(a, b) for a, b in zip(first[1], again[1], strict=True))
     assert first[0].min() >= -1 and first[0].max() <= 1
 
 
-def test_whitened_features_are_centred_and_spread() -> None:
+def test_whitened_features_are_centerd_and_spread() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(500, 12, generator=generator) * torch.linspace(0.2, 2, 12) + 5
     embedded = features @ whiten(features, 8, seed=1)
@@ -97,7 +97,7 @@ def test_weighted_negatives_count_as_often_as_they_should() -> None:
     model = build_clip(clip_config(60, 16), seed=0)
     images = torch.randn(6, 3, 48, 48, generator=generator)
     captions = list(torch.randint(1, 59, (2, 6, 16), generator=generator))
-    # One-sided, so that pictures by captions is not captions by pictures, and another for each caption.
+    # One-sided, so that images by captions is not captions by images, and another for each caption.
     weights = [torch.full((6, 6), 0.5).tril(-1) + torch.eye(6), torch.ones(6, 6).triu()]
     with torch.no_grad():
         # Untrained embeddings are all alike; these are not.
@@ -105,7 +105,7 @@ def test_weighted_negatives_count_as_often_as_they_should() -> None:
         model.visual.proj *= 20 * torch.randn(192, 192, generator=generator)
     terms = clip_losses(model, images, captions, local_weight=1.0, negatives=weights)
     with torch.no_grad():
-        image, patches = _embed_pictures(model, images, 1, (0, 0))
+        image, patches = _embed_images(model, images, 1, (0, 0))
         texts = [model.encode_text(part, normalize=True) for part in captions]
     for name, cosines in (
         ("global", [image @ text.T for text in texts]),
@@ -138,26 +138,26 @@ class Listener(WordTokenizer):
 
 
 def test_a_batch_weighs_the_negatives_of_its_own_captions() -> None:
-    pictures = tiny()
+    images = tiny()
     tokenizer = Listener(caption_words(), 16)
-    how = Captions((), per_picture=2, brief=0.5, balanced=True)
-    batch = pictures.batch(np.random.default_rng(3), 12, tokenizer, how)
+    how = Captions((), per_image=2, brief=0.5, balanced=True)
+    batch = images.batch(np.random.default_rng(3), 12, tokenizer, how)
     assert batch.negatives is not None and len(tokenizer.heard) == len(batch.negatives) == 2
     scenes = [
         scene
         for image in batch.images
-        for scene, drawn in zip(pictures.scenes, pictures.images, strict=True)
-        if torch.equal(normalise(drawn[None])[0], image)
+        for scene, drawn in zip(images.scenes, images.images, strict=True)
+        if torch.equal(normalize(drawn[None])[0], image)
     ]
     for texts, negatives in zip(tokenizer.heard, batch.negatives, strict=True):
-        assert torch.equal(negatives, negative_weights(scenes, texts, colours_met(pictures.scenes)))
+        assert torch.equal(negatives, negative_weights(scenes, texts, colors_met(images.scenes)))
         assert negatives.min() < 1
-    assert pictures.batch(np.random.default_rng(3), 12, tokenizer, Captions(())).negatives is None
+    assert images.batch(np.random.default_rng(3), 12, tokenizer, Captions(())).negatives is None
 
 
 def test_balanced_stages_hand_the_weights_to_their_losses(monkeypatch) -> None:
     for stage in ("clip", "tcl"):
-        monkeypatch.setattr(f"training.playground.{stage}.draw_pictures", lambda _: tiny())
+        monkeypatch.setattr(f"training.playground.{stage}.draw_images", lambda _: tiny())
     recipe = _short(RECIPE)
     templates = get_templates("full")
     tokenizer = WordTokenizer(caption_words(templates), 16)
@@ -175,7 +175,7 @@ def test_balanced_stages_hand_the_weights_to_their_losses(monkeypatch) -> None:
         with torch.no_grad():
             totals.append((step(0)["local"].item(), grounder(0)["tcli_loss"].item()))
     for plain, weighted in zip(*totals, strict=True):
-        # Fewer pictures are told from the one that a caption fits.
+        # Fewer images are told from the one that a caption fits.
         assert weighted < 0.97 * plain
 
 
@@ -198,13 +198,13 @@ def test_captions_are_embedded_as_open_clip_does() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.detach().abs().max()))
 
 
-def test_patches_of_a_collage_come_back_to_their_picture() -> None:
-    pictures = torch.rand(18, 3, 4, 5)
-    collages = _collages(pictures, 3)
+def test_patches_of_a_collage_come_back_to_their_image() -> None:
+    images = torch.rand(18, 3, 4, 5)
+    collages = _collages(images, 3)
     assert collages.shape == (2, 3, 12, 15)
-    assert torch.equal(collages[1, :, 4:8, 10:15], pictures[9 + 5])
+    assert torch.equal(collages[1, :, 4:8, 10:15], images[9 + 5])
     pixels = collages.flatten(2).transpose(1, 2)
-    assert torch.equal(_tiles(pixels, (12, 15), 3), pictures.flatten(2).transpose(1, 2))
+    assert torch.equal(_tiles(pixels, (12, 15), 3), images.flatten(2).transpose(1, 2))
 
 
 def test_a_shifted_collage_keeps_its_patches_in_place() -> None:
@@ -213,67 +213,65 @@ def test_a_shifted_collage_keeps_its_patches_in_place() -> None:
     with torch.no_grad():
         model.visual.positional_embedding.zero_()
         images = torch.randn(4, 3, 16, 16)
-        still, moved = (_embed_pictures(model, images, 2, shift) for shift in ((0, 0), (1, 3)))
+        still, moved = (_embed_images(model, images, 2, shift) for shift in ((0, 0), (1, 3)))
     for one, other in zip(still, moved, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
 
 def _short(recipe: Recipe) -> Recipe:
     short = Schedule(steps=3, lr=1e-4, min_lr=1e-5, warmup=1)
-    # Whitening takes 1,500 pictures.
+    # Whitening takes 1,500 images.
     many = dataclasses.replace(TINY, count=1500)
     phases = tuple(
         dataclasses.replace(
             phase,
             views=tuple(
-                dataclasses.replace(view, pictures=TINY if index else many, batch=2 * view.collage**2)
+                dataclasses.replace(view, images=TINY if index else many, batch=2 * view.collage**2)
                 for view in phase.views
             ),
             schedule=short,
         )
         for index, phase in enumerate(recipe.clip_phases)
     )
-    stage = dataclasses.replace(recipe.tcl_stage, pictures=TINY, batch=4, ust_steps=1, schedule=short)
-    return dataclasses.replace(recipe, clip_phases=phases, tcl_stage=stage, debias_pictures=200)
+    stage = dataclasses.replace(recipe.tcl_stage, images=TINY, batch=4, ust_steps=1, schedule=short)
+    return dataclasses.replace(recipe, clip_phases=phases, tcl_stage=stage, debias_images=200)
 
 
-def test_colours_directions_are_those_in_which_things_of_a_kind_differ(monkeypatch) -> None:
-    """Planted: each colour has a direction of its own and each kind too; few kinds come in all, some come often."""
+def test_colors_directions_are_those_in_which_things_of_a_kind_differ(monkeypatch) -> None:
+    """Planted: each color has a direction of its own and each kind too; few kinds come in all, some come often."""
     basis = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0))).Q
     kinds = KINDS[:6]
-    asked: list[PictureSet] = []
+    asked: list[ImageSet] = []
 
-    def planted(tcl, tokenizer, pictures):
-        asked.append(pictures)
-        for number, colour in enumerate(COLOURS):
+    def planted(tcl, tokenizer, images):
+        asked.append(images)
+        for number, color in enumerate(COLORS):
             for place, kind in enumerate(kinds):
-                if not is_held_out(kind, colour):
+                if not is_held_out(kind, color):
                     for _ in range(1 + 5 * (place == 2)):
-                        yield colour, kind, basis[number] + 3 * basis[20 + place]
+                        yield color, kind, basis[number] + 3 * basis[20 + place]
 
-    monkeypatch.setattr("training.playground.debias.draw_pictures", lambda pictures: pictures)
+    monkeypatch.setattr("training.playground.debias.draw_images", lambda images: images)
     monkeypatch.setattr("training.playground.debias.grounded", planted)
-    axes = colour_axes(None, None, TINY, 30, 11)
+    axes = color_axes(None, None, TINY, 30, 11)
     assert asked == [dataclasses.replace(TINY, count=30)]
     assert axes.shape == (11, 64) and torch.allclose(axes @ axes.T, torch.eye(11), atol=1e-5)
     between = basis[1:12] - basis[:11]
     torch.testing.assert_close(between @ axes.T @ axes, between, rtol=1e-4, atol=1e-4)
     monkeypatch.setattr("training.playground.debias.grounded", lambda *_: iter([("red", "cup", basis[0])]))
-    with pytest.raises(ValueError, match="none of the 30 training pictures shows a thing in orange, yellow"):
-        colour_axes(None, None, TINY, 30, 11)
+    with pytest.raises(ValueError, match="none of the 30 training images shows a thing in orange, yellow"):
+        color_axes(None, None, TINY, 30, 11)
 
 
 def test_things_are_seen_where_their_masks_are() -> None:
     """Embeddings that are the first thing's caption at the left, and the second's at the right."""
     tokenizer = WordTokenizer(caption_words(), 16)
     tcl = TCL(FrozenClip(build_clip(clip_config(tokenizer.vocab_size, 16), seed=0)), RECIPE.tcl)
-    pictures = tiny()
+    images = tiny()
     index = next(
-        i
-        for i, scene in enumerate(pictures.scenes)
-        if len({(thing.colour, thing.kind) for thing in scene.objects}) == 2
+        i for i, scene in enumerate(images.scenes) if len({(thing.color, thing.kind) for thing in scene.objects}) == 2
     )
-    things = pictures.scenes[index].objects
+    things = images.scenes[index].objects
     texts = torch.linalg.qr(torch.randn(192, 2, generator=torch.Generator().manual_seed(0))).Q.T.contiguous()
     said = iter([texts])
     tcl.clip.encode_text = lambda _: next(said)
@@ -284,8 +282,8 @@ def test_things_are_seen_where_their_masks_are() -> None:
         # As sharp as after training.
         tcl.masker.sim2mask.w.fill_(40.0)
         tcl.masker.sim2mask.b.fill_(-20.0)
-    found = list(grounded(tcl, tokenizer, Pictures(pictures.images[index : index + 1], [pictures.scenes[index]])))
-    assert [(colour, kind) for colour, kind, _ in found] == [(thing.colour, thing.kind) for thing in things]
+    found = list(grounded(tcl, tokenizer, Images(images.images[index : index + 1], [images.scenes[index]])))
+    assert [(color, kind) for color, kind, _ in found] == [(thing.color, thing.kind) for thing in things]
     torch.testing.assert_close(torch.stack([mean for _, _, mean in found]), texts, rtol=1e-4, atol=1e-4)
 
 
@@ -317,7 +315,7 @@ def test_the_recipe_runs_end_to_end_and_resumes(tmp_path) -> None:
     file = read_model_file(out)
     assert torch.allclose(file.learned[name], mean, rtol=1e-3, atol=1e-6)
     assert file.debiasing_axes is not None and file.debiasing_axes.shape == (RECIPE.debias_axes, 192)
-    assert file.metadata.debiasing == {"words": list(COLOURS)}
+    assert file.metadata.debiasing == {"words": list(COLORS), "text_set": "text"}
     assert run(recipe, tmp_path / "work", out) == first
     # What comes after the training may change without training again.
     one_axis = dataclasses.replace(recipe, debias_axes=1)

@@ -1,1 +1,1 @@
-"""Training the embedded model on the playground world, from pictures and captions only."""
+"""Training the embedded model on the playground world, from images and captions only."""

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import torch
 
-from tcl_core.clip import FrozenClip
 from tcl_core.methods.tcl import TCL
-from tcl_core.playground import COLOURS, caption_words
-from tcl_core.templates import get_templates
-from tcl_core.tokenizer import WordTokenizer
-from tcl_core.weights.metadata import ModelMetadata
-from tcl_core.weights.modelfile import write_model_file
+from tcl_core.models.metadata import ModelMetadata
+from tcl_core.models.modelfile import write_model_file
+from tcl_core.playground import COLORS, caption_words
+from tcl_core.towers.open_clip_vit import FrozenClip
+from tcl_core.towers.tokenizer import WordTokenizer
+from tcl_core.vocabulary.templates import get_templates
 from training.playground.clip import build_clip, train_clip
-from training.playground.debias import colour_axes
+from training.playground.debias import color_axes
 from training.playground.estimate import estimate
 from training.playground.recipe import RECIPE, Recipe, clip_config
 from training.playground.tcl import train_tcl
@@ -62,8 +62,8 @@ def run(recipe: Recipe, folder: Path, out: Path) -> str:
         clip={"config": config},
         tokenizer=tokenizer.to_dict(),
         templates=EVALUATION_TEMPLATES,
-        debiasing={"words": list(COLOURS)},
-        licence="MIT",
+        debiasing={"words": list(COLORS), "text_set": "text"},
+        license="MIT",
         source="python -m training.playground",
         extra={"recipe": settings},
     )
@@ -73,9 +73,7 @@ def run(recipe: Recipe, folder: Path, out: Path) -> str:
         metadata,
         tcl.learned_state_dict(),
         model.state_dict(),
-        debiasing_axes=colour_axes(
-            tcl, tokenizer, recipe.tcl_stage.pictures, recipe.debias_pictures, recipe.debias_axes
-        ),
+        debiasing_axes=color_axes(tcl, tokenizer, recipe.tcl_stage.images, recipe.debias_images, recipe.debias_axes),
         half=True,
     )
 

@@ -1,4 +1,4 @@
-"""Stage one: a small CLIP, trained from scratch on pictures and captions with the contrastive loss."""
+"""Stage one: a small CLIP, trained from scratch on images and captions with the contrastive loss."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcl_core.clip import FrozenClip, run_block, text_at_ends
 from tcl_core.methods.tcl.losses import info_nce
-from tcl_core.tokenizer import Tokenizer
+from tcl_core.towers.open_clip_vit import FrozenClip, run_block, text_at_ends
+from tcl_core.towers.tokenizer import Tokenizer
 from training.loop import Schedule, half_precision, step_generators, train
-from training.playground.data import Captions, PictureSet, draw_pictures
+from training.playground.data import Captions, ImageSet, draw_images
 
 __all__ = ["ClipPhase", "View", "build_clip", "clip_losses", "embed_captions", "phase_losses", "train_clip", "whiten"]
 
@@ -29,15 +29,15 @@ _LOCAL_SHARPNESS = 10.0
 
 @dataclass(frozen=True)
 class View:
-    """How pictures are shown in a step.
+    """How images are shown in a step.
 
     Attributes:
-        pictures: what is shown.
-        batch: pictures per step.
-        collage: pictures are shown as collages of this many by this many, see ``clip_losses``.
+        images: what is shown.
+        batch: images per step.
+        collage: images are shown as collages of this many by this many, see ``clip_losses``.
     """
 
-    pictures: PictureSet
+    images: ImageSet
     batch: int
     collage: int
 
@@ -49,11 +49,11 @@ class ClipPhase:
     Attributes:
         name: of the phase.
         views: the steps take them in turn.
-        captions: captions per picture and step; each makes a contrastive loss of its own.
+        captions: captions per image and step; each makes a contrastive loss of its own.
         brief: share of captions that name one object and say nothing else.
         balanced: whether negatives are weighted, see ``training.playground.negatives``.
         local_weight: weight of the local contrastive loss, see ``clip_losses``.
-        schedule: optimiser settings.
+        schedule: optimizer settings.
     """
 
     name: str
@@ -72,7 +72,7 @@ def build_clip(config: dict[str, Any], seed: int) -> open_clip.CLIP:
 
 
 def _tiles(tokens: Tensor, grid: tuple[int, int], collage: int) -> Tensor:
-    """Patch tokens ``[B, hw, C]`` of collages of n pictures, as those of the pictures, ``[B * n, hw / n, C]``."""
+    """Patch tokens ``[B, hw, C]`` of collages of n images, as those of the images, ``[B * n, hw / n, C]``."""
     batch, _, channels = tokens.shape
     rows, columns = grid[0] // collage, grid[1] // collage
     tiled = tokens.reshape(batch, collage, rows, collage, columns, channels).transpose(2, 3)
@@ -80,16 +80,14 @@ def _tiles(tokens: Tensor, grid: tuple[int, int], collage: int) -> Tensor:
 
 
 def _collages(images: Tensor, collage: int) -> Tensor:
-    """Pictures ``[B, 3, H, W]`` laid out in squares of n, ``[B / n, 3, c H, c W]``."""
+    """Images ``[B, 3, H, W]`` laid out in squares of n, ``[B / n, 3, c H, c W]``."""
     batch, channels, height, width = images.shape
     tiled = images.reshape(batch // collage**2, collage, collage, channels, height, width)
     return tiled.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, collage * height, collage * width)
 
 
-def _embed_pictures(
-    model: open_clip.CLIP, images: Tensor, collage: int, shift: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Unit embeddings of pictures of any size, ``[B, E]``, and of their patches, ``[B, hw, E]``."""
+def _embed_images(model: open_clip.CLIP, images: Tensor, collage: int, shift: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Unit embeddings of images of any size, ``[B, E]``, and of their patches, ``[B, hw, E]``."""
     visual = model.visual
     sides = visual.patch_size
     images = _collages(images, collage).roll((shift[0] * sides[0], shift[1] * sides[1]), dims=(2, 3))
@@ -133,7 +131,7 @@ def embed_captions(model: open_clip.CLIP, captions: Tensor) -> Tensor:
 
 
 def _local_similarity(dense: Tensor, text: Tensor) -> Tensor:
-    """How well the best-matching part of each picture matches each text.
+    """How well the best-matching part of each image matches each text.
 
     Args:
         dense: unit ``[B, P, E]``.
@@ -155,31 +153,31 @@ def clip_losses(
     shift: tuple[int, int] = (0, 0),
     negatives: Sequence[Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Symmetric InfoNCE (CLIP, arXiv 2103.00020), averaged over the captions of each picture.
+    """Symmetric InfoNCE (CLIP, arXiv 2103.00020), averaged over the captions of each image.
 
     The local term contrasts each caption with the patches that match it best: a caption mentions only some of a
     scene, and nothing in the global term says that what it mentions should be found where it is. Patches meet
     captions as in PACL (arXiv 2212.04994), but are those of the ordinary forward pass.
 
-    In a collage, several captioned pictures are shown as one, and each caption has to be found among the patches of
-    its own picture; the neighbours are negatives like any other picture. What a patch says must then come from
+    In a collage, several captioned images are shown as one, and each caption has to be found among the patches of
+    its own image; the neighbors are negatives like any other image. What a patch says must then come from
     nearby. A shift of the collage, around its edges, keeps the positions from giving the seams away.
 
     Args:
         model: the CLIP; its image tower pools the mean of its patch tokens.
-        images: float32 ``[B, 3, H, W]``, normalised.
-        captions: token ids int64 ``[B, L]``, one tensor per caption of a picture.
+        images: float32 ``[B, 3, H, W]``, normalized.
+        captions: token ids int64 ``[B, L]``, one tensor per caption of an image.
         local_weight: weight of the local term; 0 leaves it out.
-        collage: pictures on each side of a collage; its square divides B. 1 shows the pictures one by one.
+        collage: images on each side of a collage; its square divides B. 1 shows the images one by one.
         shift: of the collage, in patches down and to the right.
-        negatives: float32 ``[B, B]`` for each of ``captions``, pictures by captions: how often each pair counts, from
+        negatives: float32 ``[B, B]`` for each of ``captions``, images by captions: how often each pair counts, from
             0 to 1, and 1 for those that match; ``None`` counts each once.
 
     Returns:
         ``total``, the terms ``global`` and ``local``, and the contrastive ``scale``, scalars.
     """
     with half_precision():
-        image, patches = _embed_pictures(model, images, collage, shift)
+        image, patches = _embed_images(model, images, collage, shift)
         text = embed_captions(model, torch.cat(list(captions)))
     scale = model.logit_scale.clamp(max=math.log(_MAX_SCALE)).exp()
     global_terms, local_terms = [], []
@@ -199,11 +197,11 @@ def clip_losses(
 
 
 def whiten(features: Tensor, size: int, seed: int, floor: float = 1e-3) -> Tensor:
-    """A projection whose outputs are centred and decorrelated on ``features``.
+    """A projection whose outputs are centerd and decorrelated on ``features``.
 
-    At random initialisation all pooled features of a transformer point in nearly the same direction, so that every
-    picture meets every caption with the same cosine and the contrastive loss hardly moves for the first hundreds of
-    steps. Removing that direction and equalising the rest lets it learn from the first step.
+    At random initialization all pooled features of a transformer point in nearly the same direction, so that every
+    image meets every caption with the same cosine and the contrastive loss hardly moves for the first hundreds of
+    steps. Removing that direction and equalizing the rest lets it learn from the first step.
 
     Args:
         features: float ``[N, C]``.
@@ -217,9 +215,9 @@ def whiten(features: Tensor, size: int, seed: int, floor: float = 1e-3) -> Tenso
     features = features.double()
     mean = features.mean(dim=0)
     direction = mean / mean.norm()
-    centred = features - mean
-    centred = centred - (centred @ direction)[:, None] * direction
-    variance, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
+    centerd = features - mean
+    centerd = centerd - (centerd @ direction)[:, None] * direction
+    variance, axes = torch.linalg.eigh(centerd.T @ centerd / len(centerd))
     variance, axes = variance.flip(0)[:size], axes.flip(1)[:, :size]
     axes = axes - direction[:, None] * (direction @ axes)
     axes = axes / (variance + floor * variance[0]).sqrt() * (variance > 1e-9 * variance[0])
@@ -249,14 +247,14 @@ def _dim(model: open_clip.CLIP) -> int:
 def phase_losses(
     model: open_clip.CLIP, phase: ClipPhase, tokenizer: Tokenizer, templates: Sequence[str], seed: int
 ) -> Callable[[int], dict[str, Tensor]]:
-    """What computes `clip_losses` of a step of a phase, on pictures that are drawn when a step first needs them."""
+    """What computes `clip_losses` of a step of a phase, on images that are drawn when a step first needs them."""
     how = Captions(tuple(templates), phase.captions, phase.brief, phase.balanced)
 
     def losses(step: int) -> dict[str, Tensor]:
         rng, _ = step_generators(seed, step)
         view = phase.views[step % len(phase.views)]
-        batch = draw_pictures(view.pictures).batch(rng, view.batch, tokenizer, how)
-        side = view.collage * view.pictures.size // model.visual.patch_size[0]
+        batch = draw_images(view.images).batch(rng, view.batch, tokenizer, how)
+        side = view.collage * view.images.size // model.visual.patch_size[0]
         down, right = rng.integers(0, side, 2) if view.collage > 1 else (0, 0)
         shift = (int(down), int(right))
         return clip_losses(
@@ -283,7 +281,7 @@ def train_clip(
         # Towers that are about to be replaced by a checkpoint need no whitening.
         if number == 0 and not (folder / f"{phase.name}.ckpt").exists():
             how = Captions(tuple(templates), 2, phase.brief)
-            first = draw_pictures(phase.views[0].pictures)
+            first = draw_images(phase.views[0].images)
             batch = first.batch(np.random.default_rng(seed), 1500, tokenizer, how)
             _whiten_towers(model, batch.images, torch.cat(batch.captions), seed)
 

@@ -1,6 +1,6 @@
-"""Training pictures and captions of the playground, drawn once and kept in memory.
+"""Training images and captions of the playground, drawn once and kept in memory.
 
-Only pictures and captions leave this module towards the losses; the label maps of training scenes are thrown
+Only images and captions leave this module towards the losses; the label maps of training scenes are thrown
 away as soon as a scene is drawn.
 """
 
@@ -18,10 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tcl_core.playground import Scene, caption, draw_scene, scene_rng
-from tcl_core.tokenizer import Tokenizer
-from training.playground.negatives import colours_met, negative_weights
+from tcl_core.towers.tokenizer import Tokenizer
+from training.playground.negatives import colors_met, negative_weights
 
-__all__ = ["WORKERS", "Batch", "Captions", "Pictures", "PictureSet", "draw_picture", "draw_pictures", "normalise"]
+__all__ = ["WORKERS", "Batch", "Captions", "Images", "ImageSet", "draw_image", "draw_images", "normalize"]
 
 WORKERS = 2
 """Processes that draw."""
@@ -30,16 +30,16 @@ _NO_LABELS = np.zeros((0, 0), np.int32)
 
 
 @dataclass(frozen=True)
-class PictureSet:
-    """A recipe for one set of training pictures.
+class ImageSet:
+    """A recipe for one set of training images.
 
     Attributes:
-        count: number of pictures.
-        size: side of the square pictures in pixels.
+        count: number of images.
+        size: side of the square images in pixels.
         objects: smallest and largest number of objects.
         radius: smallest and largest half side of an object, in pixels.
         plain: probability of a plain studio backdrop.
-        seed: first seed; pictures are the same for the same seed.
+        seed: first seed; images are the same for the same seed.
     """
 
     count: int
@@ -56,13 +56,13 @@ class Captions:
 
     Attributes:
         templates: prompt templates that captions use now and then.
-        per_picture: captions per picture and step.
+        per_image: captions per image and step.
         brief: share of captions that name one object and say nothing else.
         balanced: whether negatives are weighted, see ``training.playground.negatives``.
     """
 
     templates: tuple[str, ...]
-    per_picture: int = 1
+    per_image: int = 1
     brief: float = 0.2
     balanced: bool = False
 
@@ -71,9 +71,9 @@ class Batch(NamedTuple):
     """What a step sees.
 
     Attributes:
-        images: float32 ``[B, 3, S, S]``, normalised.
-        captions: token ids int64 ``[B, L]``, one tensor for each caption of a picture.
-        negatives: float32 ``[B, B]`` for each of ``captions``, pictures by captions: how often each pair counts, from
+        images: float32 ``[B, 3, S, S]``, normalized.
+        captions: token ids int64 ``[B, L]``, one tensor for each caption of an image.
+        negatives: float32 ``[B, B]`` for each of ``captions``, images by captions: how often each pair counts, from
             0 to 1, and 1 for those that match; ``None`` counts each once.
     """
 
@@ -83,12 +83,12 @@ class Batch(NamedTuple):
 
 
 @dataclass
-class Pictures:
-    """Drawn pictures and what captions may say about them.
+class Images:
+    """Drawn images and what captions may say about them.
 
     Attributes:
         images: uint8 ``[N, S, S, 3]``.
-        scenes: one scene a picture, without its label map.
+        scenes: one scene an image, without its label map.
     """
 
     images: NDArray[np.uint8]
@@ -107,30 +107,30 @@ class Pictures:
             captions: how captions are drawn.
 
         Returns:
-            Pictures, captions and, if asked for, the weights of the negatives.
+            Images, captions and, if asked for, the weights of the negatives.
         """
         chosen = rng.choice(len(self), size, replace=False)
         scenes = [self.scenes[int(i)] for i in chosen]
         texts = [
             [caption(rng, scene, captions.templates, captions.brief) for scene in scenes]
-            for _ in range(captions.per_picture)
+            for _ in range(captions.per_image)
         ]
         negatives = [negative_weights(scenes, part, self.met) for part in texts] if captions.balanced else None
-        return Batch(normalise(self.images[chosen]), [tokenizer(part) for part in texts], negatives)
+        return Batch(normalize(self.images[chosen]), [tokenizer(part) for part in texts], negatives)
 
     @cached_property
     def met(self) -> NDArray[np.bool_]:
-        """Which kinds captions can name in which colours, bool ``[kinds, colours]``."""
-        return colours_met(self.scenes)
+        """Which kinds captions can name in which colors, bool ``[kinds, colors]``."""
+        return colors_met(self.scenes)
 
 
-def normalise(images: NDArray[np.uint8]) -> Tensor:
+def normalize(images: NDArray[np.uint8]) -> Tensor:
     """uint8 ``[B, H, W, 3]`` to float32 ``[B, 3, H, W]`` in ``[-1, 1]`` (mean and deviation 0.5)."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def draw_picture(recipe: PictureSet, index: int) -> tuple[NDArray[np.uint8], Scene]:
-    """Draw one picture of a set; returns its pixels uint8 ``[S, S, 3]`` and its scene without the label map."""
+def draw_image(recipe: ImageSet, index: int) -> tuple[NDArray[np.uint8], Scene]:
+    """Draw one image of a set; returns its pixels uint8 ``[S, S, 3]`` and its scene without the label map."""
     scene = draw_scene(
         scene_rng(recipe.seed, index),
         (recipe.size, recipe.size),
@@ -143,22 +143,22 @@ def draw_picture(recipe: PictureSet, index: int) -> tuple[NDArray[np.uint8], Sce
 
 
 @lru_cache(maxsize=2)
-def draw_pictures(recipe: PictureSet, workers: int = WORKERS) -> Pictures:
-    """Draw a set of training pictures.
+def draw_images(recipe: ImageSet, workers: int = WORKERS) -> Images:
+    """Draw a set of training images.
 
     Args:
         recipe: what to draw.
         workers: processes.
 
     Returns:
-        The pictures, in the order of their index whatever the number of workers; the last two sets are kept, because
+        The images, in the order of their index whatever the number of workers; the last two sets are kept, because
         steps and stages share them.
     """
     images = np.empty((recipe.count, recipe.size, recipe.size, 3), np.uint8)
     scenes: list[Scene] = []
     with get_context("spawn").Pool(workers) as pool:
-        drawn = pool.imap(partial(draw_picture, recipe), range(recipe.count), chunksize=64)
+        drawn = pool.imap(partial(draw_image, recipe), range(recipe.count), chunksize=64)
         for index, (image, scene) in enumerate(tqdm(drawn, total=recipe.count, desc="drawing", mininterval=5)):
             images[index] = image
             scenes.append(scene)
-    return Pictures(images, scenes)
+    return Images(images, scenes)

@@ -1,4 +1,4 @@
-"""How long the recipe takes on this machine: a few steps of each stage, and some of its pictures."""
+"""How long the recipe takes on this machine: a few steps of each stage, and some of its images."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from tcl_core.clip import FrozenClip
 from tcl_core.methods.tcl import TCL
 from tcl_core.playground import caption_words
-from tcl_core.templates import get_templates
-from tcl_core.tokenizer import WordTokenizer
+from tcl_core.towers.open_clip_vit import FrozenClip
+from tcl_core.towers.tokenizer import WordTokenizer
+from tcl_core.vocabulary.templates import get_templates
 from training.playground.clip import build_clip, phase_losses
-from training.playground.data import WORKERS, PictureSet, draw_picture
+from training.playground.data import WORKERS, ImageSet, draw_image
 from training.playground.recipe import Recipe, clip_config
 from training.playground.tcl import stage_losses
 
 __all__ = ["Estimate", "estimate"]
 
-_PICTURES = 2000
+_IMAGES = 2000
 _DRAWN = 200
 _SECONDS = 20.0
 
@@ -31,7 +31,7 @@ class Estimate:
 
     Attributes:
         name: of the part.
-        count: steps, or pictures to draw.
+        count: steps, or images to draw.
         seconds: all of them together.
     """
 
@@ -43,7 +43,7 @@ class Estimate:
 def estimate(recipe: Recipe, caption_templates: str, seconds: float = _SECONDS) -> Iterator[Estimate]:
     """Time each part of a recipe for a moment; nothing is learned and nothing is written.
 
-    The first steps' whitening, the optimiser, checkpoints and logs are left out; they take few hundredths of the time.
+    The first steps' whitening, the optimizer, checkpoints and logs are left out; they take few hundredths of the time.
 
     Args:
         recipe: what would be done.
@@ -51,29 +51,29 @@ def estimate(recipe: Recipe, caption_templates: str, seconds: float = _SECONDS) 
         seconds: least time spent on each stage.
 
     Yields:
-        One estimate for each set of pictures and each stage, as soon as it is known.
+        One estimate for each set of images and each stage, as soon as it is known.
     """
     templates = get_templates(caption_templates)
     tokenizer = WordTokenizer(caption_words(templates), recipe.context_length)
     model = build_clip(clip_config(tokenizer.vocab_size, recipe.context_length), recipe.seed)
-    sets = [view.pictures for phase in recipe.clip_phases for view in phase.views]
-    sets.append(recipe.tcl_stage.pictures)
-    small: dict[PictureSet, PictureSet] = {}
-    for number, pictures in enumerate(dict.fromkeys(sets), start=1):
-        small[pictures] = replace(pictures, count=min(pictures.count, _PICTURES))
+    sets = [view.images for phase in recipe.clip_phases for view in phase.views]
+    sets.append(recipe.tcl_stage.images)
+    small: dict[ImageSet, ImageSet] = {}
+    for number, images in enumerate(dict.fromkeys(sets), start=1):
+        small[images] = replace(images, count=min(images.count, _IMAGES))
         began = time.perf_counter()
         for index in range(_DRAWN):
-            draw_picture(pictures, index)
+            draw_image(images, index)
         each = (time.perf_counter() - began) / _DRAWN / WORKERS
-        yield Estimate(f"drawing {number}", pictures.count, pictures.count * each)
+        yield Estimate(f"drawing {number}", images.count, images.count * each)
     for number, phase in enumerate(recipe.clip_phases):
-        views = tuple(replace(view, pictures=small[view.pictures]) for view in phase.views)
+        views = tuple(replace(view, images=small[view.images]) for view in phase.views)
         losses = phase_losses(model, replace(phase, views=views), tokenizer, templates, recipe.seed + number)
         steps = phase.schedule.steps
         yield Estimate(phase.name, steps, steps * _seconds_per_step(losses, 0, len(views), seconds))
     tcl = TCL(FrozenClip(model), recipe.tcl)
     stage = recipe.tcl_stage
-    shown = replace(stage, pictures=small[stage.pictures])
+    shown = replace(stage, images=small[stage.images])
     for name, brief in stage.copies().items():
         losses, _ = stage_losses(tcl, shown, brief, tokenizer, templates, recipe.seed)
         steps = stage.schedule.steps

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tcl_core.methods.tcl import TCLConfig
-from tcl_core.weights.metadata import Preprocess
+from tcl_core.models.metadata import Preprocess
 from training.loop import Schedule
 from training.playground.clip import ClipPhase, View
-from training.playground.data import PictureSet
+from training.playground.data import ImageSet
 from training.playground.tcl import TclStage
 
 __all__ = ["RECIPE", "Recipe", "clip_config"]
@@ -25,9 +25,9 @@ class Recipe:
         clip_phases: parts of the pre-training.
         tcl: settings of the method.
         tcl_stage: how the grounder is trained.
-        debias_axes: how many directions in which colours differ are taken out of prompts that say none.
-        debias_pictures: training pictures in which these directions are looked for.
-        preprocess: how pictures are shown to the finished model.
+        debias_axes: how many directions in which colors differ are taken out of prompts that say none.
+        debias_images: training images in which these directions are looked for.
+        preprocess: how images are shown to the finished model.
     """
 
     seed: int
@@ -36,7 +36,7 @@ class Recipe:
     tcl: TCLConfig
     tcl_stage: TclStage
     debias_axes: int
-    debias_pictures: int
+    debias_images: int
     preprocess: Preprocess
 
 
@@ -45,7 +45,7 @@ def clip_config(vocab_size: int, context_length: int) -> dict[str, Any]:
 
     The image tower pools the mean of its patch tokens: every token's projection then takes part in the embedding
     that meets the caption, so that dense features are text-aligned by construction. Pooled by its class token, a
-    tower of this size learns features that localise almost nothing.
+    tower of this size learns features that localize almost nothing.
     """
     return {
         "embed_dim": 192,
@@ -67,8 +67,8 @@ def clip_config(vocab_size: int, context_length: int) -> dict[str, Any]:
     }
 
 
-_OBJECTS = PictureSet(count=120_000, size=48, objects=(1, 1), radius=(14, 24), plain=0.5, seed=4)
-_SCENES = PictureSet(count=96_000, size=64, objects=(1, 3), radius=(12, 30), plain=0.1, seed=1)
+_OBJECTS = ImageSet(count=120_000, size=48, objects=(1, 1), radius=(14, 24), plain=0.5, seed=4)
+_SCENES = ImageSet(count=96_000, size=64, objects=(1, 3), radius=(12, 30), plain=0.1, seed=1)
 
 RECIPE = Recipe(
     seed=0,
@@ -114,7 +114,7 @@ RECIPE = Recipe(
     ),
     tcl=TCLConfig(ie_freeze=3, decoder_layers=1, area_prior=0.25, tv_weight=0.25, refine_scale=12),
     tcl_stage=TclStage(
-        pictures=_SCENES,
+        images=_SCENES,
         batch=64,
         briefs=(0.4, 0.7),
         shares=(0.6, 0.4),
@@ -125,7 +125,7 @@ RECIPE = Recipe(
         ),
     ),
     debias_axes=11,
-    debias_pictures=6000,
+    debias_images=6000,
     preprocess=Preprocess(
         mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), short_side=112, max_long_side=1024, window=64, stride=48
     ),

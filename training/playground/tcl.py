@@ -1,4 +1,4 @@
-"""Stage two: TCL's grounder on top of the frozen CLIP, from the same kind of pictures and captions."""
+"""Stage two: TCL's grounder on top of the frozen CLIP, from the same kind of images and captions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tcl_core.methods.tcl import TCL
-from tcl_core.tokenizer import Tokenizer
+from tcl_core.towers.tokenizer import Tokenizer
 from training.loop import Schedule, half_precision, step_generators, train
-from training.playground.data import Captions, PictureSet, draw_pictures
+from training.playground.data import Captions, ImageSet, draw_images
 
 __all__ = ["TclStage", "mean_of_states", "stage_losses", "train_tcl"]
 
@@ -23,20 +23,20 @@ __all__ = ["TclStage", "mean_of_states", "stage_losses", "train_tcl"]
 class TclStage:
     """How the grounder is trained.
 
-    Several copies of it start from the same weights and see the same pictures; they differ in how brief their captions
+    Several copies of it start from the same weights and see the same images; they differ in how brief their captions
     are, and a weighted mean of their weights is the result ("model soup", arXiv 2203.05482).
 
     Attributes:
-        pictures: what is shown.
-        batch: pictures per step.
+        images: what is shown.
+        batch: images per step.
         briefs: share of captions that name one object and say nothing else, for each copy.
         shares: weight of each copy in the mean; they add up to one.
         balanced: whether negatives are weighted, see ``training.playground.negatives``.
         ust_steps: first steps, in which the copied block stays frozen.
-        schedule: optimiser settings of each copy; its ``steps`` count both parts.
+        schedule: optimizer settings of each copy; its ``steps`` count both parts.
     """
 
-    pictures: PictureSet
+    images: ImageSet
     batch: int
     briefs: tuple[float, ...]
     shares: tuple[float, ...]
@@ -70,7 +70,7 @@ def stage_losses(
     def losses(step: int) -> dict[str, Tensor]:
         tcl.set_stage("ust" if step < stage.ust_steps else "full")
         rng, generator = step_generators(seed, step)
-        batch = draw_pictures(stage.pictures).batch(rng, stage.batch, tokenizer, how)
+        batch = draw_images(stage.images).batch(rng, stage.batch, tokenizer, how)
         negatives = None if batch.negatives is None else batch.negatives[0]
         with half_precision():
             return tcl.losses(batch.images, batch.captions[0], generator=generator, negatives=negatives)
@@ -87,7 +87,7 @@ def train_tcl(
     folder: Path,
     recipe: str,
 ) -> None:
-    """Minimise TCL's losses (see ``tcl_core.methods.tcl``), copy by copy; resumes from ``folder``."""
+    """Minimize TCL's losses (see ``tcl_core.methods.tcl``), copy by copy; resumes from ``folder``."""
     start = _copy(tcl.state_dict())
     ends = []
     for name, brief in stage.copies().items():

@@ -29,11 +29,11 @@ class TCLConfig:
         tcl_weight: weight of both contrastive terms.
         area_weight: weight of both area terms.
         tv_weight: weight of both smoothness terms.
-        area_prior: share of a picture that a caption's mask is expected to cover, in ``[0, 1]``.
+        area_prior: share of an image that a caption's mask is expected to cover, in ``[0, 1]``.
         kp_weight: default weight of CLIP's own dense map at inference, in ``[0, 1]``.
         kp_scale: slope of that map's sigmoid.
         kp_threshold: cosine at which that map is one half.
-        refine_scale: pixels per patch side at which masks are refined by the picture. ``None``: the masks' own
+        refine_scale: pixels per patch side at which masks are refined by the image. ``None``: the masks' own
             resolution.
         background_threshold_pamr: score of the background where masks are refined.
         background_threshold_plain: score of the background where they are not.

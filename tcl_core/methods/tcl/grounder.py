@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcl_core.clip import FrozenClip, diagonal_attention_block, project_pixels, run_block
 from tcl_core.methods.tcl.config import TCLConfig
+from tcl_core.towers.open_clip_vit import FrozenClip, diagonal_attention_block, project_pixels, run_block
 
 __all__ = ["Decoder", "GatedConv", "Grounder", "ImageEncoder", "SimilarityToMask", "cosine_maps"]
 
@@ -22,7 +22,7 @@ class ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels of each pixel of ``[B, C, h, w]``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise; the shape stays."""
+        """Normalize; the shape stays."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -53,7 +53,7 @@ class GatedConv(nn.Module):
 
 
 class UpsampleStage(nn.Module):
-    """Nearest-neighbour doubling, then one or two gated convolutions."""
+    """Nearest-neighbor doubling, then one or two gated convolutions."""
 
     def __init__(self, channels: int, kernel: int, double: bool):
         super().__init__()
@@ -69,7 +69,7 @@ class UpsampleStage(nn.Module):
 
 
 class GatedUpsampler(nn.Module):
-    """The stages in a row; before training it is a nearest-neighbour up-sampler."""
+    """The stages in a row; before training it is a nearest-neighbor up-sampler."""
 
     def __init__(self, channels: int, config: TCLConfig):
         super().__init__()
@@ -140,7 +140,7 @@ class ImageEncoder(nn.Module):
         self.decoder = Decoder(clip, config)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """``[B, 1 + hw, C]`` to the un-normalised embedding V ``[B, E, s h, s w]``."""
+        """``[B, 1 + hw, C]`` to the un-normalized embedding V ``[B, E, s h, s w]``."""
         features = self.backbone(tokens).unflatten(1, grid).permute(0, 3, 1, 2)
         return self.decoder(features)
 
@@ -157,8 +157,8 @@ class SimilarityToMask(nn.Module):
         """Logits of every pixel for every text.
 
         Args:
-            features: float ``[B, E, h, w]``, L2-normalised over E.
-            text: float ``[N, E]``, L2-normalised.
+            features: float ``[B, E, h, w]``, L2-normalized over E.
+            text: float ``[N, E]``, L2-normalized.
 
         Returns:
             float ``[B, N, h, w]``.
@@ -171,8 +171,8 @@ def cosine_maps(features: Tensor, text: Tensor) -> Tensor:
     """Similarity of every pixel with every text.
 
     Args:
-        features: float ``[B, E, h, w]``, L2-normalised over E.
-        text: float ``[N, E]``, L2-normalised.
+        features: float ``[B, E, h, w]``, L2-normalized over E.
+        text: float ``[N, E]``, L2-normalized.
 
     Returns:
         float ``[B, N, h, w]`` in ``[-1, 1]``.

@@ -69,8 +69,8 @@ def info_nce(
     """Symmetric cross-entropy of matching pairs: the mean of both directions.
 
     Args:
-        rows: cosines ``[B, N]`` of each picture of this process with all texts.
-        columns: cosines ``[B, N]`` of each text of this process with all pictures.
+        rows: cosines ``[B, N]`` of each image of this process with all texts.
+        columns: cosines ``[B, N]`` of each text of this process with all images.
         scale: inverse temperature, a scalar.
         offset: position of this process' first pair among the N.
         weights: two of ``[B, N]``, how often each pair of ``rows`` and of ``columns`` counts, from 0 to 1 and 1 for

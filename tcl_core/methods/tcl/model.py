@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcl_core.clip import FrozenClip
 from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Method, Stage, WindowEmbeddings
 from tcl_core.methods.registry import register_method
@@ -18,17 +17,18 @@ from tcl_core.methods.tcl.config import TCLConfig
 from tcl_core.methods.tcl.distributed import gather, process_rank
 from tcl_core.methods.tcl.grounder import Grounder, cosine_maps
 from tcl_core.methods.tcl.losses import draw_noise, gumbel_sigmoid, info_nce, pool_by_masks, total_variation
-from tcl_core.pamr import PamrAffinity, pamr_affinity, refine_masks
-from tcl_core.windows import pad_to_multiple
+from tcl_core.refinement.pamr import PamrAffinity, pamr_affinity, refine_masks
+from tcl_core.segmentation.sliding_window import pad_to_multiple
+from tcl_core.towers.open_clip_vit import FrozenClip
 
 __all__ = ["TCL"]
 
-_NORMALISE_EPSILON = 1e-6
+_NORMALIZE_EPSILON = 1e-6
 _MAX_SCALE = 100.0
 
 
 def _unit(x: Tensor, dim: int) -> Tensor:
-    return F.normalize(x.float(), dim=dim, eps=_NORMALISE_EPSILON)
+    return F.normalize(x.float(), dim=dim, eps=_NORMALIZE_EPSILON)
 
 
 class InverseTemperature(nn.Module):
@@ -102,7 +102,7 @@ class TCL(Method):
         """Embed windows for any number of prompts.
 
         Args:
-            windows: float32 ``[B, 3, H, W]``, normalised; any H and W (zero-padded to whole patches inside).
+            windows: float32 ``[B, 3, H, W]``, normalized; any H and W (zero-padded to whole patches inside).
 
         Returns:
             The embeddings, float32.
@@ -137,7 +137,7 @@ class TCL(Method):
 
         Args:
             emb: of B windows.
-            text: float ``[P, E]``, normalised or not.
+            text: float ``[P, E]``, normalized or not.
             affinity: of the same windows; ``None`` for no refinement.
             kp_weight: weight in ``[0, 1]`` of :math:`\sigma(10 (\cos(\text{CLIP}, t) - 0.25))`; 0 leaves it out.
 
@@ -188,18 +188,18 @@ class TCL(Method):
         generator: torch.Generator | None = None,
         negatives: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """TCL's objective on a batch of matching pictures and captions.
+        """TCL's objective on a batch of matching images and captions.
 
         With a process group each process passes its own B pairs; contrasts and masks then run over all N = B x
         processes texts, and every term is the mean of this process' part.
 
         Args:
-            images: float32 ``[B, 3, H, W]``, normalised; H and W multiples of the patch size.
+            images: float32 ``[B, 3, H, W]``, normalized; H and W multiples of the patch size.
             tokens: int64 ``[B, L]``, one caption each.
             noise: uniform in (0, 1), for the Gumbel-sigmoid: ``[B, mh, mw]``, or ``[B, N, mh, mw]`` of which the
                 matching pairs are used. ``None`` draws it.
             generator: source of the drawn noise.
-            negatives: float ``[B, N]``, how often each picture of this process counts as a negative of each text, from
+            negatives: float ``[B, N]``, how often each image of this process counts as a negative of each text, from
                 0 to 1, in both contrasts and in the masks of other pairs; a pair that matches counts as one whatever is
                 said here. ``None``, in every process or in none, counts each once, as the paper does.
 
@@ -212,7 +212,7 @@ class TCL(Method):
             ValueError: the shapes do not fit each other or the patch size, or ``negatives`` are not from 0 to 1.
         """
         if len(images) != len(tokens):
-            raise ValueError(f"there are {len(images)} pictures, but {len(tokens)} captions")
+            raise ValueError(f"there are {len(images)} images, but {len(tokens)} captions")
         grid = self.clip.grid(images)
         offset = process_rank() * len(images)
         with torch.no_grad():
@@ -273,7 +273,7 @@ class TCL(Method):
         tcli = info_nce(region @ all_text.T, all_text[own] @ gather(region).T, self.tcli_loss(), offset, weights)
         pooled = _unit(pool_by_masks(image_emb, masks), dim=-1)
         rows = torch.einsum("bne,ne->bn", pooled, all_text)
-        # Text n meets the regions that *it* grounds in every picture: the columns of the full matrix.
+        # Text n meets the regions that *it* grounds in every image: the columns of the full matrix.
         tclf = info_nce(rows, gather(rows)[:, own].T, self.tclf_loss(), offset, weights)
         area = masks.mean(dim=(2, 3))
         counted = (torch.ones_like(area) if negatives is None else negatives).masked_fill(matching, 0)
@@ -293,6 +293,6 @@ class TCL(Method):
 
 
 def _diagonal(pairs: Tensor, offset: int) -> Tensor:
-    """The matching pairs ``[B, h, w]`` of ``[B, N, h, w]``; picture b matches text ``offset + b``."""
+    """The matching pairs ``[B, h, w]`` of ``[B, N, h, w]``; image b matches text ``offset + b``."""
     index = torch.arange(pairs.shape[0], device=pairs.device)
     return cast(Tensor, pairs[index, index + offset])

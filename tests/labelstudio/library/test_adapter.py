@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labelstudio_backend.answering import Question, answer
-from labelstudio_backend.labelling_config import parse_labelling_config
+from labelstudio_backend.interactive import Question, answer
+from labelstudio_backend.labeling_config import parse_labeling_config
 from labelstudio_backend.model_options import FAILED_VERSION, ModelOptions, model_version
-from labelstudio_backend.planning import read_context
 from labelstudio_backend.predictor import Predictor
+from labelstudio_backend.requests import read_context
 from tests.labelstudio.library.environment import library_python, library_server
 from tests.labelstudio.live.environment import REPOSITORY, NoEnvironmentError, free_port
 
@@ -31,14 +31,14 @@ Payload = Callable[[str], dict[str, Any]]
 SIGNATURE_OF_2 = Path(__file__).parent / "signature_of_2"
 
 
-def picture() -> bytes:
+def image() -> bytes:
     coarse = np.random.default_rng(3).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     encoded = io.BytesIO()
     Image.fromarray(coarse).resize((128, 96), Image.Resampling.NEAREST).save(encoded, "PNG")
     return encoded.getvalue()
 
 
-DATA_URL = "data:image/png;base64," + base64.b64encode(picture()).decode()
+DATA_URL = "data:image/png;base64," + base64.b64encode(image()).decode()
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,9 @@ def regions(results: list[dict[str, Any]]) -> list[tuple[str, str, float, Any]]:
 
 def expected(model_path: Path, config: str, context: dict[str, Any] | None) -> list[tuple[str, str, float, Any]]:
     options = ModelOptions(str(model_path))
-    parsed = parse_labelling_config(config)
+    parsed = parse_labeling_config(config)
     question = Question(parsed, {}, read_context(context, parsed))
-    return regions(answer(Predictor(options.load(), options, 1 << 20), question, picture()).prediction.results)
+    return regions(answer(Predictor(options.load(), options, 1 << 20), question, image()).prediction.results)
 
 
 def test_the_recorded_setup_and_health(server: httpx.Client, payload: Payload) -> None:
@@ -88,7 +88,7 @@ def test_the_recorded_predictions(name: str, server: httpx.Client, payload: Payl
     predictions = answer.json()["results"]
     assert len(predictions) == len(body["tasks"])
     wanted = expected(model_path, config, body["params"]["context"])
-    version = model_version(ModelOptions(str(model_path)), parse_labelling_config(config), {})
+    version = model_version(ModelOptions(str(model_path)), parse_labeling_config(config), {})
     for prediction, task in zip(predictions, body["tasks"], strict=True):
         if task["data"]["image"] == DATA_URL:
             assert regions(prediction["result"]) == wanted and prediction["model_version"] == version
@@ -139,7 +139,7 @@ def test_the_signatures_of_2(payload: Payload, model_path: Path, tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    version = model_version(ModelOptions(str(model_path)), parse_labelling_config(body["label_config"]), {})
+    version = model_version(ModelOptions(str(model_path)), parse_labeling_config(body["label_config"]), {})
     for context, one in zip(contexts, said["answers"], strict=True):
         good, failed = one["predictions"]
         assert regions(good["result"]) == expected(model_path, body["label_config"], context)

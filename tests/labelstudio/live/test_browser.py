@@ -18,7 +18,7 @@ from selenium.webdriver.common.keys import Keys
 
 from tcl_core.cli.main import run
 from tests.labelstudio.live.environment import EMAIL, PASSWORD, REPOSITORY, LabelStudioServer
-from tests.labelstudio.live.test_server import LABELS, project_of, write_pictures
+from tests.labelstudio.live.test_server import LABELS, project_of, write_images
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
@@ -79,7 +79,7 @@ def log_in(browser: webdriver.Chrome, url: str) -> None:
 
 
 def regions(browser: webdriver.Chrome) -> list[str]:
-    """Labels of the regions in the list beside the picture."""
+    """Labels of the regions in the list beside the image."""
     return browser.execute_script(
         "const s = window.Htx && window.Htx.annotationStore && window.Htx.annotationStore.selected;"
         "return s ? s.regions.map(r => (r.labels || []).join()).filter(label => label) : [];"
@@ -116,10 +116,10 @@ def test_from_regions_to_export(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    write_pictures(tmp_path / "pictures", range(2))
+    write_images(tmp_path / "images", range(2))
     server = ["--url", label_studio.url, "--token-file", str(secrets / "token.txt")]
     words = ["setup", *server, *LABELS, "--backend-url", backend_url, "--auth-file", str(secrets / "users.txt")]
-    assert run(["label-studio", *words, "--upload", str(tmp_path / "pictures")]) == 0
+    assert run(["label-studio", *words, "--upload", str(tmp_path / "images")]) == 0
     project = project_of(capfd.readouterr().out)
     body: dict[str, Any] = {"selectedItems": {"all": True, "excluded": []}}
     label_studio.api("POST", f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}", json=body)

@@ -16,14 +16,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from labelstudio_backend.config_writer import labelling_config_xml
-from labelstudio_backend.labelling_config import parse_labelling_config
+from labelstudio_backend.config_writer import labeling_config_xml
+from labelstudio_backend.labeling_config import parse_labeling_config
 from labelstudio_backend.model_options import ModelOptions
-from labelstudio_backend.planning import Plan
 from labelstudio_backend.predictor import Prediction, Predictor
+from labelstudio_backend.requests import Plan
 from labelstudio_backend.shapes import mask_of_value
 from tcl_core.cli.main import run
-from tcl_core.raster import mask_iou
+from tcl_core.polygons.rasterize import mask_iou
 from tcl_core.vocabulary import Vocabulary
 from tests.labelstudio.live.environment import LabelStudioServer
 
@@ -31,28 +31,28 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 LABELS = ["--label", "Sofa=sofa,couch", "--label", "cat", "--label", "sky=blue sky", "--no-background"]
 SIZE = (48, 64)
-BRUSHES = labelling_config_xml(
+BRUSHES = labeling_config_xml(
     Vocabulary.from_options(["Sofa=sofa,couch", "cat", "sky=blue sky"], background=False), "brush"
 )
 """The same labels with exact masks."""
 
 
 def encoded(seed: int) -> bytes:
-    """A small picture of coarse random squares."""
+    """A small image of coarse random squares."""
     coarse = np.random.default_rng(seed).integers(0, 255, (3, 4, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(coarse).resize((SIZE[1], SIZE[0]), Image.Resampling.NEAREST).save(file, "PNG")
     return file.getvalue()
 
 
-def write_pictures(folder: Path, seeds: range) -> None:
+def write_images(folder: Path, seeds: range) -> None:
     folder.mkdir(parents=True)
     for seed in seeds:
-        (folder / f"picture-{seed:03d}.png").write_bytes(encoded(seed))
+        (folder / f"image-{seed:03d}.png").write_bytes(encoded(seed))
 
 
 def seed_of(task: dict[str, Any]) -> int:
-    return int(task["data"]["image"].rpartition("picture-")[2].partition(".")[0])
+    return int(task["data"]["image"].rpartition("image-")[2].partition(".")[0])
 
 
 def command(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
@@ -91,7 +91,7 @@ def predictor(model_path: Path) -> Predictor:
 
 
 def expected(predictor: Predictor, config: str, seed: int) -> Prediction:
-    return predictor.predict(encoded(seed), Plan(parse_labelling_config(config)))
+    return predictor.predict(encoded(seed), Plan(parse_labeling_config(config)))
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +99,9 @@ def project(
     label_studio: LabelStudioServer, backend_url: str, secrets: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[int]:
     """A project of ``setup`` with sixty tasks: thirty uploaded, thirty local files."""
-    folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder / "uploads", range(30))
-    write_pictures(label_studio.files / "sixty", range(30, 60))
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder / "uploads", range(30))
+    write_images(label_studio.files / "sixty", range(30, 60))
     words = ["label-studio", "setup", "--url", label_studio.url, "--token-file", secrets / "token.txt", *LABELS]
     words += ["--backend-url", backend_url, "--auth-file", secrets / "users.txt"]
     words += ["--upload", folder / "uploads", "--local-files", label_studio.files / "sixty"]
@@ -144,7 +144,7 @@ def test_bulk_names_three_of_sixty_and_delivers_the_rest(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    write_pictures(label_studio.files / "bulk", range(57))
+    write_images(label_studio.files / "bulk", range(57))
     server = ["--url", label_studio.url, "--token-file", secrets / "token.txt"]
     code, printed = command(capfd, "setup", *server, *LABELS, "--shape", "brush", "--no-backend")
     assert code == 0, printed
@@ -163,8 +163,8 @@ def test_bulk_names_three_of_sixty_and_delivers_the_rest(
     assert code == 1, printed
     assert "57 of 60 tasks predicted" in printed
     tasks = tasks_of(label_studio, number)
-    good = [task for task in tasks if "picture-" in task["data"]["image"]]
-    failed = {task["id"]: task["data"]["image"] for task in tasks if "picture-" not in task["data"]["image"]}
+    good = [task for task in tasks if "image-" in task["data"]["image"]]
+    failed = {task["id"]: task["data"]["image"] for task in tasks if "image-" not in task["data"]["image"]}
     assert len(good) == 57 and len(failed) == 3
     for task, url in failed.items():
         (line,) = [line for line in printed.splitlines() if line.startswith(f"failed: task {task}:")]

@@ -27,8 +27,8 @@ WRONG_LABELS = (
 )
 
 
-def test_labels_that_cannot_be_used(widget: SegmentWidget, picture: NDArray[np.uint8], errors: list[str]) -> None:
-    results = segmented(widget, picture)
+def test_labels_that_cannot_be_used(widget: SegmentWidget, image: NDArray[np.uint8], errors: list[str]) -> None:
+    results = segmented(widget, image)
     before = results.draft.data.copy()
     for number, (name, prompts, message) in enumerate(WRONG_LABELS, start=1):
         widget.labels.add_row(name, prompts)
@@ -42,25 +42,25 @@ def test_labels_that_cannot_be_used(widget: SegmentWidget, picture: NDArray[np.u
         widget.labels.remove_current()
 
 
-def test_no_label(viewer: Viewer, picture: NDArray[np.uint8], errors: list[str]) -> None:
-    viewer.add_image(picture)
+def test_no_label(viewer: Viewer, image: NDArray[np.uint8], errors: list[str]) -> None:
+    viewer.add_image(image)
     dock(viewer).segment()
     assert "there is no label" in errors[0]
     assert len(viewer.layers) == 1
 
 
-def test_no_picture(widget: SegmentWidget, errors: list[str], tmp_path: Path) -> None:
+def test_no_image(widget: SegmentWidget, errors: list[str], tmp_path: Path) -> None:
     widget.segment()
     widget.accept()
     widget.export(tmp_path / "labels.json")
-    assert "there is no picture" in errors[0]
+    assert "there is no image" in errors[0]
     assert "nothing to accept" in errors[1]
     assert "nothing to export" in errors[2]
     assert not widget.viewer.layers and not list(tmp_path.iterdir())
 
 
-def test_picture_removed_meanwhile(widget: SegmentWidget, picture: NDArray[np.uint8], errors: list[str]) -> None:
-    layer = widget.viewer.add_image(picture, name="gone", rgb=True)
+def test_image_removed_meanwhile(widget: SegmentWidget, image: NDArray[np.uint8], errors: list[str]) -> None:
+    layer = widget.viewer.add_image(image, name="gone", rgb=True)
     widget.viewer.add_labels(np.zeros((4, 4), np.uint8), name="other")
     widget.segment()
     widget.viewer.layers.remove(layer)
@@ -70,8 +70,8 @@ def test_picture_removed_meanwhile(widget: SegmentWidget, picture: NDArray[np.ui
     assert widget.buttons.segment.isEnabled()
 
 
-def test_labels_layer_removed_meanwhile(widget: SegmentWidget, picture: NDArray[np.uint8], errors: list[str]) -> None:
-    results = segmented(widget, picture)
+def test_labels_layer_removed_meanwhile(widget: SegmentWidget, image: NDArray[np.uint8], errors: list[str]) -> None:
+    results = segmented(widget, image)
     expected = results.draft.data.copy()
     widget.segment()
     widget.viewer.layers.remove(results.draft)
@@ -82,9 +82,9 @@ def test_labels_layer_removed_meanwhile(widget: SegmentWidget, picture: NDArray[
 
 
 def test_model_that_cannot_be_loaded(
-    widget: SegmentWidget, picture: NDArray[np.uint8], errors: list[str], tmp_path: Path
+    widget: SegmentWidget, image: NDArray[np.uint8], errors: list[str], tmp_path: Path
 ) -> None:
-    results = segmented(widget, picture)
+    results = segmented(widget, image)
     before = results.draft.data.copy()
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     widget.model.file.value = tmp_path / "bad.safetensors"
@@ -99,9 +99,9 @@ def test_model_that_cannot_be_loaded(
 
 
 def test_export_folder_that_cannot_be_used(
-    widget: SegmentWidget, picture: NDArray[np.uint8], errors: list[str], tmp_path: Path
+    widget: SegmentWidget, image: NDArray[np.uint8], errors: list[str], tmp_path: Path
 ) -> None:
-    results = segmented(widget, picture)
+    results = segmented(widget, image)
     before = results.draft.data.copy()
     file, read_only = tmp_path / "file", tmp_path / "read-only"
     file.write_text("")
@@ -118,8 +118,8 @@ def test_export_folder_that_cannot_be_used(
         assert len(widget.viewer.layers) == 3
 
 
-def test_cancel_leaves_the_layers(widget: SegmentWidget, picture: NDArray[np.uint8], errors: list[str]) -> None:
-    widget.viewer.add_image(picture, rgb=True)
+def test_cancel_leaves_the_layers(widget: SegmentWidget, image: NDArray[np.uint8], errors: list[str]) -> None:
+    widget.viewer.add_image(image, rgb=True)
     widget.segment()
     widget.cancel()
     idle(widget)
@@ -131,16 +131,16 @@ def test_cancel_leaves_the_layers(widget: SegmentWidget, picture: NDArray[np.uin
     assert errors == []
 
 
-def test_channels_that_do_not_exist(widget: SegmentWidget, picture: NDArray[np.uint8], errors: list[str]) -> None:
-    widget.viewer.add_image(picture[..., 0], name="grey")
-    widget.picture.axis.value = "0"
+def test_channels_that_do_not_exist(widget: SegmentWidget, image: NDArray[np.uint8], errors: list[str]) -> None:
+    widget.viewer.add_image(image[..., 0], name="gray")
+    widget.image.axis.value = "0"
     widget.segment()
-    widget.picture.axis.value = "none"
-    widget.viewer.add_image(np.moveaxis(picture, -1, 0), name="channels")
-    widget.picture.layer.value = widget.viewer.layers["channels"]
-    widget.picture.axis.value = "0"
+    widget.image.axis.value = "none"
+    widget.viewer.add_image(np.moveaxis(image, -1, 0), name="channels")
+    widget.image.layer.value = widget.viewer.layers["channels"]
+    widget.image.axis.value = "0"
     for channels in ("0,7", "red"):
-        widget.picture.channels.value = channels
+        widget.image.channels.value = channels
         widget.segment()
     assert ["no two axes" in errors[0], "no channel 7" in errors[1], "'red'" in errors[2]] == [True] * 3
     assert len(widget.viewer.layers) == 2
@@ -157,16 +157,16 @@ def test_folder_mistakes(widget: SegmentWidget, tmp_path: Path, errors: list[str
     tab.folder.value = tmp_path / "empty"
     tab.run()
     idle(widget)
-    parts = ["there is no job", "no picture of the folder is open", "there is no job", "no such folder", "no pictures"]
+    parts = ["there is no job", "no image of the folder is open", "there is no job", "no such folder", "no images"]
     assert [part in error for part, error in zip(parts, errors, strict=True)] == [True] * 5
 
 
 def test_widget_that_is_gone_while_work_goes_on(
-    viewer: Viewer, widget: SegmentWidget, picture: NDArray[np.uint8], errors: list[str]
+    viewer: Viewer, widget: SegmentWidget, image: NDArray[np.uint8], errors: list[str]
 ) -> None:
     from qtpy.QtCore import QCoreApplication, QEvent
 
-    results = segmented(widget, picture)
+    results = segmented(widget, image)
     widget.overlays.follow()
     assert widget.overlays.busy, "polygons are pending"
     threads = threading.active_count()
@@ -189,6 +189,6 @@ def test_widget_that_is_gone_while_work_goes_on(
     wait_until(lambda: threading.active_count() <= threads, "the thread has ended")
     brush(viewer, results.draft, 1, 30, 40)
     press_key(viewer, "c")
-    viewer.add_image(picture, rgb=True)
+    viewer.add_image(image, rgb=True)
     assert not results.accepted.data.any()
     assert heard == errors == []

@@ -1,4 +1,4 @@
-"""The widget at work on one picture."""
+"""The widget at work on one image."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tcl_core.coco import validate_coco
-from tcl_core.segmenter import Segmenter
+from tcl_core.export.coco import validate_coco
+from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.vocabulary import Vocabulary
 from tests.napari.coco_pixels import label_maps_of
 from tests.napari.steps import brush, idle, press_key, segmented
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from napari_tcl.widget import SegmentWidget
 
 
-def test_result_is_that_of_the_library(widget: SegmentWidget, picture: NDArray[np.uint8]) -> None:
-    results = segmented(widget, picture)
+def test_result_is_that_of_the_library(widget: SegmentWidget, image: NDArray[np.uint8]) -> None:
+    results = segmented(widget, image)
     loaded = widget.engine.loaded
     assert isinstance(loaded, Segmenter)
     vocabulary = Vocabulary.from_options(["Cat=cat,dog", "Sky=sky"], background=False)
-    expected = loaded.segment_image(picture, vocabulary).label_map
+    expected = loaded.segment_image(image, vocabulary).label_map
     assert np.array_equal(results.draft.data, expected)
     assert len(np.unique(results.draft.data)) == 2
-    assert results.draft.colormap.map(1)[:3] == pytest.approx(np.array(widget.labels.shown_labels()[0].colour) / 255)
+    assert results.draft.colormap.map(1)[:3] == pytest.approx(np.array(widget.labels.shown_labels()[0].color) / 255)
     assert "label: Cat" in str(results.draft.get_status(tuple(np.argwhere(expected == 1)[0])))
 
 
 def test_corrected_accepted_and_exported(
-    widget: SegmentWidget, picture: NDArray[np.uint8], tmp_path: Path, errors: list[str]
+    widget: SegmentWidget, image: NDArray[np.uint8], tmp_path: Path, errors: list[str]
 ) -> None:
-    results = segmented(widget, picture)
+    results = segmented(widget, image)
     brush(widget.viewer, results.draft, 2, 30, 40)
     widget.labels.table.setCurrentCell(1, 1)
     widget.accept()
@@ -52,12 +52,12 @@ def test_corrected_accepted_and_exported(
     idle(widget)
     assert validate_coco(tmp_path / "labels.json") == []
     shown = np.where(accepted > 0, accepted, results.draft.data)
-    assert np.array_equal(label_maps_of(tmp_path / "labels.json")["picture.png"], shown)
+    assert np.array_equal(label_maps_of(tmp_path / "labels.json")["image.png"], shown)
     assert errors == []
 
 
-def test_corrections_survive_thresholds_and_runs(widget: SegmentWidget, picture: NDArray[np.uint8]) -> None:
-    results = segmented(widget, picture)
+def test_corrections_survive_thresholds_and_runs(widget: SegmentWidget, image: NDArray[np.uint8]) -> None:
+    results = segmented(widget, image)
     other = 3 - int(results.draft.data[30, 40])
     brush(widget.viewer, results.draft, other, 30, 40)
     widget.background.threshold.value = 0.9
@@ -69,8 +69,8 @@ def test_corrections_survive_thresholds_and_runs(widget: SegmentWidget, picture:
     assert results.draft.data[30, 40] == other
 
 
-def test_undo_takes_back_strokes_runs_and_acceptance(widget: SegmentWidget, picture: NDArray[np.uint8]) -> None:
-    results = segmented(widget, picture)
+def test_undo_takes_back_strokes_runs_and_acceptance(widget: SegmentWidget, image: NDArray[np.uint8]) -> None:
+    results = segmented(widget, image)
     proposed = results.draft.data.copy()
     brush(widget.viewer, results.draft, 3 - int(proposed[30, 40]), 30, 40)
     while not np.array_equal(results.draft.data, proposed):
@@ -87,8 +87,8 @@ def test_undo_takes_back_strokes_runs_and_acceptance(widget: SegmentWidget, pict
     assert not results.draft.data.any()
 
 
-def test_accept_key(widget: SegmentWidget, picture: NDArray[np.uint8]) -> None:
-    results = segmented(widget, picture)
+def test_accept_key(widget: SegmentWidget, image: NDArray[np.uint8]) -> None:
+    results = segmented(widget, image)
     results.draft.selected_label = 1
     count = int((results.draft.data == 1).sum())
     press_key(widget.viewer, "c")
@@ -96,9 +96,9 @@ def test_accept_key(widget: SegmentWidget, picture: NDArray[np.uint8]) -> None:
 
 
 def test_threshold_does_not_run_the_network(
-    widget: SegmentWidget, picture: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+    widget: SegmentWidget, image: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = segmented(widget, picture)
+    results = segmented(widget, image)
     before = results.draft.data.copy()
     loaded = widget.engine.loaded
     assert loaded is not None
@@ -116,8 +116,8 @@ def test_threshold_does_not_run_the_network(
     assert np.array_equal(results.draft.data, before)
 
 
-def test_removed_and_added_labels_keep_their_pixels(widget: SegmentWidget, picture: NDArray[np.uint8]) -> None:
-    results = segmented(widget, picture)
+def test_removed_and_added_labels_keep_their_pixels(widget: SegmentWidget, image: NDArray[np.uint8]) -> None:
+    results = segmented(widget, image)
     sky = results.draft.data == 2
     widget.labels.table.setCurrentCell(0, 1)
     widget.labels.remove_current()
@@ -130,14 +130,14 @@ def test_removed_and_added_labels_keep_their_pixels(widget: SegmentWidget, pictu
 
 
 def test_label_file_of_the_command_line(
-    widget: SegmentWidget, picture: NDArray[np.uint8], errors: list[str], tmp_path: Path
+    widget: SegmentWidget, image: NDArray[np.uint8], errors: list[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "labels.yaml"
     path.write_text(
-        "labels:\n  - Cat\n  - {name: Tree, prompts: [tree, sky], threshold: 0.25, colour: '#102030'}\n"
+        "labels:\n  - Cat\n  - {name: Tree, prompts: [tree, sky], threshold: 0.25, color: '#102030'}\n"
         "background: 0.75\ntemplates: simple\n"
     )
-    segmented(widget, picture)
+    segmented(widget, image)
     widget.labels.load(path)
     assert widget.labels.ids == (1, 3)
     vocabulary = widget.vocabulary()
@@ -145,7 +145,7 @@ def test_label_file_of_the_command_line(
     assert [(label.name, label.prompts, label.threshold) for label in vocabulary.labels] == [
         (label.name, label.prompts, label.threshold) for label in given.labels
     ]
-    assert vocabulary.colours == given.colours
+    assert vocabulary.colors == given.colors
     assert (vocabulary.background_threshold, vocabulary.templates) == (0.75, "simple")
     widget.vocabulary()
     widget.labels.save(tmp_path / "again.yaml")
@@ -157,23 +157,23 @@ def test_label_file_of_the_command_line(
     assert widget.vocabulary() == vocabulary
 
 
-def test_polygons_and_scores(widget: SegmentWidget, picture: NDArray[np.uint8]) -> None:
+def test_polygons_and_scores(widget: SegmentWidget, image: NDArray[np.uint8]) -> None:
     widget.polygons.polygons.value = True
     widget.polygons.scores.value = True
-    results = segmented(widget, picture)
+    results = segmented(widget, image)
     idle(widget)
     names = [layer.name for layer in widget.viewer.layers]
-    assert {"picture polygons", "score: Cat", "score: Sky"} <= set(names)
-    polygons = widget.viewer.layers["picture polygons"]
+    assert {"image polygons", "score: Cat", "score: Sky"} <= set(names)
+    polygons = widget.viewer.layers["image polygons"]
     assert set(polygons.features["label"]) == {"Cat", "Sky"}
     text = widget.buttons.vertices.text()
     assert text.endswith(f"vertices in {len(polygons.data)} polygons")
-    widget.polygons.detail.value = 0
+    widget.polygons.tolerance.value = 0
     idle(widget)
     count = [int(line.split(" ")[0].replace(",", "")) for line in (text, widget.buttons.vertices.text())]
     assert 0 < count[0] < count[1]
     # Drawn by napari itself, the exact outlines are the labels.
-    drawn = widget.viewer.layers["picture polygons"].to_labels(results.draft.data.shape) > 0
+    drawn = widget.viewer.layers["image polygons"].to_labels(results.draft.data.shape) > 0
     assert np.mean(drawn == (results.draft.data > 0)) > 0.95
     widget.polygons.polygons.value = widget.polygons.scores.value = False
     idle(widget)

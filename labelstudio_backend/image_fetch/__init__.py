@@ -1,0 +1,1 @@
+"""Getting images from where tasks say they are, and from nowhere else."""

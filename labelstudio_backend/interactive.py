@@ -1,0 +1,99 @@
+"""What an annotator asked, answered: the one way that the server and the adapter both go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from labelstudio_backend.labeling_config import LabelingConfig
+from labelstudio_backend.predictor import Prediction, Predictor
+from labelstudio_backend.prompts import Added, PromptStore, TypedPrompt, read_typed
+from labelstudio_backend.requests import Context, Plan, freeze
+from labelstudio_backend.results import text_result
+
+__all__ = ["Answer", "Question", "answer", "answer_command"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """All that an answer depends on besides the image.
+
+    Attributes:
+        config: the project's labeling configuration.
+        added: the project's typed prompts so far, by label.
+        context: what an annotator typed or drew; ``None`` asks for the default prediction.
+    """
+
+    config: LabelingConfig
+    added: Added
+    context: Context | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found, and what was learned.
+
+    Attributes:
+        prediction: the regions.
+        learned: label and prompt that the project should remember, if any.
+    """
+
+    prediction: Prediction
+    learned: tuple[str, str] | None = None
+
+
+def answer(predictor: Predictor, question: Question, image: bytes) -> Answer:
+    """Answer a question about an image.
+
+    Raises:
+        ImageError: the image cannot be read.
+        VocabularyError: the prompt cannot be used, or the model knows no word of it.
+        SettingsError: what was typed is an unknown command.
+    """
+    config, context, added = question.config, question.context, freeze(question.added)
+    if context is None:
+        return Answer(predictor.predict(image, Plan(config, added)))
+    if context.box is not None:
+        plan = Plan(config, added, label=context.box.label, box=context.box.corners)
+        return Answer(predictor.predict(image, plan, plan.controls(context.box)))
+    if context.text is None:
+        return Answer(Prediction([], 0.0, (0, 0), ("only typed prompts and smart rectangles are answered",)))
+    typed = read_typed(context.text, config, question.added)
+    label, prompt, note = typed.label, typed.prompt, None
+    if typed.action == "nearest":
+        routed = predictor.route(str(prompt), config, question.added)
+        label = routed.label
+        note = f"The prompt {prompt!r} went to the nearest label, {label!r} (similarity {routed.similarity:.2f})."
+    plan = Plan(config, added, label=label, prompts=None if prompt is None else (prompt,), note=note)
+    prediction = predictor.predict(image, plan)
+    learned = (str(label), str(prompt)) if typed.action in ("add", "nearest") else None
+    return Answer(prediction, learned)
+
+
+def answer_command(
+    context: Context | None, config: LabelingConfig, store: PromptStore, project: str
+) -> list[dict[str, Any]] | None:
+    """Carry out a typed command such as ``/list``; it needs neither image nor model.
+
+    Returns:
+        A text for the prompt field, or ``None`` where nothing was commanded.
+
+    Raises:
+        SettingsError: the command is unknown, or the prompts cannot be read or written.
+        VocabularyError: the text cannot be a prompt.
+    """
+    if context is None or context.text is None:
+        return None
+    typed: TypedPrompt = read_typed(context.text, config, store.get(project))
+    if typed.action == "list":
+        return text_result(config, _listed(store.get(project)))
+    if typed.action == "clear":
+        count = store.clear(project, typed.label)
+        return text_result(config, [f"{count} typed prompts cleared" + (f" of {typed.label}" if typed.label else "")])
+    return None
+
+
+def _listed(added: Added) -> Sequence[str]:
+    lines = [f"{label}: {', '.join(prompts)}" for label, prompts in added.items() if prompts]
+    return lines or ["no typed prompts yet"]

@@ -1,1 +1,0 @@
-"""Getting pictures from where tasks say they are, and from nowhere else."""

@@ -1,0 +1,95 @@
+"""The loaded model and the images that are at hand: what one window works with."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tcl_core.caching import FeatureCache
+from tcl_core.models import load_model
+from tcl_core.segmentation.features import check_image, content_hash
+from tcl_core.segmentation.segmenter import Segmenter
+from tcl_core.segmentation.session import ImageSession
+
+__all__ = ["Engine", "ModelChoice"]
+
+_SESSIONS = 3
+_CPU_BATCH, _GPU_BATCH = 1, 8
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model, where and how.
+
+    Attributes:
+        model: name or path, see `tcl_core.models.load_model`.
+        device: see `tcl_core.devices.select_device`.
+        precision: see `tcl_core.devices.select_precision`.
+        refine: whether masks follow the image's edges.
+    """
+
+    model: str = "playground"
+    device: str = "auto"
+    precision: str = "auto"
+    refine: bool = True
+
+
+class Engine:
+    """Loads the model when it is needed and keeps the sessions of the last few images.
+
+    Not for several threads at once.
+
+    Args:
+        cache: features of more images than there are sessions.
+    """
+
+    def __init__(self, cache: FeatureCache | None = None) -> None:
+        self._cache = FeatureCache() if cache is None else cache
+        self._choice: ModelChoice | None = None
+        self._segmenter: Segmenter | None = None
+        self._sessions: OrderedDict[str, ImageSession] = OrderedDict()
+
+    @property
+    def loaded(self) -> Segmenter | None:
+        """The segmenter that was used last, if any."""
+        return self._segmenter
+
+    def segmenter(self, choice: ModelChoice) -> Segmenter:
+        """The segmenter of a choice; loads the model if it is another than before.
+
+        Raises:
+            WeightsError: the model cannot be loaded; the one before stays.
+            SettingsError: the device or precision is not available.
+        """
+        if self._segmenter is None or choice != self._choice:
+            model = load_model(choice.model, choice.device, choice.precision)
+            # On a processor the network gains nothing from company, and cancelling waits for a batch.
+            batch = _CPU_BATCH if model.device.type == "cpu" else _GPU_BATCH
+            self._segmenter = Segmenter(model, refine=choice.refine, cache=self._cache, batch_size=batch)
+            self._choice = choice
+            self._sessions.clear()
+        return self._segmenter
+
+    def session(self, choice: ModelChoice, image: NDArray[np.uint8]) -> ImageSession:
+        """The session of an image, an old one if the image is the same to the pixel.
+
+        Args:
+            choice: of the model.
+            image: uint8 ``[H, W, 3]``, RGB.
+
+        Raises:
+            ImageError: the array is not such an image.
+            WeightsError: see `segmenter`.
+            SettingsError: see `segmenter`.
+        """
+        segmenter = self.segmenter(choice)
+        check_image(image)
+        key = content_hash(image)
+        session = self._sessions.pop(key, None) or ImageSession(segmenter, image)
+        self._sessions[key] = session
+        while len(self._sessions) > _SESSIONS:
+            self._sessions.popitem(last=False)
+        return session

@@ -1,0 +1,1 @@
+"""Exporters: regions become the files of an annotation format."""

@@ -1,0 +1,188 @@
+"""From a region's mask and polygon to a COCO ``segmentation`` that gives the mask back.
+
+* ``rle``: the exact mask, always.
+* ``polygon``: closed rings in pixel-edge coordinates; holes are kept by keyhole bridges.
+* ``auto``: polygons, and RLE for a region with a hole, since many readers treat bridged rings carelessly.
+
+A simplified polygon that no longer describes its mask (a speck that rasterizes to nothing, a cut-off spur: see
+`describes`) is replaced by the mask's exact outline along the pixel edges, which rasterizes to the mask itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from scipy import ndimage
+from shapely import MultiPolygon, Polygon
+
+from tcl_core.export.coco.keyhole import keyhole_ring
+from tcl_core.export.coco.rle import Runs, counts_of_crop, decode_counts, encode_counts
+from tcl_core.export.coco.tolerance import polygon_area_tolerance, polygon_box_tolerance
+
+__all__ = [
+    "GEOMETRIES",
+    "MIN_IOU",
+    "Geometry",
+    "describes",
+    "drawn_twice",
+    "has_hole",
+    "pixel_outline",
+    "polygon_rings",
+    "rasterize_rings",
+    "segmentation_of",
+]
+
+Geometry = Literal["auto", "polygon", "rle"]
+GEOMETRIES: tuple[Geometry, ...] = get_args(Geometry)
+
+MIN_IOU = 0.75
+"""Below this overlap with its mask a simplified polygon is replaced by the exact outline."""
+
+_DECIMALS = 2
+
+
+def has_hole(mask: NDArray[np.bool_]) -> bool:
+    """Whether pixels outside a mask are shut in by it (looking through edges, not corners).
+
+    Args:
+        mask: bool ``[h, w]``.
+
+    Example:
+        >>> has_hole(np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], dtype=bool))
+        True
+    """
+    _, pieces = ndimage.label(~np.pad(mask, 1))
+    return bool(pieces > 1)
+
+
+def pixel_outline(mask: NDArray[np.bool_], origin: tuple[int, int] = (0, 0)) -> Polygon | MultiPolygon:
+    """Exact outline of a mask along its pixels' edges.
+
+    Args:
+        mask: bool ``[h, w]`` with at least one pixel.
+        origin: ``(x, y)`` of the mask's upper left pixel.
+
+    Returns:
+        A valid polygon with integer corners; several where pieces meet at corners only.
+    """
+    padded = np.zeros((mask.shape[0], mask.shape[1] + 2), dtype=np.int8)
+    padded[:, 1:-1] = mask
+    steps = np.diff(padded, axis=1)
+    rows, starts = np.nonzero(steps == 1)
+    _, stops = np.nonzero(steps == -1)
+    x, y = origin
+    union = shapely.union_all(shapely.box(starts + x, rows + y, stops + x, rows + y + 1))
+    return shapely.simplify(union, 0)
+
+
+def polygon_rings(polygon: Polygon | MultiPolygon) -> list[list[float]]:
+    """COCO's rings of a polygon, one for each part, its holes joined by keyhole bridges.
+
+    Coordinates are rounded to two decimals; where that would make the polygon invalid it is snapped to the grid of
+    hundredths by `shapely.set_precision`, which keeps it valid.
+
+    Args:
+        polygon: valid, in pixel-edge coordinates.
+
+    Returns:
+        ``[[x0, y0, x1, y1, ...], ...]``, each with at least three points; whole numbers as int. Empty where nothing
+        is left.
+    """
+    rounded = shapely.transform(polygon, lambda xy: np.round(xy, _DECIMALS))
+    if not rounded.is_valid:
+        rounded = shapely.set_precision(polygon, 10.0**-_DECIMALS)
+    parts = [part for part in shapely.get_parts(rounded) if isinstance(part, Polygon) and part.area > 0]
+    return [_plain_numbers(keyhole_ring(part)) for part in parts]
+
+
+def rasterize_rings(rings: list[list[float]], size: tuple[int, int]) -> Runs:
+    """Union of rings as ``pycocotools`` draws them in an image of ``size`` (height, width).
+
+    Args:
+        rings: each at least three points, inside the image.
+        size: ``(height, width)`` in pixels.
+    """
+    merged = coco_mask.merge(coco_mask.frPyObjects(rings, size[0], size[1]))
+    return Runs(decode_counts(merged["counts"].decode("ascii")), size)
+
+
+def drawn_twice(rings: list[list[float]], drawn: Runs) -> int:
+    """Pixels that rings share, counted once for each ring but the first.
+
+    Args:
+        rings: each at least three points, inside the image.
+        drawn: their union, from `rasterize_rings`.
+    """
+    if len(rings) < 2:
+        return 0
+    return int(coco_mask.area(coco_mask.frPyObjects(rings, *drawn.size)).sum()) - drawn.area
+
+
+def describes(rings: list[list[float]], runs: Runs) -> bool:
+    """Whether rings, once rasterized, stand for a mask.
+
+    They do if the overlap (IoU) is at least `MIN_IOU`, and area and box agree within the tolerances that the checker
+    of COCO files applies to polygons.
+
+    Args:
+        rings: COCO rings.
+        runs: the exact mask.
+    """
+    if not rings:
+        return False
+    drawn = rasterize_rings(rings, runs.size)
+    border = sum(_ring_length(ring) for ring in rings)
+    if abs(drawn.area - runs.area) > polygon_area_tolerance(runs.area, border):
+        return False
+    (x, y, w, h), (dx, dy, dw, dh) = runs.bbox, drawn.bbox
+    across, down = polygon_box_tolerance(w), polygon_box_tolerance(h)
+    if max(abs(dx - x), abs(dx + dw - x - w)) > across or max(abs(dy - y), abs(dy + dh - y - h)) > down:
+        return False
+    pair = [encode_counts(one.counts, one.size) for one in (drawn, runs)]
+    return float(coco_mask.iou(pair[:1], pair[1:], [0])[0, 0]) >= MIN_IOU
+
+
+def segmentation_of(
+    mask: NDArray[np.bool_],
+    origin: tuple[int, int],
+    polygon: Polygon | MultiPolygon | None,
+    size: tuple[int, int],
+    geometry: Geometry,
+) -> dict[str, Any] | list[list[float]]:
+    """A region's COCO ``segmentation``.
+
+    Args:
+        mask: bool ``[h, w]``, the exact mask, cropped, at least one pixel.
+        origin: ``(x, y)`` of the crop's upper left pixel.
+        polygon: the region's outline in pixel-edge coordinates; ``None`` takes the mask's exact outline.
+        size: ``(height, width)`` of the image.
+        geometry: one of `GEOMETRIES`.
+
+    Returns:
+        Compressed RLE ``{"size": [h, w], "counts": str}``, or a list of rings.
+
+    Raises:
+        ValueError: the mask sticks out of the image.
+    """
+    counts = counts_of_crop(mask, origin, size)
+    if geometry == "rle" or (geometry == "auto" and (_polygon_has_hole(polygon) or has_hole(mask))):
+        return encode_counts(counts, size)
+    rings = [] if polygon is None else polygon_rings(polygon)
+    return rings if describes(rings, Runs(counts, size)) else polygon_rings(pixel_outline(mask, origin))
+
+
+def _polygon_has_hole(polygon: Polygon | MultiPolygon | None) -> bool:
+    return polygon is not None and any(len(part.interiors) for part in shapely.get_parts(polygon))
+
+
+def _plain_numbers(ring: NDArray[np.float64]) -> list[float]:
+    return [int(value) if value.is_integer() else value for value in ring.ravel().tolist()]
+
+
+def _ring_length(ring: list[float]) -> float:
+    points = np.asarray(ring).reshape(-1, 2)
+    return float(np.hypot(*(points - np.roll(points, 1, axis=0)).T).sum())

@@ -1,0 +1,30 @@
+"""Models: naming, fetching, importing and loading them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tcl_core.models.loading import Model, load_model, model_from_file
+    from tcl_core.models.metadata import Preprocess
+    from tcl_core.models.registry import ModelRow, fetch_model, list_models
+
+__all__ = ["Model", "ModelRow", "Preprocess", "fetch_model", "list_models", "load_model", "model_from_file"]
+
+_MODULES = {
+    "Model": "loading",
+    "load_model": "loading",
+    "model_from_file": "loading",
+    "Preprocess": "metadata",
+    "ModelRow": "registry",
+    "fetch_model": "registry",
+    "list_models": "registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy (PEP 562), so that asking where models lie does not load the network's library.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,0 +1,203 @@
+"""The download folder: each file is whole, has the right hash, and appears at once.
+
+Where the manifest has no SHA-256, the hash of the first download is written beside the file (``NAME.pin.json``); a
+file that later differs from it is an error, whether it changed on the server or on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+
+from tcl_core.errors import WeightsError
+from tcl_core.models.files import file_sha256, write_atomically
+from tcl_core.models.manifest import RemoteFile
+from tcl_core.models.paths import download_folder, mirrored
+from tcl_core.models.transfer import TransferError, copy_file, state_path, transfer
+
+__all__ = ["check_file", "fetch_file", "pin_path"]
+
+
+def pin_path(file: RemoteFile, folder: Path | None = None) -> Path:
+    """Where the hash of the first download of ``file`` is kept."""
+    return (folder or download_folder()) / f"{file.filename}.pin.json"
+
+
+def fetch_file(
+    file: RemoteFile,
+    folder: Path | None = None,
+    *,
+    progress: bool = True,
+    attempts: int = 3,
+    pause: float = 1.0,
+    timeout: float = 30.0,
+) -> Path:
+    """Give the path of a file, downloading it if it is not there yet.
+
+    An interrupted download continues at the next call. Several processes may ask for the same file: one downloads,
+    the others wait. A file that was put into the folder by hand is checked and taken.
+
+    Args:
+        file: what to get.
+        folder: where to keep it; :func:`tcl_core.models.paths.download_folder` if ``None``.
+        progress: show a progress bar on standard error.
+        attempts: see :func:`tcl_core.models.transfer.transfer`.
+        pause: see there.
+        timeout: see there.
+
+    Returns:
+        Path of the whole and checked file.
+
+    Raises:
+        WeightsError: the file cannot be had (the message names it, its address and the folder to put it in), has the
+            wrong size or hash, or cannot be written.
+    """
+    folder = folder or download_folder()
+    final = folder / file.filename
+    with _locked(final):
+        if final.exists():
+            check_file(file, folder)
+            return final
+        part = folder / f"{file.filename}.part"
+        source = mirrored(file.url)
+        try:
+            if isinstance(source, Path):
+                copy_file(source, part, progress=progress)
+            else:
+                transfer(
+                    source,
+                    part,
+                    size=file.size,
+                    trust_parts=file.sha256 is not None,
+                    progress=progress,
+                    attempts=attempts,
+                    pause=pause,
+                    timeout=timeout,
+                )
+        except TransferError as error:
+            raise WeightsError(_unavailable(file, source, folder, str(error))) from error
+        try:
+            _check(file, folder, part, f"the download from {source}")
+            os.replace(part, final)
+        except OSError as error:
+            raise WeightsError(f"{final}: cannot be written: {error.strerror}") from error
+        finally:
+            # A part that failed the check is worth nothing, and continuing it would fail again.
+            part.unlink(missing_ok=True)
+            state_path(part).unlink(missing_ok=True)
+        return final
+
+
+def check_file(file: RemoteFile, folder: Path | None = None) -> str:
+    """Check a downloaded file against the manifest or its pin; a first file without either becomes the pin.
+
+    Returns:
+        SHA-256 in hexadecimal.
+
+    Raises:
+        WeightsError: the file is missing or differs.
+    """
+    folder = folder or download_folder()
+    final = folder / file.filename
+    if not final.exists():
+        raise WeightsError(
+            f"{file.filename} is not in {folder}; run 'tcl-annotate models fetch {file.name}', or get it from "
+            f"{file.url} and put it there under this name"
+        )
+    return _check(file, folder, final, str(final))
+
+
+def _check(file: RemoteFile, folder: Path, path: Path, what: str) -> str:
+    try:
+        size, sha256 = path.stat().st_size, file_sha256(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+    if file.size is not None and size != file.size:
+        raise WeightsError(
+            f"{file.filename}: {what} has {size} bytes instead of {file.size}; delete it and run the command again"
+        )
+    if file.sha256 is not None:
+        if sha256 != file.sha256:
+            raise WeightsError(
+                f"{file.filename}: {what} has SHA-256 {sha256} instead of {file.sha256}, so it is damaged or another "
+                "file; delete it and run the command again"
+            )
+        return sha256
+    pin = pin_path(file, folder)
+    pinned = _read_pin(pin)
+    if pinned is None:
+        _check_kind(file, path, what)
+        content = json.dumps({"sha256": sha256, "size": size, "url": file.url}, indent=1)
+        write_atomically(pin, content.encode())
+    elif sha256 != pinned:
+        raise WeightsError(
+            f"{file.filename}: {what} has SHA-256 {sha256}, but the first download had {pinned}; if you trust the new "
+            f"file, delete {pin} and the file, and run the command again"
+        )
+    return sha256
+
+
+def _read_pin(pin: Path) -> str | None:
+    try:
+        value = json.loads(pin.read_text(encoding="utf-8"))["sha256"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{pin}: the pinned hash cannot be read ({error}); restore or delete this file") from error
+    return str(value)
+
+
+def _check_kind(file: RemoteFile, path: Path, what: str) -> None:
+    """A hash that is pinned blindly would make an error page the truth."""
+    if file.filename.endswith(".safetensors"):
+        try:
+            # Opening compares the header with the file's length.
+            with safe_open(path, framework="np"):
+                right = True
+        except SafetensorError:
+            right = False
+    else:
+        right = zipfile.is_zipfile(path)
+    if not right:
+        raise WeightsError(
+            f"{file.filename}: {what} is not a {_kind(file.filename)} (perhaps an error page or a part of the file); "
+            "delete it and run the command again"
+        )
+
+
+def _kind(filename: str) -> str:
+    return "safetensors file" if filename.endswith(".safetensors") else "PyTorch checkpoint"
+
+
+def _unavailable(file: RemoteFile, source: str | Path, folder: Path, reason: str) -> str:
+    via = f" through the mirror {source}" if str(source) != file.url else ""
+    return (
+        f"{file.filename} could not be downloaded from {file.url}{via}: {reason}; without a network, get it from that "
+        f"address on another machine, put it as {file.filename} into the folder {folder}, and run the command again"
+    )
+
+
+@contextmanager
+def _locked(final: Path) -> Iterator[None]:
+    # The system frees this lock when its holder dies, so that a killed download never blocks the next one.
+    lock = final.with_name(f".{final.name}.lock")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock)
+        held.acquire()
+    except OSError as error:
+        raise WeightsError(
+            f"{final.parent}: the download folder cannot be used: {error.strerror or error}; set TCL_ANNOTATE_HOME to "
+            "a folder that can be written"
+        ) from error
+    try:
+        yield
+    finally:
+        held.release()

@@ -1,0 +1,207 @@
+"""The models that can be used by name: the package's own, fetched ones and imported ones."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import tcl_core
+from tcl_core.errors import WeightsError
+from tcl_core.models.checkpoints import import_checkpoint
+from tcl_core.models.download import check_file, fetch_file
+from tcl_core.models.manifest import ModelEntry, load_manifest
+from tcl_core.models.modelfile import read_metadata, read_model_file
+from tcl_core.models.paths import download_folder, models_folder
+from tcl_core.models.towers import referenced_file
+
+__all__ = ["ModelRow", "fetch_model", "find_model", "list_models", "verify_model"]
+
+_CHECKPOINT_SUFFIXES = {".pth", ".pt", ".ckpt", ".bin"}
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One line of the list of models.
+
+    Attributes:
+        name: what the user writes.
+        description: one line.
+        installed: whether it can be loaded now.
+        size: bytes of the files on this disk, or of the downloads where the manifest knows them; ``None`` if unknown.
+        license: SPDX identifier or a short sentence.
+        source: where the weights come from.
+        path: the model file; it need not exist if ``installed`` is false.
+    """
+
+    name: str
+    description: str
+    installed: bool
+    size: int | None
+    license: str
+    source: str
+    path: Path
+
+
+def list_models() -> list[ModelRow]:
+    """The models of the manifest, then the imported ones by name."""
+    entries = load_manifest().models
+    folder = models_folder()
+    imported = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    return [
+        *(_known_row(entry) for entry in entries.values()),
+        *(_imported_row(path) for path in imported if path.stem not in entries),
+    ]
+
+
+def find_model(name_or_path: str | os.PathLike[str]) -> Path:
+    """The model file of a name, or of a path.
+
+    A name of the manifest comes first, then an imported model, then a file; write ``./name`` for a file that is called
+    like a model.
+
+    Raises:
+        WeightsError: there is no such model or file, it is not fetched yet, or it is a checkpoint that has to be
+            imported first; the message says what to do.
+    """
+    text = os.fspath(name_or_path)
+    entry = load_manifest().models.get(text)
+    if entry is not None:
+        path = _entry_path(entry)
+        if not path.is_file():
+            raise WeightsError(_not_installed(entry, path))
+        return path
+    imported = models_folder() / f"{text}.safetensors"
+    if Path(text).name == text and imported.is_file():
+        return imported
+    path = Path(text)
+    if path.suffix.lower() in _CHECKPOINT_SUFFIXES:
+        raise WeightsError(
+            f"{path}: a PyTorch checkpoint is not loaded directly; run 'tcl-annotate models import {path}' once and "
+            "use the model file that it writes"
+        )
+    if not path.is_file():
+        names = ", ".join(row.name for row in list_models())
+        raise WeightsError(f"there is no model and no file called {text!r}; the models are: {names}")
+    return path
+
+
+def fetch_model(name: str, progress: bool = True) -> Path:
+    """Download and prepare a model of the manifest; does nothing that is done already.
+
+    Args:
+        name: of a model of the manifest, or of one of its files (a CLIP that an imported model needs).
+        progress: show progress bars on standard error.
+
+    Returns:
+        Path of the model file, or of the file.
+
+    Raises:
+        WeightsError: the name is unknown, or a file cannot be had, checked or written.
+    """
+    manifest = load_manifest()
+    if name in manifest.files:
+        return fetch_file(manifest.files[name], progress=progress)
+    if name not in manifest.models:
+        known = ", ".join([*manifest.models, *manifest.files])
+        raise WeightsError(f"there is no model {name!r} to fetch; known are: {known}")
+    entry = manifest.models[name]
+    path = _entry_path(entry)
+    if entry.asset is not None:
+        return find_model(name)
+    paths = {file.name: fetch_file(file, progress=progress) for file in entry.files}
+    hashes = {file.name: check_file(file) for file in entry.files}
+    if entry.checkpoint is None:
+        raise WeightsError(f"the model {name!r} has nothing to fetch")
+    if not (path.is_file() and _made_from(path, entry, hashes)):
+        import_checkpoint(
+            paths[entry.checkpoint.name],
+            name=name,
+            out=path,
+            with_clip=False,
+            clip_sha256=hashes[entry.clip.name] if entry.clip else None,
+            license=entry.license,
+            origin=entry.checkpoint.url,
+        )
+    return path
+
+
+def verify_model(name_or_path: str | os.PathLike[str]) -> str:
+    """Read a model file and check its downloads.
+
+    Returns:
+        SHA-256 of the model file in hexadecimal.
+
+    Raises:
+        WeightsError: something is missing, damaged or not as it was first downloaded.
+    """
+    path = find_model(name_or_path)
+    entry = load_manifest().models.get(os.fspath(name_or_path))
+    for file in entry.files if entry else ():
+        check_file(file)
+    return read_model_file(path).sha256
+
+
+def _made_from(path: Path, entry: ModelEntry, hashes: dict[str, str]) -> bool:
+    try:
+        metadata = read_metadata(path)
+    except WeightsError:
+        return False
+    same_clip = entry.clip is None or metadata.clip.get("sha256") == hashes[entry.clip.name]
+    return (
+        same_clip
+        and entry.checkpoint is not None
+        and (metadata.extra.get("imported_sha256") == hashes[entry.checkpoint.name])
+    )
+
+
+def _entry_path(entry: ModelEntry) -> Path:
+    if entry.asset is not None:
+        return Path(tcl_core.__file__).parent / entry.asset
+    return models_folder() / f"{entry.name}.safetensors"
+
+
+def _known_row(entry: ModelEntry) -> ModelRow:
+    path = _entry_path(entry)
+    local = [path, *(download_folder() / file.filename for file in entry.files)]
+    installed = path.is_file() and all(item.is_file() for item in local[1:] if item.suffix == ".safetensors")
+    if installed:
+        size: int | None = sum(item.stat().st_size for item in local if item.is_file())
+    else:
+        sizes = [file.size for file in entry.files]
+        size = sum(value for value in sizes if value) if sizes and None not in sizes else None
+    return ModelRow(entry.name, entry.description, installed, size, entry.license, entry.source, path)
+
+
+def _imported_row(path: Path) -> ModelRow:
+    size = path.stat().st_size
+    try:
+        metadata = read_metadata(path)
+        clip = None
+        if "open_clip" in metadata.clip:
+            clip = referenced_file(metadata.clip["open_clip"], metadata.clip["pretrained"])
+    except WeightsError as error:
+        return ModelRow(path.stem, f"cannot be used: {error}", False, size, "", "", path)
+    if not metadata.clip:
+        installed, description = (
+            False,
+            "imported without its CLIP, cannot be used; import it again together with its CLIP",
+        )
+    elif clip is not None and not (download_folder() / clip.filename).is_file():
+        installed, description = False, f"imported; its CLIP is missing, run 'tcl-annotate models fetch {clip.name}'"
+    else:
+        installed, description = True, "imported"
+    return ModelRow(path.stem, description, installed, size, metadata.license, metadata.source, path)
+
+
+def _not_installed(entry: ModelEntry, path: Path) -> str:
+    if entry.asset is not None:
+        return (
+            f"the embedded model {entry.name!r} is not part of this installation ({path} is missing); reinstall "
+            "tcl-annotate from a built wheel, or make the file with the training recipe"
+        )
+    files = "; ".join(f"{file.filename} from {file.url}" for file in entry.files)
+    return (
+        f"the model {entry.name!r} is not fetched yet; run 'tcl-annotate models fetch {entry.name}', on a machine "
+        f"without a network after putting these files into the folder {download_folder()}: {files}"
+    )

@@ -1,0 +1,161 @@
+"""Building a frozen CLIP from a configuration and tensors, or from the download that a model file refers to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tcl_core.errors import WeightsError
+from tcl_core.models.download import check_file
+from tcl_core.models.manifest import RemoteFile, load_manifest
+from tcl_core.models.paths import download_folder
+from tcl_core.towers.open_clip_vit import FrozenClip, clip_config_from_state_dict
+
+__all__ = ["build_clip", "check_clip_tensors", "load_referenced_clip", "read_clip_tensors", "referenced_file"]
+
+# Sizes that OpenAI's archives keep beside the tensors.
+_NOT_TENSORS = {"input_resolution", "context_length", "vocab_size"}
+
+
+def build_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) -> FrozenClip:
+    """Build a CLIP and fill it with tensors.
+
+    Args:
+        config: keyword arguments of ``open_clip.CLIP`` for a plain ViT.
+        tensors: by open_clip's names; every one has to be there, and no other.
+        what: file that is named in messages.
+
+    Returns:
+        The frozen CLIP in float32 on the CPU.
+
+    Raises:
+        WeightsError: the tensors do not fit the configuration; the message lists them.
+    """
+    # Sizes are compared with the tensors first: a configuration alone could ask for any amount of memory.
+    _compare_sizes(config, tensors, what)
+    model = _create(config, what)
+    _compare_tensors(model, tensors, what)
+    model.load_state_dict(dict(tensors), strict=True)
+    return FrozenClip(model)
+
+
+def check_clip_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) -> None:
+    """The checks of :func:`build_clip` without its memory and time.
+
+    Raises:
+        WeightsError: the tensors do not fit the configuration; the message lists them.
+    """
+    _compare_sizes(config, tensors, what)
+    with torch.device("meta"):
+        model = _create(config, what)
+    _compare_tensors(model, tensors, what)
+    FrozenClip(model)
+
+
+def read_clip_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a CLIP's tensors from a safetensors file in OpenAI's or open_clip's names, as float32.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: there is no such file") from error
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: is not a whole safetensors file ({error})") from error
+    return {key: tensor.float() for key, tensor in tensors.items() if key not in _NOT_TENSORS}
+
+
+def referenced_file(open_clip_name: str, pretrained: str) -> RemoteFile:
+    """The download that holds a pretrained CLIP.
+
+    Raises:
+        WeightsError: the manifest knows no such CLIP.
+    """
+    clips = load_manifest().clips
+    if (open_clip_name, pretrained) not in clips:
+        known = ", ".join("/".join(key) for key in clips)
+        raise WeightsError(f"the CLIP {open_clip_name}/{pretrained} is not known to this version; known are: {known}")
+    return clips[open_clip_name, pretrained]
+
+
+def load_referenced_clip(reference: Mapping[str, Any], model_path: Path, folder: Path | None = None) -> FrozenClip:
+    """Load the CLIP that a model file refers to from the download folder.
+
+    Args:
+        reference: ``{"open_clip": ..., "pretrained": ...}``, optionally with the ``"sha256"`` the file must have.
+        model_path: the model file, for messages.
+        folder: the download folder, where it is not the usual one.
+
+    Raises:
+        WeightsError: the CLIP is not known, not downloaded, damaged, or another one than the model was made for.
+    """
+    name, pretrained = str(reference["open_clip"]), str(reference["pretrained"])
+    file = referenced_file(name, pretrained)
+    sha256 = check_file(file, folder)
+    path = (folder or download_folder()) / file.filename
+    wanted = reference.get("sha256")
+    if wanted is not None and wanted != sha256:
+        raise WeightsError(
+            f"{model_path}: was made for a CLIP with SHA-256 {wanted}, but {path} has {sha256}; fetch the model again"
+        )
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise WeightsError(
+            f"{model_path}: the installed open_clip does not know the model {name}; upgrade open_clip_torch"
+        )
+    return build_clip(config, read_clip_tensors(path), str(path))
+
+
+def _create(config: Mapping[str, Any], what: str) -> open_clip.CLIP:
+    try:
+        return open_clip.CLIP(**config)
+    # open_clip checks its configuration by assertions and by failing somewhere inside.
+    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+        raise WeightsError(f"{what}: open_clip cannot build a CLIP from its configuration: {error}") from error
+
+
+def _compare_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) -> None:
+    try:
+        found = clip_config_from_state_dict(tensors)
+    except WeightsError as error:
+        raise WeightsError(f"{what}: {error}") from error
+    faults = []
+    for part, keys in (
+        (None, ("embed_dim",)),
+        ("vision_cfg", ("layers", "width", "patch_size", "image_size", "mlp_ratio")),
+        ("text_cfg", ("layers", "width", "vocab_size", "context_length", "mlp_ratio")),
+    ):
+        given, own = (config, found) if part is None else (config[part], found[part])
+        faults += [
+            f"{key if part is None else f'{part}.{key}'} is {given[key]!r}, its tensors have {own[key]!r}"
+            for key in keys
+            if key in given and given[key] != own[key]
+        ]
+    if faults:
+        raise WeightsError(f"{what}: the CLIP's configuration and tensors differ: {'; '.join(faults)}")
+
+
+def _compare_tensors(model: open_clip.CLIP, tensors: Mapping[str, Tensor], what: str) -> None:
+    own = model.state_dict()
+    faults = []
+    if missing := sorted(own.keys() - tensors.keys()):
+        faults.append(f"missing: {', '.join(missing)}")
+    if unknown := sorted(tensors.keys() - own.keys()):
+        faults.append(f"unknown: {', '.join(unknown)}")
+    if misshaped := [
+        f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
+        for name in sorted(own.keys() & tensors.keys())
+        if tensors[name].shape != own[name].shape
+    ]:
+        faults.append(f"of another shape: {', '.join(misshaped)}")
+    if faults:
+        raise WeightsError(f"{what}: the tensors do not fit the CLIP; {'; '.join(faults)}")

@@ -1,0 +1,1 @@
+"""Refiners: score maps that follow the edges of the image."""

@@ -1,0 +1,1 @@
+"""From features and prompts to label maps."""

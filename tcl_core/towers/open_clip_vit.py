@@ -1,0 +1,398 @@
+"""A frozen CLIP whose image tower gives dense features and passes gradients on to its input.
+
+The towers are open_clip's; this module only walks through them in the three ways the methods need: the ordinary
+global embedding at any image size, the tokens part of the way up, and the last block with *diagonal attention*
+(each token attends to itself alone, MaskCLIP, arXiv 2112.01071), which keeps the features local.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+from tcl_core.errors import WeightsError
+from tcl_core.towers.text_prefixes import prefix_tree
+
+__all__ = [
+    "FrozenClip",
+    "attention_block",
+    "clip_config_from_state_dict",
+    "diagonal_attention_block",
+    "project_pixels",
+    "run_block",
+    "text_at_ends",
+]
+
+# Attention grows with the square of a tree's nodes, so large ones gain nothing; small savings do not pay for the tree.
+_MOST_NODES = 1024
+_WORTH_SHARING = 0.75
+
+
+def diagonal_attention_block(block: nn.Module, tokens: Tensor) -> Tensor:
+    """Run a pre-norm transformer block in which every token attends to itself alone.
+
+    With the attention mask 0 on the diagonal and minus infinity elsewhere the softmax is the identity, so that
+    ``y = x + out_proj(W_v LN1(x) + b_v)`` and ``z = y + MLP(LN2(y))``; queries and keys have no effect.
+
+    Args:
+        block: an ``open_clip`` residual attention block of width C.
+        tokens: float ``[..., C]``.
+
+    Returns:
+        float ``[..., C]``.
+    """
+    parts = cast(Any, block)
+    width = parts.attn.embed_dim
+    weight, bias = parts.attn.in_proj_weight, parts.attn.in_proj_bias
+    value = F.linear(parts.ln_1(tokens), weight[2 * width :], None if bias is None else bias[2 * width :])
+    tokens = tokens + parts.ls_1(parts.attn.out_proj(value))
+    return tokens + parts.ls_2(parts.mlp(parts.ln_2(tokens)))
+
+
+def attention_block(block: nn.Module, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Run a pre-norm transformer block; the same as calling it, and faster where its weights are frozen.
+
+    ``nn.MultiheadAttention`` swaps the first two axes before its input projection. Where the weight takes no gradient,
+    PyTorch then repeats it for every token, and spends more time on copies than on the products.
+
+    Args:
+        block: an ``open_clip`` residual attention block of width C.
+        tokens: float ``[B, N, C]``.
+        mask: float ``[N, N]``, added to the scores; none lets every token see every other.
+
+    Returns:
+        float ``[B, N, C]``.
+    """
+    parts = cast(Any, block)
+    attention = parts.attn
+    joint = F.linear(parts.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
+    query, key, value = joint.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+    tokens = tokens + parts.ls_1(attention.out_proj(mixed))
+    return tokens + parts.ls_2(parts.mlp(parts.ln_2(tokens)))
+
+
+def run_block(block: nn.Module, tokens: Tensor) -> Tensor:
+    """Run a transformer block on ``[B, N, C]``, whichever axis it wants first, in the way that is faster.
+
+    Args:
+        block: an ``open_clip`` residual attention block of width C.
+        tokens: float ``[B, N, C]``.
+
+    Returns:
+        float ``[B, N, C]``.
+    """
+    if torch.is_grad_enabled():
+        return attention_block(block, tokens)
+    # PyTorch's own fused block is for inference alone.
+    if cast(Any, block).attn.batch_first:
+        return cast(Tensor, block(tokens))
+    return cast(Tensor, block(tokens.transpose(0, 1))).transpose(0, 1)
+
+
+def text_at_ends(model: nn.Module, tokens: Tensor, ends: Tensor) -> Tensor:
+    """What a causal text tower says at each text's end, before the projection.
+
+    No token sees a later one, so what follows the end of the longest text (a few words of 77) changes nothing and is
+    left out.
+
+    Args:
+        model: an ``open_clip`` CLIP with a causal text tower of width C.
+        tokens: token ids int64 ``[N, L]``.
+        ends: place of each text's last token, int64 ``[N]``.
+
+    Returns:
+        float ``[N, C]``.
+    """
+    parts = cast(Any, model)
+    length = int(ends.max()) + 1
+    dtype = parts.transformer.get_cast_dtype()
+    x = parts.token_embedding(tokens[:, :length]).to(dtype) + parts.positional_embedding[:length].to(dtype)
+    x = parts.ln_final(parts.transformer(x, attn_mask=parts.attn_mask[:length, :length]))
+    return cast(Tensor, x[torch.arange(len(x), device=x.device), ends])
+
+
+def project_pixels(features: Tensor, norm: nn.Module, projection: Tensor) -> Tensor:
+    """Apply a layer norm and a linear projection to every pixel of a feature map.
+
+    Args:
+        features: float ``[B, C, h, w]``.
+        norm: layer norm over C channels.
+        projection: float ``[C, E]``.
+
+    Returns:
+        float ``[B, E, h, w]``.
+    """
+    pixels = features.permute(0, 2, 3, 1)
+    return (norm(pixels) @ projection).permute(0, 3, 1, 2)
+
+
+class FrozenClip(nn.Module):
+    """An ``open_clip`` CLIP with a plain ViT image tower, frozen and always in eval mode.
+
+    The parameters of the model that is given are frozen in place.
+
+    Args:
+        model: a CLIP from ``open_clip`` (any patch size, width, heads, depth; GELU or QuickGELU; ``pool_type``
+            "tok" or "avg").
+
+    Raises:
+        WeightsError: the image tower is not a plain vision transformer.
+
+    Example:
+        >>> import open_clip
+        >>> clip = FrozenClip(
+        ...     open_clip.CLIP(
+        ...         embed_dim=8,
+        ...         vision_cfg={"image_size": 32, "patch_size": 16, "width": 16, "head_width": 8, "layers": 2},
+        ...         text_cfg={"context_length": 5, "vocab_size": 11, "width": 16, "heads": 2, "layers": 1},
+        ...     )
+        ... )
+        >>> tuple(clip.encode_image(torch.zeros(2, 3, 48, 32)).shape)
+        (2, 8)
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        visual = getattr(model, "visual", None)
+        if not isinstance(visual, VisionTransformer):
+            raise WeightsError(
+                f"The CLIP image tower is a {type(visual).__name__}, but only plain vision transformers (ViT) of "
+                "open_clip are supported; choose a ViT model such as ViT-B-16-quickgelu."
+            )
+        blocks = list(visual.transformer.resblocks)
+        if visual.attn_pool is not None or visual.pool_type not in ("tok", "avg") or visual.proj is None:
+            raise WeightsError(
+                "The CLIP image tower pools its tokens by attention or has no projection; choose a ViT model whose "
+                "pool_type is 'tok' or 'avg'."
+            )
+        if len(blocks) < 2 or any(type(block) is not ResidualAttentionBlock for block in blocks):
+            raise WeightsError(
+                "The CLIP image tower has custom attention blocks or fewer than two blocks; choose a ViT model with "
+                "open_clip's default blocks."
+            )
+        self.model = model
+        model.requires_grad_(False)
+        self.eval()
+
+    @property
+    def visual(self) -> VisionTransformer:
+        """The image tower."""
+        return cast(VisionTransformer, cast(Any, self.model).visual)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return int(self.visual.patch_size[0])
+
+    @property
+    def width(self) -> int:
+        """Channels C of the image tower."""
+        return int(self.visual.conv1.out_channels)
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimension E of the joint image-text space."""
+        return int(self.visual.proj.shape[1])
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks of the image tower."""
+        return len(self.visual.transformer.resblocks)
+
+    @property
+    def context_length(self) -> int:
+        """Length L of a token sequence."""
+        return int(cast(Any, self.model).context_length)
+
+    def train(self, mode: bool = True) -> FrozenClip:
+        """Stay in eval mode whatever is asked: the towers are frozen."""
+        return super().train(False)
+
+    def grid(self, image: Tensor) -> tuple[int, int]:
+        """Number of patch rows and columns of ``image`` ``[B, 3, H, W]``.
+
+        Raises:
+            ValueError: H or W is not a positive multiple of the patch size.
+        """
+        height, width = image.shape[-2:]
+        patch = self.patch_size
+        if height % patch or width % patch or not height or not width:
+            raise ValueError(f"image size {height}x{width} is not a positive multiple of the patch size {patch}")
+        return height // patch, width // patch
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Embed token sequences.
+
+        Args:
+            tokens: int64 ``[N, L]``.
+
+        Returns:
+            float ``[N, E]``, not normalized.
+
+        Raises:
+            ValueError: L is not the context length.
+        """
+        if tokens.ndim != 2 or tokens.shape[1] != self.context_length:
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}, expected [N, {self.context_length}]")
+        model = cast(Any, self.model)
+        if model.text_pool_type != "argmax" or model.attn_mask is None:
+            return model.encode_text(tokens)
+        end = tokens.argmax(dim=-1)
+        length = int(end.max()) + 1
+        dtype = model.transformer.get_cast_dtype()
+        position = model.positional_embedding.to(dtype)
+        rows = tokens[:, :length].tolist()
+        texts = [row[: last + 1] for row, last in zip(rows, end.tolist(), strict=True)]
+        tree = prefix_tree(texts, most=int(min(_MOST_NODES, len(tokens) * length * _WORTH_SHARING)))
+        if tree is not None:
+            nodes = torch.tensor([tree.tokens, tree.depths], device=tokens.device)
+            x = (model.token_embedding(nodes[0]).to(dtype) + position[nodes[1]])[None]
+            mask = tree.attention_mask().to(tokens.device)
+            x = model.ln_final(model.transformer(x, attn_mask=mask))[0, tree.ends]
+        else:
+            x = text_at_ends(model, tokens, end)
+        projection = model.text_projection
+        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Embed whole images; differentiable with respect to the image.
+
+        Args:
+            image: float ``[B, 3, H, W]``, normalized; H and W any multiples of the patch size.
+
+        Returns:
+            float ``[B, E]``, not normalized.
+        """
+        tokens = self.tokens_after(image, self.depth)
+        visual = self.visual
+        pools_class_token = visual.pool_type == "tok"
+        if visual.final_ln_after_pool or pools_class_token:
+            pooled = visual.ln_post(tokens[:, 0] if pools_class_token else tokens[:, 1:].mean(dim=1))
+        else:
+            pooled = visual.ln_post(tokens)[:, 1:].mean(dim=1)
+        return pooled @ visual.proj
+
+    def tokens_after(self, image: Tensor, blocks: int) -> Tensor:
+        """Tokens after the first ``blocks`` blocks.
+
+        Args:
+            image: float ``[B, 3, H, W]``.
+            blocks: between 0 and ``depth``.
+
+        Returns:
+            float ``[B, 1 + hw, C]``; the class token comes first.
+        """
+        return self.run_blocks(self._embed_patches(image), 0, blocks)
+
+    def tokens_before_last(self, image: Tensor) -> Tensor:
+        """Tokens ``[B, 1 + hw, C]`` after all blocks but the last."""
+        return self.tokens_after(image, self.depth - 1)
+
+    def run_blocks(self, tokens: Tensor, start: int, stop: int) -> Tensor:
+        """Run the blocks ``start`` to ``stop - 1`` on ``tokens`` ``[B, 1 + hw, C]``."""
+        for block in list(self.visual.transformer.resblocks)[start:stop]:
+            tokens = run_block(block, tokens)
+        return tokens
+
+    def last_block_diagonal(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The last block with diagonal attention: CLIP's own dense features before the projection.
+
+        Args:
+            tokens: float ``[B, 1 + hw, C]`` of :meth:`tokens_before_last`.
+            grid: patch rows h and columns w.
+
+        Returns:
+            float ``[B, C, h, w]``; the class token is dropped.
+        """
+        dense = diagonal_attention_block(self.visual.transformer.resblocks[-1], tokens[:, 1:])
+        return dense.unflatten(1, grid).permute(0, 3, 1, 2)
+
+    def project_dense(self, features: Tensor) -> Tensor:
+        """Map features ``[B, C, h, w]`` into the joint space ``[B, E, h, w]`` (``ln_post`` and ``proj``)."""
+        return project_pixels(features, self.visual.ln_post, self.visual.proj)
+
+    def _embed_patches(self, image: Tensor) -> Tensor:
+        grid = self.grid(image)
+        visual = self.visual
+        patches = visual.conv1(image).flatten(2).transpose(1, 2)
+        class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
+        return visual.ln_pre(torch.cat([class_token, patches], dim=1) + self._position_embedding(grid))
+
+    def _position_embedding(self, grid: tuple[int, int]) -> Tensor:
+        """Position embedding ``[1 + hw, C]``; its grid part is resized bicubically, without antialias."""
+        visual = self.visual
+        trained = (int(visual.grid_size[0]), int(visual.grid_size[1]))
+        position = visual.positional_embedding
+        if grid == trained:
+            return position
+        table = position[1:].unflatten(0, trained).permute(2, 0, 1)[None]
+        resized = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
+        return torch.cat([position[:1], resized[0].flatten(1).T], dim=0)
+
+
+def clip_config_from_state_dict(
+    state: Mapping[str, Tensor], *, head_width: int = 64, text_heads: int | None = None, quick_gelu: bool = True
+) -> dict[str, Any]:
+    """Read the sizes of a CLIP with a ViT image tower off its tensors.
+
+    Args:
+        state: tensors under OpenAI's (and open_clip's) names.
+        head_width: channels per attention head of the image tower; not visible in the tensors.
+        text_heads: attention heads of the text tower; ``None`` takes one head per 64 channels, as OpenAI does.
+        quick_gelu: whether the model was trained with QuickGELU.
+
+    Returns:
+        Keyword arguments of ``open_clip.CLIP``.
+
+    Raises:
+        WeightsError: a tensor that tells a size is missing, or the position grid is not square.
+    """
+    needed = (
+        "visual.conv1.weight",
+        "visual.positional_embedding",
+        "visual.proj",
+        "visual.transformer.resblocks.0.mlp.c_fc.weight",
+        "transformer.resblocks.0.mlp.c_fc.weight",
+        "positional_embedding",
+        "token_embedding.weight",
+    )
+    missing = [name for name in needed if name not in state]
+    if missing:
+        raise WeightsError(f"These tensors are not a CLIP with a ViT image tower; missing: {', '.join(missing)}.")
+    width, _, patch, _ = state["visual.conv1.weight"].shape
+    positions = state["visual.positional_embedding"].shape[0] - 1
+    side = round(positions**0.5)
+    if side * side != positions:
+        raise WeightsError(f"visual.positional_embedding has {positions} grid positions, which is not a square.")
+    vocabulary, text_width = state["token_embedding.weight"].shape
+    vision_blocks, text_blocks = "visual.transformer.resblocks.", "transformer.resblocks."
+    return {
+        "embed_dim": state["visual.proj"].shape[1],
+        "quick_gelu": quick_gelu,
+        "vision_cfg": {
+            "image_size": side * patch,
+            "patch_size": patch,
+            "width": width,
+            "head_width": head_width,
+            "layers": _count_blocks(state, vision_blocks),
+            "mlp_ratio": state[f"{vision_blocks}0.mlp.c_fc.weight"].shape[0] / width,
+        },
+        "text_cfg": {
+            "context_length": state["positional_embedding"].shape[0],
+            "vocab_size": vocabulary,
+            "width": text_width,
+            "heads": text_heads if text_heads is not None else max(text_width // 64, 1),
+            "layers": _count_blocks(state, text_blocks),
+            "mlp_ratio": state[f"{text_blocks}0.mlp.c_fc.weight"].shape[0] / text_width,
+        },
+    }
+
+
+def _count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
+    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})

@@ -1,0 +1,209 @@
+"""Reading vocabularies from label files and from ``--label`` options, with errors that name the place."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tcl_core.errors import VocabularyError
+from tcl_core.vocabulary.labels import Label
+
+__all__ = ["labels_from_options", "read_vocabulary_file", "vocabulary_arguments"]
+
+_MAX_BYTES = 4 * 1024 * 1024
+_TOP_KEYS = ("labels", "background", "templates")
+_LABEL_KEYS = ("name", "prompts", "threshold", "color")
+_HEX_COLOR = re.compile(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """The safe loader, which by itself lets the last of two equal keys win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue
+            key = (key_node.tag, key_node.value)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise VocabularyError(
+                    f"line {line}: the key {key_node.value!r} is written twice; remove one of the two"
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_vocabulary_file(path: Path) -> Any:
+    """Read the plain data of a label file; see :meth:`Vocabulary.from_file`.
+
+    Raises:
+        VocabularyError: if it cannot be read or holds a mistake.
+    """
+    try:
+        if path.is_dir():
+            raise VocabularyError(f"{path}: is a folder; name a label file such as labels.yaml")
+        if not path.exists():
+            raise VocabularyError(f"{path}: there is no such label file; check the path")
+        if path.stat().st_size > _MAX_BYTES:
+            raise VocabularyError(f"{path}: is larger than {_MAX_BYTES // 2**20} MiB, so it is no label file")
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise VocabularyError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise VocabularyError(f"{path}: cannot be read ({reason})") from error
+    try:
+        data = yaml.load(text, Loader=_UniqueKeyLoader)
+    except VocabularyError as error:
+        raise VocabularyError(f"{path}: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        problem = " ".join(str(error.problem or error.context).split())
+        raise VocabularyError(f"{path}: {place}not valid YAML ({problem})") from error
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+        problem = " ".join(str(error).split())
+        raise VocabularyError(f"{path}: not valid YAML ({problem})") from error
+    return data
+
+
+def labels_from_options(options: Sequence[str]) -> tuple[Label, ...]:
+    """Labels of ``--label`` options: ``NAME`` or ``NAME=PROMPT,PROMPT``.
+
+    Raises:
+        VocabularyError: if an option holds a mistake; the message quotes the option.
+    """
+    labels: list[Label] = []
+    given_by: dict[str, str] = {}
+    for option in options:
+        where = f'--label "{option}"'
+        name, equals, prompts = option.partition("=")
+        try:
+            label = Label(name, tuple(prompts.split(",")) if equals else ())
+        except VocabularyError as error:
+            raise VocabularyError(f"{where}: {error}") from error
+        key = unicodedata.normalize("NFC", label.name)
+        if key.casefold() == "background":
+            raise VocabularyError(
+                f"{where}: {label.name!r} is not a label but what wins where no label does; "
+                "use --background or --background-threshold"
+            )
+        if key in given_by:
+            raise VocabularyError(
+                f'{where}: the label {label.name!r} is already given by --label "{given_by[key]}"; '
+                "rename or remove one of the two"
+            )
+        given_by[key] = option
+        labels.append(label)
+    return tuple(labels)
+
+
+def vocabulary_arguments(data: object) -> tuple[tuple[Label, ...], bool, float | None, str | None]:
+    """The arguments of a `Vocabulary` from the plain data of a label file; see :meth:`Vocabulary.from_dict`.
+
+    Returns:
+        Labels, whether there is background, its threshold, and the name of the template set.
+
+    Raises:
+        VocabularyError: if it holds a mistake; the message begins with the field.
+    """
+    if data is None:
+        raise VocabularyError("labels: the file is empty; list the labels, one to a line as '- name'")
+    if isinstance(data, Mapping):
+        _check_keys(data, _TOP_KEYS, "")
+        if "labels" not in data:
+            raise VocabularyError("labels: this key is missing; list the labels under it")
+        entries = data["labels"]
+    else:
+        entries, data = data, {}
+    if entries is None or entries == []:
+        raise VocabularyError("labels: there is no label; list at least one")
+    if not isinstance(entries, (list, tuple)):
+        raise VocabularyError(f"labels: expected a list, found {_describe(entries)}; begin each label with '- '")
+    labels = tuple(_parse_label(entry, f"labels[{index}]") for index, entry in enumerate(entries))
+    background, threshold = _parse_background(data.get("background", True))
+    templates = data.get("templates")
+    if templates is not None and not isinstance(templates, str):
+        raise VocabularyError(f"templates: expected the name of a template set, found {_describe(templates)}")
+    return labels, background, threshold, templates
+
+
+def _parse_label(entry: object, where: str) -> Label:
+    if isinstance(entry, str):
+        if "=" in entry:
+            name, _, prompts = entry.partition("=")
+            raise VocabularyError(
+                f"{where}: {entry!r} is the form of the option --label; "
+                f"write {{name: {name.strip()}, prompts: [{prompts}]}}"
+            )
+        entry = {"name": entry}
+    if not isinstance(entry, Mapping):
+        hint = "; put it in quotes" if isinstance(entry, (bool, int, float)) else ""
+        raise VocabularyError(f"{where}: expected a name or a mapping, found {_describe(entry)}{hint}")
+    _check_keys(entry, _LABEL_KEYS, where)
+    if "name" not in entry:
+        raise VocabularyError(f"{where}.name: this key is missing; give the label a name")
+    try:
+        texts: tuple[Any, ...] = _parse_prompts(entry["prompts"]) if "prompts" in entry else ()
+        return Label(entry["name"], texts, entry.get("threshold"), _parse_color(entry.get("color")))
+    except VocabularyError as error:
+        raise VocabularyError(f"{where}.{error}") from error
+
+
+def _parse_prompts(value: object) -> tuple[Any, ...]:
+    if isinstance(value, str) and "," not in value:
+        return (value,)
+    if not isinstance(value, (list, tuple)):
+        raise VocabularyError(f"prompts: expected a list such as [sofa, couch], found {_describe(value)}")
+    if not value:
+        raise VocabularyError("prompts: the list is empty; write a prompt, or remove the key to use the name")
+    return tuple(value)
+
+
+def _parse_color(value: object) -> Any:
+    if isinstance(value, str) and (match := _HEX_COLOR.fullmatch(value.strip())):
+        return tuple(int(part, 16) for part in match.groups())
+    # The empty value of YAML stands for "no color"; whatever else it is, Label judges it.
+    return value
+
+
+def _parse_background(value: object) -> tuple[bool, float | None]:
+    if isinstance(value, bool):
+        return value, None
+    if isinstance(value, float):
+        return True, value
+    # 0 and 1 could mean false and true as well as thresholds.
+    raise VocabularyError(
+        f"background: expected true, false or a threshold between 0 and 1 such as 0.45, found {_describe(value)}"
+    )
+
+
+def _check_keys(mapping: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
+    for key in mapping:
+        if key in known:
+            continue
+        near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        place = f"{where}.{key}" if where else f"{key}"
+        raise VocabularyError(f"{place}: unknown key{hint}; the keys are {', '.join(known)}")
+
+
+def _describe(value: object) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return f"{str(value).lower()} (true or false)"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    return f"{value!r}"

@@ -1,0 +1,167 @@
+"""The vocabulary of a job: its labels, their prompts, and whether there is background.
+
+Reading from files and options lives in :mod:`tcl_core.vocabulary.files`; every rule about what a vocabulary may
+hold is here and in :mod:`tcl_core.vocabulary.labels`, so that one made in Python is checked just as one from a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tcl_core.errors import VocabularyError
+from tcl_core.vocabulary.colors import Color, default_colors
+from tcl_core.vocabulary.files import labels_from_options, read_vocabulary_file, vocabulary_arguments
+from tcl_core.vocabulary.labels import Label, check_threshold, name_key
+from tcl_core.vocabulary.templates import check_template_set
+
+__all__ = ["Vocabulary"]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The labels of a job, in the order of their ids (label k, counted from 1, is ``labels[k - 1]``).
+
+    Attributes:
+        labels: at least one; no name twice.
+        background: whether a constant plane competes with the labels; pixels it wins carry no label.
+        background_threshold: height of that plane in ``[0, 1]``; ``None`` takes the model's default.
+        templates: name of the template set; ``None`` takes the model's default.
+
+    Raises:
+        VocabularyError: if it has no labels, a label twice (also after Unicode normalization), a label called
+            "background", a threshold out of range, a background threshold without background, or unknown templates.
+
+    Examples:
+        >>> vocabulary = Vocabulary.from_options(["Sofa=sofa,couch", "Cat"], background_threshold=0.45)
+        >>> vocabulary.names
+        ('Sofa', 'Cat')
+        >>> vocabulary.prompts
+        ((0, 'sofa'), (0, 'couch'), (1, 'Cat'))
+    """
+
+    labels: tuple[Label, ...]
+    background: bool = True
+    background_threshold: float | None = None
+    templates: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if not self.labels:
+            raise VocabularyError("labels: there is no label; give at least one")
+        first_at: dict[str, int] = {}
+        for index, label in enumerate(self.labels):
+            if not isinstance(label, Label):
+                raise VocabularyError(f"labels[{index}]: expected a Label, found {type(label).__name__}")
+            key = name_key(label.name)
+            if key.casefold() == "background":
+                raise VocabularyError(
+                    f"labels[{index}].name: {label.name!r} is not a label but what wins where no label does; remove it "
+                    "and write background: true, or its threshold, such as background: 0.45"
+                )
+            if key in first_at:
+                raise VocabularyError(
+                    f"labels[{index}].name: the label {label.name!r} is already labels[{first_at[key]}]; "
+                    "rename or remove one of the two"
+                )
+            first_at[key] = index
+        if not isinstance(self.background, bool):
+            raise VocabularyError(f"background: expected true or false, found {self.background!r}")
+        if self.background_threshold is not None:
+            value = check_threshold(self.background_threshold, "background threshold")
+            if not self.background:
+                raise VocabularyError("background threshold: there is no background; switch it on or leave this out")
+            object.__setattr__(self, "background_threshold", value)
+        if self.templates is not None:
+            check_template_set(self.templates)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Vocabulary:
+        """Read a label file (YAML, UTF-8).
+
+        The file is a list of names, or a mapping with ``labels`` (names, or mappings with ``name``, ``prompts``,
+        ``threshold``, ``color``), ``background`` (``true``, ``false`` or a threshold) and ``templates``.
+
+        Raises:
+            VocabularyError: if it cannot be read or holds a mistake; the message names the file and the field.
+        """
+        return cls.from_dict(read_vocabulary_file(Path(path)), str(path))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any] | Sequence[Any], source: str = "vocabulary") -> Vocabulary:
+        """Make a vocabulary from what a label file holds; the inverse of :meth:`to_dict`.
+
+        Raises:
+            VocabularyError: if it holds a mistake; the message begins with ``source`` and names the field.
+        """
+        try:
+            return cls(*vocabulary_arguments(data))
+        except VocabularyError as error:
+            raise VocabularyError(f"{source}: {error}") from error
+
+    @classmethod
+    def from_options(
+        cls,
+        options: Sequence[str],
+        background: bool = True,
+        background_threshold: float | None = None,
+        templates: str | None = None,
+    ) -> Vocabulary:
+        """Make a vocabulary from options such as ``"Sofa=sofa,couch"`` (name, prompts) or ``"Sofa"``.
+
+        Raises:
+            VocabularyError: if an option holds a mistake; the message names the option.
+        """
+        return cls(labels_from_options(options), background, background_threshold, templates)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the labels."""
+        return tuple(label.name for label in self.labels)
+
+    @cached_property
+    def prompts(self) -> tuple[tuple[int, str], ...]:
+        """Every prompt with the index of its label, counted from 0, label by label."""
+        return tuple((index, prompt) for index, label in enumerate(self.labels) for prompt in label.prompts)
+
+    @cached_property
+    def colors(self) -> list[Color]:
+        """RGB of every label, its own or a default one that no other label has."""
+        own = {label.color for label in self.labels if label.color is not None}
+        free = (color for color in default_colors() if color not in own)
+        return [label.color if label.color is not None else next(free) for label in self.labels]
+
+    def floor(self, default: float) -> float:
+        """Height of the background plane, minus infinity without background.
+
+        Args:
+            default: the model's own, where the vocabulary says none.
+
+        Examples:
+            >>> Vocabulary((Label("cat"),)).floor(0.4), Vocabulary((Label("cat"),), background=False).floor(0.4)
+            (0.4, -inf)
+        """
+        if not self.background:
+            return float("-inf")
+        return default if self.background_threshold is None else self.background_threshold
+
+    def to_dict(self) -> dict[str, Any]:
+        """The vocabulary as plain data in the form of a label file, fit for JSON."""
+        background: bool | float = self.background
+        if self.background_threshold is not None:
+            background = self.background_threshold
+        return {
+            "labels": [label.to_dict() for label in self.labels],
+            "background": background,
+            "templates": self.templates,
+        }
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the canonical JSON of :meth:`to_dict`; equal vocabularies have equal fingerprints."""
+        text = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("ascii")).hexdigest()

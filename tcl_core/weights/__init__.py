@@ -1,1 +1,0 @@
-"""Model files: their format, their download, and the import of upstream checkpoints."""

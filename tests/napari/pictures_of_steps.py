@@ -1,7 +1,0 @@
-"""Steps of the scenario that a picture is kept of, in their order."""
-
-from __future__ import annotations
-
-__all__ = ["STEPS"]
-
-STEPS = ("opened", "typed", "segmented", "threshold", "corrected", "accepted", "exported")
