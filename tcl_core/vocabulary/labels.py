@@ -81,6 +81,11 @@ def _check_text(value: object, field: str, what: str) -> str:
 
 
 def check_threshold(value: object, field: str) -> float:
+    """A threshold as a float.
+
+    Raises:
+        VocabularyError: it is no number between 0 and 1; the message begins with the field.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise VocabularyError(f"{field}: expected a number between 0 and 1, found {value!r}")
     if not (math.isfinite(value) and 0 <= value <= 1):
