@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from labelstudio_backend.labeling_config import LabelingConfig
 from labelstudio_backend.prompts import Added
@@ -34,7 +35,7 @@ class ModelOptions:
     Attributes:
         model: a name of ``tcl-annotate models list``, or the path of a model file.
         refine: whether masks follow the image's edges.
-        kp_weight: share of CLIP's own dense map in the scores; ``None`` takes the model's.
+        options: values of the method's options, such as ``{"kp_weight": 0.2}``; those left out are the model's.
         device: see :func:`tcl_core.devices.select_device`.
         precision: see :func:`tcl_core.devices.select_precision`.
         batch_size: most windows that go through the network together.
@@ -48,7 +49,7 @@ class ModelOptions:
 
     model: str = "playground"
     refine: bool = True
-    kp_weight: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     precision: str = "auto"
     batch_size: int = 8
@@ -69,20 +70,25 @@ class ModelOptions:
         from tcl_core.segmentation.segmenter import Segmenter
 
         loaded = load_model(self.model, device=self.device, precision=self.precision)
-        return Segmenter(loaded, refine=self.refine, kp_weight=self.kp_weight, batch_size=self.batch_size)
+        return Segmenter(loaded, refine=self.refine, options=self.options, batch_size=self.batch_size)
 
     def identity(self) -> str:
-        """Canonical JSON of the weights' hash and the settings; reads the file, but loads nothing.
+        """Canonical JSON of the weights' hash, the method and the settings; reads the file, but loads nothing.
 
         Raises:
             WeightsError: there is no such model.
+            SettingsError: an option is unknown or out of range.
         """
-        from tcl_core.models.registry import find_model
+        from tcl_core.models.registry import check_options, find_model, split_method
+
+        method = check_options(self.model, self.options)
 
         settings = asdict(self)
         for name in ("model", "batch_size", "max_pixels"):
             del settings[name]
-        return json.dumps({"weights": _sha256(find_model(self.model)), **settings}, sort_keys=True)
+        return json.dumps(
+            {"weights": _sha256(find_model(split_method(self.model)[1])), "method": method, **settings}, sort_keys=True
+        )
 
 
 @lru_cache(maxsize=8)

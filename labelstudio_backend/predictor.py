@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from typing import Any
 
 import numpy as np
 import shapely
-import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from shapely import Polygon
@@ -27,8 +25,8 @@ from tcl_core.images import load_image
 from tcl_core.polygons.rasterize import polygon_to_mask
 from tcl_core.regions import label_map_to_regions
 from tcl_core.segmentation.features import ImageFeatures
-from tcl_core.segmentation.one_label import one_label_from_scores
-from tcl_core.segmentation.segmenter import Segmenter, label_map_from_scores
+from tcl_core.segmentation.segmenter import Segmenter
+from tcl_core.segmentation.session import ImageSession, SimilarityCache
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
 
@@ -96,7 +94,7 @@ class Predictor:
         self.options = options
         planes = cache_bytes // _PLANES_SHARE
         self._features = ByteBoundedCache[str, ImageFeatures](cache_bytes - planes, lambda features: features.nbytes)
-        self._planes = ByteBoundedCache[tuple[str, str], Tensor](planes, lambda plane: plane.nbytes)
+        self._similarities = SimilarityCache(planes)
 
     def route(self, text: str, config: LabelingConfig, added: Added) -> Routed:
         """Find the label that is nearest to a prompt.
@@ -108,8 +106,9 @@ class Predictor:
         if not known.labels:
             raise VocabularyError(f"the model knows none of the labels' prompts ({known.notes[0]})")
         vocabulary = Vocabulary(tuple(known.labels))
-        embedded = self.segmenter.embed_prompts([text, *(prompt for _, prompt in vocabulary.prompts)])
-        similarity = embedded[1:] @ embedded[0]
+        asked = self.segmenter.embed_prompts([text])
+        prompts = self.segmenter.embed_prompts([prompt for _, prompt in vocabulary.prompts])
+        similarity = self.segmenter.method.prompt_similarity(prompts, asked)[:, 0]
         best = int(similarity.argmax())
         return Routed(known.values[vocabulary.prompts[best][0]], float(similarity[best]))
 
@@ -133,29 +132,26 @@ class Predictor:
             self.segmenter.model.check_prompts(plan.prompts)
             vocabulary = replace(vocabulary, labels=tuple(labels))
         known = self._known(vocabulary, plan.config.values)
-        if plan.box is not None:
-            self._keep_only(known, plan.label)
         if not known.labels or (plan.label is not None and plan.label not in known.values):
             raise VocabularyError(known.notes[0] if known.notes else f"there is no label {plan.label!r}")
         vocabulary = replace(vocabulary, labels=tuple(known.labels))
-        key = image_digest(image)
-        features = self._encode(key, image)
-        scores = self._scores(key, features, vocabulary)
-        threshold = float(self.segmenter.settings()["background_threshold"])
+        features = self._encode(image_digest(image), image)
+        # Nobody moves a threshold here, so score maps at the image's size would only take memory.
+        session = ImageSession(self.segmenter, features, self._similarities, plane_bytes=0)
         values = list(known.values)
         if plan.label is None:
-            label_map, score_map = label_map_from_scores(scores, vocabulary, threshold, features.size)
+            found = session.segment(vocabulary)
         else:
-            place = values.index(plan.label)
-            label_map, score_map = one_label_from_scores(scores, vocabulary, threshold, features.size, place)
+            found = session.segment_label(vocabulary, values.index(plan.label), rivals=plan.box is None)
+        label_map, score_map = found.label_map, found.score_map
         if plan.box is not None:
             label_map = np.where(_box_mask(plan.box, features.size), label_map, 0)
         background = plan.config.background_label
         if background is not None and plan.label is None and not plan.config.background_skipped:
             values.append(background)
-            vocabulary = replace(vocabulary, labels=(*vocabulary.labels, Label("(nothing)")))
+            vocabulary = replace(vocabulary, labels=(*vocabulary.labels, Label("(background)")))
             nothing = label_map == 0
-            score_map = np.where(nothing, 1 - _best(scores, features.size), score_map)
+            score_map = np.where(nothing, 1 - _best(session.scores(vocabulary), features.size), score_map)
             label_map = np.where(nothing, len(values), label_map).astype(np.int32)
         wanted = plan.config.drawing if controls is None else controls
         tolerance = self.options.tolerance if any(control.kind == "polygon" for control in wanted) else None
@@ -195,11 +191,6 @@ class Predictor:
                 known.labels.append(replace(label, prompts=tuple(kept)))
         return known
 
-    @staticmethod
-    def _keep_only(known: _Labels, value: str | None) -> None:
-        kept = [(name, label) for name, label in zip(known.values, known.labels, strict=True) if name == value]
-        known.values, known.labels = [name for name, _ in kept], [label for _, label in kept]
-
     def _encode(self, key: str, image: bytes) -> ImageFeatures:
         features = self._features.get(key)
         if features is None:
@@ -207,22 +198,6 @@ class Predictor:
             features = self.segmenter.encode(pixels)
             self._features.put(key, features)
         return features
-
-    @torch.no_grad()
-    def _scores(self, key: str, features: ImageFeatures, vocabulary: Vocabulary) -> Tensor:
-        """Score maps ``[K, h, w]``; each prompt's is computed once per image."""
-        prompts = list(dict.fromkeys(prompt for _, prompt in vocabulary.prompts))
-        planes = {prompt: plane for prompt in prompts if (plane := self._planes.get((key, prompt))) is not None}
-        missing = [prompt for prompt in prompts if prompt not in planes]
-        if missing:
-            single = Vocabulary(tuple(Label(f"prompt {n}", (prompt,)) for n, prompt in enumerate(missing)))
-            for prompt, plane in zip(missing, self.segmenter.score_maps(features, single), strict=True):
-                planes[prompt] = plane
-                # A clone, because a plane of the batch would keep all of it.
-                self._planes.put((key, prompt), plane.clone())
-        return torch.stack(
-            [reduce(torch.maximum, (planes[prompt] for prompt in label.prompts)) for label in vocabulary.labels]
-        )
 
 
 def _moved(region: Region, left: int, top: int) -> Region:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl_core.caching import FeatureCache
 from tcl_core.models import load_model
-from tcl_core.segmentation.features import check_image, content_hash
+from tcl_core.segmentation.features import FeatureCache, check_image, content_hash
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession
 

@@ -8,9 +8,8 @@ from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 from tcl_core.errors import SettingsError
-from tcl_core.segmentation.features import FeatureKey, ImageFeatures
 
-__all__ = ["DEFAULT_CACHE_BYTES", "ByteBoundedCache", "FeatureCache"]
+__all__ = ["DEFAULT_CACHE_BYTES", "ByteBoundedCache"]
 
 DEFAULT_CACHE_BYTES = 1 << 30
 """1 GiB; about twenty images of one or two 448-pixel windows of a ViT-B/16."""
@@ -111,26 +110,3 @@ class ByteBoundedCache(Generic[Key, Value]):
     def misses(self) -> int:
         """Number of `get` calls that found none."""
         return self._misses
-
-
-class FeatureCache(ByteBoundedCache[FeatureKey, ImageFeatures]):
-    """Features of images, keyed by the pixels, the weights and every setting they depend on.
-
-    One cache can serve several segmenters, models and threads.
-
-    Args:
-        max_bytes: bound of the features' tensors together, wherever they are (main or device memory).
-
-    Raises:
-        SettingsError: ``max_bytes`` is negative.
-
-    >>> len(FeatureCache(max_bytes=0))
-    0
-    """
-
-    def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
-        super().__init__(max_bytes, size_of=_feature_bytes)
-
-
-def _feature_bytes(features: ImageFeatures) -> int:
-    return features.nbytes

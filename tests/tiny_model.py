@@ -47,7 +47,7 @@ def write_tiny_model(path: Path, seed: int = 0, words: Sequence[str] = WORDS) ->
             # Random towers see little of the image: louder patches, quieter places.
             clip.visual.conv1.weight.mul_(4)
             clip.visual.positional_embedding.mul_(0.5)
-        method = create_method("tcl", FrozenClip(clip), {"init_w": 30.0, "init_b": 0.0, "kp_weight": 0.0})
+        method = create_method("tcl", {"clip": FrozenClip(clip)}, {"init_w": 30.0, "init_b": 0.0, "kp_weight": 0.0})
     metadata = ModelMetadata(
         name="tiny",
         preprocess=Preprocess((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 64, 256, 64, 32),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -42,7 +43,7 @@ def command(
     only_unlabeled: bool,
     model: str,
     refine: bool,
-    kp_weight: float | None,
+    option_values: Mapping[str, str],
     device: str,
     precision: str,
     batch_size: int,
@@ -66,7 +67,7 @@ def command(
     from labelstudio_backend.settings import ImageSettings, default_state_dir
 
     token = str(read_token(token_file))
-    options = ModelOptions(model, refine, kp_weight, device, precision, batch_size, tolerance, min_area)
+    options = ModelOptions(model, refine, dict(option_values), device, precision, batch_size, tolerance, min_area)
     # Reads the file once: a wrong name ends here.
     options.identity()
     images = ImageSettings(url, (), allow_hosts, allow_addresses, local_root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ A settings file:
 def command(
     model: str,
     refine: bool,
-    kp_weight: float | None,
+    option_values: Mapping[str, str],
     device: str,
     precision: str,
     batch_size: int,
@@ -86,7 +87,12 @@ def command(
 
     file = read_settings_file(config_file) if config_file is not None else {}
     given = _given(
-        model=model, refine=refine, kp_weight=kp_weight, device=device, precision=precision, batch_size=batch_size
+        model=model,
+        refine=refine,
+        option_values=option_values,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
     )
     top = {
         **file,
@@ -100,6 +106,8 @@ def command(
         "allow_addresses": allow_addresses,
         "local_root": local_root,
     }
+    if "option_values" in given:
+        given["options"] = {**(file.get("model") or {}).get("options", {}), **given.pop("option_values")}
     settings = settings_from(top, {**given, "min_area": min_area, "tolerance": tolerance}, images)
     # Reads the file once: a wrong name ends here, and the hash is known before the first request.
     settings.model.identity()

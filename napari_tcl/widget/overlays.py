@@ -64,9 +64,10 @@ class Overlays(QObject):
         results, index = current
         viewer, session = self._owner.viewer, results.sessions.get(index)
         try:
-            labels = self._owner.vocabulary().labels if self._owner.polygons.scores.value else ()
-            templates = self._owner.labels.templates
-            wanted = {} if session is None else {label.name: session.score_map(label, templates) for label in labels}
+            wanted = {}
+            if self._owner.polygons.scores.value and session is not None:
+                vocabulary = self._owner.vocabulary()
+                wanted = {label.name: session.score_map(label, vocabulary) for label in vocabulary.labels}
         except TclError as error:
             self._owner.buttons.say(str(error))
             return

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tcl_core.caching import FeatureCache
 from tcl_core.errors import SettingsError
+from tcl_core.segmentation.features import FeatureCache
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.vocabulary import Vocabulary
 
@@ -128,7 +128,7 @@ def _draw(count: int, size: tuple[int, int], seed: int) -> list[NDArray[np.uint8
 
 def _vocabularies(model: Model) -> tuple[Vocabulary, Vocabulary]:
     """Two vocabularies of four labels without a common prompt, of words that the model knows."""
-    known = getattr(model.tokenizer, "words", _OPEN_PROMPTS)
+    known = model.method.known_words() or _OPEN_PROMPTS
     words = [str(word) for word in known if word != "background"][:8]
     half = len(words) // 2
     if half == 0:

@@ -17,6 +17,7 @@ __all__ = ["command"]
     epilog="""\b
 Examples:
   tcl-annotate models list
+  tcl-annotate models options playground
   tcl-annotate models fetch tcl-vit-b16
   tcl-annotate models import tcl.pth --name my-tcl""",
 )
@@ -36,6 +37,21 @@ def list_command() -> int:
         for line in (row.description, f"source: {row.source}" if row.source else "", f"file: {row.path}"):
             if line:
                 click.echo(f"    {line}")
+    return EXIT_FINE
+
+
+@command.command("options", epilog="\b\nExample:\n  tcl-annotate models options playground")
+@click.argument("name")
+def options_command(name: str) -> int:
+    """List the options of the method of the model NAME, with the values that are in force."""
+    from tcl_core.models.loading import load_model
+
+    model = load_model(name, device="cpu")
+    rows = model.method.options.rows()
+    click.echo(f"{model.name}: method {model.method.name}, {len(rows)} option{'' if len(rows) == 1 else 's'}")
+    for row in rows:
+        click.echo(f"    {row.name}={row.value}  ({row.range}; affects {row.affects})")
+        click.echo(f"        {row.description}")
     return EXIT_FINE
 
 

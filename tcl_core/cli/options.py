@@ -112,8 +112,21 @@ def make_vocabulary(
     return vocabulary
 
 
+def _read_options(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """``NAME=VALUE`` texts as a mapping; the method judges names and values."""
+    values: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name.strip() and equals):
+            raise SettingsError(f"--option {text}: write NAME=VALUE, such as kp_weight=0.2")
+        if name.strip() in values:
+            raise SettingsError(f"--option {name.strip()}: is given twice; give it once")
+        values[name.strip()] = value.strip()
+    return values
+
+
 def model_options(function: F) -> F:
-    """``--model``, ``--refine``, ``--kp-weight``, ``--device``, ``--precision`` and ``--batch-size``."""
+    """``--model``, ``--refine``, ``--option``, ``--device``, ``--precision`` and ``--batch-size``."""
     for option in reversed(
         [
             click.option(
@@ -129,10 +142,13 @@ def model_options(function: F) -> F:
                 help="Whether masks follow the image's edges (PAMR); on by default, off is quicker.",
             ),
             click.option(
-                "--kp-weight",
-                type=click.FloatRange(0, 1),
-                metavar="W",
-                help="Share from 0 to 1 of CLIP's own dense map in the scores; by default the model's.",
+                "--option",
+                "option_values",
+                multiple=True,
+                callback=_read_options,
+                metavar="NAME=VALUE",
+                help="An option of the model's method ('tcl-annotate models options NAME' lists them), such as "
+                "kp_weight=0.2; may be given again.",
             ),
             click.option(
                 "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."
@@ -199,7 +215,7 @@ def check_folder(option: str, folder: Path) -> None:
 
 
 def make_segmenter(
-    model: str, refine: bool, kp_weight: float | None, device: str, precision: str, batch_size: int
+    model: str, refine: bool, option_values: Mapping[str, str], device: str, precision: str, batch_size: int
 ) -> Segmenter:
     """Load the model of the shared options.
 
@@ -211,4 +227,4 @@ def make_segmenter(
     from tcl_core.segmentation.segmenter import Segmenter
 
     loaded = load_model(model, device=device, precision=precision)
-    return Segmenter(loaded, refine=refine, kp_weight=kp_weight, batch_size=batch_size)
+    return Segmenter(loaded, refine=refine, options=option_values, batch_size=batch_size)

@@ -111,7 +111,7 @@ def command(
     templates: str | None,
     model: str,
     refine: bool,
-    kp_weight: float | None,
+    option_values: Mapping[str, str],
     device: str,
     precision: str,
     batch_size: int,
@@ -156,7 +156,7 @@ def command(
     settings = PrelabelSettings(geometry, merge, tolerance, min_area, small, max_pixels)
     # From here on a polite kill (SIGTERM) ends like Ctrl-C.
     with InterruptGuard():
-        segmenter = make_segmenter(model, refine, kp_weight, device, precision, batch_size)
+        segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size)
         if not quiet:
             click.echo(
                 f"{_count(len(images), 'image')}, {_count(len(vocabulary.labels), 'label')}, "

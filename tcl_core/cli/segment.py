@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ def command(
     templates: str | None,
     model: str,
     refine: bool,
-    kp_weight: float | None,
+    option_values: Mapping[str, str],
     device: str,
     precision: str,
     batch_size: int,
@@ -70,7 +71,7 @@ def command(
     from tcl_core.regions import label_map_to_regions
 
     image = load_image(path, max_pixels=max_pixels)
-    segmenter = make_segmenter(model, refine, kp_weight, device, precision, batch_size)
+    segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size)
     segmentation = segmenter.segment_image(image, vocabulary)
     regions = label_map_to_regions(segmentation)
     click.echo(f"{path}: {image.shape[1]} x {image.shape[0]} pixels, model {segmenter.model.name}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -34,24 +35,30 @@ class Variant:
 
     Attributes:
         refine: whether PAMR follows.
-        kp_weight: share of CLIP's own dense map in the score map; 1 is that map alone.
+        options: values of the method's options.
         debias: whether prompts are debiased, for models that do so.
     """
 
     refine: bool
-    kp_weight: float
+    options: Mapping[str, Any]
     debias: bool = True
 
 
 VARIANTS: dict[str, Variant] = {
-    "dense baseline: CLIP's value path": Variant(refine=False, kp_weight=1.0),
-    "TCL": Variant(refine=False, kp_weight=0.0),
-    "TCL + KP": Variant(refine=False, kp_weight=0.3),
-    "TCL + PAMR": Variant(refine=True, kp_weight=0.0),
-    "TCL + PAMR + KP": Variant(refine=True, kp_weight=0.3),
-    "TCL + PAMR, prompts not debiased": Variant(refine=True, kp_weight=0.0, debias=False),
+    "dense baseline: CLIP's value path": Variant(refine=False, options={"kp_weight": 1.0}),
+    "TCL": Variant(refine=False, options={"kp_weight": 0.0}),
+    "TCL + KP": Variant(refine=False, options={"kp_weight": 0.3}),
+    "TCL + PAMR": Variant(refine=True, options={"kp_weight": 0.0}),
+    "TCL + PAMR + KP": Variant(refine=True, options={"kp_weight": 0.3}),
+    "TCL + PAMR, prompts not debiased": Variant(refine=True, options={"kp_weight": 0.0}, debias=False),
 }
-"""The rows of the table."""
+"""The rows of the table of TCL."""
+
+PLAIN_VARIANTS: dict[str, Variant] = {
+    "as it is": Variant(refine=False, options={}),
+    "+ PAMR": Variant(refine=True, options={}),
+}
+"""The rows of the table of any other method."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class EvaluationRow:
     """Dataset-level mean IoU of one variant, in percent.
 
     Attributes:
-        variant: a key of ``VARIANTS``.
+        variant: a key of ``VARIANTS`` or ``PLAIN_VARIANTS``.
         seen: over all classes, on new scenes of combinations that occur in training.
         seen_kinds: over the kinds of objects alone.
         seen_stuff: over the background stuff alone.
@@ -104,9 +111,11 @@ def evaluate_playground(
     """
     vocabulary = Vocabulary(tuple(Label(name, (name,)) for name in CLASS_NAMES), background=False)
     biased = replace(model, debiasing=None)
+    own = model.method.options_class.model_fields
+    fitting = VARIANTS if all(set(variant.options) <= set(own) for variant in VARIANTS.values()) else PLAIN_VARIANTS
     segmenters = {
-        name: Segmenter(model if variant.debias else biased, refine=variant.refine, kp_weight=variant.kp_weight)
-        for name, variant in VARIANTS.items()
+        name: Segmenter(model if variant.debias else biased, refine=variant.refine, options=variant.options)
+        for name, variant in fitting.items()
         if variant.debias or model.debiasing is not None
     }
     # Features depend on the refinement alone among the settings that differ.

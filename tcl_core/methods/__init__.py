@@ -5,10 +5,22 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from tcl_core.methods.base import Method, WindowEmbeddings
-from tcl_core.methods.registry import create_method, list_methods, register_method
+from tcl_core.methods.base import Background, Features, Method, PromptEmbeddings
+from tcl_core.methods.options import MethodOptions, option
+from tcl_core.methods.registry import create_method, list_methods, method_class, register_method
 
-__all__ = ["Method", "WindowEmbeddings", "create_method", "list_methods", "register_method"]
+__all__ = [
+    "Background",
+    "Features",
+    "Method",
+    "MethodOptions",
+    "PromptEmbeddings",
+    "create_method",
+    "list_methods",
+    "method_class",
+    "option",
+    "register_method",
+]
 
 # A new paper is one new file here; looking them up keeps it so.
 for _module in pkgutil.iter_modules(__path__):

@@ -1,89 +1,104 @@
-"""What every method can do: embed windows and prompts, score, refine, and compute its training losses."""
+"""What every method can do at inference: embed windows and prompts, compare them, and finish score maps."""
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tcl_core.errors import WeightsError
-from tcl_core.refinement.pamr import PamrAffinity
-from tcl_core.towers.open_clip_vit import FrozenClip
+from tcl_core.methods.options import MethodOptions
+from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
+from tcl_core.tensors import TensorBundle
+from tcl_core.towers.base import Tower
 
-__all__ = ["Method", "Stage", "WindowEmbeddings"]
+__all__ = ["Background", "Features", "Method", "PromptEmbeddings"]
 
-Stage = Literal["ust", "full"]
 
-_TEXT_BATCH = 256
+class Features(TensorBundle):
+    """All that a method knows of B windows before it has seen a prompt; opaque to everybody else."""
+
+
+class PromptEmbeddings(TensorBundle):
+    """Embedded prompts, one entry of the first axis each; opaque but for the names of its text sets.
+
+    Every tensor field ``[P, ...]`` is a text set. A model's text post-processing says by name on which one it acts.
+    """
 
 
 @dataclass(frozen=True)
-class WindowEmbeddings:
-    """All that a method knows of B windows before it has seen a prompt.
+class Background:
+    """How a method decides that a pixel has no label.
+
+    A threshold on the best score, as some papers write it, is a plane of the same height: the two differ in ties alone.
 
     Attributes:
-        image_emb: ``[B, E, mh, mw]``, the grounder's embedding of each mask pixel, L2-normalized over E.
-        dense: ``[B, E, h, w]``, CLIP's own dense embedding of each patch, L2-normalized over E.
-        size: height and width of the windows in pixels.
-        padded: height and width after zero padding to whole patches.
-        offset: padding ``(top, left)`` in pixels.
+        kind: ``"plane"``, a constant score that labels have to exceed, or ``"none"``, where names of the method's own
+            stand for everything else.
+        heights: default height of the plane in ``[0, 1]`` by the refiner's name; ``"plain"`` is without one.
     """
 
-    image_emb: Tensor
-    dense: Tensor
-    size: tuple[int, int]
-    padded: tuple[int, int]
-    offset: tuple[int, int]
+    kind: Literal["plane", "none"] = "plane"
+    heights: Mapping[str, float] = field(default_factory=lambda: {"plain": 0.5})
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by the tensors."""
-        return sum(tensor.element_size() * tensor.numel() for tensor in (self.image_emb, self.dense))
+    def height(self, refiner: str | None) -> float | None:
+        """Default height with a refiner of this name, or without one; ``None`` where there is no plane.
 
-    def __len__(self) -> int:
-        return int(self.image_emb.shape[0])
-
-    def __getitem__(self, windows: slice) -> WindowEmbeddings:
-        """Some of the windows, without a copy."""
-        return WindowEmbeddings(self.image_emb[windows], self.dense[windows], self.size, self.padded, self.offset)
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> WindowEmbeddings:
-        """A copy on another device or in another precision (float16 halves the memory of a cache)."""
-        return WindowEmbeddings(
-            self.image_emb.to(device=device, dtype=dtype),
-            self.dense.to(device=device, dtype=dtype),
-            self.size,
-            self.padded,
-            self.offset,
-        )
+        Example:
+            >>> rule = Background(heights={"plain": 0.5, "pamr": 0.4})
+            >>> rule.height("pamr"), rule.height("other"), Background("none").height(None)
+            (0.4, 0.5, None)
+        """
+        if self.kind == "none":
+            return None
+        return self.heights.get(refiner or "plain", self.heights["plain"])
 
 
 class Method(nn.Module, ABC):
-    """A way from an image and prompts to score maps, built on a frozen CLIP.
+    """A way from an image and prompts to score maps.
 
-    Sub-classes register themselves with :func:`tcl_core.methods.register_method`. Everything learned is outside
-    ``self.clip``. All calls work in float32 and under ``torch.autocast``.
+    Sub-classes register themselves with :func:`tcl_core.methods.register_method`. Everything learned is outside the
+    towers. All calls work in float32 and under ``torch.autocast``.
 
-    Args:
-        clip: the frozen towers.
+    Attributes:
+        name: registered name; set by the decorator.
+        tower_names: attributes that hold the towers it needs.
+        independent_prompts: a prompt's similarities do not depend on which others are asked with it, so that they may
+            be made in groups and kept one by one.
+        independent_labels: a label's finished score depends on its own names alone. Where it does not (a softmax over
+            all names), `finish` is given all of them every time.
+        optional_keys: learned tensors that inference does not need and published files may lack.
+        options_class: names the method's options.
+        options: their values.
     """
 
-    optional_keys: frozenset[str] = frozenset()
-    """Learned tensors that inference does not need and published files may lack."""
+    name: ClassVar[str] = ""
+    tower_names: ClassVar[tuple[str, ...]] = ()
+    independent_prompts: ClassVar[bool] = True
+    independent_labels: ClassVar[bool] = True
+    optional_keys: ClassVar[frozenset[str]] = frozenset()
+    options_class: ClassVar[type[MethodOptions]] = MethodOptions
+    options: MethodOptions
 
-    def __init__(self, clip: FrozenClip):
+    def __init__(self, options: MethodOptions | None = None) -> None:
         super().__init__()
-        self.clip = clip
+        self.options = self.options_class() if options is None else options
+
+    # -- making one ----------------------------------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
-    def from_config(cls, clip: FrozenClip, config: Mapping[str, Any]) -> Self:
-        """Build the method from plain settings.
+    def from_config(cls, towers: Mapping[str, Tower], config: Mapping[str, Any]) -> Self:
+        """Build the method from plain settings, with its parameters as they are before training.
+
+        Args:
+            towers: by `tower_names`.
+            config: as a model file holds it.
 
         Raises:
             SettingsError: a setting is unknown or out of range.
@@ -93,8 +108,71 @@ class Method(nn.Module, ABC):
     def config_to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values; :meth:`from_config` accepts them."""
 
+    @classmethod
     @abstractmethod
-    def embed_windows(self, windows: Tensor) -> WindowEmbeddings:
+    def example(cls) -> Self:
+        """A tiny instance with random weights, on which the contract tests run; its towers know `example_prompts`."""
+
+    @classmethod
+    def example_prompts(cls) -> tuple[str, ...]:
+        """At least four prompts that `example` knows."""
+        return ("cat", "dog", "red sofa", "sky")
+
+    @classmethod
+    def from_upstream(cls, state: Mapping[str, Tensor], towers: Mapping[str, Mapping[str, Tensor]]) -> Any:
+        """Read the tensors of a checkpoint that the authors' code wrote.
+
+        Args:
+            state: tensors by upstream's names.
+            towers: tensors of towers that the user gave beside the checkpoint, by `tower_names`.
+
+        Returns:
+            A :class:`tcl_core.methods.upstream.UpstreamModel`, or ``None`` if the checkpoint is not one of this
+            method.
+
+        Raises:
+            WeightsError: it is one, and tensors are missing, unknown or of the wrong shape.
+        """
+        return None
+
+    def configured(self, options: Mapping[str, Any]) -> Self:
+        """The same method, sharing its weights, with other values of options.
+
+        Raises:
+            SettingsError: an option is unknown, or its value is of another type or out of range.
+        """
+        other = copy.copy(self)
+        other.options = self.options.changed(options)
+        return other
+
+    # -- what it is made of --------------------------------------------------------------------------------------
+
+    @property
+    def towers(self) -> dict[str, Tower]:
+        """The towers by name."""
+        return {name: getattr(self, name) for name in self.tower_names}
+
+    @property
+    def background(self) -> Background:
+        """How a pixel without a label is decided, where neither model nor user says."""
+        return Background()
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of ``text`` that a tower never learned, in order, each once."""
+        tokenizers = (tower.tokenizer for tower in self.towers.values())
+        words = (word for tokenizer in tokenizers if tokenizer is not None for word in tokenizer.unknown_words(text))
+        return list(dict.fromkeys(words))
+
+    def known_words(self) -> tuple[str, ...] | None:
+        """The closed list of words that prompts may hold; ``None`` where any text will do."""
+        lists = [getattr(tower.tokenizer, "words", None) for tower in self.towers.values()]
+        closed = [tuple(map(str, words)) for words in lists if words is not None]
+        return closed[0] if closed else None
+
+    # -- inference -----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, windows: Tensor) -> Features:
         """Embed windows; the costly part of inference.
 
         Args:
@@ -102,75 +180,73 @@ class Method(nn.Module, ABC):
         """
 
     @abstractmethod
-    def refinement(self, windows: Tensor) -> PamrAffinity | None:
-        """What refines masks of these windows ``[B, 3, H, W]``; ``None`` where the method refines nothing."""
-
-    @abstractmethod
-    def score_maps(
-        self, emb: WindowEmbeddings, text: Tensor, affinity: PamrAffinity | None = None, kp_weight: float = 0.0
-    ) -> Tensor:
-        """Score every pixel of the windows for every prompt.
+    def embed_prompts(self, prompts: Sequence[str], templates: Sequence[str]) -> PromptEmbeddings:
+        """Embed prompts.
 
         Args:
-            emb: of B windows.
-            text: float ``[P, E]`` of :meth:`embed_prompts`.
-            affinity: of the same windows, or ``None`` for no refinement.
-            kp_weight: weight in ``[0, 1]`` of the map from CLIP's own dense features.
-
-        Returns:
-            float32 ``[B, P, H, W]`` in ``[0, 1]``.
+            prompts: P texts.
+            templates: at least one, each with one ``{}`` for the prompt.
         """
 
     @abstractmethod
-    def losses(
-        self,
-        images: Tensor,
-        tokens: Tensor,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        negatives: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """The training losses of a batch of images and captions, and their sum under ``total``."""
+    def prompt_similarity(self, first: PromptEmbeddings, second: PromptEmbeddings) -> Tensor:
+        """How near prompts are to each other: float ``[P, Q]`` in ``[-1, 1]``."""
 
     @abstractmethod
-    def set_stage(self, stage: Stage) -> list[nn.Parameter]:
-        """Freeze and unfreeze parameters for a training stage; returns the trainable ones.
-
-        Raises:
-            SettingsError: the stage is unknown.
-        """
-
-    def forward(
-        self,
-        images: Tensor,
-        tokens: Tensor,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        negatives: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """The losses, so that ``DistributedDataParallel`` can wrap a method."""
-        return self.losses(images, tokens, noise, generator, negatives)
-
-    @torch.no_grad()
-    def embed_prompts(self, tokens: Tensor) -> Tensor:
-        """Embed prompts as the mean over their templates.
-
-        The un-normalized embeddings are averaged, then the mean is normalized.
+    def similarities(self, features: Features, prompts: PromptEmbeddings, refine: Refine | None = None) -> Tensor:
+        """Compare every pixel of the windows with every prompt; what comes back is averaged over windows.
 
         Args:
-            tokens: int64 ``[P, T, L]``: P prompts in T templates each.
+            features: of B windows.
+            prompts: P of them.
+            refine: a refiner bound to these windows' guide, for methods that make `window_guide`; ``None`` for no
+                refinement.
 
         Returns:
-            float32 ``[P, E]``, L2-normalized.
+            float32 ``[B, P, H, W]``.
         """
-        prompts, templates, length = tokens.shape
-        parts = [self.clip.encode_text(part).float() for part in tokens.reshape(-1, length).split(_TEXT_BATCH)]
-        mean = torch.cat(parts).unflatten(0, (prompts, templates)).mean(dim=1)
-        return F.normalize(mean, dim=-1)
+
+    def finish(self, merged: Tensor, labels: Sequence[int], refine: Refine | None = None) -> Tensor:
+        """Turn merged similarities of a whole image into score maps: by default the maximum over a label's names.
+
+        Args:
+            merged: float32 ``[P, h, w]``; with ``independent_labels`` those of some labels, else those of all names.
+            labels: the label of each of the P names, from 0, every label at least once.
+            refine: a refiner bound to the image's guide, for methods that make `image_guide`.
+
+        Returns:
+            float32 ``[K, h, w]`` in ``[0, 1]`` in memory of its own.
+        """
+        scores = merged.new_zeros(max(labels, default=-1) + 1, *merged.shape[1:])
+        for label, plane in zip(labels, merged, strict=True):
+            torch.maximum(scores[label], plane, out=scores[label])
+        # Refinement weights sum to one only up to rounding.
+        return scores.clamp_(max=1)
+
+    def window_guide(self, refiner: ScoreRefiner, windows: Tensor) -> Guide | None:
+        """What refines maps inside `similarities`; ``None`` where the method does not refine there.
+
+        Args:
+            refiner: makes the guide.
+            windows: float32 ``[B, 3, H, W]``, normalized.
+        """
+        return None
+
+    def image_guide(self, refiner: ScoreRefiner, image: Tensor) -> Guide | None:
+        """What refines maps inside `finish`; ``None`` where the method does not refine there.
+
+        Args:
+            refiner: makes the guide.
+            image: float32 ``[1, 3, h, w]``, normalized, at the working size.
+        """
+        return None
+
+    # -- learned tensors -----------------------------------------------------------------------------------------
 
     def learned_state_dict(self) -> dict[str, Tensor]:
-        """The learned tensors under their published names, without the frozen CLIP."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("clip.")}
+        """The learned tensors under their published names, without the frozen towers."""
+        frozen = tuple(f"{name}." for name in self.tower_names)
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(frozen)}
 
     def load_learned_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load learned tensors.
@@ -185,17 +261,21 @@ class Method(nn.Module, ABC):
         own = self.learned_state_dict()
         faults = []
         if missing := sorted(own.keys() - state.keys() - self.optional_keys):
-            faults.append(f"missing: {', '.join(missing)}")
+            faults.append(f"missing: {_listed(missing)}")
         if unknown := sorted(state.keys() - own.keys()):
-            faults.append(f"unknown: {', '.join(unknown)}")
+            faults.append(f"unknown: {_listed(unknown)}")
         if misshaped := [
             f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
             for name in sorted(own.keys() & state.keys())
             if state[name].shape != own[name].shape
         ]:
-            faults.append(f"of another shape: {', '.join(misshaped)}")
+            faults.append(f"of another shape: {_listed(misshaped)}")
         if faults:
             raise WeightsError(f"The tensors do not fit the method {type(self).__name__}; {'; '.join(faults)}.")
         with torch.no_grad():
             for name, tensor in state.items():
                 own[name].copy_(tensor)
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(words)

@@ -1,15 +1,23 @@
-"""The table of methods, filled by a decorator."""
+"""The table of methods, filled by a decorator and by installed packages.
+
+A package brings a method by an entry point of the group ``tcl_annotate.methods``: its name is the method's, its value
+the class, such as ``my_package.method:MyMethod``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Method
-from tcl_core.towers.open_clip_vit import FrozenClip
+from tcl_core.towers.base import Tower
 
-__all__ = ["create_method", "list_methods", "register_method"]
+__all__ = ["ENTRY_POINTS", "create_method", "list_methods", "method_class", "register_method"]
+
+ENTRY_POINTS = "tcl_annotate.methods"
 
 _METHODS: dict[str, type[Method]] = {}
 MethodClass = TypeVar("MethodClass", bound=type[Method])
@@ -19,38 +27,75 @@ def register_method(name: str) -> Callable[[MethodClass], MethodClass]:
     """Class decorator that makes a method known under ``name``.
 
     Raises:
-        ValueError: another class has the name.
+        ValueError: another class has the name, or it is not made of letters, digits and hyphens.
     """
+    if not name.replace("-", "").isalnum():
+        raise ValueError(f"the method name {name!r} must be made of letters, digits and hyphens")
 
     def register(method: MethodClass) -> MethodClass:
         if _METHODS.setdefault(name, method) is not method:
             raise ValueError(f"the method name {name!r} is taken by {_METHODS[name].__qualname__}")
+        method.name = name
         return method
 
     return register
 
 
 def list_methods() -> list[str]:
-    """Names of the registered methods, sorted.
+    """Names of all methods, sorted; those of installed packages are not imported for this.
 
     Example:
         >>> "tcl" in list_methods()
         True
     """
-    return sorted(_METHODS)
+    return sorted({*_METHODS, *_installed()})
 
 
-def create_method(name: str, clip: FrozenClip, config: Mapping[str, Any] | None = None) -> Method:
-    """Build a method on a frozen CLIP, with its parameters as they are before training.
+def method_class(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        SettingsError: the name is unknown, or the package that brings the method cannot be imported.
+    """
+    if name in _METHODS:
+        return _METHODS[name]
+    point = _installed().get(name)
+    if point is None:
+        raise SettingsError(f"There is no method {name!r}; the methods are: {', '.join(list_methods())}.")
+    package = point.dist.name if point.dist is not None else point.value
+    try:
+        found = point.load()
+    # Whatever a foreign package raises while it is imported, the user has to know which package it is.
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise SettingsError(
+            f"The method {name!r} of the package {package} cannot be loaded ({type(error).__name__}: {text}); "
+            "update or uninstall the package."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise SettingsError(
+            f"The method {name!r} of the package {package} is no sub-class of Method; update or uninstall the package."
+        )
+    return register_method(name)(found)
+
+
+def create_method(name: str, towers: Mapping[str, Tower], config: Mapping[str, Any] | None = None) -> Method:
+    """Build a method on frozen towers, with its parameters as they are before training.
 
     Args:
         name: one of :func:`list_methods`.
-        clip: the frozen towers.
+        towers: by the names in the method's ``tower_names``.
         config: settings of the method (``Method.config_to_dict``); ``None`` takes the paper's.
 
     Raises:
-        SettingsError: the name or a setting is unknown, or a setting is out of range.
+        SettingsError: the name or a setting is unknown, a setting is out of range, or a tower is missing.
     """
-    if name not in _METHODS:
-        raise SettingsError(f"There is no method {name!r}; the methods are: {', '.join(list_methods())}.")
-    return _METHODS[name].from_config(clip, config or {})
+    kind = method_class(name)
+    if missing := sorted(set(kind.tower_names) - set(towers)):
+        raise SettingsError(f"The method {name!r} needs the towers {', '.join(missing)}, which are not given.")
+    return kind.from_config({tower: towers[tower] for tower in kind.tower_names}, config or {})
+
+
+@cache
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}

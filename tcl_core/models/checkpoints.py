@@ -7,7 +7,6 @@ They are read with ``weights_only=True``, which builds tensors and plain contain
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import pickletools
@@ -15,52 +14,22 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import open_clip
 import torch
 from torch import Tensor
 
 from tcl_core.errors import WeightsError
-from tcl_core.methods.tcl import (
-    TCL,
-    TCLConfig,
-    config_from_state_dict,
-    frozen_clip_state_dict,
-    learned_keys,
-    learned_state_dict_from_upstream,
-)
+from tcl_core.methods import list_methods, method_class
+from tcl_core.methods.upstream import UpstreamModel
 from tcl_core.models.files import file_sha256
 from tcl_core.models.manifest import load_manifest
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.models.modelfile import write_model_file
 from tcl_core.models.paths import models_folder
 from tcl_core.models.towers import check_clip_tensors, read_clip_tensors
-from tcl_core.towers.open_clip_vit import FrozenClip, clip_config_from_state_dict
 
 __all__ = ["import_checkpoint", "read_checkpoint"]
-
-# ImageNet's statistics, which the authors' training used instead of CLIP's own.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_MAX_LONG_SIDE = 2048
-_CLIP_TOKENS = 49408
-_CLIP_VIT_B16 = {"open_clip": "ViT-B-16-quickgelu", "pretrained": "openai"}
-_BLOCK = re.compile(r"masker\.image_encoder\.backbone\.transformer\.resblocks\.(\d+)\.")
-_MOST_BLOCKS = 512
-_PROJECTION = "masker.image_encoder.decoder.image_proj.proj"
-
-
-class _Sizes(NamedTuple):
-    """What tells one CLIP from another."""
-
-    width: int
-    embed_dim: int
-    depth: int
-    patch: int
-    vocabulary: int
-
-
-_VIT_B16 = _Sizes(768, 512, 12, 16, _CLIP_TOKENS)
 
 
 def import_checkpoint(
@@ -71,6 +40,7 @@ def import_checkpoint(
     with_clip: bool | None = None,
     clip_file: str | os.PathLike[str] | None = None,
     tokenizer: Mapping[str, Any] | None = None,
+    method: str | None = None,
     clip_sha256: str | None = None,
     license: str = "",
     origin: str = "",
@@ -87,6 +57,7 @@ def import_checkpoint(
         clip_file: safetensors file with the frozen CLIP in OpenAI's tensor names, for checkpoints that lack it.
         tokenizer: ``tokenizer`` entry of the model file; ``None`` takes CLIP's where the text tower has its 49,408
             tokens, and else none, so that the model encodes token ids but no texts.
+        method: registered name; ``None`` asks each method whether the checkpoint is one of its own.
         clip_sha256: of the CLIP download that the model is to be used with.
         license: of the weights.
         origin: where the weights come from; the source's file name if empty.
@@ -107,53 +78,57 @@ def import_checkpoint(
         raise WeightsError(
             f"the name {name!r} must not hold slashes or colons or begin with a dot; give a path with --out"
         )
-    state = {key: tensor for key, tensor in read_checkpoint(source).items() if not key.startswith("pamr.")}
-    frozen = frozen_clip_state_dict(state)
-    clip_source = source
-    if clip_file is not None:
-        clip_source = Path(clip_file)
-        frozen = read_clip_tensors(clip_source)
-    problems = _value_problems({**state, **frozen})
+    state = read_checkpoint(source)
+    towers = {"clip": read_clip_tensors(Path(clip_file))} if clip_file is not None else {}
+    problems = _value_problems({**state, **towers.get("clip", {})})
     if problems:
         raise WeightsError(f"{source}: {'; '.join(problems)}")
-    if frozen:
-        # The method never uses CLIP's own temperature, so the authors do not keep it; this is OpenAI's trained value.
-        frozen = {"logit_scale": torch.tensor(math.log(100.0)), **_as_float32(frozen)}
-    config = _clip_config(frozen, clip_source) if frozen else None
-    sizes = _sizes(state, config)
-    is_vit_b16 = sizes == _VIT_B16
-    try:
-        learned = _as_float32(learned_state_dict_from_upstream(_with_blocks(state, sizes), sizes.depth))
-        structure = TCLConfig() if is_vit_b16 else config_from_state_dict(learned, sizes.depth)
-        _empty_method(sizes, structure).load_learned_state_dict(learned)
-    except WeightsError as error:
-        raise WeightsError(f"{source}: {error}") from error
-    if clip_sha256 is not None and not is_vit_b16:
-        raise WeightsError(f"{source}: belongs to a CLIP of other sizes ({sizes}) than OpenAI's ViT-B/16")
-    if with_clip and not frozen:
+    method, found = _recognize(source, state, towers, method)
+    if found.tower_config is not None:
+        check_clip_tensors(found.tower_config, found.tower_tensors, str(source if clip_file is None else clip_file))
+    downloadable = "open_clip" in found.tower
+    if clip_sha256 is not None and not downloadable:
+        raise WeightsError(f"{source}: belongs to another CLIP than the one that is downloaded for it")
+    if with_clip and not found.tower_tensors:
         raise WeightsError(
-            f"{source}: holds no frozen CLIP (clip_text_encoder.*, clip_image_encoder.*) to write into the model file; "
-            "give the CLIP's own safetensors file"
+            f"{source}: holds no frozen CLIP to write into the model file; give the CLIP's own safetensors file"
         )
-    embed = bool(frozen) and not is_vit_b16 if with_clip is None else with_clip
-    clip: dict[str, Any] = {}
+    embed = bool(found.tower_tensors) and not downloadable if with_clip is None else with_clip
+    clip = dict(found.tower)
     if embed:
-        clip = {"config": config}
-    elif is_vit_b16:
-        clip = _CLIP_VIT_B16 | ({"sha256": clip_sha256} if clip_sha256 else {})
+        clip = {"config": found.tower_config}
+    elif downloadable and clip_sha256:
+        clip["sha256"] = clip_sha256
     metadata = ModelMetadata(
         name=name,
-        preprocess=_preprocess(config),
-        method_config={} if structure == TCLConfig() else structure.to_dict(),
+        preprocess=Preprocess(**found.preprocess),
+        method=method,
+        method_config=dict(found.config),
         clip=clip,
-        tokenizer=_tokenizer(config) if tokenizer is None else dict(tokenizer),
+        tokenizer=dict(found.tokenizer if tokenizer is None else tokenizer),
         license=license,
         source=origin or f"imported from {source.name}",
         extra={"imported_from": source.name, "imported_sha256": file_sha256(source)},
     )
     target = Path(out) if out is not None else models_folder() / f"{name}.safetensors"
-    write_model_file(target, metadata, learned, frozen if embed else None)
+    write_model_file(target, metadata, found.learned, found.tower_tensors if embed else None)
     return target
+
+
+def _recognize(
+    source: Path, state: Mapping[str, Tensor], towers: Mapping[str, Mapping[str, Tensor]], method: str | None
+) -> tuple[str, UpstreamModel]:
+    """The method of a checkpoint, and what its importer makes of it."""
+    for name in list_methods() if method is None else [method]:
+        try:
+            found = method_class(name).from_upstream(state, towers)
+        except WeightsError as error:
+            raise WeightsError(f"{source}: {error}") from error
+        if found is not None:
+            return name, found
+    known = "the method " + method if method is not None else "any method (" + ", ".join(list_methods()) + ")"
+    held = ", ".join(sorted(state)[:5]) + (", ..." if len(state) > 5 else "")
+    raise WeightsError(f"{source}: is not a checkpoint of {known}; it holds the tensors {held}")
 
 
 def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -248,78 +223,6 @@ def _value_problems(tensors: Mapping[str, Tensor]) -> list[str]:
     if values:
         problems.append(f"tensors with values that are not finite (NaN or infinity): {', '.join(values)}")
     return problems
-
-
-def _clip_config(frozen: Mapping[str, Tensor], source: Path) -> dict[str, Any]:
-    try:
-        config = clip_config_from_state_dict(frozen)
-    except WeightsError as error:
-        raise WeightsError(f"{source}: {error}") from error
-    check_clip_tensors(config, frozen, str(source))
-    return config
-
-
-def _sizes(state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> _Sizes:
-    """Sizes of the CLIP, or where it is not there what the learned tensors show of them."""
-    if config is not None:
-        vision, text = config["vision_cfg"], config["text_cfg"]
-        return _Sizes(vision["width"], config["embed_dim"], vision["layers"], vision["patch_size"], text["vocab_size"])
-    projection = state.get(_PROJECTION)
-    if projection is None or projection.dim() != 2 or tuple(projection.shape) == _VIT_B16[:2]:
-        return _VIT_B16
-    blocks = {int(match[1]) for key in state if (match := _BLOCK.match(key))}
-    # Counted from 0, the blocks do not tell how many others came before; one is the fewest that is possible.
-    depth = max(blocks, default=0) + (2 if 0 in blocks else 1)
-    return _VIT_B16._replace(width=projection.shape[0], embed_dim=projection.shape[1], depth=depth)
-
-
-def _with_blocks(state: Mapping[str, Tensor], sizes: _Sizes) -> Mapping[str, Tensor]:
-    if any(_BLOCK.match(key) for key in state):
-        if sizes.depth > _MOST_BLOCKS:
-            raise WeightsError(f"has a transformer block numbered {sizes.depth - 1}, which no image tower has")
-        return state
-    wanted = set(learned_keys(TCLConfig(), sizes.depth))
-    unknown = sorted(state.keys() - wanted - {key for key in state if key.startswith("clip_")})
-    raise WeightsError(
-        f"this is not a TCL checkpoint; missing: {', '.join(sorted(wanted - state.keys()))}; "
-        f"unknown: {', '.join(unknown) or 'none'}"
-    )
-
-
-def _empty_method(sizes: _Sizes, structure: TCLConfig) -> TCL:
-    """TCL on a CLIP of these sizes, without memory: it knows the names and shapes of its tensors."""
-    with torch.device("meta"):
-        clip = open_clip.CLIP(
-            embed_dim=sizes.embed_dim,
-            vision_cfg={
-                "image_size": sizes.patch,
-                "patch_size": sizes.patch,
-                "width": sizes.width,
-                "head_width": sizes.width,
-                "layers": sizes.depth,
-            },
-            text_cfg={"vocab_size": sizes.vocabulary, "width": 8, "heads": 1, "layers": 1},
-        )
-        return TCL(FrozenClip(clip), structure)
-
-
-def _as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.float() for key, tensor in tensors.items()}
-
-
-def _preprocess(config: Mapping[str, Any] | None) -> Preprocess:
-    # The authors trained at 224 pixels and evaluate with windows of 448 and a stride of 224.
-    side = 224 if config is None else config["vision_cfg"]["image_size"]
-    return Preprocess(_MEAN, _STD, 2 * side, max(_MAX_LONG_SIDE, 2 * side), 2 * side, side)
-
-
-def _tokenizer(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    if config is None:
-        return {"type": "open_clip", "context_length": 77}
-    context_length, vocab_size = config["text_cfg"]["context_length"], config["text_cfg"]["vocab_size"]
-    if vocab_size == _CLIP_TOKENS:
-        return {"type": "open_clip", "context_length": context_length}
-    return {"type": "none", "context_length": context_length, "vocab_size": vocab_size}
 
 
 def _first_sentence(error: Exception) -> str:

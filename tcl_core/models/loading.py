@@ -11,10 +11,10 @@ import torch
 
 from tcl_core.devices import select_device, select_precision
 from tcl_core.errors import SettingsError, VocabularyError, WeightsError
-from tcl_core.methods import Method, create_method
+from tcl_core.methods import Method, create_method, method_class
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.models.modelfile import ModelFile, read_model_file
-from tcl_core.models.registry import ModelRow, fetch_model, find_model, list_models
+from tcl_core.models.registry import ModelRow, fetch_model, find_model, list_models, split_method
 from tcl_core.models.towers import build_clip, load_referenced_clip
 from tcl_core.segmentation.text_debiasing import PromptDebiasing
 from tcl_core.towers.open_clip_vit import FrozenClip
@@ -25,16 +25,15 @@ __all__ = ["Model", "ModelRow", "Preprocess", "fetch_model", "list_models", "loa
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A loaded model.
+    """A loaded model: a method with its towers, and how it is used.
 
     Attributes:
         name: how it is called in lists and in COCO's ``info``.
         method: the method with its learned weights, on ``device``, in eval mode.
-        clip: the frozen CLIP inside ``method``.
-        tokenizer: from prompts to token ids.
         preprocess: from images to input.
         templates: name of the prompt template set that is used where a vocabulary names none.
-        background_threshold: ``{"pamr": t, "plain": t}``, the constant background score with and without refinement.
+        background_threshold: default background score by the refiner's name, ``"plain"`` for none; those of the
+            method where empty.
         weights_sha256: of the model file, in hexadecimal.
         device: where it runs.
         precision: number format of the matrix products.
@@ -44,8 +43,6 @@ class Model:
 
     name: str
     method: Method
-    clip: FrozenClip
-    tokenizer: Tokenizer
     preprocess: Preprocess
     templates: str
     background_threshold: Mapping[str, float]
@@ -62,7 +59,7 @@ class Model:
             VocabularyError: a prompt has such a word; the message names prompt, words and model.
         """
         for prompt in prompts:
-            unknown = self.tokenizer.unknown_words(prompt)
+            unknown = self.method.unknown_words(prompt)
             if unknown:
                 words = ("the word " if len(unknown) == 1 else "the words ") + ", ".join(map(repr, unknown))
                 raise VocabularyError(
@@ -75,68 +72,96 @@ def load_model(name_or_path: str | os.PathLike[str], device: str = "auto", preci
     """Load a model.
 
     Args:
-        name_or_path: a name of :func:`list_models`, or the path of a model file (``.safetensors``).
+        name_or_path: a name of :func:`list_models`, or the path of a model file (``.safetensors``). ``METHOD:MODEL``
+            runs another method, one that learns nothing, on the towers of that model.
         device: see :func:`tcl_core.devices.select_device`.
         precision: see :func:`tcl_core.devices.select_precision`.
 
     Raises:
         WeightsError: there is no such model, it is not fetched, or its file is damaged or does not fit.
-        SettingsError: the device or the precision is not available.
+        SettingsError: the device or the precision is not available, or the method cannot be used so.
     """
     # First what costs nothing: a wrong device should not be found out after reading a large file.
     chosen = select_device(device)
     number_format = select_precision(precision, chosen)
-    return model_from_file(read_model_file(find_model(name_or_path)), chosen, number_format)
+    method, model = split_method(name_or_path)
+    return model_from_file(read_model_file(find_model(model)), chosen, number_format, method)
 
 
-def model_from_file(file: ModelFile, device: torch.device, precision: torch.dtype) -> Model:
+def model_from_file(file: ModelFile, device: torch.device, precision: torch.dtype, method: str | None = None) -> Model:
     """Build a model from a file in memory.
 
     Args:
         file: see :func:`tcl_core.models.modelfile.read_model_file`.
         device: where it will run.
         precision: number format of the matrix products; the weights stay float32.
+        method: name of a method without learned tensors that takes the place of the file's.
 
     Raises:
         WeightsError: its CLIP is missing, or its tensors do not fit its description.
+        SettingsError: the method needs learned tensors that the file does not have.
     """
     metadata = file.metadata
-    if "config" in metadata.clip:
-        clip = build_clip(metadata.clip["config"], file.clip, str(file.path))
-    elif metadata.clip:
-        clip = load_referenced_clip(metadata.clip, file.path)
-    else:
-        raise WeightsError(
-            f"{file.path}: holds the learned tensors of {metadata.name!r} alone, and its CLIP is not one that can be "
-            "downloaded; import the checkpoint again together with its CLIP"
-        )
+    own = method is None or method == metadata.method
     try:
-        method = create_method(metadata.method, clip, metadata.method_config)
-        method.load_learned_state_dict(file.learned)
-        tokenizer = tokenizer_from_dict(metadata.tokenizer)
+        kind = method_class(metadata.method if method is None else method)
+        tokenizer = tokenizer_from_dict(metadata.tokenizer) if kind.tower_names else None
+        towers = {"clip": _tower(file, tokenizer)} if kind.tower_names else {}
+        built = create_method(kind.name, towers, metadata.method_config if own else None)
+        if own:
+            built.load_learned_state_dict(file.learned)
+        elif built.learned_state_dict():
+            raise SettingsError(
+                f"The method {kind.name!r} needs learned tensors, and those of {metadata.name!r} are of the method "
+                f"{metadata.method!r}; use a model file of {kind.name!r}."
+            )
         debiasing = None
-        if metadata.debiasing and file.debiasing_axes is not None:
+        if own and metadata.debiasing and file.debiasing_axes is not None:
             axes = file.debiasing_axes.to(device)
-            debiasing = PromptDebiasing.from_file(metadata.debiasing["words"], axes, clip.embed_dim)
-    except (WeightsError, SettingsError) as error:
-        raise WeightsError(f"{file.path}: {error}") from error
-    vocab_size = cast(Any, clip.model).token_embedding.num_embeddings
-    if tokenizer.context_length != clip.context_length or tokenizer.vocab_size > vocab_size:
+            text_set = str(metadata.debiasing["text_set"])
+            embed_dim = towers["clip"].embed_dim
+            debiasing = PromptDebiasing.from_file(metadata.debiasing["words"], axes, embed_dim, text_set)
+    except WeightsError as error:
         raise WeightsError(
-            f"{file.path}: the tokenizer gives {tokenizer.context_length} of {tokenizer.vocab_size} ids, but the text "
-            f"tower takes {clip.context_length} of {vocab_size}"
-        )
+            str(error) if str(error).startswith(f"{file.path}: ") else f"{file.path}: {error}"
+        ) from error
+    except SettingsError as error:
+        if not own:
+            raise
+        raise WeightsError(f"{file.path}: {error}") from error
     return Model(
-        name=metadata.name,
-        method=method.eval().requires_grad_(False).to(device),
-        clip=clip,
-        tokenizer=tokenizer,
+        name=metadata.name if own else f"{kind.name}:{metadata.name}",
+        method=built.eval().requires_grad_(False).to(device),
         preprocess=metadata.preprocess,
         templates=metadata.templates,
-        background_threshold=dict(metadata.background_threshold),
+        background_threshold=dict(metadata.background_threshold) if own else {},
         weights_sha256=file.sha256,
         device=device,
         precision=precision,
         metadata=metadata,
         debiasing=debiasing,
     )
+
+
+def _tower(file: ModelFile, tokenizer: Tokenizer | None) -> FrozenClip:
+    """The frozen CLIP of a model file, inside it or downloaded."""
+    clip = file.metadata.clip
+    if "config" in clip:
+        tower = build_clip(clip["config"], file.clip, str(file.path))
+    elif clip:
+        tower = load_referenced_clip(clip, file.path)
+    else:
+        raise WeightsError(
+            f"{file.path}: holds the learned tensors of {file.metadata.name!r} alone, and its CLIP is not one that can "
+            "be downloaded; import the checkpoint again together with its CLIP"
+        )
+    vocab_size = cast(Any, tower.model).token_embedding.num_embeddings
+    if tokenizer is not None and (
+        tokenizer.context_length != tower.context_length or tokenizer.vocab_size > vocab_size
+    ):
+        raise WeightsError(
+            f"{file.path}: the tokenizer gives {tokenizer.context_length} of {tokenizer.vocab_size} ids, but the text "
+            f"tower takes {tower.context_length} of {vocab_size}"
+        )
+    tower.tokenizer = tokenizer
+    return tower

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tcl_core
 from tcl_core.errors import WeightsError
+from tcl_core.methods import list_methods, method_class
 from tcl_core.models.checkpoints import import_checkpoint
 from tcl_core.models.download import check_file, fetch_file
 from tcl_core.models.manifest import ModelEntry, load_manifest
@@ -15,7 +18,7 @@ from tcl_core.models.modelfile import read_metadata, read_model_file
 from tcl_core.models.paths import download_folder, models_folder
 from tcl_core.models.towers import referenced_file
 
-__all__ = ["ModelRow", "fetch_model", "find_model", "list_models", "verify_model"]
+__all__ = ["ModelRow", "check_options", "fetch_model", "find_model", "list_models", "split_method", "verify_model"]
 
 _CHECKPOINT_SUFFIXES = {".pth", ".pt", ".ckpt", ".bin"}
 
@@ -86,6 +89,32 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def split_method(name_or_path: str | os.PathLike[str]) -> tuple[str | None, str]:
+    """``METHOD:MODEL`` taken apart; the method is ``None`` where none is named.
+
+    A colon after anything but the name of a method belongs to the model's name or path.
+
+    >>> split_method("tcl:playground"), split_method("C:/model.safetensors")
+    (('tcl', 'playground'), (None, 'C:/model.safetensors'))
+    """
+    text = os.fspath(name_or_path)
+    method, colon, model = text.partition(":")
+    return (method, model) if colon and model and method in list_methods() else (None, text)
+
+
+def check_options(name_or_path: str | os.PathLike[str], options: Mapping[str, Any]) -> str:
+    """Check a method's options without loading the model; returns the method's name.
+
+    Raises:
+        WeightsError: there is no such model.
+        SettingsError: an option is unknown or out of range.
+    """
+    method, model = split_method(name_or_path)
+    name = read_metadata(find_model(model)).method if method is None else method
+    method_class(name).options_class().changed(options)
+    return name
+
+
 def fetch_model(name: str, progress: bool = True) -> Path:
     """Download and prepare a model of the manifest; does nothing that is done already.
 
@@ -120,6 +149,7 @@ def fetch_model(name: str, progress: bool = True) -> Path:
             out=path,
             with_clip=False,
             clip_sha256=hashes[entry.clip.name] if entry.clip else None,
+            method=entry.method,
             license=entry.license,
             origin=entry.checkpoint.url,
         )

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["DILATIONS", "ITERATIONS", "PamrAffinity", "pamr", "pamr_affinity", "refine_masks"]
+from tcl_core.refinement.base import Guide
+
+__all__ = ["DILATIONS", "ITERATIONS", "Pamr", "PamrAffinity", "pamr", "pamr_affinity", "refine_masks"]
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 """Distances in pixels at which the eight neighbors are looked up."""
@@ -30,8 +33,8 @@ _STRIP_PIXELS = 1 << 15
 _BLOCK = 16
 
 
-@dataclass(frozen=True)
-class PamrAffinity:
+@dataclass(frozen=True, eq=False)
+class PamrAffinity(Guide):
     """Weights with which each pixel takes over its neighbors' mask values.
 
     Attributes:
@@ -46,22 +49,6 @@ class PamrAffinity:
     def size(self) -> tuple[int, int]:
         """Height and width at which masks are refined."""
         return int(self.weights.shape[-2]), int(self.weights.shape[-1])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by the weights."""
-        return self.weights.element_size() * self.weights.numel()
-
-    def __len__(self) -> int:
-        return int(self.weights.shape[0])
-
-    def __getitem__(self, windows: slice) -> PamrAffinity:
-        """The affinities of some of the images."""
-        return PamrAffinity(self.weights[windows], self.dilations)
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PamrAffinity:
-        """A copy on another device or in another precision (float16 halves the memory of a cache)."""
-        return PamrAffinity(self.weights.to(device=device, dtype=dtype), self.dilations)
 
 
 def _neighbors(padded: Tensor, size: tuple[int, int], dilations: tuple[int, ...]) -> Iterator[Tensor]:
@@ -201,3 +188,35 @@ def pamr(image: Tensor, masks: Tensor) -> Tensor:
         float32 ``[B, K, H, W]``.
     """
     return refine_masks(pamr_affinity(image), masks)
+
+
+@dataclass(frozen=True)
+class Pamr:
+    """PAMR as a :class:`tcl_core.refinement.base.ScoreRefiner`.
+
+    Attributes:
+        dilations: distances of the neighbors in pixels.
+        iterations: number of smoothing steps.
+
+    Example:
+        >>> refiner = Pamr()
+        >>> guide = refiner.prepare(torch.rand(1, 3, 8, 12), (4, 6))
+        >>> tuple(refiner.refine(guide, torch.rand(1, 5, 4, 6)).shape)
+        (1, 5, 4, 6)
+    """
+
+    dilations: tuple[int, ...] = DILATIONS
+    iterations: int = ITERATIONS
+    name: str = "pamr"
+
+    def identity(self) -> dict[str, Any]:
+        """Name and dilations; the iterations take part in the scores alone."""
+        return {"name": self.name, "dilations": list(self.dilations)}
+
+    def prepare(self, image: Tensor, size: tuple[int, int]) -> PamrAffinity:
+        """The affinities of images ``[B, 3, H, W]`` at a size."""
+        return pamr_affinity(image, size, self.dilations)
+
+    def refine(self, guide: Guide, maps: Tensor) -> Tensor:
+        """Smooth maps ``[B, K, h, w]`` along the affinities; see `refine_masks`."""
+        return refine_masks(cast(PamrAffinity, guide), maps, self.iterations)

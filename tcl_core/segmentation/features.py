@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,15 +11,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tcl_core.caching import DEFAULT_CACHE_BYTES, ByteBoundedCache
 from tcl_core.errors import ImageError
-from tcl_core.methods.base import WindowEmbeddings
-from tcl_core.refinement.pamr import PamrAffinity
+from tcl_core.methods.base import Features
+from tcl_core.refinement.base import Guide
 
-__all__ = ["FeatureKey", "ImageFeatures", "check_image", "content_hash", "join", "resize_image"]
+__all__ = ["FeatureCache", "FeatureKey", "ImageFeatures", "check_image", "content_hash", "resize_image"]
 
 _STRIP_VALUES = 1 << 24
-
-Tensors = TypeVar("Tensors", WindowEmbeddings, PamrAffinity)
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,8 @@ class FeatureKey:
     Attributes:
         content: `content_hash` of the image's pixels.
         weights: SHA-256 of the model's weights.
-        settings: canonical JSON of preprocessing, refinement, precision and device.
+        settings: canonical JSON of the method and those of its options that affect features, preprocessing,
+            refinement, precision and device.
     """
 
     content: str
@@ -45,16 +42,18 @@ class ImageFeatures:
     """All that depends on the image alone; the tensors are shared with caches and must not be written to.
 
     Attributes:
-        windows: embeddings of the n sliding windows (at the mask resolution, and CLIP's own dense ones).
-        affinity: refinement affinities of the n windows, or ``None`` without refinement.
+        windows: what the method knows of the n sliding windows.
+        guide: of the n windows, for methods that refine inside a window; ``None`` without refinement.
+        image_guide: of the whole image, for methods that refine after merging; ``None`` without refinement.
         origins: top-left corner ``(y, x)`` of each window, in pixels of the working size.
         working_size: height and width at which the windows were cut.
         size: height and width of the original image.
         key: what the features depend on.
     """
 
-    windows: WindowEmbeddings
-    affinity: PamrAffinity | None
+    windows: Features
+    guide: Guide | None
+    image_guide: Guide | None
     origins: tuple[tuple[int, int], ...]
     working_size: tuple[int, int]
     size: tuple[int, int]
@@ -63,7 +62,26 @@ class ImageFeatures:
     @property
     def nbytes(self) -> int:
         """Bytes held by the tensors."""
-        return self.windows.nbytes + (0 if self.affinity is None else self.affinity.nbytes)
+        return sum(part.nbytes for part in (self.windows, self.guide, self.image_guide) if part is not None)
+
+
+class FeatureCache(ByteBoundedCache[FeatureKey, ImageFeatures]):
+    """Features of images, keyed by the pixels, the weights and every setting they depend on.
+
+    One cache can serve several segmenters, models and threads.
+
+    Args:
+        max_bytes: bound of the features' tensors together, wherever they are (main or device memory).
+
+    Raises:
+        SettingsError: ``max_bytes`` is negative.
+
+    >>> len(FeatureCache(max_bytes=0))
+    0
+    """
+
+    def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+        super().__init__(max_bytes, size_of=lambda features: features.nbytes)
 
 
 def check_image(image: NDArray[np.uint8]) -> None:
@@ -122,17 +140,3 @@ def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
 
 def _bilinear(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
-
-
-def join(parts: Sequence[Tensors]) -> Tensors:
-    """Concatenate the tensors of several parts along their first axis, into memory of their own.
-
-    Args:
-        parts: at least one; everything but their tensors is taken from the first.
-    """
-    joined: dict[str, Any] = {}
-    for field in dataclasses.fields(parts[0]):
-        if isinstance(getattr(parts[0], field.name), Tensor):
-            # cat() of one slice copies too: a view would keep its whole batch in memory.
-            joined[field.name] = torch.cat([getattr(part, field.name) for part in parts])
-    return dataclasses.replace(parts[0], **joined)

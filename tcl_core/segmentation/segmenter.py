@@ -6,40 +6,98 @@ Everything that segments (command line, annotation back ends, viewers, evaluatio
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tcl_core.caching import ByteBoundedCache, FeatureCache
+from tcl_core.caching import ByteBoundedCache
 from tcl_core.devices import autocast, precision_name
 from tcl_core.errors import SettingsError, VocabularyError
-from tcl_core.methods.base import WindowEmbeddings
-from tcl_core.refinement.pamr import PamrAffinity
-from tcl_core.segmentation.features import FeatureKey, ImageFeatures, check_image, content_hash, join, resize_image
+from tcl_core.methods.base import Features, Method, PromptEmbeddings
+from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
+from tcl_core.refinement.pamr import Pamr
+from tcl_core.segmentation.argmax import label_map_from_scores
+from tcl_core.segmentation.features import (
+    FeatureCache,
+    FeatureKey,
+    ImageFeatures,
+    check_image,
+    content_hash,
+    resize_image,
+)
 from tcl_core.segmentation.sliding_window import merge_windows, split_windows, working_size
+from tcl_core.segmentation.text_debiasing import PromptDebiasing
 from tcl_core.types import Segmentation
 from tcl_core.vocabulary import Vocabulary
-from tcl_core.vocabulary.templates import apply_templates
+from tcl_core.vocabulary.templates import apply_templates, get_templates
 
-if TYPE_CHECKING:
-    from tcl_core.models import Model
-
-__all__ = ["SCORE_ROUNDING", "Segmenter", "label_map_from_scores"]
+__all__ = ["SegmentationModel", "Segmenter"]
 
 _TEXT_CACHE_BYTES = 64 << 20
 # Score maps of all prompts at once would grow with the vocabulary; beyond this they are worked off in groups.
 _SCORE_BYTES = 256 << 20
 # Score maps made together: enough that fixed costs do not count, few enough that a cancelled work ends soon.
 _MAPS_TOGETHER = 64
-SCORE_ROUNDING = 1e-5
-"""By how much a resized score can exceed the scores around it."""
+
+
+class SegmentationModel(Protocol):
+    """What a segmenter needs of a model; :class:`tcl_core.models.Model` is one."""
+
+    @property
+    def name(self) -> str:
+        """How it is called in lists and in COCO's ``info``."""
+        ...
+
+    @property
+    def method(self) -> Method:
+        """The method with its weights, on ``device``."""
+        ...
+
+    @property
+    def preprocess(self) -> Any:
+        """From images to input: ``mean``, ``std``, ``short_side``, ``max_long_side``, ``window``, ``stride``."""
+        ...
+
+    @property
+    def templates(self) -> str:
+        """Name of the template set that is used where a vocabulary names none."""
+        ...
+
+    @property
+    def background_threshold(self) -> Mapping[str, float]:
+        """Default background score by the refiner's name, ``"plain"`` for none; may be empty."""
+        ...
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the weights, in hexadecimal."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        ...
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Number format of the matrix products."""
+        ...
+
+    @property
+    def debiasing(self) -> PromptDebiasing | None:
+        """What is taken out of prompts that do not name it."""
+        ...
+
+    def check_prompts(self, prompts: Iterable[str]) -> None:
+        """Refuse prompts with words that the model never learned."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,6 +105,7 @@ class _Prepared:
     """An image cut into normalized windows ``[n, 3, h, w]``."""
 
     windows: Tensor
+    image_guide: Guide | None
     origins: tuple[tuple[int, int], ...]
     working_size: tuple[int, int]
     size: tuple[int, int]
@@ -62,13 +121,14 @@ class Segmenter:
 
     Args:
         model: from `tcl_core.models.load_model`.
-        refine: smooth the masks along the image's edges (PAMR).
-        kp_weight: share in ``[0, 1]`` of CLIP's own dense map in the scores; ``None`` takes the model's.
+        refine: make the masks follow the image's edges.
+        refiner: how; PAMR by default.
+        options: values of the method's options, such as ``{"kp_weight": 0.2}``; those left out are the model's.
         cache: keeps features of images; ``None`` keeps none. It may be shared.
         batch_size: most windows that go through the network together; memory grows with it.
 
     Raises:
-        SettingsError: ``kp_weight`` or ``batch_size`` is out of range.
+        SettingsError: an option is unknown or out of range, or ``batch_size`` is.
 
     Example::
 
@@ -79,29 +139,30 @@ class Segmenter:
 
     def __init__(
         self,
-        model: Model,
+        model: SegmentationModel,
         *,
         refine: bool = True,
-        kp_weight: float | None = None,
+        refiner: ScoreRefiner | None = None,
+        options: Mapping[str, Any] | None = None,
         cache: FeatureCache | None = None,
         batch_size: int = 8,
     ) -> None:
-        if kp_weight is None:
-            kp_weight = float(model.method.config_to_dict().get("kp_weight", 0.0))
-        if not 0 <= kp_weight <= 1:
-            raise SettingsError(f"kp_weight is {kp_weight}; give a number from 0 to 1.")
         if batch_size < 1:
             raise SettingsError(f"batch_size is {batch_size}; give at least 1.")
         self.model = model
+        self.method = model.method.configured(options) if options else model.method
         self.refine = refine
-        self.kp_weight = kp_weight
+        chosen: ScoreRefiner = Pamr() if refiner is None else refiner
+        self.refiner = chosen if refine else None
         self.cache = cache
         self.batch_size = batch_size
-        self._texts = ByteBoundedCache[tuple[str, str], Tensor](_TEXT_CACHE_BYTES, _tensor_bytes)
+        self._texts = ByteBoundedCache[tuple[str, str], PromptEmbeddings](_TEXT_CACHE_BYTES, lambda text: text.nbytes)
         self._feature_settings = json.dumps(
             {
+                "method": self.method.name,
+                "options": self.method.options.affecting("features"),
                 "preprocess": model.preprocess.to_dict(),
-                "refine": refine,
+                "refiner": None if self.refiner is None else dict(self.refiner.identity()),
                 "precision": precision_name(model.precision),
                 "device": str(model.device),
             },
@@ -113,13 +174,33 @@ class Segmenter:
         return {
             "model": self.model.name,
             "weights_sha256": self.model.weights_sha256,
+            "method": self.method.name,
+            "options": self.method.options.model_dump(mode="json"),
             "refine": self.refine,
-            "kp_weight": self.kp_weight,
-            "background_threshold": self._default_background_threshold(),
+            "background_threshold": self.background_threshold,
             "templates": self.model.templates,
             "precision": precision_name(self.model.precision),
             "preprocess": self.model.preprocess.to_dict(),
         }
+
+    @property
+    def background_threshold(self) -> float | None:
+        """Height of the background plane where a vocabulary says none; ``None`` for a method without such a plane."""
+        name = None if self.refiner is None else self.refiner.name
+        heights = self.model.background_threshold
+        return float(heights[name or "plain"]) if (name or "plain") in heights else self.method.background.height(name)
+
+    def score_identity(self, vocabulary_templates: str | None) -> str:
+        """What scores depend on besides features and prompts, as canonical JSON; with them a key of cached scores."""
+        debiasing = self.model.debiasing
+        return json.dumps(
+            {
+                "options": self.method.options.affecting("scores"),
+                "templates": self.model.templates if vocabulary_templates is None else vocabulary_templates,
+                "debiased": debiasing is not None,
+            },
+            sort_keys=True,
+        )
 
     # -- the image ---------------------------------------------------------------------------------------------
 
@@ -196,81 +277,89 @@ class Segmenter:
         mean = torch.tensor(preprocess.mean).view(3, 1, 1)
         std = torch.tensor(preprocess.std).view(3, 1, 1)
         pixels = resize_image(image, size).div_(255).sub_(mean).div_(std)
+        guide = None
+        if self.refiner is not None:
+            guide = self.method.image_guide(self.refiner, pixels[None].to(self.model.device))
         windows, origins = split_windows(pixels, preprocess.window, preprocess.stride)
-        return _Prepared(windows, tuple(origins), size, (height, width), key)
+        return _Prepared(windows, guide, tuple(origins), size, (height, width), key)
 
     def _embed(self, group: list[_Prepared], advance: Callable[[int], None]) -> Iterator[ImageFeatures]:
         """Run images whose windows have one size through the network; each is given out once it is complete."""
         queue = ((image, index) for image in group for index in range(len(image.windows)))
-        embeddings: list[WindowEmbeddings] = []
-        affinities: list[PamrAffinity] = []
+        parts: list[Features] = []
+        guides: list[Guide] = []
         while batch := list(islice(queue, self.batch_size)):
             windows = torch.stack([image.windows[index] for image, index in batch]).to(self.model.device)
             with autocast(self.model.device, self.model.precision):
-                embedded = self.model.method.embed_windows(windows)
-            affinity = self.model.method.refinement(windows) if self.refine else None
+                encoded = self.method.encode(windows)
+            guide = None if self.refiner is None else self.method.window_guide(self.refiner, windows)
             start = 0
             for stop in range(1, len(batch) + 1):
                 image, index = batch[stop - 1]
                 complete = index == len(image.windows) - 1
                 if not complete and stop < len(batch):
                     continue
-                embeddings.append(embedded[start:stop])
-                if affinity is not None:
-                    affinities.append(affinity[start:stop])
+                parts.append(encoded[start:stop])
+                if guide is not None:
+                    guides.append(guide[start:stop])
                 start = stop
                 if complete:
                     yield ImageFeatures(
-                        windows=join(embeddings),
-                        affinity=join(affinities) if affinities else None,
+                        windows=type(parts[0]).join(parts),
+                        guide=type(guides[0]).join(guides) if guides else None,
+                        image_guide=image.image_guide,
                         origins=image.origins,
                         working_size=image.working_size,
                         size=image.size,
                         key=image.key,
                     )
-                    embeddings, affinities = [], []
+                    parts, guides = [], []
             advance(len(batch))
 
     # -- the prompts ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def embed_prompts(self, prompts: Sequence[str], templates: str | None = None) -> Tensor:
-        """Embed prompts as the mean over a template set; each prompt is computed once per template set.
+    def embed_prompts(self, prompts: Sequence[str], templates: str | None = None) -> PromptEmbeddings:
+        """Embed prompts in a template set; each prompt is computed once per template set.
 
         Args:
             prompts: P texts.
             templates: name of the template set; ``None`` takes the model's.
 
         Returns:
-            float32 ``[P, E]``, L2-normalized.
+            P entries of the method's kind.
 
         Raises:
             VocabularyError: the set is unknown, or the model does not know a word of a prompt or of the templates.
         """
         chosen = self.model.templates if templates is None else templates
+        if not prompts:
+            return self.method.embed_prompts([], get_templates(chosen))
         found = {prompt: self._texts.get((prompt, chosen)) for prompt in dict.fromkeys(prompts)}
         missing = [prompt for prompt, embedding in found.items() if embedding is None]
         if missing:
-            for prompt, embedding in zip(missing, self._embed_texts(missing, chosen), strict=True):
-                found[prompt] = embedding
-                # A clone, because a row of the batch would keep all of it.
-                self._texts.put((prompt, chosen), embedding.clone())
-        rows = [embedding for embedding in (found[prompt] for prompt in prompts) if embedding is not None]
-        return torch.stack(rows) if rows else torch.zeros(0, self.model.clip.embed_dim, device=self.model.device)
+            embedded = self._embed_texts(missing, chosen)
+            for place, prompt in enumerate(missing):
+                # Joined, because a slice of the batch would keep all of it.
+                entry = type(embedded).join([embedded[place : place + 1]])
+                found[prompt] = entry
+                self._texts.put((prompt, chosen), entry)
+        entries = [entry for entry in (found[prompt] for prompt in prompts) if entry is not None]
+        return type(entries[0]).join(entries)
 
-    def _embed_texts(self, prompts: list[str], templates: str) -> Tensor:
+    def _embed_texts(self, prompts: list[str], templates: str) -> PromptEmbeddings:
         self.model.check_prompts(prompts)
-        texts = [apply_templates(prompt, templates) for prompt in prompts]
-        for prompt, filled in zip(prompts, texts, strict=True):
+        for prompt in prompts:
             # Templates can bring their own words, or make a new one of the prompt ("{}s").
-            self._check_templates(prompt, filled, templates)
-        tokens = self.model.tokenizer([text for filled in texts for text in filled])
-        tokens = tokens.unflatten(0, (len(prompts), -1)).to(self.model.device)
-        embedded = self.model.method.embed_prompts(tokens).float()
-        return embedded if self.model.debiasing is None else self.model.debiasing(prompts, embedded)
+            self._check_templates(prompt, apply_templates(prompt, templates), templates)
+        embedded = self.method.embed_prompts(prompts, get_templates(templates))
+        debiasing = self.model.debiasing
+        if debiasing is None:
+            return embedded
+        return replace(embedded, **{debiasing.text_set: debiasing(prompts, embedded.tensors()[debiasing.text_set])})
 
     def _check_templates(self, prompt: str, filled: list[str], templates: str) -> None:
-        unknown = self.model.tokenizer.unknown_words
+        unknown = self.method.unknown_words
         if words := list(dict.fromkeys(word for text in filled for word in unknown(text))):
             raise VocabularyError(
                 f"templates {templates!r} around the prompt {prompt!r}: the model {self.model.name} does not know "
@@ -280,13 +369,60 @@ class Segmenter:
     # -- both ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
+    def similarities(
+        self,
+        features: ImageFeatures,
+        prompts: PromptEmbeddings,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Similarities of the whole image with prompts, averaged over the windows, before the method finishes them.
+
+        Args:
+            features: from `encode` of a segmenter with the same model and settings.
+            prompts: P of them, from `embed_prompts`.
+            on_progress: called before each batch of windows with the number of windows done and of all; what it raises
+                ends the work and is passed on.
+
+        Returns:
+            float32 ``[P, h, w]`` at the working resolution, on the model's device.
+
+        Raises:
+            SettingsError: the features come from another model or other settings.
+        """
+        self._check_features(features)
+        height, width = features.working_size
+        if not len(prompts):
+            return torch.zeros(0, height, width, device=self.model.device)
+        at_once = self._at_once(features) if self.method.independent_prompts else len(prompts)
+        groups = [
+            merge_windows(
+                self._window_similarities(features, prompts[first : first + at_once], on_progress),
+                features.origins,
+                (height, width),
+            )
+            for first in range(0, len(prompts), at_once)
+        ]
+        return groups[0] if len(groups) == 1 else torch.cat(groups)
+
+    @torch.no_grad()
+    def finish(self, features: ImageFeatures, merged: Tensor, labels: Sequence[int]) -> Tensor:
+        """Score maps float32 ``[K, h, w]`` in ``[0, 1]`` of merged similarities; see `tcl_core.methods.Method.finish`.
+
+        Args:
+            features: of the image.
+            merged: float32 ``[P, h, w]`` of `similarities`.
+            labels: the label of each of the P prompts, from 0.
+        """
+        return self.method.finish(merged, labels, self._bound(features.image_guide))
+
+    @torch.no_grad()
     def score_maps(
         self,
         features: ImageFeatures,
         vocabulary: Vocabulary,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Score every pixel for every label: the maximum over the label's prompts.
+        """Score every pixel for every label.
 
         Args:
             features: from `encode` of a segmenter with the same model and settings.
@@ -301,36 +437,58 @@ class Segmenter:
             SettingsError: the features come from another model or other settings.
             VocabularyError: the model does not know a word of a prompt.
         """
-        if (features.key.weights, features.key.settings) != (self.model.weights_sha256, self._feature_settings):
-            raise SettingsError(
-                "these features were made with another model or other settings; encode the image with this segmenter."
-            )
-        labels = [label for label, _ in vocabulary.prompts]
-        text = self.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
-        height, width = features.working_size
-        scores = torch.zeros(len(vocabulary.labels), height, width, device=text.device)
-        at_once = max(1, _SCORE_BYTES // (4 * height * width))
-        for first in range(0, len(labels), at_once):
-            group = text[first : first + at_once]
-            windows = self._window_scores(features, group, on_progress)
-            averaged = merge_windows(windows, features.origins, (height, width))
-            for label, plane in zip(labels[first : first + at_once], averaged, strict=True):
-                torch.maximum(scores[label], plane, out=scores[label])
-        # Refinement weights sum to one only up to rounding.
-        return scores.clamp_(max=1)
+        self._check_features(features)
+        prompts = self.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
+        counts = [len(label.prompts) for label in vocabulary.labels]
+        parts, first = [], 0
+        for group in self._label_groups(counts, features):
+            stop = first + sum(group)
+            merged = self.similarities(features, prompts[first:stop], on_progress)
+            owners = [place for place, count in enumerate(group) for _ in range(count)]
+            parts.append(self.finish(features, merged, owners))
+            first = stop
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _window_scores(
-        self, features: ImageFeatures, text: Tensor, on_progress: Callable[[int, int], None] | None
+    def _label_groups(self, counts: Sequence[int], features: ImageFeatures) -> Iterator[list[int]]:
+        """Numbers of prompts of labels whose score maps are made together, so that memory stays bounded."""
+        if not (self.method.independent_labels and self.method.independent_prompts):
+            yield list(counts)
+            return
+        at_once = self._at_once(features)
+        group: list[int] = []
+        for count in counts:
+            if group and sum(group) + count > at_once:
+                yield group
+                group = []
+            group.append(count)
+        yield group
+
+    def _at_once(self, features: ImageFeatures) -> int:
+        height, width = features.working_size
+        return max(1, _SCORE_BYTES // (4 * height * width))
+
+    def _window_similarities(
+        self, features: ImageFeatures, prompts: PromptEmbeddings, on_progress: Callable[[int, int], None] | None
     ) -> Iterator[Tensor]:
-        """Score maps ``[P, h, w]`` of the windows, one after the other."""
-        pixels = features.windows.size[0] * features.windows.size[1]
-        at_once = max(1, min(_MAPS_TOGETHER, _SCORE_BYTES // (4 * pixels)) // len(text))
+        """Similarities ``[P, h, w]`` of the windows, one after the other."""
+        preprocess, (height, width) = self.model.preprocess, features.working_size
+        pixels = min(preprocess.window, height) * min(preprocess.window, width)
+        at_once = max(1, min(_MAPS_TOGETHER, _SCORE_BYTES // (4 * pixels)) // len(prompts))
         for first in range(0, len(features.origins), at_once):
             if on_progress is not None:
                 on_progress(first, len(features.origins))
             group = slice(first, first + at_once)
-            affinity = None if features.affinity is None else features.affinity[group]
-            yield from self.model.method.score_maps(features.windows[group], text, affinity, self.kp_weight)
+            guide = None if features.guide is None else features.guide[group]
+            yield from self.method.similarities(features.windows[group], prompts, self._bound(guide))
+
+    def _bound(self, guide: Guide | None) -> Refine | None:
+        return None if guide is None or self.refiner is None else partial(self.refiner.refine, guide)
+
+    def _check_features(self, features: ImageFeatures) -> None:
+        if (features.key.weights, features.key.settings) != (self.model.weights_sha256, self._feature_settings):
+            raise SettingsError(
+                "these features were made with another model or other settings; encode the image with this segmenter."
+            )
 
     def segment(self, features: ImageFeatures, vocabulary: Vocabulary) -> Segmentation:
         """Decide each pixel's label, at the size of the original image.
@@ -344,9 +502,7 @@ class Segmenter:
             VocabularyError: the model does not know a word of a prompt.
         """
         scores = self.score_maps(features, vocabulary)
-        label_map, score_map = label_map_from_scores(
-            scores, vocabulary, self._default_background_threshold(), features.size
-        )
+        label_map, score_map = label_map_from_scores(scores, vocabulary, self.background_threshold, features.size)
         return Segmentation(label_map, score_map, vocabulary)
 
     def segment_image(self, image: NDArray[np.uint8], vocabulary: Vocabulary) -> Segmentation:
@@ -363,66 +519,6 @@ class Segmenter:
         # Wrong words are found in a moment, the image takes seconds.
         self.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
         return self.segment(self.encode(image), vocabulary)
-
-    def _default_background_threshold(self) -> float:
-        return float(self.model.background_threshold["pamr" if self.refine else "plain"])
-
-
-@torch.no_grad()
-def label_map_from_scores(
-    scores: Tensor | NDArray[np.float32],
-    vocabulary: Vocabulary,
-    background_threshold: float,
-    size: tuple[int, int],
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Arg-max of score maps at the image's size, one label after the other, so that memory does not grow with them.
-
-    A label competes at a pixel where its score, resized bilinearly (``align_corners=False``), is at least its own
-    threshold, if it has one. With background, a constant plane competes too. Ties go to the background, then to the
-    earlier label; where nothing competes there is no label.
-
-    Args:
-        scores: float32 ``[K, h, w]`` in ``[0, 1]``, one plane per label.
-        vocabulary: K labels; its own ``background_threshold`` comes before the argument.
-        background_threshold: height of the background plane where the vocabulary does not say.
-        size: height and width of the result.
-
-    Returns:
-        int32 ``[H, W]``: 0 for no label, k for label k counted from 1; and float32 ``[H, W]``: the winner's score, 0
-        where there is none.
-
-    Raises:
-        ValueError: ``scores`` does not have one plane per label.
-
-    >>> scores = np.array([[[0.9, 0.2, 0.6]], [[0.5, 0.3, 0.6]]], dtype=np.float32)
-    >>> label_map, score_map = label_map_from_scores(scores, Vocabulary.from_options(["a", "b"]), 0.4, (1, 3))
-    >>> label_map.tolist()
-    [[1, 0, 1]]
-    """
-    planes = torch.as_tensor(scores)
-    if planes.ndim != 3 or len(planes) != len(vocabulary.labels):
-        raise ValueError(f"expected score maps [{len(vocabulary.labels)}, h, w], got {list(planes.shape)}")
-    floor = vocabulary.floor(background_threshold)
-    best = torch.full(size, floor, dtype=torch.float32, device=planes.device)
-    winner = torch.zeros(size, dtype=torch.int32, device=planes.device)
-    for number, (label, plane) in enumerate(zip(vocabulary.labels, planes, strict=True), start=1):
-        lowest = floor if label.threshold is None else max(floor, label.threshold)
-        # Interpolation exceeds no value by more than rounding, so most of a long vocabulary needs no more than this.
-        if float(plane.max()) < lowest - SCORE_ROUNDING:
-            continue
-        score = F.interpolate(plane[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0]
-        wins = score > best
-        if label.threshold is not None:
-            wins &= score >= label.threshold
-        winner.masked_fill_(wins, number)
-        # In place, because an image of 200 megapixels needs 0.8 GB for each temporary plane.
-        torch.maximum(best, score.masked_fill_(~wins, float("-inf")), out=best)
-    best.masked_fill_(winner == 0, 0)
-    return winner.cpu().numpy(), best.cpu().numpy()
-
-
-def _tensor_bytes(tensor: Tensor) -> int:
-    return tensor.element_size() * tensor.numel()
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -1,34 +1,40 @@
 """One image, segmented again and again while labels, prompts and thresholds change.
 
-What depends on the image alone is computed once; a new prompt costs its own score map, and a threshold costs only
-the arg-max.
+What depends on the image alone is computed once; a new prompt costs its own similarities, and a threshold costs only
+the arg-max. Every interactive front end uses this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tcl_core.caching import ByteBoundedCache
 from tcl_core.errors import SettingsError
-from tcl_core.segmentation.features import ImageFeatures
-from tcl_core.segmentation.incremental_argmax import Contender, Decided, decide
-from tcl_core.segmentation.segmenter import Segmenter, label_map_from_scores
+from tcl_core.segmentation.argmax import (
+    Contender,
+    Decision,
+    decide,
+    enlarge,
+    label_map_from_scores,
+    one_label_from_scores,
+)
+from tcl_core.segmentation.features import FeatureKey, ImageFeatures
+from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.types import Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
 
-__all__ = ["ImageSession", "Progress", "ProgressCallback"]
+__all__ = ["ImageSession", "Progress", "ProgressCallback", "SimilarityCache"]
 
+_SIMILARITY_BYTES = 512 << 20
 _PLANE_BYTES = 512 << 20
-
-_Key = tuple[tuple[str, ...], str | None]
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,23 @@ class Progress:
 ProgressCallback = Callable[[Progress], None]
 """Told about each step of the work; what it raises ends the work and is passed on, so it can cancel."""
 
+_PromptKey = tuple[FeatureKey, str, tuple[str, ...], str]
+_LabelKey = tuple[tuple[str, ...], str, tuple[str, ...]]
+
+
+class SimilarityCache(ByteBoundedCache[_PromptKey, Tensor]):
+    """Similarities of single prompts with whole images, keyed by everything they depend on; it may be shared.
+
+    Args:
+        max_bytes: bound of the maps together.
+
+    Raises:
+        SettingsError: ``max_bytes`` is negative.
+    """
+
+    def __init__(self, max_bytes: int = _SIMILARITY_BYTES) -> None:
+        super().__init__(max_bytes, size_of=lambda plane: plane.nbytes)
+
 
 class ImageSession:
     """An image with everything that is known about it.
@@ -57,7 +80,9 @@ class ImageSession:
 
     Args:
         segmenter: the model and its settings; its cache, if it has one, is used.
-        image: uint8 ``[H, W, 3]``, RGB.
+        image: uint8 ``[H, W, 3]``, RGB, or its features from this segmenter.
+        cache: of similarities; by default one of its own.
+        plane_bytes: bound of the score maps that are kept at the image's size, for thresholds that move.
 
     Raises:
         ImageError: from the first `segment`, if the array is not such an image.
@@ -70,16 +95,25 @@ class ImageSession:
         again = session.segment(Vocabulary.from_options(["Seat=chair,sofa"], background_threshold=0.6))
     """
 
-    def __init__(self, segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        image: NDArray[np.uint8] | ImageFeatures,
+        cache: SimilarityCache | None = None,
+        plane_bytes: int = _PLANE_BYTES,
+    ) -> None:
         self.segmenter = segmenter
-        self._image: NDArray[np.uint8] | None = image
-        self._features: ImageFeatures | None = None
-        self._scores: dict[_Key, Tensor] = {}
-        self._planes: dict[_Key, NDArray[np.float32]] = {}
-        self._decided: Decided | None = None
-        self.size: tuple[int, int] = (int(image.shape[0]), int(image.shape[1]))
+        self._image = None if isinstance(image, ImageFeatures) else image
+        self._features = image if isinstance(image, ImageFeatures) else None
+        self._similarities = SimilarityCache() if cache is None else cache
+        self._plane_bytes = plane_bytes
+        self._scores: dict[_LabelKey, Tensor] = {}
+        self._planes: dict[_LabelKey, Tensor] = {}
+        self._decision: Decision | None = None
+        size = image.size if isinstance(image, ImageFeatures) else (int(image.shape[0]), int(image.shape[1]))
+        self.size: tuple[int, int] = size
 
-    def encode(self, on_progress: ProgressCallback | None = None) -> None:
+    def encode(self, on_progress: ProgressCallback | None = None) -> ImageFeatures:
         """Compute what depends on the image alone, unless that is done.
 
         Args:
@@ -88,20 +122,51 @@ class ImageSession:
         Raises:
             ImageError: the array is not an image.
         """
-        if self._features is not None or self._image is None:
-            return
+        if self._features is None:
+            assert self._image is not None
 
-        def report(done: int, total: int) -> None:
-            if on_progress is not None:
-                on_progress(Progress("encode", done, total))
+            def report(done: int, total: int) -> None:
+                if on_progress is not None:
+                    on_progress(Progress("encode", done, total))
 
-        self._features = self.segmenter.encode(self._image, report)
-        # From here on the features stand for the image.
-        self._image = None
+            self._features = self.segmenter.encode(self._image, report)
+            # From here on the features stand for the image.
+            self._image = None
+        return self._features
 
     def has_scores(self, vocabulary: Vocabulary) -> bool:
-        """Whether `segment` costs an arg-max alone, because every label's prompts were scored already."""
-        return all(_key(label, vocabulary) in self._scores for label in vocabulary.labels)
+        """Whether `segment` costs an arg-max alone, because every label was scored already."""
+        return all(key in self._scores for key in self._keys(vocabulary))
+
+    def scores(self, vocabulary: Vocabulary, on_progress: ProgressCallback | None = None) -> Tensor:
+        """Score maps of the labels, of which only what is new is computed.
+
+        Args:
+            vocabulary: K labels.
+            on_progress: see `ProgressCallback`; cancelled work leaves the session as it was.
+
+        Returns:
+            float32 ``[K, h, w]`` in ``[0, 1]`` at the working resolution, on the CPU.
+
+        Raises:
+            ImageError: the array is not an image.
+            VocabularyError: the model does not know a word of a prompt.
+        """
+        keys = self._keys(vocabulary)
+        known = dict(self._scores)
+        missing = [place for place, key in enumerate(keys) if key not in known]
+        if missing:
+            if not self.segmenter.method.independent_labels:
+                missing = list(range(len(keys)))
+            labels = [vocabulary.labels[place] for place in missing]
+            merged = self._merged(labels, vocabulary.templates, on_progress)
+            owners = [place for place, label in enumerate(labels) for _ in label.prompts]
+            found = self.segmenter.finish(self.encode(), merged, owners).cpu()
+            # Clones, because a view would keep the scores of all labels.
+            known.update((keys[place], plane.clone()) for place, plane in zip(missing, found, strict=True))
+        # What the vocabulary no longer names is forgotten; its similarities stay in their cache for a while.
+        self._scores = {key: known[key] for key in keys}
+        return torch.stack([self._scores[key] for key in keys])
 
     def segment(self, vocabulary: Vocabulary, on_progress: ProgressCallback | None = None) -> Segmentation:
         """Decide each pixel's label; only what changed since the last call is computed.
@@ -116,38 +181,59 @@ class ImageSession:
             ImageError: the array is not an image.
             VocabularyError: the model does not know a word of a prompt.
         """
-        self._make_scores(vocabulary, on_progress)
-        keys = [_key(label, vocabulary) for label in vocabulary.labels]
-        scores = [self._scores[key] for key in keys]
+        keys = self._keys(vocabulary)
         # The winners so far are kept beside the planes.
-        if (4 * len(keys) + 6) * self.size[0] * self.size[1] > _PLANE_BYTES:
+        if (4 * len(keys) + 6) * self.size[0] * self.size[1] > self._plane_bytes:
+            scores = self.scores(vocabulary, on_progress)
             self._planes.clear()
-            self._decided = None
-            label_map, score_map = label_map_from_scores(
-                torch.stack(scores), vocabulary, self._default_floor(), self.size
-            )
+            self._decision = None
+            threshold = self.segmenter.background_threshold
+            label_map, score_map = label_map_from_scores(scores, vocabulary, threshold, self.size)
             return Segmentation(label_map, score_map, vocabulary)
-        kept = {key: plane for key, plane in self._planes.items() if key in keys}
-        for key, score in zip(keys, scores, strict=True):
+        if not self.has_scores(vocabulary) or len(self._scores) != len(set(keys)):
+            self.scores(vocabulary, on_progress)
+        kept = {key: plane for key, plane in self._planes.items() if key in self._scores}
+        for key in keys:
             if key not in kept:
-                kept[key] = _enlarge(score, self.size)
+                kept[key] = enlarge(self._scores[key], self.size)
         self._planes = kept
         labels: list[Contender] = [(key, label.threshold) for key, label in zip(keys, vocabulary.labels, strict=True)]
-        floor = vocabulary.floor(self._default_floor())
+        floor = vocabulary.floor(self.segmenter.background_threshold)
         # What fails half-way leaves nothing behind that is half done.
-        before, self._decided = self._decided, None
-        decided = decide([kept[key] for key in keys], labels, floor, before)
-        self._decided = decided
-        label_map = decided.winner.astype(np.int32)
-        score_map = np.where(decided.winner == 0, np.float32(0), decided.best)
-        return Segmentation(label_map.reshape(self.size), score_map.reshape(self.size), vocabulary)
+        before, self._decision = self._decision, None
+        self._decision = decide([kept[key] for key in keys], labels, floor, before)
+        label_map, score_map = self._decision.maps(self.size)
+        return Segmentation(label_map, score_map, vocabulary)
 
-    def score_map(self, label: Label, templates: str | None = None) -> NDArray[np.float32]:
+    def segment_label(self, vocabulary: Vocabulary, place: int, *, rivals: bool = True) -> Segmentation:
+        """Decide where one label wins, for an answer that somebody waits for.
+
+        All names of the vocabulary take part in the scores of methods that normalize over them.
+
+        Args:
+            vocabulary: the labels that compete.
+            place: of the label, from 0.
+            rivals: whether the other labels compete in the decision too; otherwise the background alone does.
+
+        Raises:
+            ImageError: the array is not an image.
+            VocabularyError: the model does not know a word of a prompt.
+        """
+        alone = not rivals and self.segmenter.method.independent_labels
+        part, inside = (replace(vocabulary, labels=(vocabulary.labels[place],)), 0) if alone else (vocabulary, place)
+        scores = self.scores(part)
+        threshold = self.segmenter.background_threshold
+        label_map, score_map = one_label_from_scores(scores, part, threshold, self.size, inside, rivals=rivals)
+        if inside != place:
+            np.multiply(label_map, np.int32(place + 1), out=label_map)
+        return Segmentation(label_map, score_map, vocabulary)
+
+    def score_map(self, label: Label, vocabulary: Vocabulary) -> NDArray[np.float32]:
         """The score map of a label that was segmented, before any threshold.
 
         Args:
-            label: of the last vocabulary.
-            templates: the vocabulary's template set.
+            label: of the vocabulary.
+            vocabulary: the last that was segmented.
 
         Returns:
             float32 ``[H, W]`` in ``[0, 1]``.
@@ -155,44 +241,48 @@ class ImageSession:
         Raises:
             SettingsError: the label has no scores yet.
         """
-        score = self._scores.get((label.prompts, templates))
+        score = self._scores.get(self._key(label, vocabulary))
         if score is None:
             raise SettingsError(f"the label {label.name!r} has no scores yet; segment the image with it first")
-        return _enlarge(score, self.size).reshape(self.size).copy()
+        return enlarge(score, self.size).view(self.size).numpy().copy()
 
-    def _make_scores(self, vocabulary: Vocabulary, on_progress: ProgressCallback | None) -> None:
-        """Score the labels whose prompts are new, and forget those that are gone."""
+    def _merged(self, labels: Sequence[Label], templates: str | None, on_progress: ProgressCallback | None) -> Tensor:
+        """Similarities ``[P, h, w]`` of all prompts of some labels; those that are known are not computed."""
 
         def report(step: Literal["prompts", "scores"], done: int, total: int) -> None:
             if on_progress is not None:
                 on_progress(Progress(step, done, total))
 
-        missing: dict[_Key, Label] = {}
-        for label in vocabulary.labels:
-            if _key(label, vocabulary) not in self._scores:
-                missing.setdefault(_key(label, vocabulary), label)
         # Wrong words are found in a moment, the image takes seconds.
-        for done, label in enumerate(missing.values()):
-            report("prompts", done, len(missing))
-            self.segmenter.embed_prompts(label.prompts, vocabulary.templates)
-        self.encode(on_progress)
-        known = dict(self._scores)
-        if missing and self._features is not None:
-            part = replace(vocabulary, labels=tuple(missing.values()))
-            scores = self.segmenter.score_maps(self._features, part, partial(report, "scores")).cpu()
-            # Clones, because a view would keep the scores of all labels.
-            known.update((key, plane.clone()) for key, plane in zip(missing, scores, strict=True))
-        self._scores = {_key(label, vocabulary): known[_key(label, vocabulary)] for label in vocabulary.labels}
+        for done, label in enumerate(labels):
+            report("prompts", done, len(labels))
+            self.segmenter.embed_prompts(label.prompts, templates)
+        features = self.encode(on_progress)
+        identity = self.segmenter.score_identity(templates)
+        prompts = list(dict.fromkeys(prompt for label in labels for prompt in label.prompts))
+        company = () if self.segmenter.method.independent_prompts else tuple(prompts)
+        planes: dict[str, Tensor] = {}
+        for prompt in prompts:
+            plane = self._similarities.get((features.key, identity, company, prompt))
+            if plane is not None:
+                planes[prompt] = plane
+        missing = [prompt for prompt in prompts if prompt not in planes]
+        if missing and company:
+            missing = prompts
+        if missing:
+            embedded = self.segmenter.embed_prompts(missing, templates)
+            found = self.segmenter.similarities(features, embedded, partial(report, "scores"))
+            for prompt, plane in zip(missing, found, strict=True):
+                planes[prompt] = plane
+                # A clone, because a plane of the batch would keep all of it.
+                self._similarities.put((features.key, identity, company, prompt), plane.clone())
+        return torch.stack([planes[prompt] for label in labels for prompt in label.prompts])
 
-    def _default_floor(self) -> float:
-        return float(self.segmenter.settings()["background_threshold"])
+    def _keys(self, vocabulary: Vocabulary) -> list[_LabelKey]:
+        return [self._key(label, vocabulary) for label in vocabulary.labels]
 
-
-def _key(label: Label, vocabulary: Vocabulary) -> _Key:
-    return label.prompts, vocabulary.templates
-
-
-def _enlarge(score: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Resize a score map as `label_map_from_scores` does; returns float32 ``[H * W]``."""
-    enlarged = F.interpolate(score[None, None].float(), size=size, mode="bilinear", align_corners=False)
-    return np.asarray(enlarged.reshape(-1).numpy())
+    def _key(self, label: Label, vocabulary: Vocabulary) -> _LabelKey:
+        company: tuple[str, ...] = ()
+        if not self.segmenter.method.independent_labels:
+            company = tuple(prompt for _, prompt in vocabulary.prompts)
+        return label.prompts, self.segmenter.score_identity(vocabulary.templates), company

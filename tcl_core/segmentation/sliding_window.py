@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
     "background_plane",
     "merge_windows",
-    "pad_to_multiple",
     "split_windows",
     "window_grid",
     "window_origins",
@@ -134,19 +132,3 @@ def background_plane(scores: Tensor, value: float) -> Tensor:
     """
     plane = scores.new_full((*scores.shape[:-3], 1, *scores.shape[-2:]), value)
     return torch.cat([plane, scores], dim=-3)
-
-
-def pad_to_multiple(image: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
-    """Zero-pad an image symmetrically; the larger half of an odd padding goes to the right and bottom.
-
-    Args:
-        image: ``[..., H, W]``.
-        multiple: both sides become multiples of this.
-
-    Returns:
-        The padded image, and the padding ``(top, left)``.
-    """
-    height, width = int(image.shape[-2]), int(image.shape[-1])
-    rows, columns = -height % multiple, -width % multiple
-    top, left = rows // 2, columns // 2
-    return F.pad(image, (left, columns - left, top, rows - top)), (top, left)

@@ -29,10 +29,12 @@ class PromptDebiasing:
     Attributes:
         words: lower-case words that name the attribute's values; a prompt with one of them stays as it is.
         axes: float32 ``[A, E]``, orthonormal rows, where the embeddings are.
+        text_set: name of the text set of the method's prompt embeddings that it acts on.
     """
 
     words: frozenset[str]
     axes: Tensor
+    text_set: str = "text"
 
     def __call__(self, prompts: Sequence[str], embeddings: Tensor) -> Tensor:
         """Take the attribute out.
@@ -55,13 +57,14 @@ class PromptDebiasing:
         return torch.where(chosen, neutral, embeddings)
 
     @classmethod
-    def from_file(cls, words: Sequence[str], axes: Tensor, embed_dim: int) -> PromptDebiasing:
+    def from_file(cls, words: Sequence[str], axes: Tensor, embed_dim: int, text_set: str = "text") -> PromptDebiasing:
         """From what a model file holds.
 
         Args:
             words: see ``words`` above.
             axes: float ``[A, E]``, orthonormal but for the rounding of half precision.
             embed_dim: E of the model's text tower.
+            text_set: see ``text_set`` above.
 
         Raises:
             WeightsError: the axes have another size, are more than the space has, or depend on each other.
@@ -73,7 +76,7 @@ class PromptDebiasing:
         axes = axes.float()
         if not torch.allclose(axes @ axes.T, torch.eye(len(axes), device=axes.device), atol=1e-2):
             raise WeightsError("debiasing: axes must be orthonormal rows, and are far from it")
-        return cls(frozenset(words), torch.linalg.qr(axes.T).Q.T.contiguous())
+        return cls(frozenset(words), torch.linalg.qr(axes.T).Q.T.contiguous(), text_set)
 
 
 def attribute_axes(embeddings: Mapping[str, Mapping[str, Tensor]], plain: Mapping[str, Tensor], count: int) -> Tensor:

@@ -7,7 +7,7 @@ global embedding at any image size, the tokens part of the way up, and the last 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,14 +16,18 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from tcl_core.errors import WeightsError
+from tcl_core.towers.base import PositionRule
 from tcl_core.towers.text_prefixes import prefix_tree
+from tcl_core.towers.tokenizer import Tokenizer
 
 __all__ = [
     "FrozenClip",
     "attention_block",
+    "bicubic_positions",
     "clip_config_from_state_dict",
     "diagonal_attention_block",
     "project_pixels",
+    "query_key_value",
     "run_block",
     "text_at_ends",
 ]
@@ -54,6 +58,27 @@ def diagonal_attention_block(block: nn.Module, tokens: Tensor) -> Tensor:
     return tokens + parts.ls_2(parts.mlp(parts.ln_2(tokens)))
 
 
+def query_key_value(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of a block's attention.
+
+    Args:
+        block: an ``open_clip`` residual attention block of width C.
+        tokens: float ``[B, N, C]`` before the block.
+
+    Returns:
+        float ``[B, heads, N, C / heads]`` each.
+    """
+    parts = cast(Any, block)
+    joint = F.linear(parts.ln_1(tokens), parts.attn.in_proj_weight, parts.attn.in_proj_bias)
+    query, key, value = joint.unflatten(-1, (3, parts.attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    return query, key, value
+
+
+def bicubic_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resize a grid of position embeddings ``[1, C, h, w]`` bicubically, without antialias, as TCL does."""
+    return F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
+
+
 def attention_block(block: nn.Module, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """Run a pre-norm transformer block; the same as calling it, and faster where its weights are frozen.
 
@@ -70,8 +95,7 @@ def attention_block(block: nn.Module, tokens: Tensor, mask: Tensor | None = None
     """
     parts = cast(Any, block)
     attention = parts.attn
-    joint = F.linear(parts.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
-    query, key, value = joint.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    query, key, value = query_key_value(block, tokens)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
     tokens = tokens + parts.ls_1(attention.out_proj(mixed))
     return tokens + parts.ls_2(parts.mlp(parts.ln_2(tokens)))
@@ -140,6 +164,7 @@ class FrozenClip(nn.Module):
     Args:
         model: a CLIP from ``open_clip`` (any patch size, width, heads, depth; GELU or QuickGELU; ``pool_type``
             "tok" or "avg").
+        tokenizer: from texts to the text tower's ids; ``None`` where only ids are embedded.
 
     Raises:
         WeightsError: the image tower is not a plain vision transformer.
@@ -157,7 +182,7 @@ class FrozenClip(nn.Module):
         (2, 8)
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer | None = None):
         super().__init__()
         visual = getattr(model, "visual", None)
         if not isinstance(visual, VisionTransformer):
@@ -177,8 +202,18 @@ class FrozenClip(nn.Module):
                 "open_clip's default blocks."
             )
         self.model = model
+        self.tokenizer = tokenizer
         model.requires_grad_(False)
         self.eval()
+
+    @classmethod
+    def example(cls, tokenizer: Tokenizer, patch_size: int = 8, layers: int = 3) -> FrozenClip:
+        """A tiny CLIP with random weights, for examples and tests."""
+        from open_clip import CLIP
+
+        vision = {"image_size": 4 * patch_size, "patch_size": patch_size, "width": 24, "head_width": 8}
+        text = {"context_length": tokenizer.context_length, "vocab_size": tokenizer.vocab_size, "width": 16, "heads": 2}
+        return cls(CLIP(12, {**vision, "layers": layers}, {**text, "layers": 1}), tokenizer)
 
     @property
     def visual(self) -> VisionTransformer:
@@ -278,6 +313,35 @@ class FrozenClip(nn.Module):
             pooled = visual.ln_post(tokens)[:, 1:].mean(dim=1)
         return pooled @ visual.proj
 
+    def tokens(self, image: Tensor, after: Sequence[int], positions: PositionRule = bicubic_positions) -> list[Tensor]:
+        """Tokens after several numbers of blocks, in one pass.
+
+        Args:
+            image: float ``[B, 3, H, W]``.
+            after: numbers of blocks, rising, each between 0 and ``depth``.
+            positions: how the trained grid of position embeddings is resized to another one.
+
+        Returns:
+            float ``[B, 1 + hw, C]`` for each; the class token comes first.
+        """
+        tokens, done, found = self._embed_patches(image, positions), 0, []
+        for blocks in after:
+            tokens, done = self.run_blocks(tokens, done, blocks), blocks
+            found.append(tokens)
+        return found
+
+    def query_key_value(self, tokens: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of a block's attention.
+
+        Args:
+            tokens: float ``[B, N, C]`` before the block.
+            block: its number, from 0; negative counts from the end.
+
+        Returns:
+            float ``[B, heads, N, C / heads]`` each.
+        """
+        return query_key_value(self.visual.transformer.resblocks[block], tokens)
+
     def tokens_after(self, image: Tensor, blocks: int) -> Tensor:
         """Tokens after the first ``blocks`` blocks.
 
@@ -288,7 +352,7 @@ class FrozenClip(nn.Module):
         Returns:
             float ``[B, 1 + hw, C]``; the class token comes first.
         """
-        return self.run_blocks(self._embed_patches(image), 0, blocks)
+        return self.tokens(image, (blocks,))[0]
 
     def tokens_before_last(self, image: Tensor) -> Tensor:
         """Tokens ``[B, 1 + hw, C]`` after all blocks but the last."""
@@ -317,22 +381,22 @@ class FrozenClip(nn.Module):
         """Map features ``[B, C, h, w]`` into the joint space ``[B, E, h, w]`` (``ln_post`` and ``proj``)."""
         return project_pixels(features, self.visual.ln_post, self.visual.proj)
 
-    def _embed_patches(self, image: Tensor) -> Tensor:
+    def _embed_patches(self, image: Tensor, positions: PositionRule) -> Tensor:
         grid = self.grid(image)
         visual = self.visual
         patches = visual.conv1(image).flatten(2).transpose(1, 2)
         class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
-        return visual.ln_pre(torch.cat([class_token, patches], dim=1) + self._position_embedding(grid))
+        table = self._position_embedding(grid, positions)
+        return visual.ln_pre(torch.cat([class_token, patches], dim=1) + table)
 
-    def _position_embedding(self, grid: tuple[int, int]) -> Tensor:
-        """Position embedding ``[1 + hw, C]``; its grid part is resized bicubically, without antialias."""
+    def _position_embedding(self, grid: tuple[int, int], positions: PositionRule) -> Tensor:
+        """Position embedding ``[1 + hw, C]``; its grid part is resized where the grid is not the trained one."""
         visual = self.visual
         trained = (int(visual.grid_size[0]), int(visual.grid_size[1]))
         position = visual.positional_embedding
         if grid == trained:
             return position
-        table = position[1:].unflatten(0, trained).permute(2, 0, 1)[None]
-        resized = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
+        resized = positions(position[1:].unflatten(0, trained).permute(2, 0, 1)[None], grid)
         return torch.cat([position[:1], resized[0].flatten(1).T], dim=0)
 
 

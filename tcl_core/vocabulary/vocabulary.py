@@ -136,11 +136,11 @@ class Vocabulary:
         free = (color for color in default_colors() if color not in own)
         return [label.color if label.color is not None else next(free) for label in self.labels]
 
-    def floor(self, default: float) -> float:
+    def floor(self, default: float | None) -> float:
         """Height of the background plane, minus infinity without background.
 
         Args:
-            default: the model's own, where the vocabulary says none.
+            default: the model's own, where the vocabulary says none; ``None`` for no plane.
 
         Examples:
             >>> Vocabulary((Label("cat"),)).floor(0.4), Vocabulary((Label("cat"),), background=False).floor(0.4)
@@ -148,7 +148,8 @@ class Vocabulary:
         """
         if not self.background:
             return float("-inf")
-        return default if self.background_threshold is None else self.background_threshold
+        height = default if self.background_threshold is None else self.background_threshold
+        return float("-inf") if height is None else height
 
     def to_dict(self) -> dict[str, Any]:
         """The vocabulary as plain data in the form of a label file, fit for JSON."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import open_clip
 import torch
 
 from tcl_core.methods.tcl import TCL, TCLConfig
+from tcl_core.methods.tcl.model import TCLFeatures, TCLPrompts
+from tcl_core.refinement.base import Guide
+from tcl_core.refinement.pamr import Pamr
 from tcl_core.towers.open_clip_vit import FrozenClip
 
 CONTEXT, VOCABULARY = 6, 30
@@ -41,3 +45,15 @@ def captions(count: int, seed: int = 0) -> torch.Tensor:
     tokens = torch.randint(1, VOCABULARY - 2, (count, CONTEXT), generator=generator)
     tokens[:, 0], tokens[:, -1] = VOCABULARY - 2, VOCABULARY - 1
     return tokens
+
+
+def score_maps(
+    tcl: TCL, features: TCLFeatures, text: torch.Tensor, guide: Guide | None = None, kp_weight: float = 0.0
+) -> torch.Tensor:
+    """Score maps of windows for embedded texts ``[P, E]``."""
+    refine = None if guide is None else partial(Pamr().refine, guide)
+    return tcl.configured({"kp_weight": kp_weight}).similarities(features, TCLPrompts(text), refine)
+
+
+def pamr_guide(tcl: TCL, windows: torch.Tensor) -> Guide:
+    return tcl.window_guide(Pamr(), windows)

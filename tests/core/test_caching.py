@@ -8,15 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcl_core.caching import ByteBoundedCache, FeatureCache
+from tcl_core.caching import ByteBoundedCache
 from tcl_core.errors import SettingsError
-from tcl_core.methods.base import WindowEmbeddings
+from tcl_core.methods.tcl.model import TCLFeatures
 from tcl_core.refinement.pamr import PamrAffinity
-from tcl_core.segmentation.features import FeatureKey, ImageFeatures
+from tcl_core.segmentation.features import FeatureCache, FeatureKey, ImageFeatures
 
 
 def features(name: str, pixels: int, refined: bool = False) -> ImageFeatures:
-    windows = WindowEmbeddings(torch.zeros(1, 1, 1, pixels), torch.zeros(1, 1, 1, 1), (1, 1), (1, 1), (0, 0))
+    windows = TCLFeatures(torch.zeros(1, 1, 1, pixels), torch.zeros(1, 1, 1, 1), (1, 1), (1, 1), (0, 0))
     affinity = PamrAffinity(torch.zeros(1, 48, 1, pixels)) if refined else None
     return ImageFeatures(windows, affinity, ((0, 0),), (1, 1), (1, 1), FeatureKey(name, "w", "s"))
 

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import tcl_core.segmentation.incremental_argmax as module
-from tcl_core.segmentation.incremental_argmax import Contender, decide
-from tcl_core.segmentation.segmenter import label_map_from_scores
+import tcl_core.segmentation.argmax as module
+from tcl_core.segmentation.argmax import Contender, decide, label_map_from_scores
 from tcl_core.vocabulary import Label, Vocabulary
 
 THRESHOLDS = st.none() | st.sampled_from([0.0, 0.25, 0.4, 0.5, 0.7, 0.75, 1.0])

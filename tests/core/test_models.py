@@ -40,14 +40,14 @@ def rewrite(file: ModelFile, path: Path, **changes: object) -> Path:
 def test_a_loaded_model_computes_what_the_saved_one_did(tiny_model_path: Path) -> None:
     file = read_model_file(tiny_model_path)
     model = load_model(tiny_model_path, device="cpu", precision="float32")
-    reference = create_method("tcl", FrozenClip(open_clip.CLIP(**file.metadata.clip["config"])))
+    reference = create_method("tcl", {"clip": FrozenClip(open_clip.CLIP(**file.metadata.clip["config"]))})
     reference.clip.model.load_state_dict(file.clip)
     reference.load_learned_state_dict(file.learned)
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    mine, theirs = model.method.embed_windows(image), reference.embed_windows(image)
+    mine, theirs = model.method.encode(image), reference.encode(image)
     assert torch.equal(mine.image_emb, theirs.image_emb) and torch.equal(mine.dense, theirs.dense)
-    tokens = model.tokenizer(["a red sofa"])
-    assert torch.equal(model.method.embed_prompts(tokens[None]), reference.embed_prompts(tokens[None]))
+    tokens = model.method.clip.tokenizer(["a red sofa"])
+    assert torch.equal(model.method.embed_tokens(tokens[None]), reference.embed_tokens(tokens[None]))
     assert (model.name, model.weights_sha256) == (file.metadata.name, file.sha256)
     assert (model.device, model.precision) == (torch.device("cpu"), torch.float32)
     assert model.preprocess == file.metadata.preprocess and model.templates == "identity"
@@ -208,7 +208,7 @@ def test_fetch_the_full_model_from_a_mirror(
     monkeypatch.setenv("TCL_ANNOTATE_MIRROR", str(mirror))
     torch.manual_seed(0)
     clip = open_clip.CLIP(**open_clip.get_model_config("ViT-B-16-quickgelu"))
-    method = create_method("tcl", FrozenClip(clip))
+    method = create_method("tcl", {"clip": FrozenClip(clip)})
     learned = {name: tensor for name, tensor in method.learned_state_dict().items() if name.startswith("masker.")}
     checkpoint_file, clip_file = load_manifest().models["tcl-vit-b16"].files
     for file in (checkpoint_file, clip_file):
@@ -224,10 +224,10 @@ def test_fetch_the_full_model_from_a_mirror(
     assert metadata.license == "MIT" and metadata.clip["pretrained"] == "openai"
     assert next(row for row in list_models() if row.name == "tcl-vit-b16").installed
     model = load_model("tcl-vit-b16", device="cpu")
-    assert (model.clip.depth, model.preprocess.window, model.preprocess.stride) == (12, 448, 224)
+    assert (model.method.clip.depth, model.preprocess.window, model.preprocess.stride) == (12, 448, 224)
     loaded = model.method.learned_state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in learned.items())
-    proj = model.clip.visual.proj
+    proj = model.method.clip.visual.proj
     assert torch.equal(proj, clip.visual.proj.float())
 
     downloaded = home / "downloads" / clip_file.filename

@@ -18,6 +18,7 @@ from tcl_core.models import load_model
 from tcl_core.models.checkpoints import import_checkpoint, read_checkpoint
 from tcl_core.models.files import file_sha256
 from tcl_core.models.modelfile import read_model_file
+from tests.core.tcl_models import pamr_guide, score_maps
 
 MINI = Path(__file__).parents[1] / "data" / "tcl_mini"
 BLOCK = "masker.image_encoder.backbone.transformer.resblocks."
@@ -51,15 +52,15 @@ def test_full_checkpoint_reproduces_the_record(home: Path) -> None:
     model = load_model("mini", device="cpu", precision="float32")
     assert (model.name, model.preprocess.window, model.preprocess.stride) == ("mini", 96, 48)
     assert model.metadata.extra["imported_sha256"] == file_sha256(MINI / "full.pth")
-    text = model.method.embed_prompts(record["class_tokens"])
+    text = model.method.embed_tokens(record["class_tokens"])
     torch.testing.assert_close(text, record["class_emb"], atol=1e-5, rtol=0)
     windows = record["seg/odd/image"]
-    masks = model.method.score_maps(
-        model.method.embed_windows(windows), text, model.method.refinement(windows), kp_weight=0.3
+    masks = score_maps(
+        model.method, model.method.encode(windows), text, pamr_guide(model.method, windows), kp_weight=0.3
     )
     torch.testing.assert_close(masks, record["seg/odd/mask_pamr1_kp0.3"], atol=1e-5, rtol=0)
     with pytest.raises(WeightsError, match="no tokenizer"):
-        model.tokenizer(["sofa"])
+        model.method.clip.tokenizer(["sofa"])
 
 
 def test_minimal_checkpoint_with_its_clip_is_the_full_one(tmp_path: Path, full: dict[str, Tensor]) -> None:

@@ -8,9 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tcl_core.segmentation.one_label as module
-from tcl_core.segmentation.one_label import one_label_from_scores
-from tcl_core.segmentation.segmenter import label_map_from_scores
+import tcl_core.segmentation.argmax as module
+from tcl_core.segmentation.argmax import label_map_from_scores, one_label_from_scores
 from tcl_core.vocabulary import Label, Vocabulary
 
 LEVELS = st.none() | st.sampled_from([0.0, 0.25, 0.4, 0.5, 0.7])

@@ -14,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.transform import resize as skimage_resize
 
-from tcl_core.caching import FeatureCache
 from tcl_core.errors import ImageError, SettingsError, VocabularyError
 from tcl_core.methods import create_method
 from tcl_core.models import Model
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.segmentation import features as features_module
 from tcl_core.segmentation import segmenter as segmenter_module
-from tcl_core.segmentation.features import content_hash, resize_image
+from tcl_core.segmentation.features import FeatureCache, content_hash, resize_image
 from tcl_core.segmentation.segmenter import Segmenter, label_map_from_scores
 from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.tokenizer import WordTokenizer
 from tcl_core.vocabulary import Label, Vocabulary
+from tests.core.tcl_models import pamr_guide, score_maps
 
 WORDS = ["a", "photo", "of", "red", "blue", "sofa", "couch", "cat", "sky", "lamp"]
 PREPROCESS = Preprocess((0.48, 0.45, 0.40), (0.22, 0.23, 0.24), short_side=40, max_long_side=144, window=32, stride=16)
@@ -56,7 +56,7 @@ def model() -> Model:
             },
         )
     )
-    method = create_method("tcl", clip)
+    method = create_method("tcl", {"clip": clip})
     with torch.no_grad():
         for name, parameter in method.named_parameters():
             if "gate" in name:
@@ -139,15 +139,15 @@ def reference_scores(model: Model, image: np.ndarray, vocabulary: Vocabulary, re
     result = np.zeros((len(vocabulary.labels), *size))
     for label, entry in enumerate(vocabulary.labels):
         for prompt in entry.prompts:
-            tokens = model.tokenizer([f"a photo of a {prompt}."])
-            text = torch.nn.functional.normalize(model.clip.encode_text(tokens), dim=-1)
+            tokens = model.method.clip.tokenizer([f"a photo of a {prompt}."])
+            text = torch.nn.functional.normalize(model.method.clip.encode_text(tokens), dim=-1)
             total, count = np.zeros(size), np.zeros(size)
             for y in starts(size[0]):
                 for x in starts(size[1]):
                     window = tensor[None, :, y : y + PREPROCESS.window, x : x + PREPROCESS.window]
-                    embedded = model.method.embed_windows(window)
-                    affinity = model.method.refinement(window) if refine else None
-                    scores = model.method.score_maps(embedded, text, affinity, kp)[0, 0].numpy()
+                    embedded = model.method.encode(window)
+                    affinity = pamr_guide(model.method, window) if refine else None
+                    scores = score_maps(model.method, embedded, text, affinity, kp)[0, 0].numpy()
                     total[y : y + scores.shape[0], x : x + scores.shape[1]] += scores
                     count[y : y + scores.shape[0], x : x + scores.shape[1]] += 1
             result[label] = np.maximum(result[label], total / count)
@@ -169,7 +169,7 @@ def reference_scores(model: Model, image: np.ndarray, vocabulary: Vocabulary, re
 )
 def test_agrees_with_a_plain_sliding_window(model: Model, size: tuple[int, int], refine: bool, kp: float) -> None:
     image = random_image(*size)
-    segmenter = Segmenter(model, refine=refine, kp_weight=kp, batch_size=3)
+    segmenter = Segmenter(model, refine=refine, options={"kp_weight": kp}, batch_size=3)
     features = segmenter.encode(image)
     scores = segmenter.score_maps(features, VOCABULARY).numpy()
     expected = reference_scores(model, image, VOCABULARY, refine, kp)
@@ -204,7 +204,7 @@ def test_batch_and_one_by_one_agree(model: Model) -> None:
     ]
     alone = [Segmenter(model, batch_size=1).encode(image) for image in images]
     segmenter = Segmenter(model, batch_size=7)
-    with counted(model.clip.visual.conv1) as calls:
+    with counted(model.method.clip.visual.conv1) as calls:
         together = segmenter.encode_batch(images)
     windows = [len(features.origins) for features in alone]
     assert sum(calls) == sum(windows) and max(calls) == 7 and len(calls) < sum(windows) / 3
@@ -229,7 +229,7 @@ def test_features_own_their_memory(model: Model) -> None:
 
 def test_equal_images_of_a_batch_are_computed_once(model: Model) -> None:
     image = random_image(32, 32)
-    with counted(model.clip.visual.conv1) as calls:
+    with counted(model.method.clip.visual.conv1) as calls:
         first, second = Segmenter(model).encode_batch([image, image.copy()])
     assert first is second and sum(calls) == len(first.origins)
 
@@ -243,8 +243,8 @@ def test_a_second_prompt_on_a_cached_image_leaves_the_image_tower_alone(model: M
     segmenter = Segmenter(model, cache=cache)
     image = random_image(50, 70)
     plain = Segmenter(model).segment_image(image, VOCABULARY)
-    text_tower = model.clip.model.get_submodule("token_embedding")
-    with counted(model.clip.visual.conv1) as images, counted(text_tower) as texts:
+    text_tower = model.method.clip.model.get_submodule("token_embedding")
+    with counted(model.method.clip.visual.conv1) as images, counted(text_tower) as texts:
         first = segmenter.segment_image(image, VOCABULARY)
         assert images and texts
         images.clear()
@@ -328,7 +328,7 @@ def test_prompt_embeddings_average_the_templates(model: Model) -> None:
     assert embedded.shape == (3, 16) and torch.equal(embedded[0], embedded[2])
     np.testing.assert_allclose(embedded.norm(dim=-1), 1, atol=1e-6)
     identity = segmenter.embed_prompts(["cat"], "identity")
-    expected = model.clip.encode_text(model.tokenizer(["cat"]))
+    expected = model.method.clip.encode_text(model.method.clip.tokenizer(["cat"]))
     np.testing.assert_allclose(identity, torch.nn.functional.normalize(expected, dim=-1), atol=1e-6)
     assert not torch.allclose(identity[0], embedded[1], atol=1e-3)
     assert segmenter.embed_prompts([]).shape == (0, 16)
@@ -336,7 +336,7 @@ def test_prompt_embeddings_average_the_templates(model: Model) -> None:
 
 def test_unknown_words_name_prompt_word_and_model(model: Model) -> None:
     segmenter = Segmenter(model)
-    with counted(model.clip.visual.conv1) as calls, pytest.raises(VocabularyError) as caught:
+    with counted(model.method.clip.visual.conv1) as calls, pytest.raises(VocabularyError) as caught:
         segmenter.segment_image(random_image(8, 8), Vocabulary.from_options(["Thing=green zebra"]))
     assert calls == [] and str(caught.value).startswith("prompt ")
     assert all(word in str(caught.value) for word in ("'green zebra'", "'green', 'zebra'", "small"))

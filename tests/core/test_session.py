@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tcl_core.caching import FeatureCache
 from tcl_core.errors import ImageError, SettingsError, VocabularyError
 from tcl_core.models import Model
 from tcl_core.segmentation import session as session_module
+from tcl_core.segmentation.features import FeatureCache
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession, Progress
 from tcl_core.vocabulary import Label, Vocabulary

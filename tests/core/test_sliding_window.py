@@ -9,12 +9,12 @@ from torch import Tensor
 from tcl_core.segmentation.sliding_window import (
     background_plane,
     merge_windows,
-    pad_to_multiple,
     split_windows,
     window_grid,
     window_origins,
     working_size,
 )
+from tcl_core.towers.padding import pad_to_multiple
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def step(wrap: bool, part: slice, weighted: bool) -> dict[str, Tensor]:
     tcl = small_tcl(CONFIG)
-    tcl.set_stage("full")
+    tcl.trainable("full")
     module = DistributedDataParallel(tcl) if wrap else tcl
     images, tokens, noise, negatives = (tensor[part] for tensor in batch())
     losses = module(images, tokens, noise=noise, negatives=negatives if weighted else None)

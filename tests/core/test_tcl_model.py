@@ -14,7 +14,7 @@ from tcl_core.methods.tcl import TCL, TCLConfig, learned_keys
 from tcl_core.methods.tcl.losses import info_nce
 from tcl_core.refinement.pamr import refine_masks
 from tcl_core.towers.open_clip_vit import FrozenClip
-from tests.core.tcl_models import captions, small_clip, small_tcl
+from tests.core.tcl_models import captions, pamr_guide, score_maps, small_clip, small_tcl
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -33,22 +33,22 @@ def random_images(count: int, height: int = 32, width: int = 40, seed: int = 0) 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_windows_as_a_batch_are_the_windows_one_by_one(variant: dict[str, Any]) -> None:
     tcl, windows = small_tcl(TCLConfig(**variant)), random_images(3, 37, 50)
-    text = tcl.embed_prompts(captions(6).unflatten(0, (2, 3)))
-    scores = tcl.score_maps(tcl.embed_windows(windows), text, tcl.refinement(windows), kp_weight=0.3)
+    text = tcl.embed_tokens(captions(6).unflatten(0, (2, 3)))
+    scores = score_maps(tcl, tcl.encode(windows), text, pamr_guide(tcl, windows), kp_weight=0.3)
     assert scores.shape == (3, 2, 37, 50) and scores.dtype == torch.float32
     for index in range(3):
         one = windows[index : index + 1]
-        alone = tcl.score_maps(tcl.embed_windows(one), text, tcl.refinement(one), kp_weight=0.3)
+        alone = score_maps(tcl, tcl.encode(one), text, pamr_guide(tcl, one), kp_weight=0.3)
         torch.testing.assert_close(scores[index : index + 1], alone, rtol=0, atol=2e-6)
 
 
 def test_prompts_do_not_influence_each_other() -> None:
     tcl, windows = small_tcl(), random_images(1)
-    text = tcl.embed_prompts(captions(5)[:, None])
-    emb, affinity = tcl.embed_windows(windows), tcl.refinement(windows)
-    together = tcl.score_maps(emb, text, affinity, kp_weight=0.3)
+    text = tcl.embed_tokens(captions(5)[:, None])
+    emb, affinity = tcl.encode(windows), pamr_guide(tcl, windows)
+    together = score_maps(tcl, emb, text, affinity, kp_weight=0.3)
     for index in range(5):
-        alone = tcl.score_maps(emb, text[index : index + 1], affinity, kp_weight=0.3)
+        alone = score_maps(tcl, emb, text[index : index + 1], affinity, kp_weight=0.3)
         torch.testing.assert_close(together[:, index : index + 1], alone, rtol=0, atol=1e-6)
 
 
@@ -58,21 +58,21 @@ def test_masks_are_refined_at_the_scale_of_the_settings() -> None:
     own, finer = small_tcl(), small_tcl(TCLConfig(refine_scale=scale))
     finer.load_state_dict(own.state_dict())
     rows, columns = finer.clip.grid(windows)
-    affinity = finer.refinement(windows)
+    affinity = pamr_guide(finer, windows)
     assert affinity.size == (scale * rows, scale * columns)
-    assert own.refinement(windows).size == (4 * rows, 4 * columns)
-    text = own.embed_prompts(captions(2)[:, None])
-    masks = torch.sigmoid(own.masker.sim2mask(own.embed_windows(windows).image_emb, text))
+    assert pamr_guide(own, windows).size == (4 * rows, 4 * columns)
+    text = own.embed_tokens(captions(2)[:, None])
+    masks = torch.sigmoid(own.masker.sim2mask(own.encode(windows).image_emb, text))
     expected = F.interpolate(refine_masks(affinity, masks), size=(32, 40), mode="bilinear")
-    scores = finer.score_maps(finer.embed_windows(windows), text, affinity)
+    scores = score_maps(finer, finer.encode(windows), text, affinity)
     torch.testing.assert_close(scores, expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (7, 33), (200, 3)])
 def test_any_size_of_window(size: tuple[int, int]) -> None:
     tcl, windows = small_tcl(), random_images(1, *size)
-    text = tcl.embed_prompts(captions(2)[:, None])
-    scores = tcl.score_maps(tcl.embed_windows(windows), text, tcl.refinement(windows), kp_weight=0.5)
+    text = tcl.embed_tokens(captions(2)[:, None])
+    scores = score_maps(tcl, tcl.encode(windows), text, pamr_guide(tcl, windows), kp_weight=0.5)
     assert scores.shape == (1, 2, *size)
     assert bool(scores.isfinite().all()) and 0 <= float(scores.min()) and float(scores.max()) <= 1
 
@@ -81,38 +81,38 @@ def test_before_training_the_grounder_is_clips_own_dense_map() -> None:
     """Closed gates make the decoder a nearest-neighbor up-sampler."""
     clip = small_clip()
     tcl, windows = TCL(clip), random_images(2)
-    emb = tcl.embed_windows(windows)
+    emb = tcl.encode(windows)
     enlarged = emb.dense.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
     torch.testing.assert_close(emb.image_emb, enlarged, rtol=0, atol=1e-5)
-    text = tcl.embed_prompts(captions(2)[:, None])
+    text = tcl.embed_tokens(captions(2)[:, None])
     cosine = torch.einsum("behw,ne->bnhw", emb.dense, text)
     expected = F.interpolate(torch.sigmoid(10 * (cosine - 0.25)), size=(16, 20), mode="bilinear")
     expected = F.interpolate(expected, size=(32, 40), mode="bilinear")
-    torch.testing.assert_close(tcl.score_maps(emb, text, kp_weight=1.0), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(score_maps(tcl, emb, text, kp_weight=1.0), expected, rtol=0, atol=1e-5)
 
 
 def test_prompts_average_unnormalized_templates() -> None:
     tcl, tokens = small_tcl(), captions(6).unflatten(0, (2, 3))
     raw = torch.stack([tcl.clip.encode_text(template) for template in tokens.unbind(1)], dim=1)
     expected = F.normalize(raw.mean(dim=1), dim=-1)
-    torch.testing.assert_close(tcl.embed_prompts(tokens), expected, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(tcl.embed_prompts(tokens).norm(dim=-1), torch.ones(2))
+    torch.testing.assert_close(tcl.embed_tokens(tokens), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(tcl.embed_tokens(tokens).norm(dim=-1), torch.ones(2))
 
 
 def test_many_templates_are_encoded_in_parts() -> None:
     tcl, tokens = small_tcl(), captions(300)
-    whole = tcl.embed_prompts(tokens[None])
+    whole = tcl.embed_tokens(tokens[None])
     mean = tcl.clip.encode_text(tokens).mean(dim=0)
     torch.testing.assert_close(whole[0], F.normalize(mean, dim=0), rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_cache_changes_little() -> None:
     tcl, windows = small_tcl(), random_images(1)
-    text, emb, affinity = tcl.embed_prompts(captions(2)[:, None]), tcl.embed_windows(windows), tcl.refinement(windows)
+    text, emb, affinity = tcl.embed_tokens(captions(2)[:, None]), tcl.encode(windows), pamr_guide(tcl, windows)
     half = emb.to(dtype=torch.float16)
     assert half.nbytes * 2 == emb.nbytes and len(half[0:1]) == 1
-    expected = tcl.score_maps(emb, text, affinity, 0.3)
-    actual = tcl.score_maps(half, text, affinity.to(dtype=torch.float16), 0.3)
+    expected = score_maps(tcl, emb, text, affinity, 0.3)
+    actual = score_maps(tcl, half, text, affinity.to(dtype=torch.float16), 0.3)
     assert actual.dtype == torch.float32
     torch.testing.assert_close(actual, expected, rtol=0, atol=0.01)
 
@@ -120,10 +120,10 @@ def test_half_precision_cache_changes_little() -> None:
 def test_bfloat16_inference_stays_near() -> None:
     tcl, windows = small_tcl(), random_images(2)
     tokens = captions(2)[:, None]
-    expected = tcl.score_maps(tcl.embed_windows(windows), tcl.embed_prompts(tokens), tcl.refinement(windows), 0.3)
+    expected = score_maps(tcl, tcl.encode(windows), tcl.embed_tokens(tokens), pamr_guide(tcl, windows), 0.3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        emb = tcl.embed_windows(windows)
-        actual = tcl.score_maps(emb, tcl.embed_prompts(tokens), tcl.refinement(windows), 0.3)
+        emb = tcl.encode(windows)
+        actual = score_maps(tcl, emb, tcl.embed_tokens(tokens), pamr_guide(tcl, windows), 0.3)
     assert actual.dtype == emb.image_emb.dtype == torch.float32
     torch.testing.assert_close(actual, expected, rtol=0, atol=0.06)
 
@@ -152,7 +152,7 @@ def test_every_trainable_parameter_gets_a_gradient() -> None:
     tcl = small_tcl()
     for stage in ("ust", "full"):
         tcl.zero_grad(set_to_none=True)
-        trainable = tcl.set_stage(stage)
+        trainable = tcl.trainable(stage)
         tcl.losses(random_images(3), captions(3))["total"].backward()
         for name, parameter in tcl.named_parameters():
             member = any(parameter is other for other in trainable)
@@ -164,22 +164,22 @@ def test_stages_also_thaw_a_model_loaded_for_inference() -> None:
     tcl = small_tcl()
     names = {name for name, _ in tcl.named_parameters() if not name.startswith("clip.")}
     tcl.requires_grad_(False)
-    tcl.set_stage("full")
+    tcl.trainable("full")
     assert {name for name, parameter in tcl.named_parameters() if parameter.requires_grad} == names
-    assert len(tcl.set_stage("ust")) == len(names) - 12
+    assert len(tcl.trainable("ust")) == len(names) - 12
 
 
 def test_unknown_stage() -> None:
     with pytest.raises(SettingsError, match="'half'.*ust, full"):
-        small_tcl().set_stage("half")  # type: ignore[arg-type]
+        small_tcl().trainable("half")  # type: ignore[arg-type]
 
 
 def test_released_size_has_the_published_parameter_counts() -> None:
     with torch.device("meta"):
         config = open_clip.get_model_config("ViT-B-16-quickgelu")
         tcl = TCL(FrozenClip(open_clip.CLIP(**config)))
-    assert sum(parameter.numel() for parameter in tcl.set_stage("ust")) == 21_637_640
-    assert sum(parameter.numel() for parameter in tcl.set_stage("full")) == 28_725_512
+    assert sum(parameter.numel() for parameter in tcl.trainable("ust")) == 21_637_640
+    assert sum(parameter.numel() for parameter in tcl.trainable("full")) == 28_725_512
 
 
 def test_noise_can_be_given_for_the_matching_pairs_or_for_all() -> None:
@@ -246,7 +246,7 @@ def test_negatives_are_images_by_captions(monkeypatch: pytest.MonkeyPatch) -> No
         assert torch.equal(rows, negatives) and torch.equal(columns, negatives.T)
     with torch.no_grad():
         text = F.normalize(tcl.clip.encode_text(tokens[1:2]), dim=-1)
-        first, _, last = tcl.masker.sim2mask(tcl.embed_windows(images).image_emb, text).sigmoid().mean(dim=(1, 2, 3))
+        first, _, last = tcl.masker.sim2mask(tcl.encode(images).image_emb, text).sigmoid().mean(dim=(1, 2, 3))
     assert neg_mask.item() == pytest.approx((0.25 * first.item() + 0.5 * last.item()) / 0.75, rel=1e-4)
 
 
@@ -267,7 +267,7 @@ def test_mismatched_batches_are_errors() -> None:
 
 def test_a_few_steps_lower_the_loss() -> None:
     tcl, images, tokens = small_tcl(), random_images(4), captions(4)
-    optimizer = torch.optim.AdamW(tcl.set_stage("full"), lr=1e-3)
+    optimizer = torch.optim.AdamW(tcl.trainable("full"), lr=1e-3)
     noise = torch.rand(4, 16, 20, generator=torch.Generator().manual_seed(0)).clamp(0.01, 0.99)
     totals = []
     for _ in range(8):
@@ -309,19 +309,19 @@ def test_temperature_is_capped() -> None:
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        create_method("tcl", small_clip(), settings)
+        create_method("tcl", {"clip": small_clip()}, settings)
 
 
 def test_settings_survive_the_round_trip() -> None:
-    method = create_method("tcl", small_clip(), {"area_prior": 0.2, "decoder_double": False})
-    again = create_method("tcl", small_clip(), method.config_to_dict())
+    method = create_method("tcl", {"clip": small_clip()}, {"area_prior": 0.2, "decoder_double": False})
+    again = create_method("tcl", {"clip": small_clip()}, method.config_to_dict())
     assert isinstance(again, TCL) and again.config == TCLConfig(area_prior=0.2, decoder_double=False)
 
 
 def test_registry() -> None:
     assert "tcl" in list_methods()
     with pytest.raises(SettingsError, match="no method 'tlc'.*tcl"):
-        create_method("tlc", small_clip())
+        create_method("tlc", {"clip": small_clip()})
     with pytest.raises(ValueError, match="taken by TCL"):
         register_method("tcl")(Method)
 
@@ -334,7 +334,7 @@ def test_learned_tensors_survive_the_round_trip(variant: dict[str, Any]) -> None
     assert sorted(state) == sorted(learned_keys(config, depth=3))
     fresh.load_learned_state_dict(state)
     windows = random_images(1)
-    assert torch.equal(fresh.embed_windows(windows).image_emb, trained.embed_windows(windows).image_emb)
+    assert torch.equal(fresh.encode(windows).image_emb, trained.encode(windows).image_emb)
 
 
 def test_loading_the_wrong_tensors_lists_them() -> None:

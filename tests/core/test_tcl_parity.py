@@ -22,12 +22,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tcl_core.methods.base import Stage
 from tcl_core.methods.tcl import TCL, TCLConfig, frozen_clip_state_dict, learned_state_dict_from_upstream
 from tcl_core.methods.tcl.grounder import cosine_maps
 from tcl_core.refinement.pamr import pamr
 from tcl_core.segmentation.sliding_window import background_plane, merge_windows, split_windows
 from tcl_core.towers.open_clip_vit import FrozenClip, clip_config_from_state_dict, diagonal_attention_block
+from tests.core.tcl_models import pamr_guide, score_maps
 
 FOLDER = Path(os.environ.get("TCL_PARITY_DIR") or Path(__file__).parents[1] / "data" / "tcl_mini")
 TENSORS = FOLDER / "records.safetensors"
@@ -160,7 +160,7 @@ def test_intermediate(key: str) -> None:
 
 def test_class_embeddings() -> None:
     record = official().record
-    assert_near(official().method.embed_prompts(record["class_tokens"].long()), record["class_emb"], 1e-5)
+    assert_near(official().method.embed_tokens(record["class_tokens"].long()), record["class_emb"], 1e-5)
 
 
 @pytest.mark.parametrize("key", matching(r"seg/\w+/mask_pamr[01]_kp[\d.]+"))
@@ -169,15 +169,15 @@ def test_masks(key: str) -> None:
     folder, settings = key.rsplit("/", 1)
     use_pamr, kp_weight = settings.removeprefix("mask_pamr").split("_kp")
     image = record[f"{folder}/image"]
-    affinity = method.refinement(image) if use_pamr == "1" else None
-    scores = method.score_maps(method.embed_windows(image), record["class_emb"], affinity, float(kp_weight))
+    affinity = pamr_guide(method, image) if use_pamr == "1" else None
+    scores = score_maps(method, method.encode(image), record["class_emb"], affinity, float(kp_weight))
     assert_near(scores, record[key], 1e-5)
 
 
 @pytest.mark.parametrize("key", matching(r"seg/\w+/simmap"))
 def test_similarity(key: str) -> None:
     record = official().record
-    embeddings = official().method.embed_windows(record[key.replace("simmap", "image")])
+    embeddings = official().method.encode(record[key.replace("simmap", "image")])
     assert_near(cosine_maps(embeddings.image_emb, record["class_emb"]), record[key], 1e-5)
 
 
@@ -189,10 +189,8 @@ def test_pamr_alone() -> None:
 def sliding_window_logits(image: Tensor) -> Tensor:
     method, record = official().method, official().record
     windows, origins = split_windows(image, NUMBERS["slide/crop"], NUMBERS["slide/stride"])
-    affinity = method.refinement(windows) if NUMBERS["slide/pamr"] else None
-    scores = method.score_maps(
-        method.embed_windows(windows), record["class_emb"], affinity, kp_weight=NUMBERS["slide/kp_w"]
-    )
+    affinity = pamr_guide(method, windows) if NUMBERS["slide/pamr"] else None
+    scores = score_maps(method, method.encode(windows), record["class_emb"], affinity, kp_weight=NUMBERS["slide/kp_w"])
     if NUMBERS["slide/bg"] is not None:
         scores = background_plane(scores, NUMBERS["slide/bg"])
     return merge_windows(scores, origins, (image.shape[-2], image.shape[-1]))
@@ -213,7 +211,7 @@ def test_sliding_window() -> None:
 @cache
 def training_step(stage: str) -> tuple[dict[str, float], dict[str, Tensor]]:
     method, record = official().method, official().record
-    trainable = method.set_stage(cast(Stage, stage))
+    trainable = method.trainable(stage)
     method.zero_grad(set_to_none=True)
     losses = method.losses(record["train_image"], record["train_text"].long(), noise=record["gumbel_u"])
     losses["total"].backward()
@@ -247,7 +245,7 @@ def test_soft_masks_of_training(stage: str) -> None:
     method, record = official().method, official().record
     with torch.no_grad():
         text = F.normalize(record["inter/text_emb"], dim=-1)
-        embeddings = method.embed_windows(record["train_image"])
+        embeddings = method.encode(record["train_image"])
         masks = torch.sigmoid(method.masker.sim2mask(embeddings.image_emb, text))
     same = torch.eye(len(masks), dtype=torch.bool)
     for key, mine in ((f"train_{stage}/mask", masks[same]), (f"train_{stage}/neg_mask", masks[~same])):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tcl_core.methods.base import WindowEmbeddings
 from tcl_core.methods.tcl import TCL
+from tcl_core.methods.tcl.model import TCLFeatures
 from tcl_core.models import load_model
 from tcl_core.models.modelfile import read_model_file
 from tcl_core.playground import COLORS, KINDS, caption_words, is_held_out
@@ -277,7 +277,7 @@ def test_things_are_seen_where_their_masks_are() -> None:
     tcl.clip.encode_text = lambda _: next(said)
     planted = texts[0][None, :, None, None].repeat(1, 1, 8, 8)
     planted[..., 4:] = texts[1][None, :, None, None]
-    tcl.embed_windows = lambda _: WindowEmbeddings(planted, planted, (32, 32), (32, 32), (0, 0))
+    tcl.encode = lambda _: TCLFeatures(planted, planted, (32, 32), (32, 32), (0, 0))
     with torch.no_grad():
         # As sharp as after training.
         tcl.masker.sim2mask.w.fill_(40.0)

@@ -64,11 +64,11 @@ def stage_losses(
     """What computes TCL's losses of a copy's step (see ``tcl_core.methods.tcl``), and all that is ever trained."""
     # Convolutions on a CPU are several times faster with the channels last.
     tcl.masker.to(memory_format=torch.channels_last)
-    parameters = tcl.set_stage("full")
+    parameters = tcl.trainable("full")
     how = Captions(tuple(templates), brief=brief, balanced=stage.balanced)
 
     def losses(step: int) -> dict[str, Tensor]:
-        tcl.set_stage("ust" if step < stage.ust_steps else "full")
+        tcl.trainable("ust" if step < stage.ust_steps else "full")
         rng, generator = step_generators(seed, step)
         batch = draw_images(stage.images).batch(rng, stage.batch, tokenizer, how)
         negatives = None if batch.negatives is None else batch.negatives[0]

@@ -166,6 +166,18 @@ class SimilarityToMask(nn.Module):
         # Scaling the texts instead of the cosines spares autograd a second tensor of B x N masks.
         return cosine_maps(features, self.w * text) + self.b
 
+    def matching(self, features: Tensor, text: Tensor) -> Tensor:
+        """Logits of every pixel for the text of its own image.
+
+        Args:
+            features: float ``[B, E, h, w]``, L2-normalized over E.
+            text: float ``[B, E]``, L2-normalized.
+
+        Returns:
+            float ``[B, h, w]``.
+        """
+        return torch.einsum("be,behw->bhw", self.w * text, features) + self.b
+
 
 def cosine_maps(features: Tensor, text: Tensor) -> Tensor:
     """Similarity of every pixel with every text.

@@ -9,9 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["draw_noise", "gumbel_sigmoid", "info_nce", "pool_by_masks", "total_variation"]
+__all__ = ["draw_noise", "gumbel_sigmoid", "info_nce", "pool_by_masks", "total_variation", "unit"]
 
 _EPSILON = 1e-6
+
+
+def unit(x: Tensor, dim: int) -> Tensor:
+    """``x`` in float32, L2-normalized over ``dim``."""
+    return F.normalize(x.float(), dim=dim, eps=_EPSILON)
 
 
 def draw_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -106,8 +106,8 @@ def test_threshold_does_not_run_the_network(
     def refuse(*_: object) -> None:
         raise AssertionError("the network ran")
 
-    monkeypatch.setattr(loaded.model.method, "embed_windows", refuse)
-    monkeypatch.setattr(loaded.model.method, "score_maps", refuse)
+    monkeypatch.setattr(loaded.model.method, "encode", refuse)
+    monkeypatch.setattr(loaded.model.method, "similarities", refuse)
     widget.labels.set_threshold(0, 1.0)
     idle(widget)
     assert (results.draft.data[before == 1] == 2).all()

@@ -1,0 +1,230 @@
+"""The decision: which label wins at each pixel. Nobody else decides a pixel.
+
+A label competes at a pixel where its score is at least its own threshold, if it has one. With background, a constant
+plane competes too. Ties go to the background, then to the earlier label; where nothing competes there is no label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tcl_core.vocabulary import Vocabulary
+
+__all__ = ["Contender", "Decision", "decide", "enlarge", "label_map_from_scores", "one_label_from_scores"]
+
+SCORE_ROUNDING = 1e-5
+"""By how much a resized score can exceed the scores around it."""
+
+# Pixels decided at once on a CPU: few enough for the processor's cache, enough that calls cost little.
+_BLOCK = 1 << 16
+
+Contender = tuple[Any, float | None]
+"""What a label's scores depend on, and its own threshold."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An arg-max over some labels, which can be kept up to date.
+
+    Attributes:
+        labels: the labels in their order.
+        floor: height of the background plane, or minus infinity.
+        best: float32 ``[N]``, the highest score so far, at least ``floor``.
+        winner: whole numbers ``[N]``; 0 for none, k for label k counted from 1.
+    """
+
+    labels: list[Contender]
+    floor: float
+    best: Tensor
+    winner: Tensor
+
+    def maps(self, size: tuple[int, int]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The winners int32 ``[H, W]``, and their scores float32 ``[H, W]``, 0 where there is none."""
+        scores = self.best.masked_fill(self.winner == 0, 0)
+        return (
+            self.winner.to(torch.int32).view(size).cpu().numpy(),
+            scores.view(size).cpu().numpy(),
+        )
+
+
+def decide(
+    planes: Sequence[Tensor], labels: Sequence[Contender], floor: float, before: Decision | None = None
+) -> Decision:
+    """The arg-max over planes that have the image's size already.
+
+    Args:
+        planes: float32 ``[N]`` of each label.
+        labels: in the same order.
+        floor: height of the background plane, or minus infinity.
+        before: an earlier decision. If labels were added at its end, they alone are compared; if one threshold moved,
+            pixels alone that this concerns. It is changed in its place and must not be used any more.
+    """
+    # A copy, because the next call compares with it.
+    labels = list(labels)
+    if before is not None and before.floor == floor:
+        known = len(before.labels)
+        if before.labels == labels[:known]:
+            decision = replace(before, labels=labels, winner=before.winner.to(_kind(len(labels))))
+            _compete(decision, planes[known:], known)
+            return decision
+        moved = [place for place, (old, new) in enumerate(zip(before.labels, labels, strict=False)) if old != new]
+        if known == len(labels) and len(moved) == 1 and before.labels[moved[0]][0] == labels[moved[0]][0]:
+            return _move(before, planes, labels, moved[0])
+    decision = _blank(labels, floor, planes[0].numel(), planes[0].device)
+    _compete(decision, planes, 0)
+    return decision
+
+
+def enlarge(score: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a score map ``[h, w]`` to the image's size (bilinear, ``align_corners=False``); float32 ``[H * W]``."""
+    resized = F.interpolate(score[None, None].float(), size=size, mode="bilinear", align_corners=False)
+    return resized.reshape(-1)
+
+
+@torch.no_grad()
+def label_map_from_scores(
+    scores: Tensor | NDArray[np.float32],
+    vocabulary: Vocabulary,
+    background_threshold: float | None,
+    size: tuple[int, int],
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Arg-max of score maps at the image's size, one label after the other, so that memory does not grow with them.
+
+    Args:
+        scores: float32 ``[K, h, w]`` in ``[0, 1]``, one plane per label; each is resized bilinearly.
+        vocabulary: K labels; its own ``background_threshold`` comes before the argument.
+        background_threshold: height of the background plane where the vocabulary does not say; ``None`` for no plane.
+        size: height and width of the result.
+
+    Returns:
+        int32 ``[H, W]``: 0 for no label, k for label k counted from 1; and float32 ``[H, W]``: the winner's score, 0
+        where there is none.
+
+    Raises:
+        ValueError: ``scores`` does not have one plane per label.
+
+    >>> scores = np.array([[[0.9, 0.2, 0.6]], [[0.5, 0.3, 0.6]]], dtype=np.float32)
+    >>> label_map, score_map = label_map_from_scores(scores, Vocabulary.from_options(["a", "b"]), 0.4, (1, 3))
+    >>> label_map.tolist()
+    [[1, 0, 1]]
+    """
+    planes = torch.as_tensor(scores)
+    if planes.ndim != 3 or len(planes) != len(vocabulary.labels):
+        raise ValueError(f"expected score maps [{len(vocabulary.labels)}, h, w], got {list(planes.shape)}")
+    floor = vocabulary.floor(background_threshold)
+    labels: list[Contender] = [(None, label.threshold) for label in vocabulary.labels]
+    decision = _blank(labels, floor, size[0] * size[1], planes.device)
+    for place, (plane, (_, threshold)) in enumerate(zip(planes, labels, strict=True)):
+        lowest = floor if threshold is None else max(floor, threshold)
+        # Interpolation exceeds no value by more than rounding, so most of a long vocabulary needs no more than this.
+        if float(plane.max()) >= lowest - SCORE_ROUNDING:
+            _compete(decision, [enlarge(plane, size)], place)
+    return decision.maps(size)
+
+
+def one_label_from_scores(
+    scores: Tensor,
+    vocabulary: Vocabulary,
+    background_threshold: float | None,
+    size: tuple[int, int],
+    place: int,
+    *,
+    rivals: bool = True,
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Where one label wins, as `label_map_from_scores` decides it.
+
+    Labels that are nowhere strong enough where this one could win take no part, which saves most of the time.
+
+    Args:
+        scores: float32 ``[K, h, w]`` in ``[0, 1]``, one plane per label.
+        vocabulary: K labels.
+        background_threshold: height of the background plane where the vocabulary does not say; ``None`` for no plane.
+        size: height and width of the result.
+        place: of the label, from 0.
+        rivals: whether the other labels compete; otherwise the background alone does.
+
+    Returns:
+        int32 ``[H, W]``: ``place + 1`` where the label wins, else 0; and float32 ``[H, W]``: its score there, else 0.
+    """
+    threshold = vocabulary.labels[place].threshold
+    floor = vocabulary.floor(background_threshold)
+    lowest = floor if threshold is None else max(floor, threshold)
+    kept = [place]
+    if rivals:
+        # Interpolation stays between the four nearest values but for rounding.
+        strong = (scores[place] >= lowest - SCORE_ROUNDING).nonzero()
+        if not len(strong):
+            return np.zeros(size, np.int32), np.zeros(size, np.float32)
+        (top, left), (bottom, right) = strong.amin(dim=0).tolist(), strong.amax(dim=0).tolist()
+        around = scores[:, max(top - 1, 0) : bottom + 2, max(left - 1, 0) : right + 2]
+        strongest = (around.amax(dim=(1, 2)) >= lowest - SCORE_ROUNDING).nonzero().flatten().tolist()
+        kept = sorted({place, *strongest})
+    part = replace(vocabulary, labels=tuple(vocabulary.labels[index] for index in kept))
+    label_map, score_map = label_map_from_scores(scores[kept], part, background_threshold, size)
+    wins = label_map == kept.index(place) + 1
+    # In place, because planes of a large image take 0.8 GB each.
+    np.multiply(wins, np.int32(place + 1), out=label_map)
+    np.multiply(wins, score_map, out=score_map)
+    return label_map, score_map
+
+
+def _kind(labels: int) -> torch.dtype:
+    return torch.uint8 if labels <= 255 else torch.int32
+
+
+def _blank(labels: list[Contender], floor: float, count: int, device: torch.device) -> Decision:
+    best = torch.full((count,), floor, dtype=torch.float32, device=device)
+    return Decision(labels, floor, best, torch.zeros(count, dtype=_kind(len(labels)), device=device))
+
+
+def _compete(decision: Decision, planes: Sequence[Tensor], first: int) -> None:
+    """Let planes of the labels from ``first`` on compete with the winners so far; this is the arg-max.
+
+    Plain comparisons and maxima over few pixels at a time, because those are what processors do many at once.
+    """
+    best, winner = decision.best, decision.winner
+    count = len(best)
+    step = _BLOCK if best.device.type == "cpu" else max(count, 1)
+    thresholds = [threshold for _, threshold in decision.labels[first : first + len(planes)]]
+    for start in range(0, count, step):
+        block = slice(start, start + step)
+        top, who = best[block], winner[block]
+        for number, (plane, threshold) in enumerate(zip(planes, thresholds, strict=True), start=first + 1):
+            score = plane[block]
+            if threshold is not None:
+                score = score.masked_fill(score < threshold, float("-inf"))
+            # Numbers rise, so the greatest that ever won has won.
+            torch.maximum(who, (score > top).to(who.dtype).mul_(number), out=who)
+            torch.maximum(top, score, out=top)
+
+
+def _move(before: Decision, planes: Sequence[Tensor], labels: list[Contender], place: int) -> Decision:
+    """Give one label another threshold."""
+    old, new = (_least(contenders[place]) for contenders in (before.labels, labels))
+    best, winner, score = before.best, before.winner, planes[place]
+    decision = replace(before, labels=labels)
+    number = place + 1
+    if new > old:
+        lost = ((winner == number) & (score < new)).nonzero().flatten()
+        # In parts, because all planes at all these pixels could be as much again as the planes.
+        for part in lost.split(_BLOCK):
+            again = decide([plane[part] for plane in planes], labels, before.floor)
+            best[part], winner[part] = again.best, again.winner
+        return decision
+    wins = (score > best) | ((score == best) & (winner > number))
+    wins &= (score >= new) & (score < old)
+    torch.where(wins, score, best, out=best)
+    winner.masked_fill_(wins, number)
+    return decision
+
+
+def _least(contender: Contender) -> float:
+    return float("-inf") if contender[1] is None else contender[1]
