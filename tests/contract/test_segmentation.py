@@ -29,7 +29,7 @@ IMAGE = example_image()
 
 @pytest.fixture(scope="module")
 def segmenter(method: Method) -> Segmenter:
-    return Segmenter(model_of(method), cache=FeatureCache())
+    return Segmenter(model_of(method), refiner=Pamr(dilations=(1, 4), iterations=2), cache=FeatureCache())
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_options_change_the_identity_of_what_they_affect(method: Method, segment
     key, identity = segmenter.encode(IMAGE).key, segmenter.score_identity(None)
     vocabulary = vocabulary_of(method)
     for name, value in other_values(method.options).items():
-        other = Segmenter(segmenter.model, options={name: value})
+        other = Segmenter(segmenter.model, refiner=segmenter.refiner, options={name: value})
         features = other.encode(IMAGE)
         if name in method.options.affecting("features"):
             assert features.key != key
@@ -152,12 +152,14 @@ def test_refiners_never_share(method: Method) -> None:
 def test_methods_never_share_features(method: Method, segmenter: Segmenter, features: ImageFeatures) -> None:
     other = copy.copy(method)
     other.__class__ = type("Other", (type(method),), {"name": "another"})
-    impostor = Segmenter(model_of(other), cache=segmenter.cache)
+    impostor = Segmenter(model_of(other), refiner=segmenter.refiner, cache=segmenter.cache)
     assert impostor.encode(IMAGE).key != features.key
     with pytest.raises(SettingsError, match="another model"):
         impostor.score_maps(features, vocabulary_of(method))
     with pytest.raises(SettingsError, match="another model"):
-        Segmenter(model_of(method, sha256="1" * 64)).score_maps(features, vocabulary_of(method))
+        Segmenter(model_of(method, sha256="1" * 64), refiner=segmenter.refiner).score_maps(
+            features, vocabulary_of(method)
+        )
 
 
 def test_cache_counts_the_bytes_of_the_tensors(method: Method) -> None:
@@ -188,8 +190,7 @@ def test_no_prompts(segmenter: Segmenter, features: ImageFeatures) -> None:
 # -- sessions ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
-@pytest.mark.parametrize("plane_bytes", [0, 1 << 30])
+@pytest.mark.parametrize(("cache_bytes", "plane_bytes"), [(0, 0), (1 << 30, 1 << 30)])
 def test_session_follows_a_changing_vocabulary(
     method: Method, segmenter: Segmenter, features: ImageFeatures, cache_bytes: int, plane_bytes: int
 ) -> None:
