@@ -14,6 +14,7 @@ from napari_tcl.model_cache import ModelChoice
 from napari_tcl.slices import Index, SliceReader
 from tcl_core.devices import PRECISIONS
 from tcl_core.errors import ImageError, SettingsError
+from tcl_core.methods import list_methods
 from tcl_core.models import list_models
 from tcl_core.polygons import TOLERANCES
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["BackgroundForm", "ModelForm", "ImageForm", "PolygonForm"]
 
 _NO_AXIS = "none"
+_OWN_METHOD = "the model's own"
 _DEFAULT_BACKGROUND = 0.5
 
 
@@ -96,6 +98,12 @@ class ModelForm(Container):
             value=None,
             tooltip="A model file of your own, in place of the model above.",
         )
+        self.method = ComboBox(
+            label="Method",
+            choices=[_OWN_METHOD, *list_methods()],
+            tooltip="How the model's network is used. Other methods than the model's own have to be ones that learn "
+            "nothing.",
+        )
         self.device = ComboBox(
             label="Device",
             choices=["auto", "cpu", "cuda", "mps"],
@@ -111,7 +119,8 @@ class ModelForm(Container):
             value=True,
             tooltip="Refine masks along edges (PAMR). Off is quicker and coarser.",
         )
-        super().__init__(widgets=[self.model, self.file, self.device, self.precision, self.refine], labels=True)
+        widgets = [self.model, self.file, self.method, self.device, self.precision, self.refine]
+        super().__init__(widgets=widgets, labels=True)
         _finish(self)
 
     def choice(self) -> ModelChoice:
@@ -124,6 +133,8 @@ class ModelForm(Container):
         name = str(own) if own is not None and str(own) not in ("", ".") else self.model.value
         if not name:
             raise SettingsError("there is no model; run 'tcl-annotate models list' in a terminal")
+        if self.method.value != _OWN_METHOD:
+            name = f"{self.method.value}:{name}"
         return ModelChoice(name, self.device.value, self.precision.value, bool(self.refine.value))
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tcl_core.methods import list_methods
+from tcl_core.playground.export import sample_scene
 from tcl_core.segmentation.segmenter import Segmenter
-from tests.contract.examples import example_image
 
 MODEL = "example-softmax:playground"
 SIZE = (96, 128)
@@ -30,7 +30,7 @@ def test_list_names_it_without_an_import() -> None:
 
 @pytest.fixture(scope="module")
 def pixels() -> NDArray[np.uint8]:
-    return example_image(*SIZE)
+    return sample_scene(7, 1, SIZE).image
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 __all__ = ["run"]
@@ -16,7 +14,7 @@ def run() -> None:
     """Segment, add a label, and compare with the library each time."""
     import napari
 
-    from tests.contract.examples import example_image
+    from napari_tcl.sample_data import playground_stack
     from tests.napari.steps import dock, idle, segmented
 
     viewer = napari.Viewer(show=True)
@@ -26,10 +24,10 @@ def run() -> None:
     from tcl_core.segmentation.segmenter import Segmenter
     from tcl_core.vocabulary import Vocabulary
 
-    widget.model.file.value = Path(_MODEL)
+    widget.model.method.value, widget.model.model.value = _MODEL.split(":")
     widget.model.device.value = "cpu"
     widget.background.on.value = False
-    image, segmenter = example_image(96, 128), Segmenter(load_model(_MODEL, device="cpu"))
+    image, segmenter = playground_stack()[0][0][1], Segmenter(load_model(_MODEL, device="cpu"))
     options: list[str] = []
     for name, prompts in _LABELS:
         widget.labels.add_row(name, prompts)
