@@ -57,9 +57,11 @@ def test_session_says_what_the_segmenter_says(kind: type[Method], monkeypatch: p
         ((0,), (1,), (2, 3)),
         ((0, 1),),
     ):
-        vocabulary = vocabulary_of(method, *groups)
+        vocabulary = vocabulary_of(method, *groups, background=False)
         expected = segmenter.score_maps(features, vocabulary)
         assert torch.allclose(session.scores(vocabulary), expected, atol=2e-5), groups
+        shown = segmenter.segment(features, vocabulary)
+        assert abs(session.segment(vocabulary).score_map - shown.score_map).max() < 1e-4
         for place in range(len(groups)):
             fresh = ImageSession(segmenter, features)
             alone = fresh.segment_label(vocabulary, place, rivals=False)
