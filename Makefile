@@ -49,11 +49,12 @@ test: $(INSTALLED_TEST) lint ## everything: lint, types, all tests, the wheel in
 test-quick: $(INSTALLED_TEST) ## the inner loop: tests that take less than a few seconds each
 	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
 
-lint: $(INSTALLED_TEST) ## style, formatting and types
-	@echo "== Style, formatting, types"
+lint: $(INSTALLED_TEST) ## style, formatting, types and the direction of imports
+	@echo "== Style, formatting, types, imports"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(INSTALLED_TEST) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
