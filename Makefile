@@ -55,7 +55,7 @@ lint: $(INSTALLED_TEST) ## style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(INSTALLED_TEST) ## let ruff mend what it can
+format: $(INSTALLED_TEST) ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

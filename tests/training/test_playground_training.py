@@ -48,7 +48,7 @@ def tiny() -> Images:
     return draw_images(TINY, workers=1)
 
 
-def test_images_carry_no_truth_and_no_held_out_combination() -> None:
+def test_images_carry_no_ground_truth_and_no_held_out_combination() -> None:
     images = tiny()
     assert images.images.shape == (40, 32, 32, 3)
     for scene in images.scenes:
@@ -67,7 +67,7 @@ def test_batches_repeat_for_the_same_generator() -> None:
     assert first[0].min() >= -1 and first[0].max() <= 1
 
 
-def test_whitened_features_are_centerd_and_spread() -> None:
+def test_whitened_features_are_centered_and_spread() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(500, 12, generator=generator) * torch.linspace(0.2, 2, 12) + 5
     embedded = features @ whiten(features, 8, seed=1)
