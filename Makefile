@@ -57,7 +57,7 @@ lint: $(INSTALLED_TEST) ## style, formatting, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(INSTALLED_TEST) ## let ruff mend what it can
+format: $(INSTALLED_TEST) ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -53,7 +53,9 @@ A settings file:
 @image_options
 @click.option("--min-area", type=click.IntRange(min=0), metavar="N", help="Leave out regions of fewer pixels; 64.")
 @click.option(
-    "--tolerance", metavar="D", help="How closely polygons follow the masks: full, fine, default or coarse; fine."
+    "--tolerance",
+    metavar="D",
+    help="How far polygons may leave the masks: full (not at all), fine, default, coarse, or a number of pixels; fine.",
 )
 @click.option("--queue", type=click.IntRange(min=1), metavar="N", help="Requests that may be worked on or wait; 16.")
 @click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder for typed prompts.")

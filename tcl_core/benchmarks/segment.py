@@ -37,7 +37,7 @@ class BenchmarkRow:
         what: what was measured.
         seconds: shortest of the repetitions, for all images together.
         compared_with: what the ratio refers to; empty where the row itself is the reference.
-        ratio: how many times quicker than the reference; 1 for the reference.
+        ratio: how many times faster than the reference; 1 for the reference.
     """
 
     what: str
