@@ -30,11 +30,10 @@ from tcl_core.methods.tcl import (
     learned_keys,
     learned_state_dict_from_upstream,
 )
-from tcl_core.models.files import file_sha256
 from tcl_core.models.manifest import load_manifest
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.models.modelfile import write_model_file
-from tcl_core.models.paths import models_folder
+from tcl_core.models.paths import file_sha256, models_folder
 from tcl_core.models.towers import check_clip_tensors, read_clip_tensors
 from tcl_core.towers.open_clip_vit import FrozenClip, clip_config_from_state_dict
 
