@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from tcl_core.errors import TclError
 
-__all__ = ["FiniteNumber", "KeysOf", "Text", "WholeNumber", "checked", "explain", "validated"]
+__all__ = ["FiniteNumber", "KeysOf", "StrictFields", "Text", "WholeNumber", "checked", "explain", "validated"]
 
 T = TypeVar("T")
 
@@ -46,6 +46,7 @@ _WORDS = {
     "literal_error": "{expected}",
     "mapping_type": "a mapping",
     "model_type": "a mapping",
+    "path_type": "a path",
     "string_too_short": "text that is not empty",
     "string_type": "text",
     "too_long": "a list of at most {max_length}",
@@ -57,15 +58,14 @@ _MISSING = {"missing", "missing_argument"}
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
-def checked(what: str, error: type[TclError], *, strict: bool = False) -> Callable[[type[T]], type[T]]:
+def checked(what: str, error: type[TclError]) -> Callable[[type[T]], type[T]]:
     """A frozen dataclass whose values are checked, also by its constructor and :func:`dataclasses.replace`.
 
     Args:
         what: begins every message, such as ``metadata``.
         error: raised instead of pydantic's error.
-        strict: whether no value is converted, such as ``"1"`` to ``1``.
     """
-    config = ConfigDict(extra="forbid", strict=strict)
+    config = ConfigDict(extra="forbid")
 
     def decorate(cls: type[T]) -> type[T]:
         made = pydantic.dataclasses.dataclass(frozen=True, config=config)(cls)
@@ -146,6 +146,16 @@ class KeysOf:
     def __get_pydantic_core_schema__(self, source: Any, handler: pydantic.GetCoreSchemaHandler) -> Any:
         checks = [AfterValidator(_as_dict), *([WrapValidator(_unless_empty)] if self.or_empty else [])]
         return handler.generate_schema(Annotated[self.model, *checks])
+
+
+class StrictFields:
+    """Annotation: a plain dataclass that may be written as a mapping, whose values are not converted."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: pydantic.GetCoreSchemaHandler) -> Any:
+        schema: dict[str, Any] = dict(handler.resolve_ref_schema(handler(source)))
+        # The same dataclass may be used elsewhere with other rules.
+        schema.pop("ref", None)
+        return {**schema, "strict": False, "config": {**schema.get("config", {}), "strict": True}}
 
 
 def _unless_empty(value: Any, check: Callable[[Any], Any]) -> Any:

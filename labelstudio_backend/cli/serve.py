@@ -100,7 +100,7 @@ def command(
         "allow_addresses": allow_addresses,
         "local_root": local_root,
     }
-    settings = settings_from(top, {**given, "min_area": min_area, "tolerance": tolerance}, images)
+    settings = settings_from(top, {**given, "min_area": min_area, "tolerance": tolerance}, images, config_file)
     # Reads the file once: a wrong name ends here, and the hash is known before the first request.
     settings.model.identity()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
