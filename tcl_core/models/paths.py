@@ -30,8 +30,8 @@ MIRROR_VARIABLE = "TCL_ANNOTATE_MIRROR"
 def home_folder() -> Path:
     """The folder of everything that was downloaded or imported; it need not exist yet.
 
-    ``TCL_ANNOTATE_HOME`` if it is set, else ``tcl-annotate`` in the user's cache folder: ``$XDG_CACHE_HOME`` or
-    ``~/.cache`` on Linux, ``~/Library/Caches`` on macOS, ``%LOCALAPPDATA%`` on Windows.
+    ``TCL_ANNOTATE_HOME`` if it is set, else ``tcl-annotate`` in the user's cache folder: ``$XDG_CACHE_HOME`` if it is
+    set, else ``~/.cache`` on Linux and ``~/Library/Caches`` on macOS; ``%LOCALAPPDATA%`` on Windows.
     """
     chosen = os.environ.get(HOME_VARIABLE)
     if chosen:

@@ -97,8 +97,8 @@ def test_metadata_is_checked_by_its_constructor() -> None:
         dataclasses.replace(PLAIN, name="")
     with pytest.raises(WeightsError, match="preprocess: short_side must be at least 1, not 0"):
         Preprocess(PREPROCESS.mean, PREPROCESS.std, 0, 128, 64, 32)
-    with pytest.raises(WeightsError, match="metadata: unknown keys: colour; the keys are name, preprocess, method"):
-        ModelMetadata(name="tiny", preprocess=PREPROCESS, colour=1)  # type: ignore[call-arg]
+    with pytest.raises(WeightsError, match="metadata: unknown keys: shade; the keys are name, preprocess, method"):
+        ModelMetadata(name="tiny", preprocess=PREPROCESS, shade=1)  # type: ignore[call-arg]
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
