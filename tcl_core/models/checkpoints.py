@@ -22,11 +22,10 @@ from torch import Tensor
 from tcl_core.errors import WeightsError
 from tcl_core.methods import list_methods, method_class
 from tcl_core.methods.upstream import UpstreamModel
-from tcl_core.models.files import file_sha256
 from tcl_core.models.manifest import load_manifest
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.models.modelfile import write_model_file
-from tcl_core.models.paths import models_folder
+from tcl_core.models.paths import file_sha256, models_folder
 from tcl_core.models.towers import check_clip_tensors, read_clip_tensors
 
 __all__ = ["import_checkpoint", "read_checkpoint"]

@@ -16,8 +16,8 @@ from torch import Tensor
 from tcl_core.errors import WeightsError
 from tcl_core.models import load_model
 from tcl_core.models.checkpoints import import_checkpoint, read_checkpoint
-from tcl_core.models.files import file_sha256
 from tcl_core.models.modelfile import read_model_file
+from tcl_core.models.paths import file_sha256
 from tests.core.tcl_models import pamr_guide, score_maps
 
 MINI = Path(__file__).parents[1] / "data" / "tcl_mini"

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tcl_core.errors import CocoError, ImageError, SettingsError, TclError
+from tcl_core.errors import ExportError, ImageError, SettingsError, TclError
 from tcl_core.export.coco import CocoExporter
 from tcl_core.export.coco.validate.validate import validate_coco
 from tcl_core.images import load_image
@@ -272,7 +272,7 @@ def test_killed_without_any_warning(tmp_path: Path, images: ImageList, model: Mo
     # What SIGKILL leaves: no COCO file, and a journal whose last line may be torn.
     assert not parts.exists()
     journal.write_bytes(journal.read_bytes()[:-40])
-    with pytest.raises(CocoError, match="resume"):
+    with pytest.raises(ExportError, match="resume"):
         run_prelabel(images, killed, VOCABULARY, parts)
     summary = run_prelabel(images, TroubledSegmenter(model, refine=False, batch_size=4), VOCABULARY, parts, resume=True)
     assert summary.done == 14 and parts.read_bytes() == whole.read_bytes()
@@ -326,13 +326,13 @@ def test_places_that_hold_something_are_left_alone(
     out, preview = tmp_path / "out.json", tmp_path / "preview"
     run_prelabel(images, segmenter, VOCABULARY, out, preview=preview)
     before = out.read_bytes()
-    with pytest.raises(CocoError, match="exists"):
+    with pytest.raises(ExportError, match="exists"):
         run_prelabel(images, segmenter, VOCABULARY, out)
     with pytest.raises(SettingsError, match="holds a preview already"):
         run_prelabel(images, segmenter, VOCABULARY, tmp_path / "other.json", preview=preview)
     with pytest.raises(SettingsError, match="holds other files"):
         run_prelabel(images, segmenter, VOCABULARY, out, preview=images.root, overwrite=True)
-    with pytest.raises(CocoError, match="was made with"):
+    with pytest.raises(ExportError, match="was made with"):
         run_prelabel(images, segmenter, VOCABULARY, out, exporter=CocoExporter("rle"), resume=True)
     elsewhere = ImageList(tmp_path, tuple(f"my images/{name}" for name in images.file_names))
     with pytest.raises(SettingsError, match="same --root to resume"):
