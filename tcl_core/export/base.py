@@ -196,4 +196,6 @@ def slashed(path: str | os.PathLike[str]) -> str:
 
 @cache
 def _installed() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    # The last of two of one name wins, and nobody takes a name from this package.
+    found = sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.module.startswith("tcl_core."))
+    return {point.name: point for point in found}
