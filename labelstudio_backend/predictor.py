@@ -149,10 +149,10 @@ class Predictor:
         background = plan.config.background_label
         if background is not None and plan.label is None and not plan.config.background_skipped:
             values.append(background)
-            best = _best(session.scores(vocabulary), features.size)
-            vocabulary = replace(vocabulary, labels=(*vocabulary.labels, Label("(background)")))
             nothing = label_map == 0
-            score_map = np.where(nothing, 1 - best, score_map)
+            score_map = np.where(nothing, 1 - _best(session.scores(vocabulary), features.size), score_map)
+            # Not before the scores: the background is no name that competes.
+            vocabulary = replace(vocabulary, labels=(*vocabulary.labels, Label("(background)")))
             label_map = np.where(nothing, len(values), label_map).astype(np.int32)
         wanted = plan.config.drawing if controls is None else controls
         tolerance = self.options.tolerance if any(control.kind == "polygon" for control in wanted) else None

@@ -56,10 +56,15 @@ class TensorBundle:
         return dataclasses.replace(self, **{name: tensor[part] for name, tensor in self.tensors().items()})
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same on another device or in another precision (float16 halves the memory of a cache)."""
-        return dataclasses.replace(
-            self, **{name: tensor.to(device=device, dtype=dtype) for name, tensor in self.tensors().items()}
-        )
+        """The same on another device or in another precision (float16 halves the memory of a cache).
+
+        Tensors of whole numbers or truth values keep their kind.
+        """
+        moved = {
+            name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+            for name, tensor in self.tensors().items()
+        }
+        return dataclasses.replace(self, **moved)
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
@@ -92,7 +97,8 @@ class TensorBundle:
         Raises:
             ValueError: a field is missing, or there are others.
         """
-        fields = {field.name: str(field.type) for field in dataclasses.fields(cls)}
+        # A type is a text in modules that import annotations from __future__.
+        fields = {field.name: getattr(field.type, "__name__", str(field.type)) for field in dataclasses.fields(cls)}
         if set(fields) != set(tensors):
             raise ValueError(f"expected the tensors {', '.join(sorted(fields))}, found {', '.join(sorted(tensors))}")
         values: dict[str, Any] = {}

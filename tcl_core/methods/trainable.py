@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 __all__ = ["Trainable"]
 
@@ -40,6 +41,14 @@ class Trainable(ABC):
             sample: ``image`` (float ``[3, H, W]``, normalized) and ``caption`` (a text).
             rng: of this sample.
         """
+
+    def collate(self, samples: Sequence[Mapping[str, Any]]) -> Any:
+        """Put prepared samples together into a batch, as `embed` and `loss` take it.
+
+        Args:
+            samples: of `prepare`, at least one; by default a mapping of their stacked values.
+        """
+        return default_collate(list(samples))
 
     @abstractmethod
     def embed(self, batch: Any) -> Any:

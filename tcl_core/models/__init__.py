@@ -27,4 +27,5 @@ def __getattr__(name: str) -> Any:
     # Lazy (PEP 562), so that asking where models lie does not load the network's library.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+    return value

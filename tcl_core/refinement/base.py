@@ -33,7 +33,7 @@ class ScoreRefiner(Protocol):
         ...
 
     def identity(self) -> Mapping[str, Any]:
-        """Everything that a guide depends on besides the image, fit for JSON."""
+        """Everything that guides and refined maps depend on besides the image, fit for JSON."""
         ...
 
     def prepare(self, image: Tensor, size: tuple[int, int]) -> Guide:

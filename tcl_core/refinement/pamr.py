@@ -210,8 +210,8 @@ class Pamr:
     name: str = "pamr"
 
     def identity(self) -> dict[str, Any]:
-        """Name and dilations; the iterations take part in the scores alone."""
-        return {"name": self.name, "dilations": list(self.dilations)}
+        """Name, dilations and iterations."""
+        return {"name": self.name, "dilations": list(self.dilations), "iterations": self.iterations}
 
     def prepare(self, image: Tensor, size: tuple[int, int]) -> PamrAffinity:
         """The affinities of images ``[B, 3, H, W]`` at a size."""

@@ -56,7 +56,7 @@ ProgressCallback = Callable[[Progress], None]
 """Told about each step of the work; what it raises ends the work and is passed on, so it can cancel."""
 
 _PromptKey = tuple[FeatureKey, str, tuple[str, ...], str]
-_LabelKey = tuple[tuple[str, ...], str, tuple[str, ...]]
+_LabelKey = tuple[tuple[str, ...], str, tuple[tuple[str, ...], ...]]
 
 
 class SimilarityCache(ByteBoundedCache[_PromptKey, Tensor]):
@@ -156,7 +156,7 @@ class ImageSession:
         known = dict(self._scores)
         missing = [place for place, key in enumerate(keys) if key not in known]
         if missing:
-            if not self.segmenter.method.independent_labels:
+            if not self._one_by_one:
                 missing = list(range(len(keys)))
             labels = [vocabulary.labels[place] for place in missing]
             merged = self._merged(labels, vocabulary.templates, on_progress)
@@ -219,7 +219,7 @@ class ImageSession:
             ImageError: the array is not an image.
             VocabularyError: the model does not know a word of a prompt.
         """
-        alone = not rivals and self.segmenter.method.independent_labels
+        alone = not rivals and self._one_by_one
         part, inside = (replace(vocabulary, labels=(vocabulary.labels[place],)), 0) if alone else (vocabulary, place)
         scores = self.scores(part)
         threshold = self.segmenter.background_threshold
@@ -278,11 +278,17 @@ class ImageSession:
                 self._similarities.put((features.key, identity, company, prompt), plane.clone())
         return torch.stack([planes[prompt] for label in labels for prompt in label.prompts])
 
+    @property
+    def _one_by_one(self) -> bool:
+        """Whether a label's scores do not depend on which others there are."""
+        method = self.segmenter.method
+        return method.independent_prompts and method.independent_labels
+
     def _keys(self, vocabulary: Vocabulary) -> list[_LabelKey]:
         return [self._key(label, vocabulary) for label in vocabulary.labels]
 
     def _key(self, label: Label, vocabulary: Vocabulary) -> _LabelKey:
-        company: tuple[str, ...] = ()
-        if not self.segmenter.method.independent_labels:
-            company = tuple(prompt for _, prompt in vocabulary.prompts)
+        company: tuple[tuple[str, ...], ...] = ()
+        if not self._one_by_one:
+            company = tuple(other.prompts for other in vocabulary.labels)
         return label.prompts, self.segmenter.score_identity(vocabulary.templates), company

@@ -250,6 +250,8 @@ class TCL(TCLTraining, Method):
             :math:`\sigma(10 (\cos(\text{CLIP}, t) - 0.25))`, its share ``kp_weight``; 0 leaves it out.
         """
         features, options = cast(TCLFeatures, features), self.options
+        if not len(prompts):
+            return features.image_emb.new_zeros(len(features), 0, *features.size, dtype=torch.float32)
         with torch.autocast(device_type=features.image_emb.device.type, enabled=False):
             text = self.rows(prompts).to(features.image_emb.device)
             masks = self.score(self.pixels(features), text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -105,6 +105,12 @@ class TCLTraining(Trainable):
         if self.clip.tokenizer is None:
             raise SettingsError("The CLIP has no tokenizer, so captions cannot be embedded; give it one.")
         return {"image": sample["image"], "tokens": self.clip.tokenizer([sample["caption"]])[0]}
+
+    def collate(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
+        """Stack images and captions of prepared samples."""
+        return Batch(
+            torch.stack([sample["image"] for sample in samples]), torch.stack([sample["tokens"] for sample in samples])
+        )
 
     def embed(self, batch: Batch) -> Embeddings:
         """Embed images, captions, and the regions that each caption grounds in its own image.
