@@ -11,6 +11,7 @@ PYTEST_ARGS ?=
 SCENES ?= 12
 SEED ?= 7
 OUT ?= demo-output
+REVISION ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
@@ -24,7 +25,7 @@ JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2 /usr/lib64/libjem
 KEEP_MEMORY := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=dirty_decay_ms:-1$(COMMA)muzzy_decay_ms:-1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick lint format docs benchmark train-playground clean
+.PHONY: help demo test test-quick lint format docs benchmark benchmark-against train-playground clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -49,13 +50,14 @@ test: $(INSTALLED_TEST) lint ## everything: lint, types, all tests, the wheel in
 test-quick: $(INSTALLED_TEST) ## the inner loop: tests that take less than a few seconds each
 	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
 
-lint: $(INSTALLED_TEST) ## style, formatting and types
-	@echo "== Style, formatting, types"
+lint: $(INSTALLED_TEST) ## style, formatting, types and the direction of imports
+	@echo "== Style, formatting, types, imports"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-format: $(INSTALLED_TEST) ## let ruff mend what it can
+format: $(INSTALLED_TEST) ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -66,6 +68,10 @@ docs: $(INSTALLED_TEST) ## API reference from the docstrings, in build/docs
 benchmark: $(INSTALLED) ## measure polygons and speed on this machine
 	$(BIN)/tcl-annotate benchmark polygons
 	$(BIN)/tcl-annotate benchmark segment
+
+benchmark-against: $(INSTALLED_TEST) ## compare the speed with another revision: make benchmark-against REVISION=56cd0a1
+	@test -n "$(REVISION)" || { echo "Which revision? Say make benchmark-against REVISION=56cd0a1" >&2; exit 2; }
+	$(BIN)/python benchmarks/compare_revision.py "$(REVISION)"
 
 train-playground: $(INSTALLED) ## train the embedded model again (under two hours on two cores)
 	$(KEEP_MEMORY) $(BIN)/python -m training.playground

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import pkgutil
 import sys
+import warnings
 from pathlib import Path
 
 import pdoc
@@ -25,7 +27,13 @@ def build(folder: Path) -> None:
     # By itself pdoc leaves out the modules of a package that has an ``__all__``, and complains of a module named twice.
     named: list[str] = []
     found: set[str] = set()
+    # pydantic annotates the dataclasses that it makes with a name that it only knows while types are checked.
+    warnings.filterwarnings("ignore", message=".*PydanticDataclass", category=UserWarning)
     for name in public_modules():
+        module = importlib.import_module(name)
+        for lazy in getattr(module, "__all__", ()):
+            # pdoc looks into the module's dictionary, in which lazy names appear once they are asked for.
+            getattr(module, lazy)
         if name not in found:
             named.append(name)
             found |= set(pdoc.extract.walk_specs([name, private]))

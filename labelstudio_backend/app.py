@@ -101,7 +101,7 @@ def _add_routes(app: FastAPI) -> None:
 
     @app.get("/status", responses=_ERRORS)
     async def status() -> dict[str, Any]:
-        """What goes on: model, queue, and the latest tasks that failed with their reasons."""
+        """The server's status: model, queue, and the latest tasks that failed with their reasons."""
         return service().status()
 
     @app.get("/metrics", responses=_ERRORS)

@@ -68,8 +68,8 @@ def predict_project(
 ) -> BulkSummary:
     """Predict a project's tasks and store the predictions.
 
-    A task that fails costs only itself. SIGINT and SIGTERM end the run between two tasks, with what is done stored;
-    another run goes on, because tasks that have a prediction of this version are skipped.
+    A task that fails is skipped and reported. SIGINT and SIGTERM end the run between two tasks, with what is done
+    stored; another run resumes, because tasks that have a prediction of this version are skipped.
 
     Args:
         client: signed in.
@@ -129,7 +129,7 @@ def predict_project(
 def _prefetched(
     tasks: Sequence[dict[str, Any]], fetcher: ImageFetcher, portal: BlockingPortal
 ) -> Iterator[tuple[dict[str, Any], Future[bytes]]]:
-    """Tasks with their images on the way; every image is let go of once its task is over."""
+    """Tasks with their images on the way; every image is released once its task is over."""
     running: deque[tuple[dict[str, Any], Future[bytes]]] = deque()
     coming = iter(tasks)
     try:

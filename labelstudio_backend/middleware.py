@@ -1,4 +1,4 @@
-"""What stands in front of the routes: who may come in, and how much they may bring."""
+"""ASGI middleware: authentication and request-size limits."""
 
 from __future__ import annotations
 

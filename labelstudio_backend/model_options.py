@@ -93,7 +93,7 @@ class ModelOptions:
 
 @lru_cache(maxsize=8)
 def _sha256(path: Path) -> str:
-    from tcl_core.models.files import file_sha256
+    from tcl_core.models.paths import file_sha256
 
     return file_sha256(path)
 

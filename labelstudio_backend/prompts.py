@@ -167,7 +167,7 @@ class PromptStore:
             return {}
         except (OSError, ValueError) as error:
             raise SettingsError(
-                f"{self.path}: the prompts cannot be read ({error}); mend or remove the file"
+                f"{self.path}: the prompts cannot be read ({error}); repair or remove the file"
             ) from error
         return data
 

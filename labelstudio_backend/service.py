@@ -1,4 +1,4 @@
-"""What the routes do: predictions for tasks, the project's version, and a look at what goes on."""
+"""What the routes do: predictions for tasks, the project's version, and the server's status."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Service:
     async def predict(self, request: PredictRequest) -> bytes:
         """Answer a request for predictions, task by task.
 
-        Without a context a task that fails costs only itself: it gets an empty result of another version, so that
+        Without a context a task that fails does not affect others: it gets an empty result of another version, so that
         Label Studio asks again for it, and its reason stands in the status.
 
         Returns:
@@ -133,7 +133,7 @@ class Service:
         return list(self._versions)
 
     def status(self) -> dict[str, Any]:
-        """What goes on, for people."""
+        """The server's status, for people."""
         supervisor = self.supervisor
         return {
             "model": self.settings.model.model,

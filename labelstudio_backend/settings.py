@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 
 from labelstudio_backend.image_fetch.addresses import parse_networks
 from labelstudio_backend.image_fetch.fetching import FetchLimits, ImageFetcher
@@ -17,6 +24,7 @@ from labelstudio_backend.image_fetch.locations import Site, origin_of
 from labelstudio_backend.image_fetch.tokens import Token
 from labelstudio_backend.model_options import ModelOptions
 from tcl_core.errors import SettingsError
+from tcl_core.validation import FiniteNumber, StrictFields, WholeNumber, checked, explain
 
 __all__ = ["ImageSettings", "ServerSettings", "default_state_dir", "read_settings_file", "settings_from"]
 
@@ -30,7 +38,26 @@ def default_state_dir() -> Path:
     return home_folder() / "label-studio"
 
 
-@dataclass(frozen=True)
+def _expanded(value: Any) -> Any:
+    return Path(value).expanduser() if isinstance(value, str) else value
+
+
+def _without_end(url: str) -> str:
+    return url.rstrip("/")
+
+
+def _as_written(value: Any, check: Callable[[Any], ModelOptions]) -> ModelOptions:
+    """Check a mapping of options, but keep 2 where 2.0 would do: the model's version is made from what is written."""
+    options = check(value)
+    return ModelOptions(**value) if isinstance(value, Mapping) else options
+
+
+_Folder = Annotated[Path, BeforeValidator(_expanded)]
+_Count = Annotated[WholeNumber, Field(gt=0)]
+_Seconds = Annotated[FiniteNumber, Field(gt=0)]
+
+
+@checked("images", SettingsError)
 class ImageSettings:
     """Where images may come from, and what they may cost.
 
@@ -48,25 +75,23 @@ class ImageSettings:
         SettingsError: a value is out of range or of the wrong form.
     """
 
-    label_studio_url: str = DEFAULT_URL
+    label_studio_url: Annotated[str, AfterValidator(_without_end)] = DEFAULT_URL
     label_studio_aliases: tuple[str, ...] = ()
     allow_hosts: tuple[str, ...] = ()
     allow_addresses: tuple[str, ...] = ()
-    local_root: Path | None = None
-    max_bytes: int = 64 << 20
-    seconds: float = 30.0
-    cache_bytes: int = 256 << 20
+    local_root: _Folder | None = None
+    max_bytes: _Count = 64 << 20
+    seconds: _Seconds = 30.0
+    cache_bytes: WholeNumber = 256 << 20
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "label_studio_url", self.label_studio_url.rstrip("/"))
+    @model_validator(mode="after")
+    def _can_be_used(self) -> ImageSettings:
         for url in (self.label_studio_url, *self.label_studio_aliases):
             origin_of(url)
         parse_networks(self.allow_addresses)
         if self.local_root is not None and not self.local_root.is_dir():
             raise SettingsError(f"local_root {self.local_root}: is not a folder")
-        for name in ("max_bytes", "seconds"):
-            if getattr(self, name) <= 0:
-                raise SettingsError(f"{name} is {getattr(self, name)}; give a number above 0")
+        return self
 
     def fetcher(self, token: str | None) -> ImageFetcher:
         """A fetcher with these limits.
@@ -84,7 +109,7 @@ class ImageSettings:
         return ImageFetcher(site, Token(token) if token else None, limits, self.cache_bytes)
 
 
-@dataclass(frozen=True)
+@checked("settings", SettingsError)
 class ServerSettings:
     """Settings of the server.
 
@@ -101,31 +126,26 @@ class ServerSettings:
         max_body_bytes: largest request.
     """
 
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: Annotated[ModelOptions, StrictFields(), WrapValidator(_as_written)] = field(default_factory=ModelOptions)
     images: ImageSettings = field(default_factory=ImageSettings)
-    state_dir: Path = field(default_factory=default_state_dir)
+    state_dir: _Folder = field(default_factory=default_state_dir)
     credentials: tuple[str, ...] = ()
     token: str | None = None
-    queue: int = 16
-    feature_cache_bytes: int = 1 << 30
-    result_cache_bytes: int = 256 << 20
-    job_seconds: float = 300.0
-    max_body_bytes: int = 256 << 20
-
-    def __post_init__(self) -> None:
-        for name in ("queue", "job_seconds", "max_body_bytes"):
-            if getattr(self, name) <= 0:
-                raise SettingsError(f"{name} is {getattr(self, name)}; give a number above 0")
+    queue: _Count = 16
+    feature_cache_bytes: WholeNumber = 1 << 30
+    result_cache_bytes: WholeNumber = 256 << 20
+    job_seconds: _Seconds = 300.0
+    max_body_bytes: _Count = 256 << 20
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
     """Read a settings file: YAML with the fields of `ServerSettings`, ``model`` and ``images`` being mappings.
 
     Returns:
-        Arguments for :func:`settings_from`.
+        Arguments for :func:`settings_from`, which checks them.
 
     Raises:
-        SettingsError: it cannot be read, or holds an unknown key; the message names it.
+        SettingsError: it cannot be read, is no mapping, or holds a secret.
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -138,55 +158,37 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     for forbidden in ("credentials", "token"):
         if forbidden in data:
             raise SettingsError(f"{path}: {forbidden} does not belong here; use --auth-file and --token-file")
-    _check_keys(data, ServerSettings, str(path))
-    for section, kind in (("model", ModelOptions), ("images", ImageSettings)):
-        if section in data:
-            if not isinstance(data[section], dict):
-                raise SettingsError(f"{path}: {section} must be a mapping")
-            _check_keys(data[section], kind, f"{path}: {section}")
     return data
 
 
-def settings_from(data: Mapping[str, Any], model: Mapping[str, Any], images: Mapping[str, Any]) -> ServerSettings:
+def settings_from(
+    data: Mapping[str, Any], model: Mapping[str, Any], images: Mapping[str, Any], file: Path | None = None
+) -> ServerSettings:
     """Put settings together; options (where not ``None``) come before the file.
 
     Args:
         data: from `read_settings_file`, and top-level options.
         model: options of `ModelOptions`.
         images: options of `ImageSettings`.
+        file: where `data` was read from; it begins the messages.
 
     Raises:
-        SettingsError: a value is out of range or of the wrong type.
+        SettingsError: a setting is unknown, out of range or of the wrong type; the message names it.
     """
-    top = {key: value for key, value in data.items() if key not in ("model", "images") and value is not None}
+    top = {key: value for key, value in data.items() if value is not None}
+    what = "settings" if file is None else str(file)
     try:
-        return ServerSettings(
-            model=ModelOptions(**_merged(data.get("model"), model)),
-            images=ImageSettings(**_typed(_merged(data.get("images"), images))),
-            **_typed(top),
+        return _SETTINGS.validate_python(
+            {**top, "model": _merged(top.get("model"), model), "images": _merged(top.get("images"), images)}
         )
-    except TypeError as error:
-        raise SettingsError(f"a setting has the wrong type ({error})") from error
+    except ValidationError as error:
+        raise SettingsError(explain(error, what, ServerSettings)) from None
 
 
-def _merged(file: Mapping[str, Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:
+_SETTINGS: TypeAdapter[ServerSettings] = TypeAdapter(ServerSettings)
+
+
+def _merged(file: Any, options: Mapping[str, Any]) -> Any:
+    if not isinstance(file, Mapping | None):
+        return file
     return {**(file or {}), **{key: value for key, value in options.items() if value not in (None, ())}}
-
-
-def _typed(values: dict[str, Any]) -> dict[str, Any]:
-    for name in ("local_root", "state_dir"):
-        if isinstance(values.get(name), str):
-            values[name] = Path(os.path.expanduser(values[name]))
-    for name in ("label_studio_aliases", "allow_hosts", "allow_addresses"):
-        if name in values:
-            if isinstance(values[name], str) or not all(isinstance(text, str) for text in values[name]):
-                raise SettingsError(f"{name}: expected a list of texts")
-            values[name] = tuple(values[name])
-    return values
-
-
-def _check_keys(data: Mapping[Any, Any], kind: type, where: str) -> None:
-    known = [entry.name for entry in dataclasses.fields(kind)]
-    for key in data:
-        if key not in known:
-            raise SettingsError(f"{where}: unknown setting {key!r}; the settings are {', '.join(known)}")

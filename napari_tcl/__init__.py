@@ -1,9 +1,9 @@
 """tcl-annotate in napari: type a label, see the mask, correct it, export COCO.
 
-The parts below need neither napari nor Qt and serve notebooks too: a `ImageSession` encodes an image once and
+The parts below need neither napari nor Qt and serve notebooks too: an `ImageSession` encodes an image once and
 segments it as often as labels change, an `Annotation` keeps corrections and accepted regions apart from what the model
 proposes, and `export_coco` writes label maps. `SliceReader` makes RGB images of stacks, channels and deep grays, and
-a `FolderJob` works off many images.
+a `FolderJob` processes many images.
 """
 
 from __future__ import annotations

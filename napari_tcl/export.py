@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl_core.errors import CocoError
-from tcl_core.export.coco import Geometry, ImageResult, journal_path, regions_to_annotations, write_coco_file
+from tcl_core.export.coco import Geometry, ImageResult, regions_to_annotations, write_coco_file
+from tcl_core.prelabel.journal import journal_path
 from tcl_core.regions import label_map_to_regions
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
@@ -89,12 +90,7 @@ def export_coco(
         regions = regions_of(image, vocabulary, None if geometry == "rle" else tolerance)
         return ImageResult(image.file_name, *size, regions_to_annotations(regions, size, geometry))
 
-    try:
-        write_coco_file(out, map(result, images), vocabulary, {**settings, "geometry": geometry}, overwrite=True)
-    except BaseException:
-        # What is begun again from the layers needs no journal to go on from.
-        journal_path(out).unlink(missing_ok=True)
-        raise
+    write_coco_file(out, map(result, images), vocabulary, {**settings, "geometry": geometry}, overwrite=True)
 
 
 def check_folder(path: Path) -> None:

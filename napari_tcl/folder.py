@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from napari_tcl.export import AnnotatedImage, export_coco
 from tcl_core.errors import ImageError, SettingsError
 from tcl_core.export.coco import Geometry
-from tcl_core.export.coco.names import is_text
+from tcl_core.export.names import is_text
 from tcl_core.images import image_size, load_image
 from tcl_core.prelabel.inputs import ImageList, find_images
 from tcl_core.segmentation.segmenter import Segmenter

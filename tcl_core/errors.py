@@ -6,7 +6,7 @@ without a traceback and exits with a non-zero code.
 
 from __future__ import annotations
 
-__all__ = ["CocoError", "ImageError", "SettingsError", "TclError", "VocabularyError", "WeightsError"]
+__all__ = ["CocoError", "ExportError", "ImageError", "SettingsError", "TclError", "VocabularyError", "WeightsError"]
 
 
 class TclError(Exception):
@@ -25,7 +25,11 @@ class WeightsError(TclError):
     """A model file that is missing, damaged, of the wrong kind or of the wrong hash."""
 
 
-class CocoError(TclError):
+class ExportError(TclError):
+    """An output file, or the journal of a job, that cannot be read or written."""
+
+
+class CocoError(ExportError):
     """A COCO file that cannot be read or written."""
 
 

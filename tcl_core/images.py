@@ -1,4 +1,4 @@
-"""Reading images from disc or memory, safely, as the RGB array that every other room works on.
+"""Reading images from disk or memory, safely, as the RGB array that the rest of the package works on.
 
 Only raster formats whose decoders run inside this process are tried (never EPS, PDF or WMF, whose readers start
 other programs). The size is read from the header and compared with the limit before a single pixel is decoded, and

@@ -32,8 +32,8 @@ def label_map_to_regions(
     Args:
         segmentation: label map, score map and vocabulary of one image.
         min_area: regions of fewer pixels are removed first; 0 keeps all.
-        small: what happens to them: ``"drop"`` leaves nothing (0) in their place, ``"merge"`` gives their pixels to
-            the label (or nothing) around them with the longest shared border.
+        small: what happens to them: ``"drop"`` leaves background (0) in their place, ``"merge"`` gives their pixels to
+            the label (or background) around them with the longest shared border.
         tolerance: of the polygons, see :func:`tcl_core.polygons.tolerance_in_pixels`; ``None`` makes no polygons.
         shared: whether neighbors keep one border (:func:`tcl_core.polygons.simplify_coverage`); otherwise each
             polygon is simplified by itself, many times faster (:func:`tcl_core.polygons.simplify_apart`).
@@ -95,7 +95,7 @@ def drop_small(label_map: NDArray[np.int32], min_area: int) -> NDArray[np.int32]
     """Set regions of fewer than ``min_area`` pixels to 0.
 
     Args:
-        label_map: int32 ``[H, W]``, 0 is nothing.
+        label_map: int32 ``[H, W]``, 0 is background.
         min_area: pixels.
 
     Returns:
@@ -114,11 +114,11 @@ def absorb_small(label_map: NDArray[np.int32], min_area: int) -> NDArray[np.int3
     """Merge regions of fewer than ``min_area`` pixels into the label around them with the longest shared border.
 
     The smallest go first (ties: reading order), so that a speck inside a small region joins it before that region
-    is judged. Equal borders go to the smaller label. Pieces of nothing (0) are not regions and stay; a region that
+    is checked. Equal borders go to the smaller label. Pieces of background (0) are not regions and stay; a region that
     fills the image stays.
 
     Args:
-        label_map: int32 ``[H, W]``, 0 is nothing.
+        label_map: int32 ``[H, W]``, 0 is background.
         min_area: pixels.
 
     Returns:

@@ -193,6 +193,6 @@ def train(
             if (step + 1) % save_every == 0:
                 save(step + 1)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; run the same command again to go on from the last checkpoint in {folder}")
+        print(f"\ninterrupted; run the same command again to resume from the last checkpoint in {folder}")
         raise
     save(schedule.steps)

@@ -1,4 +1,4 @@
-"""``tcl-annotate label-studio``: the server, bulk predictions, new projects and export."""
+"""``tcl-annotate label-studio``: the server, batch predictions, new projects and export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["COMMANDS", "command"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("labelstudio_backend.cli.serve", "Run the ML backend."),
-    "setup": ("labelstudio_backend.cli.setup", "Make a project with labels and connect the backend."),
+    "setup": ("labelstudio_backend.cli.setup", "Create a project with labels and connect the backend."),
     "prelabel": ("labelstudio_backend.cli.prelabel", "Predict all tasks of a project."),
     "export": ("labelstudio_backend.cli.export", "Write a project's annotations as COCO."),
     "prompts": ("labelstudio_backend.cli.prompts", "List or clear typed prompts."),

@@ -32,7 +32,13 @@ Examples:
 @model_options
 @image_options
 @click.option("--min-area", type=click.IntRange(min=0), default=64, show_default=True, metavar="N")
-@click.option("--tolerance", default="fine", show_default=True, metavar="D", help="How closely polygons follow masks.")
+@click.option(
+    "--tolerance",
+    default="fine",
+    show_default=True,
+    metavar="D",
+    help="How far polygons may leave the masks: full (not at all), fine, default, coarse, or a number of pixels.",
+)
 @click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder of typed prompts.")
 @click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")
 def command(

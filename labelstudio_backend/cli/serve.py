@@ -53,7 +53,9 @@ A settings file:
 @image_options
 @click.option("--min-area", type=click.IntRange(min=0), metavar="N", help="Leave out regions of fewer pixels; 64.")
 @click.option(
-    "--tolerance", metavar="D", help="How closely polygons follow the masks: full, fine, default or coarse; fine."
+    "--tolerance",
+    metavar="D",
+    help="How far polygons may leave the masks: full (not at all), fine, default, coarse, or a number of pixels; fine.",
 )
 @click.option("--queue", type=click.IntRange(min=1), metavar="N", help="Requests that may be worked on or wait; 16.")
 @click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder for typed prompts.")
@@ -107,8 +109,8 @@ def command(
         "local_root": local_root,
     }
     if "option_values" in given:
-        given["options"] = {**(file.get("model") or {}).get("options", {}), **given.pop("option_values")}
-    settings = settings_from(top, {**given, "min_area": min_area, "tolerance": tolerance}, images)
+        given["options"] = {**_options_of(file), **given.pop("option_values")}
+    settings = settings_from(top, {**given, "min_area": min_area, "tolerance": tolerance}, images, config_file)
     # Reads the file once: a wrong name ends here, and the hash is known before the first request.
     settings.model.identity()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -119,6 +121,13 @@ def command(
     click.echo(f"backend for {settings.images.label_studio_url} at http://{host}:{port}", err=True)
     uvicorn.run(create_app(settings), host=host, port=port, log_config=None, server_header=False)
     return EXIT_FINE
+
+
+def _options_of(file: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The method's options in a settings file; whether it is a sound one is judged elsewhere."""
+    section = file.get("model")
+    options = section.get("options") if isinstance(section, Mapping) else None
+    return options if isinstance(options, Mapping) else {}
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ _BACKEND_TITLE = "tcl-annotate"
 
 @click.command(
     "setup",
-    short_help="Make a project with labels and connect the backend.",
+    short_help="Create a project with labels and connect the backend.",
     epilog="""\b
 Examples:
   tcl-annotate label-studio setup --token-file token.txt --labels labels.yaml --upload photos
@@ -65,7 +65,7 @@ def command(
     upload: tuple[Path, ...],
     local_files: str | None,
 ) -> int:
-    """Make a project with labels, connect the backend to it, and say where it is."""
+    """Create a project with labels, connect the backend to it, and say where it is."""
     from labelstudio_backend.client import LabelStudioClient
     from labelstudio_backend.config_writer import labeling_config_xml
     from labelstudio_backend.middleware import read_auth_file

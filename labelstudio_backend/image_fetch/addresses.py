@@ -37,7 +37,7 @@ def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
 def is_public(address: Address) -> bool:
     """Whether an address belongs to the internet: not private, loopback, link-local, multicast or reserved.
 
-    IPv4 addresses inside IPv6 ones (mapped, 6to4, NAT64, Teredo) are judged as what they lead to.
+    IPv4 addresses inside IPv6 ones (mapped, 6to4, NAT64, Teredo) are checked as what they lead to.
 
     >>> is_public(ipaddress.ip_address("8.8.8.8")), is_public(ipaddress.ip_address("::ffff:127.0.0.1"))
     (True, False)

@@ -23,7 +23,7 @@ class RunButtons(QWidget):
         self.segment_all = tool_button(
             "Segment all slices", "Find the labels in every slice of a stack, one after another."
         )
-        self.cancel = tool_button("Cancel", "End the work that is going on. What is shown stays.")
+        self.cancel = tool_button("Cancel", "Stop the running work. The layers stay as they are.")
         self.accept = tool_button(
             "Accept label (C)",
             "Move the chosen label's regions to the accepted layer, which later runs never overwrite. "
@@ -44,7 +44,7 @@ class RunButtons(QWidget):
         self.message.setWordWrap(True)
         self.message.setToolTip("What was done last, or what went wrong.")
         self.vertices = QLabel("")
-        self.vertices.setToolTip("How many points the polygons have at this tolerance; it follows what you change.")
+        self.vertices.setToolTip("How many vertices the polygons have at this tolerance; updated as you change it.")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addLayout(grid)

@@ -49,7 +49,7 @@ class FolderTab(Widget):
         self.run_button = tool_button(
             "Label folder / resume",
             "Label every image that has no labels yet, with the labels and the model of the first tab. Masks are "
-            "kept beside the folder in FOLDER.masks, so that the work can be stopped and taken up again.",
+            "kept beside the folder in FOLDER.masks, so that the work can be stopped and resumed.",
         )
         self.images = QListWidget()
         self.images.setToolTip("· waiting   ○ labeled   ● corrected by you   ✕ failed. Double-click opens an image.")
@@ -72,7 +72,7 @@ class FolderTab(Widget):
         self.export_button.clicked.connect(lambda: self._ask_export())
 
     def run(self) -> None:
-        """Label what is waiting; begun work is taken up."""
+        """Label the images that are waiting; an interrupted job is resumed."""
         folder = Path(str(self.folder.value))
         try:
             vocabulary = self.owner.vocabulary()
@@ -162,7 +162,7 @@ class FolderTab(Widget):
         if done:
             self.open(done[0])
         else:
-            self.owner.buttons.say("that was the last image; export the folder when you are content")
+            self.owner.buttons.say("that was the last image; export the folder when you are done")
 
     def export(self, path: str | Path) -> None:
         """Write one COCO file of all images that are done."""
@@ -196,7 +196,7 @@ class FolderTab(Widget):
         done = sum(state.state in ("labeled", "corrected") for state in states)
         failed = sum(state.state == "failed" for state in states)
         text = f"{done} of {len(states)} images are labeled"
-        self.owner.buttons.say(text + (f", {failed} failed; point at them in the list to see why" if failed else ""))
+        self.owner.buttons.say(text + (f", {failed} failed; hover over them in the list to see why" if failed else ""))
 
     def _show_job(self, job: FolderJob) -> None:
         self.job = job

@@ -32,7 +32,7 @@ from tcl_core.vocabulary import Label, Vocabulary, default_colors
 __all__ = ["LabelTable"]
 
 _SHOW, _NAME, _PROMPTS, _COLOR, _THRESHOLD = range(5)
-_HEADS = ("", "Label", "Prompts", "Color", "At least")
+_HEADS = ("", "Label", "Prompts", "Color", "Min. score")
 _TIPS = (
     "Whether the label is drawn. Hidden labels are segmented and exported all the same.",
     "What the annotation is called (the COCO category).",

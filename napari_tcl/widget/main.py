@@ -205,7 +205,7 @@ class SegmentWidget(QWidget):
         try:
             vocabulary = self.vocabulary()
         except TclError:
-            # Half-typed labels are judged when Segment is pressed.
+            # Half-typed labels are checked when Segment is pressed.
             return
         if session is None or not session.has_scores(vocabulary):
             self.buttons.say("press Segment to see what you changed")

@@ -88,7 +88,7 @@ class ModelForm(Container):
         self.model = ComboBox(
             label="Model",
             choices=[row.name for row in list_models() if row.installed],
-            tooltip="Models that are ready on this computer. 'playground' knows drawn toys only; fetch others with "
+            tooltip="Models that are ready on this computer. 'playground' knows its toy world only; fetch others with "
             "'tcl-annotate models fetch NAME'.",
         )
         self.file = FileEdit(
@@ -107,7 +107,7 @@ class ModelForm(Container):
         self.device = ComboBox(
             label="Device",
             choices=["auto", "cpu", "cuda", "mps"],
-            tooltip="Where the network runs; auto takes a graphics card if there is one.",
+            tooltip="Where the network runs; auto uses a GPU if there is one.",
         )
         self.precision = ComboBox(
             label="Precision",
@@ -115,9 +115,9 @@ class ModelForm(Container):
             tooltip="Number format of the network; auto is right unless you measure.",
         )
         self.refine = CheckBox(
-            text="Follow the image's edges",
+            text="Refine edges (PAMR)",
             value=True,
-            tooltip="Refine masks along edges (PAMR). Off is quicker and coarser.",
+            tooltip="Let masks follow the image's edges. Off is faster and coarser.",
         )
         widgets = [self.model, self.file, self.method, self.device, self.precision, self.refine]
         super().__init__(widgets=widgets, labels=True)
@@ -190,12 +190,12 @@ class PolygonForm(Container):
             max=4,
             step=0.25,
             value=TOLERANCES["default"],
-            tooltip="About how far, in pixels, a polygon may leave the mask: 0 is exact, more takes fewer points.",
+            tooltip="How far, in pixels, polygons may leave the mask: 0 is exact, larger is coarser with fewer points.",
         )
         self.geometry = ComboBox(
             label="Export as",
             choices=["auto", "polygon", "rle"],
-            tooltip="auto: polygons, and run lengths (RLE) for regions with holes; polygon: always; rle: every pixel.",
+            tooltip="auto: polygons, and RLE for regions with holes; polygon: always; rle: every pixel.",
         )
         self.polygons = CheckBox(
             text="Polygons layer", value=False, tooltip="Show the polygons as a Shapes layer that can be edited."

@@ -20,6 +20,7 @@ from tcl_core.errors import SettingsError
 from tcl_core.segmentation.features import FeatureCache
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.vocabulary import Vocabulary
+from tcl_core.vocabulary.templates import get_templates
 
 if TYPE_CHECKING:
     from tcl_core.models import Model
@@ -37,7 +38,7 @@ class BenchmarkRow:
         what: what was measured.
         seconds: shortest of the repetitions, for all images together.
         compared_with: what the ratio refers to; empty where the row itself is the reference.
-        ratio: how many times quicker than the reference; 1 for the reference.
+        ratio: how many times faster than the reference; 1 for the reference.
     """
 
     what: str
@@ -128,8 +129,14 @@ def _draw(count: int, size: tuple[int, int], seed: int) -> list[NDArray[np.uint8
 
 def _vocabularies(model: Model) -> tuple[Vocabulary, Vocabulary]:
     """Two vocabularies of four labels without a common prompt, of words that the model knows."""
-    known = model.method.known_words() or _OPEN_PROMPTS
-    words = [str(word) for word in known if word != "background"][:8]
+    templates = get_templates(model.templates)
+    unknown = model.method.unknown_words
+    words = [
+        word
+        for word in model.method.known_words() or _OPEN_PROMPTS
+        # A template can make a word of a prompt that a small model never learned ("{}s").
+        if word != "background" and not any(unknown(template.replace("{}", word)) for template in templates)
+    ][:8]
     half = len(words) // 2
     if half == 0:
         raise SettingsError(f"the model {model.name} knows fewer than two words; the benchmark needs two prompts.")

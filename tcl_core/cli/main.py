@@ -1,7 +1,8 @@
 """Entry point of the command line: the group of commands, and what becomes of errors.
 
 A command is a module that defines ``command``; it is imported only when it is asked for, so that ``--help`` does not
-wait for the network's library. To add one, write the module and put a line into `COMMANDS`.
+wait for the network's library. To add one, write the module and put a line into `COMMANDS`; another package brings one
+by an entry point of the group ``tcl_annotate.commands``, whose value is a click command.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
 
 import click
 
 import tcl_core
-from tcl_core.errors import TclError
+from tcl_core.errors import SettingsError, TclError
 
 __all__ = ["COMMANDS", "cli", "main", "run"]
 
@@ -26,9 +28,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("tcl_core.cli.models", "List, fetch and import models."),
     "benchmark": ("tcl_core.cli.benchmark", "Measure polygons and speed on this machine."),
     "playground": ("tcl_core.cli.playground", "Draw sample scenes and score a model on them."),
-    "label-studio": ("labelstudio_backend.cli", "Pre-annotate in Label Studio."),
 }
-"""Name of each command, with the module that defines it and its line in the list of commands."""
+"""Name of each command of the core, with the module that defines it and its line in the list of commands."""
 
 EXIT_FINE, EXIT_ISSUES, EXIT_BAD_INPUT, EXIT_INTERNAL, EXIT_INTERRUPTED = 0, 1, 2, 70, 130
 
@@ -38,18 +39,55 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the commands, in the order in which they are meant to be read."""
-        return [*COMMANDS, *super().list_commands(ctx)]
+        return [*COMMANDS, *_installed(), *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a name, imported now, or ``None``."""
         if cmd_name in COMMANDS:
             return importlib.import_module(COMMANDS[cmd_name][0]).command
+        if cmd_name in _installed():
+            return _load(_installed()[cmd_name])
         return super().get_command(ctx, cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, from the table alone."""
+        """The list of commands; of the core's, from the table alone."""
+        lines = [(name, line) for name, (_, line) in COMMANDS.items()]
+        for name, point in _installed().items():
+            try:
+                lines.append((name, _load(point).get_short_help_str(limit=80)))
+            except SettingsError:
+                lines.append((name, "(cannot be loaded; run it to see why)"))
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl(lines)
+
+
+def _installed() -> dict[str, EntryPoint]:
+    """Commands of installed packages, by name; the core's own come first."""
+    found = sorted(entry_points(group="tcl_annotate.commands"), key=lambda point: point.name)
+    return {point.name: point for point in found if point.name not in COMMANDS}
+
+
+def _load(point: EntryPoint) -> click.Command:
+    """Import a command of an installed package.
+
+    Raises:
+        SettingsError: it cannot be imported, or is no command.
+    """
+    package = point.dist.name if point.dist is not None else point.value
+    try:
+        found = point.load()
+    # Whatever a foreign package raises while it is imported, the user has to know which package it is.
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise SettingsError(
+            f"the command {point.name!r} of the package {package} cannot be loaded ({type(error).__name__}: {text}); "
+            "update or uninstall the package"
+        ) from error
+    if not isinstance(found, click.Command):
+        raise SettingsError(
+            f"the command {point.name!r} of the package {package} is no click command; update or uninstall the package"
+        )
+    return found
 
 
 @click.group(

@@ -150,10 +150,12 @@ def command(
     if failures is not None and failures.exists():
         _check_own_failures(failures)
 
+    from tcl_core.export.base import create_exporter
     from tcl_core.prelabel.interrupt import InterruptGuard
     from tcl_core.prelabel.job import PrelabelSettings, run_prelabel
 
-    settings = PrelabelSettings(geometry, merge, tolerance, min_area, small, max_pixels)
+    settings = PrelabelSettings(tolerance, min_area, small, max_pixels)
+    exporter = create_exporter("coco", geometry=geometry, merge=merge)
     # From here on a polite kill (SIGTERM) ends like Ctrl-C.
     with InterruptGuard():
         segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size)
@@ -168,6 +170,7 @@ def command(
             segmenter,
             vocabulary,
             out,
+            exporter,
             settings,
             preview=preview,
             preview_title=f"Pre-labels: {out.stem}",
@@ -182,7 +185,7 @@ def command(
 
 def _check_places(out: Path, failures: Path | None, preview: Path | None, resume: bool, overwrite: bool) -> None:
     """What would otherwise be found only after the model was loaded, or after hours of work."""
-    from tcl_core.export.coco import journal_path
+    from tcl_core.prelabel.journal import journal_path
 
     if resume and overwrite:
         raise SettingsError("--resume and --overwrite exclude each other; give one of them")

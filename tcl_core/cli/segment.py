@@ -108,7 +108,7 @@ def _table(segmentation: Segmentation, regions: list[Region]) -> str:
         score = f"{sum(region.score * region.area for region in own) / area:.2f}" if area else "-"
         rows.append((name, str(len(own)), f"{area / pixels:.1%}", score))
     free = int((segmentation.label_map == 0).sum())
-    rows.append(("(nothing)", "", f"{free / pixels:.1%}", ""))
+    rows.append(("(background)", "", f"{free / pixels:.1%}", ""))
     heads = ("label", "regions", "share", "score")
     widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(4)]
     lines = [

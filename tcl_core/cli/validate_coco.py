@@ -37,7 +37,7 @@ def command(file: Path, images: Path | None) -> int:
     for issue in issues:
         click.echo(str(issue))
     if not issues:
-        click.echo(f"{file}: no fault found", err=True)
+        click.echo(f"{file}: no issues found", err=True)
         return EXIT_FINE
     click.echo(f"{file}: {len(issues):,} issue{'s' if len(issues) > 1 else ''}", err=True)
     return EXIT_ISSUES

@@ -1,4 +1,4 @@
-"""Honest scores: metrics and the evaluation of models on worlds with known ground truth."""
+"""Metrics, and the evaluation of models on worlds with known ground truth."""
 
 from __future__ import annotations
 

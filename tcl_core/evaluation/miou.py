@@ -12,7 +12,7 @@ class MeanIoU:
     """Intersection over union of every class, summed over a data set before it is divided.
 
     The confusion matrix holds one row a true class and one column a predicted class. Pixels whose ground truth is the
-    ignored value do not count at all; a prediction of 0 (nothing) is a miss of the true class.
+    ignored value do not count at all; a prediction of 0 (background) is a miss of the true class.
 
     Args:
         classes: number of classes K; class values run from 1 to K.

@@ -19,14 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tcl_core.errors import WeightsError
+from tcl_core.errors import SettingsError, WeightsError
 from tcl_core.methods import list_methods, method_class
 from tcl_core.methods.upstream import UpstreamModel
-from tcl_core.models.files import file_sha256
 from tcl_core.models.manifest import load_manifest
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.models.modelfile import write_model_file
-from tcl_core.models.paths import models_folder
+from tcl_core.models.paths import file_sha256, models_folder
 from tcl_core.models.towers import check_clip_tensors, read_clip_tensors
 
 __all__ = ["import_checkpoint", "read_checkpoint"]
@@ -119,16 +118,25 @@ def _recognize(
     source: Path, state: Mapping[str, Tensor], towers: Mapping[str, Mapping[str, Tensor]], method: str | None
 ) -> tuple[str, UpstreamModel]:
     """The method of a checkpoint, and what its importer makes of it."""
+    broken = ""
     for name in list_methods() if method is None else [method]:
         try:
-            found = method_class(name).from_upstream(state, towers)
+            kind = method_class(name)
+        except SettingsError as error:
+            if method is not None:
+                raise
+            # Another package's fault must not keep the other methods' checkpoints from being imported.
+            broken = f"; {error}"
+            continue
+        try:
+            found = kind.from_upstream(state, towers)
         except WeightsError as error:
             raise WeightsError(f"{source}: {error}") from error
         if found is not None:
             return name, found
     known = "the method " + method if method is not None else "any method (" + ", ".join(list_methods()) + ")"
     held = ", ".join(sorted(state)[:5]) + (", ..." if len(state) > 5 else "")
-    raise WeightsError(f"{source}: is not a checkpoint of {known}; it holds the tensors {held}")
+    raise WeightsError(f"{source}: is not a checkpoint of {known}; it holds the tensors {held}{broken}")
 
 
 def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -17,9 +17,8 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from tcl_core.errors import WeightsError
-from tcl_core.models.files import file_sha256, write_atomically
 from tcl_core.models.manifest import RemoteFile
-from tcl_core.models.paths import download_folder, mirrored
+from tcl_core.models.paths import download_folder, file_sha256, mirrored, write_atomically
 from tcl_core.models.transfer import TransferError, copy_file, state_path, transfer
 
 __all__ = ["check_file", "fetch_file", "pin_path"]

@@ -5,20 +5,39 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
 from tcl_core.errors import WeightsError
+from tcl_core.validation import WholeNumber, checked, validated
 
 __all__ = ["Manifest", "ModelEntry", "RemoteFile", "load_manifest", "parse_manifest"]
 
-_FILENAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+def _http(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http or https address")
+    return value
 
 
-@dataclass(frozen=True)
+def _plain_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError("must be a plain file name")
+    return value
+
+
+def _sha256(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ValueError("must be 64 hexadecimal digits or null")
+    return value
+
+
+@checked("file", WeightsError)
 class RemoteFile:
     """A file that can be downloaded.
 
@@ -34,16 +53,16 @@ class RemoteFile:
     """
 
     name: str
-    filename: str
-    url: str
-    size: int | None
-    sha256: str | None
+    filename: Annotated[str, AfterValidator(_plain_name)]
+    url: Annotated[str, AfterValidator(_http)]
+    size: Annotated[WholeNumber, Field(ge=1)] | None
+    sha256: Annotated[str, AfterValidator(_sha256)] | None
     license: str
     source: str
     note: str = ""
 
 
-@dataclass(frozen=True)
+@checked("model", WeightsError)
 class ModelEntry:
     """A model that can be loaded by name: an asset of the package, or made from downloaded files.
 
@@ -73,7 +92,7 @@ class ModelEntry:
         return tuple(file for file in (self.checkpoint, self.clip) if file is not None)
 
 
-@dataclass(frozen=True)
+@checked("manifest", WeightsError)
 class Manifest:
     """Everything that is known by name.
 
@@ -108,9 +127,8 @@ def parse_manifest(entry: Mapping[str, Any]) -> Manifest:
     Raises:
         WeightsError: an address is not http(s), a hash, size or file name is not valid, or a reference leads nowhere.
     """
-    if entry.get("format") != 1:
-        raise WeightsError(f"manifest: format must be 1, not {entry.get('format')!r}")
-    files = {name: _remote_file(name, value) for name, value in entry["files"].items()}
+    written = validated(_Written, entry, "manifest", WeightsError)
+    files = written.files
 
     def lookup(name: str | None, where: str) -> RemoteFile | None:
         if name is not None and name not in files:
@@ -118,49 +136,58 @@ def parse_manifest(entry: Mapping[str, Any]) -> Manifest:
         return files[name] if name is not None else None
 
     models = {}
-    for name, value in entry["models"].items():
-        checkpoint, clip = (lookup(value.get(key), f"models.{name}.{key}") for key in ("checkpoint", "clip"))
-        if (value.get("asset") is None) == (checkpoint is None):
-            raise WeightsError(f"manifest: models.{name} needs either an asset or a checkpoint")
-        models[name] = ModelEntry(
-            name=name,
-            method=value["method"],
-            description=value["description"],
-            license=value["license"],
-            source=value["source"],
-            asset=value.get("asset"),
-            checkpoint=checkpoint,
-            clip=clip,
-        )
+    for name, model in written.models.items():
+        references = ("checkpoint", "clip")
+        found = {key: lookup(getattr(model, key), f"models.{name}.{key}") for key in references}
+        models[name] = ModelEntry(name=name, **{**model.model_dump(), **found})
     clips: dict[tuple[str, str], RemoteFile] = {}
-    for key, name in entry["clips"].items():
-        model, _, pretrained = key.partition("/")
+    for key, name in written.clips.items():
+        architecture, _, pretrained = key.partition("/")
         file = lookup(name, f"clips.{key}")
         if file is None or not pretrained:
             raise WeightsError(f"manifest: clips.{key} must be 'open_clip model/pretrained tag' with a file")
-        clips[model, pretrained] = file
+        clips[architecture, pretrained] = file
     return Manifest(files=files, models=models, clips=clips)
 
 
-def _remote_file(name: str, value: Mapping[str, Any]) -> RemoteFile:
-    where = f"manifest: files.{name}"
-    url, size, sha256, filename = value["url"], value.get("size"), value.get("sha256"), value["filename"]
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise WeightsError(f"{where}.url must be an http or https address, not {url!r}")
-    if not _FILENAME.fullmatch(filename):
-        raise WeightsError(f"{where}.filename must be a plain file name, not {filename!r}")
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise WeightsError(f"{where}.size must be a number of bytes or null, not {size!r}")
-    if sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise WeightsError(f"{where}.sha256 must be 64 hexadecimal digits or null, not {sha256!r}")
-    return RemoteFile(
-        name=name,
-        filename=filename,
-        url=url,
-        size=size,
-        sha256=sha256,
-        license=value["license"],
-        source=value["source"],
-        note=value.get("note", ""),
-    )
+class _WrittenModel(BaseModel):
+    """A model as the manifest has it: files by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str
+    description: str
+    license: str
+    source: str
+    asset: str | None = None
+    checkpoint: str | None = None
+    clip: str | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> _WrittenModel:
+        if (self.asset is None) == (self.checkpoint is None):
+            raise ValueError("needs either an asset or a checkpoint")
+        return self
+
+
+class _Written(BaseModel):
+    """The manifest as it is written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1]
+    files: dict[str, RemoteFile]
+    models: dict[str, _WrittenModel]
+    clips: dict[str, str]
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _named(cls, files: Any) -> Any:
+        """Name files by their key, and let size and hash be absent."""
+        if not isinstance(files, Mapping):
+            return files
+        unknown = {"size": None, "sha256": None}
+        return {
+            name: {**unknown, **file, "name": name} if isinstance(file, Mapping) else file
+            for name, file in files.items()
+        }

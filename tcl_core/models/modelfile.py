@@ -20,8 +20,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tcl_core.errors import WeightsError
-from tcl_core.models.files import file_sha256, write_atomically
 from tcl_core.models.metadata import METADATA_KEY, ModelMetadata
+from tcl_core.models.paths import file_sha256, write_atomically
 
 __all__ = ["CLIP_PREFIX", "ModelFile", "read_metadata", "read_model_file", "write_model_file"]
 

@@ -1,15 +1,27 @@
-"""Where downloads are kept, and where they come from when a mirror is set."""
+"""Where downloads are kept and come from, hashes of files, and files that appear only when they are complete."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import sys
+import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tcl_core.errors import SettingsError
+from platformdirs import user_cache_path
 
-__all__ = ["HOME_VARIABLE", "MIRROR_VARIABLE", "download_folder", "home_folder", "mirrored", "models_folder"]
+from tcl_core.errors import SettingsError, WeightsError
+
+__all__ = [
+    "HOME_VARIABLE",
+    "MIRROR_VARIABLE",
+    "download_folder",
+    "file_sha256",
+    "home_folder",
+    "mirrored",
+    "models_folder",
+    "write_atomically",
+]
 
 HOME_VARIABLE = "TCL_ANNOTATE_HOME"
 MIRROR_VARIABLE = "TCL_ANNOTATE_MIRROR"
@@ -18,21 +30,13 @@ MIRROR_VARIABLE = "TCL_ANNOTATE_MIRROR"
 def home_folder() -> Path:
     """The folder of everything that was downloaded or imported; it need not exist yet.
 
-    ``TCL_ANNOTATE_HOME`` if it is set, else ``tcl-annotate`` in the user's cache folder: ``$XDG_CACHE_HOME`` or
-    ``~/.cache`` on Linux, ``~/Library/Caches`` on macOS, ``%LOCALAPPDATA%`` on Windows.
+    ``TCL_ANNOTATE_HOME`` if it is set, else ``tcl-annotate`` in the user's cache folder: ``$XDG_CACHE_HOME`` if it is
+    set, else ``~/.cache`` on Linux and ``~/Library/Caches`` on macOS; ``%LOCALAPPDATA%`` on Windows.
     """
     chosen = os.environ.get(HOME_VARIABLE)
     if chosen:
         return Path(chosen).expanduser().absolute()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        # The XDG specification says that a relative path is to be ignored.
-        xdg = Path(os.environ.get("XDG_CACHE_HOME") or "")
-        base = xdg if xdg.is_absolute() else Path.home() / ".cache"
-    return base / "tcl-annotate"
+    return user_cache_path("tcl-annotate", appauthor=False, opinion=False).absolute()
 
 
 def download_folder() -> Path:
@@ -70,3 +74,33 @@ def mirrored(url: str) -> str | Path:
         raise SettingsError(f"{MIRROR_VARIABLE} must be an http or https address or a folder, not {mirror!r}")
     query = f"?{parts.query}" if parts.query else ""
     return mirror.rstrip("/") + parts.path + query
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes in hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that appears under its name only when it is complete, in a folder that is made if need be.
+
+    Raises:
+        WeightsError: it cannot be written; an older file of that name is then untouched.
+    """
+    part: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+        part = None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if part is not None:
+            Path(part).unlink(missing_ok=True)

@@ -218,7 +218,7 @@ def draw_scene(
         half_side = zoom * math.exp(rng.uniform(math.log(radius[0]), math.log(radius[1])))
         cx = rng.uniform(half_side * 0.7, max(width - half_side * 0.7, half_side * 0.7 + 1))
         cy = rng.uniform(half_side * 0.7, max(height - half_side * 0.7, half_side * 0.7 + 1))
-        colors_, coverage = _draw_object(rng, kind, color, pattern, half_side)
+        painted, coverage = _draw_object(rng, kind, color, pattern, half_side)
         side = coverage.shape[0]
         top, left = int(round(cy)) - side // 2, int(round(cx)) - side // 2
         y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + side, height), min(left + side, width)
@@ -236,7 +236,7 @@ def draw_scene(
         under = labels[min(max(int(cy), 0), height - 1), min(max(int(cx), 0), width - 1)]
         ground = STUFF_NAMES[under - len(KINDS) - 1] if under > len(KINDS) else (stuff[0] if stuff else None)
         alpha = coverage[part][..., None]
-        canvas[spot] = canvas[spot] * (1 - alpha) + colors_[part] * alpha
+        canvas[spot] = canvas[spot] * (1 - alpha) + painted[part] * alpha
         labels[spot][solid] = KINDS.index(kind) + 1
         owner[spot][solid] = len(placed)
         areas.append(int(solid.sum()))

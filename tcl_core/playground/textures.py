@@ -43,7 +43,7 @@ def _tint(field: Texture, low: tuple[int, int, int], high: tuple[int, int, int],
 
 
 def _photograph(name: str, scale: float) -> Texture:
-    """A grey photograph as a zero-mean, unit-deviation field, shrunk so that its grain fits the scenes."""
+    """A gray photograph as a zero-mean, unit-deviation field, shrunk so that its grain fits the scenes."""
     image = getattr(data, name)().astype(np.float32)
     side = int(round(image.shape[0] * scale))
     small = resize(image, (side, side), anti_aliasing=True, preserve_range=True).astype(np.float32)

@@ -6,9 +6,9 @@ Why not ``shapely.coverage_simplify`` alone: it removes pixel corners by the are
 same IoU (0.8 times as many if the staircase's corners are cut first), and its one tolerance cannot spare a small
 region. So the arcs between faces are fitted here, each once for both its neighbors: lines by least squares
 (:mod:`tcl_core.polygons.simplify`), pushed past the pixels they misplace
-(:mod:`tcl_core.polygons.vertex_refinement`). GEOS's coverage validation and pycocotools judge every result
-(:mod:`tcl_core.polygons.coverage_check`): lines with which they find fault are fitted again with a smaller tolerance,
-down to the exact pixel edges.
+(:mod:`tcl_core.polygons.vertex_refinement`). GEOS's coverage validation and pycocotools check every result
+(:mod:`tcl_core.polygons.coverage_check`): lines that fail are fitted again with a smaller tolerance, down to the exact
+pixel edges.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tcl_core.errors import SettingsError
 from tcl_core.polygons.arcs import EdgeGraph, trace_edges
-from tcl_core.polygons.coverage_check import Judge
+from tcl_core.polygons.coverage_check import CoverageCheck
 from tcl_core.polygons.simplify import Runs, fit_vertices, join_runs, merge_runs, straight_runs
 from tcl_core.polygons.vertex_refinement import refine_vertices
 
@@ -28,12 +28,12 @@ __all__ = ["TOLERANCES", "tolerance_in_pixels", "simplify_apart", "simplify_cove
 TOLERANCES = {"full": 0.0, "fine": 0.5, "default": 1.0, "coarse": 2.0}
 """Names for the tolerance setting, in pixels."""
 
-_FINER, _FINER_POLISHED = 0.5, 0.6  # a run at fault gets so much of its price
+_FINER, _FINER_REFINED = 0.5, 0.6  # a run at fault gets so much of its price
 _ATTEMPTS = 24  # then runs at fault become exact at once
 _EXACT_BELOW = 0.01
 _STAIRCASE = 0.5  # pixels that half the corners of a slanting edge lie off it, on either side
 _SHARE_OF_WIDTH = 0.12  # an outline that moves by so much of area / length costs a region about 2 % of its IoU
-_EASE = 1.3  # before polishing, which mends about half of the misplaced pixels, so much more loss passes
+_EASE = 1.3  # before refinement, which corrects about half of the misplaced pixels, so much more loss passes
 
 
 def tolerance_in_pixels(tolerance: str | float) -> float:
@@ -97,10 +97,10 @@ def simplify_coverage(
         return np.empty(0, dtype=object)
     graph = trace_edges(faces)
     on_frame = (graph.left == 0) | (graph.right == 0)
-    judge = Judge(graph, faces, np.ones(int(faces.max()), dtype=bool) if wanted is None else wanted, pixels)
+    check = CoverageCheck(graph, faces, np.ones(int(faces.max()), dtype=bool) if wanted is None else wanted, pixels)
     runs = straight_runs(graph, pixels**2)
     merged = merge_runs(runs)
-    polish, attempts = False, 0
+    refined, attempts = False, 0
     while True:
         loose = np.zeros(len(graph.left), dtype=bool)
         loose[runs.arc[runs.price > 0]] = True
@@ -108,18 +108,18 @@ def simplify_coverage(
         fault = _arcs_in_short_rings(graph, merged)[merged.arc]
         if not (fault & loose[merged.arc]).any():
             fitted = fit_vertices(graph, merged, ~loose)
-            if polish:
+            if refined:
                 fitted = refine_vertices(graph, fitted, faces, loose)
             polygons = graph.polygons(fitted.points, fitted.starts)
-            fault = judge.runs_at_fault(fitted, polygons, merged, loose, 1.0 if polish else _EASE)
+            fault = check.runs_at_fault(fitted, polygons, merged, loose, 1.0 if refined else _EASE)
         fault &= loose[merged.arc]
         if not fault.any():
-            if polish or not loose.any():
+            if refined or not loose.any():
                 return polygons
-            polish, attempts = True, 0
+            refined, attempts = True, 0
             continue
         finer = fault[np.searchsorted(merged.first, runs.first, side="right") - 1]
-        factor = _FINER_POLISHED if polish else _FINER
+        factor = _FINER_REFINED if refined else _FINER
         # Every attempt makes some run finer, and a run that is exact is at fault no more, so this ends.
         runs.price[finer] *= factor if attempts < _ATTEMPTS else 0.0
         runs.price[runs.price < _EXACT_BELOW * pixels**2] = 0

@@ -13,7 +13,7 @@ from tcl_core.polygons.arcs import EdgeGraph
 from tcl_core.polygons.rasterize import mask_iou, partition_of_arcs, polygon_to_mask
 from tcl_core.polygons.simplify import FittedArcs, Runs
 
-__all__ = ["Judge", "arc_lines", "crossing_lines"]
+__all__ = ["CoverageCheck", "arc_lines", "crossing_lines"]
 
 _LOSS_PER_PIXEL = 0.02
 _LARGEST_LOSS = 0.25
@@ -24,7 +24,7 @@ _SMALL_AREA = 64  # pixels; one pixel is so much of a smaller region that it may
 
 
 @dataclass(frozen=True)
-class Judge:
+class CoverageCheck:
     """Finds the runs that were simplified too far."""
 
     graph: EdgeGraph

@@ -2,7 +2,7 @@
 
 Least squares puts a line where it is nearest to the staircase on average; what counts in the end is on which side
 of it each pixel center lies. So lines with a misplaced pixel beside them are pushed past its center by one of
-their ends, and a push is kept where it mends more pixels than it misplaces.
+their ends, and a push is kept where it corrects more pixels than it misplaces.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _gains(
     after: NDArray[np.int64],
     faces: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Misplaced pixels that each vertex's move adds (negative: mends)."""
+    """Misplaced pixels that each vertex's move adds (negative: corrects)."""
     gain = np.zeros(len(placed), dtype=np.int64)
     row, column = np.nonzero(before != after)
     if len(row) == 0:

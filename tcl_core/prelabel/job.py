@@ -1,4 +1,4 @@
-"""The main job: a list of images and a vocabulary become a COCO file, image by image.
+"""The main job: a list of images and a vocabulary become the files of an annotation format, image by image.
 
 Images are worked off in groups of fixed places in the list, so that every image goes through the network together
 with the same others in every run: an interrupted and resumed run then computes the very same numbers. What an image
@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl_core.errors import ImageError, SettingsError, TclError, VocabularyError, WeightsError
-from tcl_core.export.coco import CocoJournal, Geometry, ImageResult, journal_path, regions_to_annotations
-from tcl_core.export.coco.names import is_text
+from tcl_core.export.base import Exporter, ImageRegions
+from tcl_core.export.names import is_text
 from tcl_core.images import DEFAULT_MAX_PIXELS, load_image
 from tcl_core.polygons import tolerance_in_pixels
 from tcl_core.prelabel.inputs import ImageList
 from tcl_core.prelabel.interrupt import InterruptGuard
+from tcl_core.prelabel.journal import Journal, journal_path
 from tcl_core.prelabel.progress import Progress
 from tcl_core.preview.page import PreviewWriter, check_preview_folder
 from tcl_core.regions import label_map_to_regions
@@ -51,8 +52,6 @@ class PrelabelSettings:
     """What a result depends on besides images, vocabulary and segmenter.
 
     Attributes:
-        geometry: ``"auto"``, ``"polygon"`` or ``"rle"``, see :mod:`tcl_core.export.coco.geometry`.
-        merge: one annotation for each label of an image instead of one for each region.
         tolerance: of the polygons, see :func:`tcl_core.polygons.tolerance_in_pixels`.
         min_area: regions of fewer pixels are not annotated.
         small: what becomes of them: ``"drop"`` or ``"merge"`` into their surroundings.
@@ -62,16 +61,12 @@ class PrelabelSettings:
         SettingsError: if a value is out of range.
     """
 
-    geometry: Geometry = "auto"
-    merge: bool = False
     tolerance: str | float = "default"
     min_area: int = 0
     small: Literal["drop", "merge"] = "drop"
     max_pixels: int = DEFAULT_MAX_PIXELS
 
     def __post_init__(self) -> None:
-        if self.geometry not in ("auto", "polygon", "rle"):
-            raise SettingsError(f"--geometry {self.geometry}: choose auto, polygon or rle")
         if self.small not in ("drop", "merge"):
             raise SettingsError(f"--small {self.small}: choose drop or merge")
         if self.min_area < 0:
@@ -110,6 +105,7 @@ def run_prelabel(
     segmenter: Segmenter,
     vocabulary: Vocabulary,
     out: Path,
+    exporter: Exporter,
     settings: PrelabelSettings | None = None,
     *,
     preview: Path | None = None,
@@ -118,18 +114,19 @@ def run_prelabel(
     overwrite: bool = False,
     quiet: bool = True,
 ) -> PrelabelSummary:
-    """Label images and write a COCO file; stopped at any moment, it can be resumed with the same result.
+    """Label images and export what was found; stopped at any moment, it can be resumed with the same result.
 
-    An image that cannot be read or labeled costs only itself: it stands with its reason in the summary, in the file's
-    ``info.failed`` and on the preview. SIGINT and SIGTERM end the run between two images with a valid file of what is
+    An image that cannot be read or labeled costs only itself: it stands with its reason in the summary, in the output's
+    failures and on the preview. SIGINT and SIGTERM end the run between two images with a valid file of what is
     done.
 
     Args:
         images: from :func:`tcl_core.prelabel.inputs.find_images`.
         segmenter: the model and its settings.
         vocabulary: the labels.
-        out: COCO file to write; a journal lies next to it until the job is complete.
-        settings: how regions become annotations.
+        out: output to write; a journal lies next to it until the job is complete.
+        exporter: writes the output.
+        settings: which regions there are.
         preview: folder for a preview page; ``None`` makes none.
         preview_title: its heading.
         resume: go on with an interrupted run; images that failed are tried again. There may be more images than
@@ -152,9 +149,9 @@ def run_prelabel(
         raise SettingsError(
             f"--preview {preview}: holds a preview already; name another folder, --resume or --overwrite"
         )
-    info = _info(segmenter, settings)
+    info = {**segmenter.settings(), **exporter.settings(), **asdict(settings)}
     begun = journal_path(out).exists()
-    with CocoJournal.open(out, vocabulary, info, resume=resume, overwrite=overwrite) as journal:
+    with Journal.open(out, exporter, vocabulary, info, resume=resume, overwrite=overwrite) as journal:
         try:
             _check_same_inputs(images, journal.done, out)
             job_key = _job_key(info, vocabulary)
@@ -188,7 +185,7 @@ class _Job:
         segmenter: Segmenter,
         vocabulary: Vocabulary,
         settings: PrelabelSettings,
-        journal: CocoJournal,
+        journal: Journal,
         pages: PreviewWriter | None,
         quiet: bool,
     ) -> None:
@@ -227,7 +224,7 @@ class _Job:
         """Put together the file and the preview from what there is."""
         names = self._images.file_names
         # The results come first, so that no fault of the preview can cost them.
-        self._journal.write_coco(names, final=not interrupted)
+        self._journal.export(names, final=not interrupted)
         return self._pages.finish(title, shown, names) if self._pages is not None else None
 
     def _is_wanted(self, name: str) -> bool:
@@ -266,9 +263,6 @@ class _Job:
                 continue
             try:
                 regions = self._regions(self._segmenter.segment(encode(), self._vocabulary))
-                annotations = regions_to_annotations(
-                    regions, image.shape[:2], self._settings.geometry, merge=self._settings.merge
-                )
             except Exception as error:
                 self._fail(name, error, guard, progress)
                 continue
@@ -277,7 +271,7 @@ class _Job:
                 if self._pages is not None and name not in self._shown:
                     self._pages.add_image(name, image, regions)
                 if name not in self._annotated:
-                    self._journal.add(ImageResult(name, image.shape[0], image.shape[1], annotations))
+                    self._journal.add(ImageRegions(name, image.shape[0], image.shape[1], regions))
                 progress.advance()
 
     def _encoded(
@@ -297,7 +291,7 @@ class _Job:
 
     def _regions(self, segmentation: Segmentation) -> list[Region]:
         settings = self._settings
-        needs_polygons = settings.geometry != "rle" or self._pages is not None
+        needs_polygons = self._journal.exporter.needs_polygons or self._pages is not None
         return label_map_to_regions(
             segmentation,
             min_area=settings.min_area,
@@ -331,10 +325,6 @@ def _reason(name: str, error: Exception) -> str:
         return "there is not enough memory for it; use a smaller --batch-size, or --max-pixels to leave it out"
     text = " ".join(str(error).split())
     return f"{_INTERNAL}{type(error).__name__}: {text}; please report it"
-
-
-def _info(segmenter: Segmenter, settings: PrelabelSettings) -> dict[str, Any]:
-    return {**segmenter.settings(), **asdict(settings)}
 
 
 def _job_key(info: Mapping[str, Any], vocabulary: Vocabulary) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from tcl_core.preview.markup import render_regions
 from tcl_core.types import Region, Segmentation
 
 __all__ = ["draw_overlay", "regions_to_svg", "thumbnail"]
@@ -44,11 +44,7 @@ def regions_to_svg(regions: Sequence[Region], scale: float = 1.0, max_regions: i
         Markup in which every text is escaped.
     """
     largest = sorted(regions, key=lambda region: -region.area)[:max_regions]
-    return "".join(
-        f'<path class="r l{region.label_id}" d="{_path_data(region, scale)}">'
-        f"<title>{html.escape(region.label)} · {region.score:.2f} · {region.area:,} px</title></path>"
-        for region in largest
-    )
+    return render_regions([(region, _path_data(region, scale)) for region in largest])
 
 
 def draw_overlay(image: NDArray[np.uint8], segmentation: Segmentation, opacity: float = _MASK_OPACITY) -> Image.Image:

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl_core.errors import SettingsError, TclError
-from tcl_core.preview._html import render_page
 from tcl_core.preview.drawing import regions_to_svg, thumbnail
+from tcl_core.preview.markup import page_name, render_page
 from tcl_core.types import Region
 from tcl_core.vocabulary import Vocabulary
 
@@ -30,7 +30,7 @@ __all__ = ["CARDS_FILE", "PreviewWriter", "check_preview_folder", "is_preview_fo
 
 CARDS_FILE = "cards.jsonl"
 """File in a preview's folder that holds one line for each image."""
-_INDEX = "index.html"
+_INDEX = page_name(0)
 _TINY = 200
 _FORMAT = {"preview": "tcl-annotate", "format": 1}
 
@@ -269,11 +269,6 @@ class PreviewWriter:
         for pattern in (CARDS_FILE, _INDEX, "page-*.html", "img/????????????????.jpg", "img/????????????????.png"):
             for path in self._folder.glob(pattern):
                 path.unlink()
-
-
-def page_name(page: int) -> str:
-    """File name of page ``page``, counted from 0."""
-    return _INDEX if page == 0 else f"page-{page + 1}.html"
 
 
 def _kind(card: Mapping[str, Any]) -> str:

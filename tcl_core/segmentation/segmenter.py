@@ -6,11 +6,11 @@ Everything that segments (command line, annotation back ends, viewers, evaluatio
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from tcl_core.caching import ByteBoundedCache
 from tcl_core.devices import autocast, precision_name
 from tcl_core.errors import SettingsError, VocabularyError
-from tcl_core.methods.base import Features, Method, PromptEmbeddings
+from tcl_core.methods.base import Features, PromptEmbeddings
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
 from tcl_core.refinement.pamr import Pamr
 from tcl_core.segmentation.argmax import label_map_from_scores
@@ -32,72 +32,19 @@ from tcl_core.segmentation.features import (
     content_hash,
     resize_image,
 )
+from tcl_core.segmentation.model import SegmentationModel
 from tcl_core.segmentation.sliding_window import merge_windows, split_windows, working_size
-from tcl_core.segmentation.text_debiasing import PromptDebiasing
 from tcl_core.types import Segmentation
 from tcl_core.vocabulary import Vocabulary
 from tcl_core.vocabulary.templates import apply_templates, get_templates
 
-__all__ = ["SegmentationModel", "Segmenter"]
+__all__ = ["Segmenter"]
 
 _TEXT_CACHE_BYTES = 64 << 20
 # Score maps of all prompts at once would grow with the vocabulary; beyond this they are worked off in groups.
 _SCORE_BYTES = 256 << 20
 # Score maps made together: enough that fixed costs do not count, few enough that a cancelled work ends soon.
 _MAPS_TOGETHER = 64
-
-
-class SegmentationModel(Protocol):
-    """What a segmenter needs of a model; :class:`tcl_core.models.Model` is one."""
-
-    @property
-    def name(self) -> str:
-        """How it is called in lists and in COCO's ``info``."""
-        ...
-
-    @property
-    def method(self) -> Method:
-        """The method with its weights, on ``device``."""
-        ...
-
-    @property
-    def preprocess(self) -> Any:
-        """From images to input: ``mean``, ``std``, ``short_side``, ``max_long_side``, ``window``, ``stride``."""
-        ...
-
-    @property
-    def templates(self) -> str:
-        """Name of the template set that is used where a vocabulary names none."""
-        ...
-
-    @property
-    def background_threshold(self) -> Mapping[str, float]:
-        """Default background score by the refiner's name, ``"plain"`` for none; may be empty."""
-        ...
-
-    @property
-    def weights_sha256(self) -> str:
-        """Of the weights, in hexadecimal."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        ...
-
-    @property
-    def precision(self) -> torch.dtype:
-        """Number format of the matrix products."""
-        ...
-
-    @property
-    def debiasing(self) -> PromptDebiasing | None:
-        """What is taken out of prompts that do not name it."""
-        ...
-
-    def check_prompts(self, prompts: Iterable[str]) -> None:
-        """Refuse prompts with words that the model never learned."""
-        ...
 
 
 @dataclass(frozen=True)

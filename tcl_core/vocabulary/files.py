@@ -1,4 +1,4 @@
-"""Reading vocabularies from label files and from ``--label`` options, with errors that name the place."""
+"""Reading vocabularies from label files and from ``--label`` options, with errors that name the location."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _parse_prompts(value: object) -> tuple[Any, ...]:
 def _parse_color(value: object) -> Any:
     if isinstance(value, str) and (match := _HEX_COLOR.fullmatch(value.strip())):
         return tuple(int(part, 16) for part in match.groups())
-    # The empty value of YAML stands for "no color"; whatever else it is, Label judges it.
+    # The empty value of YAML stands for "no color"; whatever else it is, Label checks it.
     return value
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 import tcl_core.segmentation.argmax as module
 from tcl_core.segmentation.argmax import Contender, decide, label_map_from_scores
@@ -16,10 +16,10 @@ THRESHOLDS = st.none() | st.sampled_from([0.0, 0.25, 0.4, 0.5, 0.7, 0.75, 1.0])
 FLOORS = st.sampled_from([float("-inf"), 0.0, 0.5])
 
 
-def heights(seed: int) -> list[NDArray[np.float32]]:
+def heights(seed: int) -> list[torch.Tensor]:
     """Planes of few heights, so that there are ties, also with thresholds that no float32 equals."""
     levels = np.array([0, 0.25, 0.4, 0.5, 0.7, 0.75, 1], dtype=np.float32)
-    return list(levels[np.random.default_rng(seed).integers(0, len(levels), (6, 200))])
+    return list(torch.from_numpy(levels[np.random.default_rng(seed).integers(0, len(levels), (6, 200))]))
 
 
 def contenders(thresholds: list[float | None]) -> list[Contender]:
@@ -41,8 +41,8 @@ def test_labels_after_known_ones_change_nothing_else(
     for count in steps:
         before = decide(planes[:count], labels[:count], floor, before)
         fresh = decide(planes[:count], labels[:count], floor)
-        assert np.array_equal(before.winner, fresh.winner)
-        assert np.array_equal(before.best, fresh.best)
+        assert torch.equal(before.winner, fresh.winner)
+        assert torch.equal(before.best, fresh.best)
 
 
 @settings(max_examples=200)
@@ -62,21 +62,21 @@ def test_thresholds_that_move_one_by_one(
         labels = contenders(thresholds)
         decided, fresh = decide(planes, labels, floor, decided), decide(planes, labels, floor)
         assert decided.labels == labels
-        assert np.array_equal(decided.winner, fresh.winner)
-        assert np.array_equal(decided.best, fresh.best)
+        assert torch.equal(decided.winner, fresh.winner)
+        assert torch.equal(decided.best, fresh.best)
         vocabulary = Vocabulary(
             tuple(Label(str(number), threshold=value) for number, value in enumerate(thresholds)), floor > -1
         )
-        expected, _ = label_map_from_scores(np.stack(planes)[:, None], vocabulary, floor, (1, 200))
-        assert np.array_equal(decided.winner, expected[0])
+        expected, _ = label_map_from_scores(torch.stack(planes)[:, None], vocabulary, floor, (1, 200))
+        assert np.array_equal(decided.winner.numpy(), expected[0])
 
 
 def test_a_moved_threshold_looks_at_few_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     planes, labels = heights(1), contenders([None] * 6)
     decided = decide(planes, labels, 0.5)
     pixels: list[int] = []
-    add = module._add
-    monkeypatch.setattr(module, "_add", lambda made, *rest: pixels.append(len(made.best)) or add(made, *rest))
+    compete = module._compete
+    monkeypatch.setattr(module, "_compete", lambda made, *rest: pixels.append(len(made.best)) or compete(made, *rest))
     losing = int((decided.winner == 2).sum())
     decide(planes, contenders([None, 2.0, *[None] * 4]), 0.5, decided)
     assert pixels == [losing] and 0 < losing < 200
@@ -94,12 +94,12 @@ def test_other_changes_are_decided_anew(other: str) -> None:
     if other == "fewer":
         planes, labels = planes[:4], contenders([None, 0.75, None, None])
     again, fresh = decide(planes, labels, floor, decided), decide(planes, labels, floor)
-    assert np.array_equal(again.winner, fresh.winner)
-    assert np.array_equal(again.best, fresh.best)
+    assert torch.equal(again.winner, fresh.winner)
+    assert torch.equal(again.best, fresh.best)
 
 
 def test_winners_have_room_for_more_than_255_labels() -> None:
-    planes = list(np.linspace(0, 1, 300, dtype=np.float32)[:, None])
+    planes = list(torch.linspace(0, 1, 300)[:, None])
     labels = contenders([None] * 300)
     before = None
     for count in (255, 256, 300):

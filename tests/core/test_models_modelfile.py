@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tcl_core.errors import WeightsError
-from tcl_core.models.files import file_sha256
 from tcl_core.models.metadata import METADATA_KEY, ModelMetadata, Preprocess
 from tcl_core.models.modelfile import read_metadata, read_model_file, write_model_file
+from tcl_core.models.paths import file_sha256
 
 PREPROCESS = Preprocess((0.5, 0.4, 0.3), (0.2, 0.2, 0.3), 64, 128, 64, 32)
 CONFIG = {
@@ -84,13 +84,21 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         ("m.safetensors", {"clip.a": torch.ones(1)}, None, PLAIN, "clip.a"),
         ("m.safetensors", {}, {"a": torch.ones(1)}, PLAIN, "both or neither"),
         ("m.safetensors", {}, None, dataclasses.replace(PLAIN, clip={"config": CONFIG}), "both or neither"),
-        ("m.safetensors", {}, None, dataclasses.replace(PLAIN, name=""), "'name'"),
     ],
 )
 def test_refused_writes(tmp_path: Path, name: str, learned: Any, clip: Any, metadata: Any, message: str) -> None:
     with pytest.raises(WeightsError, match=message):
         write_model_file(tmp_path / name, metadata, learned, clip)
     assert not list(tmp_path.iterdir())
+
+
+def test_metadata_is_checked_by_its_constructor() -> None:
+    with pytest.raises(WeightsError, match="metadata: name must be text that is not empty, not ''"):
+        dataclasses.replace(PLAIN, name="")
+    with pytest.raises(WeightsError, match="preprocess: short_side must be at least 1, not 0"):
+        Preprocess(PREPROCESS.mean, PREPROCESS.std, 0, 128, 64, 32)
+    with pytest.raises(WeightsError, match="metadata: unknown keys: shade; the keys are name, preprocess, method"):
+        ModelMetadata(name="tiny", preprocess=PREPROCESS, shade=1)  # type: ignore[call-arg]
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
@@ -142,23 +150,35 @@ def test_foreign_and_damaged_descriptions(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"color": 1}, "unknown keys: color"),
-        ({"name": 3}, "'name'"),
-        ({"templates": ""}, "'templates'"),
-        ({"clip": []}, "'clip'"),
+        ({"name": 3}, "name must be text, not 3"),
+        ({"templates": ""}, "templates must be text that is not empty"),
+        ({"clip": []}, "clip must be a mapping"),
         ({"clip": {"open_clip": "x"}}, "open_clip"),
         ({"clip": {"config": {**CONFIG, "custom_text": True}}}, "custom_text"),
         ({"clip": {"config": {**CONFIG, "vision_cfg": {"timm_model_name": "x"}}}}, "timm_model_name"),
         ({"clip": {"config": {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "hf_model_name": "x"}}}}, "hf_model_name"),
         ({"clip": {"config": {**CONFIG, "vision_cfg": 3}}}, "vision_cfg"),
         ({"background_threshold": {"pamr": 0.4}}, "missing keys: plain"),
-        ({"background_threshold": {"pamr": 0.4, "plain": 1.5}}, "'plain'"),
-        ({"background_threshold": {"pamr": 0.4, "plain": True}}, "'plain'"),
+        ({"background_threshold": {"pamr": 0.4, "plain": 1.5}}, "background_threshold.plain must be at most 1"),
+        (
+            {"background_threshold": {"pamr": 0.4, "plain": True}},
+            "background_threshold.plain must be a number, not True",
+        ),
         ({"preprocess": {}}, "missing keys: max_long_side"),
-        ({"preprocess": {**PREPROCESS.to_dict(), "std": [0, 1, 1]}}, "'std'"),
-        ({"preprocess": {**PREPROCESS.to_dict(), "mean": [0, 1]}}, "'mean'"),
-        ({"preprocess": {**PREPROCESS.to_dict(), "mean": [float("nan"), 1, 1]}}, "'mean'"),
-        ({"preprocess": {**PREPROCESS.to_dict(), "window": 0}}, "'window'"),
-        ({"preprocess": {**PREPROCESS.to_dict(), "window": 64.0}}, "'window'"),
+        ({"preprocess": {**PREPROCESS.to_dict(), "std": [0, 1, 1]}}, "preprocess.std.0 must be above 0"),
+        (
+            {"preprocess": {**PREPROCESS.to_dict(), "mean": [0, 1]}},
+            "preprocess.mean: too few values, number 3 is missing",
+        ),
+        (
+            {"preprocess": {**PREPROCESS.to_dict(), "mean": [float("nan"), 1, 1]}},
+            "preprocess.mean.0 must be a finite number",
+        ),
+        ({"preprocess": {**PREPROCESS.to_dict(), "window": 0}}, "preprocess.window must be at least 1, not 0"),
+        (
+            {"preprocess": {**PREPROCESS.to_dict(), "window": 64.0}},
+            "preprocess.window must be a whole number, not 64.0",
+        ),
         ({"preprocess": {**PREPROCESS.to_dict(), "stride": 65}}, "'stride'"),
         ({"preprocess": {**PREPROCESS.to_dict(), "max_long_side": 63}}, "'max_long_side'"),
     ],

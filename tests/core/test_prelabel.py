@@ -15,20 +15,22 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tcl_core.errors import CocoError, ImageError, SettingsError, TclError
-from tcl_core.export.coco import journal_path
+from tcl_core.errors import ExportError, ImageError, SettingsError, TclError
+from tcl_core.export.coco import CocoExporter
 from tcl_core.export.coco.validate.validate import validate_coco
 from tcl_core.images import load_image
 from tcl_core.models import Model, load_model
 from tcl_core.prelabel.inputs import ImageList, find_images
 from tcl_core.prelabel.interrupt import InterruptGuard
-from tcl_core.prelabel.job import PrelabelSettings, PrelabelSummary, run_prelabel
+from tcl_core.prelabel.job import PrelabelSettings, PrelabelSummary
+from tcl_core.prelabel.journal import journal_path
 from tcl_core.prelabel.progress import Progress
 from tcl_core.preview.page import PreviewWriter
 from tcl_core.segmentation.features import ImageFeatures
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.types import Segmentation
 from tcl_core.vocabulary import Vocabulary
+from tests.core.prelabel_helpers import run_prelabel
 
 VOCABULARY = Vocabulary.from_options(["Cat=cat,dog", "Sofa=sofa,red couch", "Tree=tree"])
 
@@ -185,7 +187,7 @@ def test_every_image_is_listed_with_the_segmenters_regions(
     tmp_path: Path, images: ImageList, segmenter: TroubledSegmenter
 ) -> None:
     out = tmp_path / "out.json"
-    summary = run_prelabel(images, segmenter, VOCABULARY, out, PrelabelSettings(geometry="rle"))
+    summary = run_prelabel(images, segmenter, VOCABULARY, out, exporter=CocoExporter("rle"))
     assert summary == PrelabelSummary(14, 14, {}, False)
     assert validate_coco(out, images.root) == []
     data = read(out)
@@ -220,14 +222,14 @@ def test_bad_images_cost_only_themselves(tmp_path: Path, bad_images: ImageList, 
 def test_interrupted_and_resumed_gives_the_same_bytes(
     tmp_path: Path, bad_images: ImageList, model: Model, geometry: str
 ) -> None:
-    settings = PrelabelSettings(geometry=geometry)  # type: ignore[arg-type]
+    exporter = CocoExporter(geometry)  # type: ignore[arg-type]
     whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
     undisturbed = TroubledSegmenter(model, refine=False, batch_size=4)
-    run_prelabel(bad_images, undisturbed, VOCABULARY, whole, settings, preview=tmp_path / "p1")
+    run_prelabel(bad_images, undisturbed, VOCABULARY, whole, exporter=exporter, preview=tmp_path / "p1")
 
     first = TroubledSegmenter(model, refine=False, batch_size=4)
     first.at, first.trouble = 5, lambda: os.kill(os.getpid(), signal.SIGTERM)
-    summary = run_prelabel(bad_images, first, VOCABULARY, parts, settings, preview=tmp_path / "p2")
+    summary = run_prelabel(bad_images, first, VOCABULARY, parts, exporter=exporter, preview=tmp_path / "p2")
     assert summary.interrupted and summary.done == 5
     assert validate_coco(parts, bad_images.root) == []
     assert len(read(parts)["images"]) == 5 and read(parts)["info"]["complete"] is False
@@ -235,10 +237,15 @@ def test_interrupted_and_resumed_gives_the_same_bytes(
 
     second = TroubledSegmenter(model, refine=False, batch_size=4)
     second.at, second.trouble = 3, lambda: os.kill(os.getpid(), signal.SIGINT)
-    assert run_prelabel(bad_images, second, VOCABULARY, parts, settings, preview=tmp_path / "p2", resume=True).done == 8
+    assert (
+        run_prelabel(
+            bad_images, second, VOCABULARY, parts, exporter=exporter, preview=tmp_path / "p2", resume=True
+        ).done
+        == 8
+    )
 
     last = TroubledSegmenter(model, refine=False, batch_size=4)
-    summary = run_prelabel(bad_images, last, VOCABULARY, parts, settings, preview=tmp_path / "p2", resume=True)
+    summary = run_prelabel(bad_images, last, VOCABULARY, parts, exporter=exporter, preview=tmp_path / "p2", resume=True)
     assert not summary.interrupted and summary.done == 14 and last.calls == 6
     assert parts.read_bytes() == whole.read_bytes()
     for page in ("index.html", "cards.jsonl"):
@@ -265,7 +272,7 @@ def test_killed_without_any_warning(tmp_path: Path, images: ImageList, model: Mo
     # What SIGKILL leaves: no COCO file, and a journal whose last line may be torn.
     assert not parts.exists()
     journal.write_bytes(journal.read_bytes()[:-40])
-    with pytest.raises(CocoError, match="resume"):
+    with pytest.raises(ExportError, match="resume"):
         run_prelabel(images, killed, VOCABULARY, parts)
     summary = run_prelabel(images, TroubledSegmenter(model, refine=False, batch_size=4), VOCABULARY, parts, resume=True)
     assert summary.done == 14 and parts.read_bytes() == whole.read_bytes()
@@ -319,14 +326,14 @@ def test_places_that_hold_something_are_left_alone(
     out, preview = tmp_path / "out.json", tmp_path / "preview"
     run_prelabel(images, segmenter, VOCABULARY, out, preview=preview)
     before = out.read_bytes()
-    with pytest.raises(CocoError, match="exists"):
+    with pytest.raises(ExportError, match="exists"):
         run_prelabel(images, segmenter, VOCABULARY, out)
     with pytest.raises(SettingsError, match="holds a preview already"):
         run_prelabel(images, segmenter, VOCABULARY, tmp_path / "other.json", preview=preview)
     with pytest.raises(SettingsError, match="holds other files"):
         run_prelabel(images, segmenter, VOCABULARY, out, preview=images.root, overwrite=True)
-    with pytest.raises(CocoError, match="was made with"):
-        run_prelabel(images, segmenter, VOCABULARY, out, PrelabelSettings(geometry="rle"), resume=True)
+    with pytest.raises(ExportError, match="was made with"):
+        run_prelabel(images, segmenter, VOCABULARY, out, exporter=CocoExporter("rle"), resume=True)
     elsewhere = ImageList(tmp_path, tuple(f"my images/{name}" for name in images.file_names))
     with pytest.raises(SettingsError, match="same --root to resume"):
         run_prelabel(elsewhere, segmenter, VOCABULARY, out, resume=True)
@@ -337,7 +344,7 @@ def test_places_that_hold_something_are_left_alone(
 
 @pytest.mark.parametrize(
     "values",
-    [{"geometry": "mask"}, {"small": "keep"}, {"min_area": -1}, {"max_pixels": 0}, {"tolerance": "high"}],
+    [{"small": "keep"}, {"min_area": -1}, {"max_pixels": 0}, {"tolerance": "high"}],
     ids=str,
 )
 def test_settings_out_of_range(values: dict) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from tcl_core.errors import SettingsError
-from tcl_core.export.coco import journal_path
 from tcl_core.models import Model, load_model
 from tcl_core.prelabel.inputs import ImageList, find_images
-from tcl_core.prelabel.job import PrelabelSettings, run_prelabel
+from tcl_core.prelabel.job import PrelabelSettings
+from tcl_core.prelabel.journal import journal_path
 from tcl_core.preview.page import PreviewWriter
+from tests.core.prelabel_helpers import run_prelabel
 from tests.core.test_prelabel import VOCABULARY, TroubledSegmenter, read, save_image
 
 

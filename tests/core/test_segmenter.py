@@ -54,7 +54,8 @@ def model() -> Model:
                 "heads": 2,
                 "layers": 1,
             },
-        )
+        ),
+        tokenizer,
     )
     method = create_method("tcl", {"clip": clip})
     with torch.no_grad():
@@ -65,8 +66,6 @@ def model() -> Model:
     return Model(
         name="small",
         method=method,
-        clip=clip,
-        tokenizer=tokenizer,
         preprocess=PREPROCESS,
         templates="simple",
         background_threshold={"pamr": 0.45, "plain": 0.5},
@@ -222,8 +221,8 @@ def test_batch_and_one_by_one_agree(model: Model) -> None:
 
 def test_features_own_their_memory(model: Model) -> None:
     for features in Segmenter(model, batch_size=5).encode_batch([random_image(50, 70, 1), random_image(50, 70, 3)]):
-        assert features.affinity is not None
-        tensors = [features.windows.image_emb, features.windows.dense, features.affinity.weights]
+        assert features.guide is not None
+        tensors = [*features.windows.tensors().values(), *features.guide.tensors().values()]
         assert features.nbytes == sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
@@ -290,7 +289,7 @@ def test_other_pixels_weights_and_settings_are_other_features(model: Model) -> N
     segmenter.encode(changed)
     segmenter.encode(image.reshape(40, 32, 3))
     assert cache.hits == 0
-    assert Segmenter(model, cache=cache, kp_weight=0.9, batch_size=1).encode(image) is features
+    assert Segmenter(model, cache=cache, options={"kp_weight": 0.9}, batch_size=1).encode(image) is features
 
 
 def test_content_hash_sees_size_and_every_pixel() -> None:
@@ -324,14 +323,14 @@ def test_prompts_in_groups_give_the_same_scores(model: Model, monkeypatch: pytes
 
 def test_prompt_embeddings_average_the_templates(model: Model) -> None:
     segmenter = Segmenter(model)
-    embedded = segmenter.embed_prompts(["red sofa", "cat", "red sofa"])
+    embedded = segmenter.embed_prompts(["red sofa", "cat", "red sofa"]).tensors()["text"]
     assert embedded.shape == (3, 16) and torch.equal(embedded[0], embedded[2])
     np.testing.assert_allclose(embedded.norm(dim=-1), 1, atol=1e-6)
-    identity = segmenter.embed_prompts(["cat"], "identity")
+    identity = segmenter.embed_prompts(["cat"], "identity").tensors()["text"]
     expected = model.method.clip.encode_text(model.method.clip.tokenizer(["cat"]))
     np.testing.assert_allclose(identity, torch.nn.functional.normalize(expected, dim=-1), atol=1e-6)
     assert not torch.allclose(identity[0], embedded[1], atol=1e-3)
-    assert segmenter.embed_prompts([]).shape == (0, 16)
+    assert segmenter.embed_prompts([]).tensors()["text"].shape == (0, 16)
 
 
 def test_unknown_words_name_prompt_word_and_model(model: Model) -> None:
@@ -369,16 +368,21 @@ def test_views_and_read_only_arrays_are_images(model: Model) -> None:
     np.testing.assert_array_equal(a.label_map, b.label_map)
 
 
-@pytest.mark.parametrize("options", [{"kp_weight": 1.5}, {"kp_weight": -0.1}, {"batch_size": 0}])
-def test_settings_out_of_range(model: Model, options: dict[str, float]) -> None:
+@pytest.mark.parametrize("options", [{"kp_weight": 1.5}, {"kp_weight": "x"}, {"kp_weight": float("nan")}, {"sigma": 1}])
+def test_options_that_cannot_be(model: Model, options: dict[str, object]) -> None:
     with pytest.raises(SettingsError, match=next(iter(options))):
-        Segmenter(model, **options)  # type: ignore[arg-type]
+        Segmenter(model, options=options)
+
+
+def test_batch_size_out_of_range(model: Model) -> None:
+    with pytest.raises(SettingsError, match="batch_size"):
+        Segmenter(model, batch_size=0)
 
 
 def test_settings_are_json(model: Model) -> None:
     found = json.loads(json.dumps(Segmenter(model, refine=False).settings()))
     assert found["model"] == "small" and found["weights_sha256"] == "0" * 64
-    assert found["refine"] is False and found["kp_weight"] == 0.3 and found["background_threshold"] == 0.5
+    assert found["refine"] is False and found["options"]["kp_weight"] == 0.3 and found["background_threshold"] == 0.5
     assert Segmenter(model).settings()["background_threshold"] == 0.45
 
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from tcl_core.errors import ImageError, SettingsError, VocabularyError
 from tcl_core.models import Model
-from tcl_core.segmentation import session as session_module
 from tcl_core.segmentation.features import FeatureCache
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession, Progress
@@ -106,7 +105,7 @@ def test_large_results_are_not_kept_at_full_size(
     vocabulary = Vocabulary.from_options(LABELS)
     session = ImageSession(segmenter, image)
     expected = session.segment(vocabulary)
-    monkeypatch.setattr(session_module, "_PLANE_BYTES", 1000)
+    monkeypatch.setattr(session, "_plane_bytes", 1000)
     found = session.segment(vocabulary)
     assert np.array_equal(found.label_map, expected.label_map)
     assert np.array_equal(found.score_map, expected.score_map)
@@ -143,9 +142,9 @@ def test_score_map(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
     session = ImageSession(segmenter, image)
     label = Label("Cat", ("cat", "dog"))
     with pytest.raises(SettingsError, match="no scores yet"):
-        session.score_map(label)
+        session.score_map(label, Vocabulary((label,)))
     found = session.segment(Vocabulary((label,), background=False))
-    assert np.array_equal(session.score_map(label), found.score_map)
+    assert np.array_equal(session.score_map(label, found.vocabulary), found.score_map)
 
 
 def test_what_is_no_image(segmenter: Segmenter) -> None:

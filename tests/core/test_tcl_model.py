@@ -239,7 +239,7 @@ def test_negatives_are_images_by_captions(monkeypatch: pytest.MonkeyPatch) -> No
         given.append(weights)
         return info_nce(rows, columns, scale, offset, weights)
 
-    monkeypatch.setattr("tcl_core.methods.tcl.model.info_nce", record)
+    monkeypatch.setattr("tcl_core.methods.tcl.training.info_nce", record)
     neg_mask = tcl.losses(images, tokens, negatives=negatives)["neg_mask"]
     assert len(given) == 2
     for rows, columns in given:

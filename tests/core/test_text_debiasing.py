@@ -77,7 +77,7 @@ def test_a_model_file_carries_it(tmp_path: Path) -> None:
     before, after = (Segmenter(load_model(str(file), device="cpu")) for file in (plain.path, path))
     prompts = ["red cat", "cat", "sky"]
     assert read_model_file(path).metadata == metadata
-    biased, embedded = before.embed_prompts(prompts), after.embed_prompts(prompts)
+    biased, embedded = (segmenter.embed_prompts(prompts).tensors()["text"] for segmenter in (before, after))
     assert (biased @ axes.T).abs().amax(dim=1).min() > 0.05
     np.testing.assert_allclose(embedded[1:] @ axes.T, 0, atol=1e-6)
     assert torch.equal(embedded[0], biased[0])
@@ -124,10 +124,10 @@ def test_the_embedded_model_asks_for_things_without_their_colors() -> None:
     model = load_model("playground", device="cpu")
     assert model.debiasing is not None and model.debiasing.words == set(COLORS)
     segmenter = Segmenter(model)
-    plain = segmenter.embed_prompts(KINDS)
+    plain = segmenter.embed_prompts(KINDS).tensors()["text"]
     assert (plain @ model.debiasing.axes.T).abs().max() < 1e-5
     for kind in KINDS:
-        colored = segmenter.embed_prompts([f"{color} {kind}" for color in COLORS])
+        colored = segmenter.embed_prompts([f"{color} {kind}" for color in COLORS]).tensors()["text"]
         spread = colored - colored.mean(dim=0)
         # Axes of no meaning would hold 6 parts of 192.
         assert (spread @ model.debiasing.axes.T).square().sum() > 0.6 * spread.square().sum()

@@ -76,7 +76,7 @@ MISTAKES = [
     ("labels: [{name: Sofa, prompts: [1]}]", "labels[0].prompts[0]: expected a text, found 1; put it in quotes"),
     ("labels: [{name: ''}]", "labels[0].name: the label is empty"),
     ("labels: [{prompts: [a]}]", "labels[0].name: this key is missing"),
-    ("labels: [{name: A, colour: red}]", "labels[0].colour: unknown key (did you mean 'color'?)"),
+    ("labels: [{name: A, colr: red}]", "labels[0].colr: unknown key (did you mean 'color'?)"),
     ("label: [A]", "label: unknown key (did you mean 'labels'?)"),
     ("labels: [A]\n3: x", "3: unknown key"),
     ("background: true", "labels: this key is missing"),

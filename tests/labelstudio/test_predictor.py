@@ -122,7 +122,7 @@ def test_the_nearest_label_takes_a_free_prompt_and_says_so(predictor: Predictor,
     assert found.learned is not None
     label, prompt = found.learned
     prompts = [("Sofa", "sofa"), ("Sofa", "couch"), ("cat", "cat"), ("sky", "sky")]
-    vectors = predictor.segmenter.embed_prompts(["blue ball", *(text for _, text in prompts)])
+    vectors = predictor.segmenter.embed_prompts(["blue ball", *(text for _, text in prompts)]).tensors()["text"]
     assert label == prompts[int((vectors[1:] @ vectors[0]).argmax())][0] and prompt == "blue ball"
     for result in found.prediction.results:
         assert result["value"]["brushlabels"] == [label]

@@ -28,7 +28,7 @@ def regions_of(mask: NDArray[np.bool_], tolerance: str = "fine") -> list[Region]
     return label_map_to_regions(segmentation, tolerance=tolerance)
 
 
-def disc(hole: bool = False) -> NDArray[np.bool_]:
+def disk(hole: bool = False) -> NDArray[np.bool_]:
     rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
     distance = np.hypot(rows - 44, columns - 60)
     return (distance < 35) & (distance > (12 if hole else -1))
@@ -39,7 +39,7 @@ def drawn(mask: NDArray[np.bool_]) -> list[tuple[str, Region]]:
 
 
 def test_every_tag_draws_the_region() -> None:
-    results = region_results(config("PolygonLabels", "BrushLabels", "RectangleLabels"), drawn(disc()), SIZE)
+    results = region_results(config("PolygonLabels", "BrushLabels", "RectangleLabels"), drawn(disk()), SIZE)
     assert [result["type"] for result in results] == ["polygonlabels", "brushlabels", "rectanglelabels"]
     assert len({result["id"] for result in results}) == 3
     for result in results:
@@ -49,7 +49,7 @@ def test_every_tag_draws_the_region() -> None:
 
 
 def test_brush_is_the_mask_and_the_polygon_nearly_so() -> None:
-    mask = disc()
+    mask = disk()
     polygon, brush = region_results(config("PolygonLabels", "BrushLabels"), drawn(mask), SIZE)
     assert np.array_equal(mask_of_value("brushlabels", brush["value"], SIZE), mask)
     assert mask_iou(mask_of_value("polygonlabels", polygon["value"], SIZE), mask) >= 0.98
@@ -65,25 +65,25 @@ def test_box_is_tight_and_in_percent() -> None:
 
 
 def test_a_hole_is_brushed_where_there_is_a_brush() -> None:
-    results = region_results(config("PolygonLabels", "BrushLabels"), drawn(disc(hole=True)), SIZE)
+    results = region_results(config("PolygonLabels", "BrushLabels"), drawn(disk(hole=True)), SIZE)
     assert [result["type"] for result in results] == ["brushlabels"]
-    assert np.array_equal(mask_of_value("brushlabels", results[0]["value"], SIZE), disc(hole=True))
+    assert np.array_equal(mask_of_value("brushlabels", results[0]["value"], SIZE), disk(hole=True))
 
 
 def test_a_hole_is_kept_by_the_polygon_where_there_is_no_brush() -> None:
-    (polygon,) = region_results(config("PolygonLabels"), drawn(disc(hole=True)), SIZE)
-    assert mask_iou(mask_of_value("polygonlabels", polygon["value"], SIZE), disc(hole=True)) >= 0.98
+    (polygon,) = region_results(config("PolygonLabels"), drawn(disk(hole=True)), SIZE)
+    assert mask_iou(mask_of_value("polygonlabels", polygon["value"], SIZE), disk(hole=True)) >= 0.98
 
 
 def test_a_brush_for_holes_only() -> None:
     tags = config("PolygonLabels", 'BrushLabels model_regions="holes"')
-    assert [r["type"] for r in region_results(tags, drawn(disc()), SIZE)] == ["polygonlabels"]
-    assert [r["type"] for r in region_results(tags, drawn(disc(hole=True)), SIZE)] == ["brushlabels"]
+    assert [r["type"] for r in region_results(tags, drawn(disk()), SIZE)] == ["polygonlabels"]
+    assert [r["type"] for r in region_results(tags, drawn(disk(hole=True)), SIZE)] == ["brushlabels"]
 
 
 def test_a_skipped_tag_and_a_foreign_label_draw_nothing() -> None:
-    assert region_results(config('PolygonLabels model_skip="true"'), drawn(disc()), SIZE) == []
-    region = regions_of(disc())[0]
+    assert region_results(config('PolygonLabels model_skip="true"'), drawn(disk()), SIZE) == []
+    region = regions_of(disk())[0]
     assert region_results(config("PolygonLabels"), [("dog", region)], SIZE) == []
 
 

@@ -66,14 +66,18 @@ def test_settings_file_and_options(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("- a", "mapping"),
-        ("quue: 3", "'quue'"),
-        ("images: {alow_hosts: []}", "'alow_hosts'"),
+        ("quue: 3", "unknown keys: quue; the keys are model, images"),
+        ("images: {alow_hosts: []}", "images: unknown keys: alow_hosts"),
         ("images: 5", "images must be a mapping"),
         ("token: abc", "--token-file"),
         ("a: [", "cannot be read"),
         ("queue: 0", "above 0"),
-        ("queue: many", "wrong type"),
-        ("images: {allow_hosts: a}", "list of texts"),
+        ("queue: many", "backend.yaml: queue must be a whole number, not 'many'"),
+        ("queue: true", "whole number"),
+        ("job_seconds: .inf", "finite"),
+        ("model: {batch_size: '8'}", "model.batch_size must be a whole number"),
+        ("state_dir: 3", "must be a path"),
+        ("images: {allow_hosts: a}", "images.allow_hosts must be a list"),
         ("images: {label_studio_url: ftp://x}", "not an http"),
         ("model: {min_area: -1}", "0 or more"),
     ],
@@ -82,7 +86,11 @@ def test_settings_that_cannot_be_used(text: str, message: str, tmp_path: Path) -
     path = tmp_path / "backend.yaml"
     path.write_text(text)
     with pytest.raises(SettingsError, match=message):
-        settings_from(read_settings_file(path), {}, {})
+        settings_from(read_settings_file(path), {}, {}, path)
+
+
+def test_a_model_is_identified_by_what_is_written() -> None:
+    assert repr(settings_from({"model": {"tolerance": 2}}, {}, {}).model.tolerance) == "2"
 
 
 def test_token_files(tmp_path: Path) -> None:

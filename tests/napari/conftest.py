@@ -23,7 +23,7 @@ def display() -> Iterator[dict[str, str]]:
         pytest.skip("the tests in windows run on Linux only")
     if shutil.which("Xvfb") is None:
         pytest.skip("windows need an X server: install Xvfb (Debian and Ubuntu: apt-get install xvfb)")
-    # Even beside a desktop: windows that pop up would disturb, and the images need a known size.
+    # Even beside a desktop: windows that pop up would disturb, and the screenshots need a known size.
     read, write = os.pipe()
     command = ["Xvfb", "-displayfd", str(write), "-screen", "0", _SCREEN, "+extension", "GLX", "-nolisten", "tcp"]
     server = subprocess.Popen(command, pass_fds=[write], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""Steps of the scenario that an image is kept of, in their order."""
+"""Steps of the scenario, in their order; a screenshot of each is kept."""
 
 from __future__ import annotations
 

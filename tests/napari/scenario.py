@@ -1,6 +1,6 @@
-"""The whole way in a real window, with an image of each step: ``python -m tests.napari.scenario FOLDER``.
+"""The whole workflow in a real window, with a screenshot of each step: ``python -m tests.napari.scenario FOLDER``.
 
-It is a program of its own, so that it can run under each Qt binding. The images of ``docs/napari.md`` are made by it.
+It is a program of its own, so that it can run under each Qt binding. It makes the screenshots of ``docs/napari.md``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.napari.steps import brush, idle, settle
 __all__ = ["run"]
 
 _WINDOW = (1400, 900)
-_COLORS = 256  # of an image that is kept: enough for the eye, a third of the bytes
+_COLORS = 256  # of a screenshot: enough for the eye, a third of the bytes
 _MANIFEST = Path(__file__).parents[2] / "napari_tcl" / "napari.yaml"
 _LABELS = (("Sofa", "sofa, couch"), ("House", "house"))
 
@@ -32,7 +32,7 @@ def run(folder: Path) -> None:
     """Open the sample, type two labels, segment, move a threshold, correct, accept, export, and check the file.
 
     Args:
-        folder: for the images ``napari-STEP.png``.
+        folder: for the screenshots ``napari-STEP.png``.
     """
     plugins = PluginManager.instance()
     plugins.discover()
@@ -49,18 +49,18 @@ def run(folder: Path) -> None:
     widget.model.device.value = "cpu"
     settle()
     viewer.reset_view()
-    _image(viewer, folder, "opened")
+    _screenshot(viewer, folder, "opened")
 
     for name, prompts in _LABELS:
         widget.labels.add_row(name, prompts)
-    _image(viewer, folder, "typed")
+    _screenshot(viewer, folder, "typed")
 
     widget.buttons.segment.click()
     idle(widget)
     current = widget.current()
     assert current is not None, widget.buttons.message.text()
     results, _ = current
-    _image(viewer, folder, "segmented")
+    _screenshot(viewer, folder, "segmented")
 
     before = results.draft.data.copy()
     # Somewhat less than what the model asks for.
@@ -68,20 +68,20 @@ def run(folder: Path) -> None:
     widget.background.threshold.value = widget.engine.loaded.settings()["background_threshold"] * 0.85
     idle(widget)
     assert np.count_nonzero(results.draft.data) >= np.count_nonzero(before)
-    _image(viewer, folder, "threshold")
+    _screenshot(viewer, folder, "threshold")
 
     height, width = results.draft.data.shape
     brush(viewer, results.draft, widget.labels.ids[0], height // 2, width // 2, size=40)
     stroke = results.draft.data.copy()
     idle(widget)
-    _image(viewer, folder, "corrected")
+    _screenshot(viewer, folder, "corrected")
 
     widget.labels.table.setCurrentCell(0, 1)
     widget.buttons.accept.click()
     idle(widget)
     assert np.array_equal(results.accepted.data == widget.labels.ids[0], stroke == widget.labels.ids[0])
     assert np.array_equal(results.annotation.combined(()), stroke)
-    _image(viewer, folder, "accepted")
+    _screenshot(viewer, folder, "accepted")
 
     widget.polygons.geometry.value = "rle"
     from tcl_core.export.coco import validate_coco
@@ -93,7 +93,7 @@ def run(folder: Path) -> None:
         assert validate_coco(out) == []
         (exported,) = label_maps_of(out).values()
     assert np.array_equal(exported, stroke)
-    _image(viewer, folder, "exported")
+    _screenshot(viewer, folder, "exported")
     print(f"{qtpy.API_NAME}: {np.count_nonzero(exported)} labeled pixels, equal to the layers")
 
     # As a user ends it, in the middle of work.
@@ -103,7 +103,7 @@ def run(folder: Path) -> None:
     napari.run()
 
 
-def _image(viewer: napari.Viewer, folder: Path, step: str) -> None:
+def _screenshot(viewer: napari.Viewer, folder: Path, step: str) -> None:
     assert step in STEPS
     settle()
     shot = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)[..., :3])

@@ -9,7 +9,8 @@ import pytest
 
 from napari_tcl.export import AnnotatedImage, export_coco, regions_of, to_positions
 from tcl_core.errors import CocoError, SettingsError
-from tcl_core.export.coco import journal_path, validate_coco
+from tcl_core.export.coco import validate_coco
+from tcl_core.prelabel.journal import journal_path
 from tcl_core.vocabulary import Vocabulary
 from tests.napari.coco_pixels import label_maps_of
 
@@ -99,5 +100,5 @@ def test_negative_ids() -> None:
 
 
 def test_two_images_of_one_name(label_map: np.ndarray, tmp_path: Path) -> None:
-    with pytest.raises(CocoError, match="already"):
+    with pytest.raises(CocoError, match="twice"):
         export_coco(tmp_path / "a.json", [AnnotatedImage("a.png", label_map)] * 2, VOCABULARY, {})

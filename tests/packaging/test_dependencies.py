@@ -33,7 +33,7 @@ def canonical(name: str) -> str:
 
 def imported_distributions(folder: str) -> set[str]:
     """Distributions that a folder of the repository imports, ours and the standard library left out."""
-    ours = {"tcl_core", "labelstudio_backend", "napari_tcl", "training", "tests"}
+    ours = {"tcl_core", "labelstudio_backend", "napari_tcl", "training", "benchmarks", "tests"}
     # The adapter is imported by label-studio-ml, so that is there whenever the adapter is; Triton is imported only
     # where PyTorch brought it.
     brought = {"label_studio_ml", "triton"}
@@ -66,7 +66,7 @@ def test_the_label_studio_extra_has_all_that_the_backend_imports() -> None:
     assert extra <= imported <= declared_distributions("label-studio")
 
 
-@pytest.mark.parametrize("folder", ["training", "tests", "docs"])
+@pytest.mark.parametrize("folder", ["training", "benchmarks", "tests", "docs"])
 def test_the_test_extra_has_all_that_the_rest_imports(folder: str) -> None:
     assert imported_distributions(folder) <= declared_distributions("test", "docs", "label-studio", "napari")
 

@@ -88,7 +88,7 @@ def test_source_distribution_carries_what_the_tests_need(wheel: Path) -> None:
     unpacked = wheel.parent / "unpacked"
     shutil.unpack_archive(path, unpacked, filter="data")
     (root,) = unpacked.iterdir()
-    folders = ("tcl_core", "labelstudio_backend", "napari_tcl", "training", "tests", "docs")
+    folders = ("tcl_core", "labelstudio_backend", "napari_tcl", "training", "benchmarks", "tests", "docs")
     for name in (*folders, "Makefile", "constraints.txt", "LICENSE", "README.md"):
         assert (root / name).exists(), name
     assert not [path for path in root.rglob("*") if path.name in ("__pycache__", ".venv", "demo-output")]

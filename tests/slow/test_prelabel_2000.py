@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tcl_core.export.coco import journal_path
 from tcl_core.export.coco.validate.validate import validate_coco
+from tcl_core.prelabel.journal import journal_path
 
 pytestmark = [
     pytest.mark.slow,

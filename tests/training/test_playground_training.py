@@ -48,9 +48,9 @@ def tiny() -> Images:
     return draw_images(TINY, workers=1)
 
 
-def test_images_carry_no_truth_and_no_held_out_combination() -> None:
+def test_images_carry_no_ground_truth_and_no_held_out_combination() -> None:
     images = tiny()
-    assert images.images.shape == (40, 32, 32, 3)
+    assert images.pixels.shape == (40, 32, 32, 3)
     for scene in images.scenes:
         assert scene.label_map.size == 0
         assert not any(is_held_out(thing.kind, thing.color) for thing in scene.objects)
@@ -67,7 +67,7 @@ def test_batches_repeat_for_the_same_generator() -> None:
     assert first[0].min() >= -1 and first[0].max() <= 1
 
 
-def test_whitened_features_are_centerd_and_spread() -> None:
+def test_whitened_features_are_centered_and_spread() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(500, 12, generator=generator) * torch.linspace(0.2, 2, 12) + 5
     embedded = features @ whiten(features, 8, seed=1)
@@ -146,7 +146,7 @@ def test_a_batch_weighs_the_negatives_of_its_own_captions() -> None:
     scenes = [
         scene
         for image in batch.images
-        for scene, drawn in zip(images.scenes, images.images, strict=True)
+        for scene, drawn in zip(images.scenes, images.pixels, strict=True)
         if torch.equal(normalize(drawn[None])[0], image)
     ]
     for texts, negatives in zip(tokenizer.heard, batch.negatives, strict=True):
@@ -282,7 +282,7 @@ def test_things_are_seen_where_their_masks_are() -> None:
         # As sharp as after training.
         tcl.masker.sim2mask.w.fill_(40.0)
         tcl.masker.sim2mask.b.fill_(-20.0)
-    found = list(grounded(tcl, tokenizer, Images(images.images[index : index + 1], [images.scenes[index]])))
+    found = list(grounded(tcl, tokenizer, Images(images.pixels[index : index + 1], [images.scenes[index]])))
     assert [(color, kind) for color, kind, _ in found] == [(thing.color, thing.kind) for thing in things]
     torch.testing.assert_close(torch.stack([mean for _, _, mean in found]), texts, rtol=1e-4, atol=1e-4)
 

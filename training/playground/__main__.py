@@ -1,6 +1,6 @@
 """Train the embedded model: ``python -m training.playground``.
 
-Runs on two CPU cores, shows progress, can be interrupted and goes on where it stopped.
+Runs on two CPU cores, shows progress, can be interrupted and resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run(recipe: Recipe, folder: Path, out: Path) -> str:
 
     Args:
         recipe: what to do.
-        folder: checkpoints and logs; an interrupted run goes on from there.
+        folder: checkpoints and logs; an interrupted run resumes from there.
         out: the model file (``.safetensors``).
 
     Returns:

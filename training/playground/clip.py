@@ -197,7 +197,7 @@ def clip_losses(
 
 
 def whiten(features: Tensor, size: int, seed: int, floor: float = 1e-3) -> Tensor:
-    """A projection whose outputs are centerd and decorrelated on ``features``.
+    """A projection whose outputs are centered and decorrelated on ``features``.
 
     At random initialization all pooled features of a transformer point in nearly the same direction, so that every
     image meets every caption with the same cosine and the contrastive loss hardly moves for the first hundreds of
@@ -215,9 +215,9 @@ def whiten(features: Tensor, size: int, seed: int, floor: float = 1e-3) -> Tenso
     features = features.double()
     mean = features.mean(dim=0)
     direction = mean / mean.norm()
-    centerd = features - mean
-    centerd = centerd - (centerd @ direction)[:, None] * direction
-    variance, axes = torch.linalg.eigh(centerd.T @ centerd / len(centerd))
+    centered = features - mean
+    centered = centered - (centered @ direction)[:, None] * direction
+    variance, axes = torch.linalg.eigh(centered.T @ centered / len(centered))
     variance, axes = variance.flip(0)[:size], axes.flip(1)[:, :size]
     axes = axes - direction[:, None] * (direction @ axes)
     axes = axes / (variance + floor * variance[0]).sqrt() * (variance > 1e-9 * variance[0])

@@ -87,11 +87,11 @@ class Images:
     """Drawn images and what captions may say about them.
 
     Attributes:
-        images: uint8 ``[N, S, S, 3]``.
+        pixels: uint8 ``[N, S, S, 3]``.
         scenes: one scene an image, without its label map.
     """
 
-    images: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]
     scenes: list[Scene] = field(repr=False)
 
     def __len__(self) -> int:
@@ -116,7 +116,7 @@ class Images:
             for _ in range(captions.per_image)
         ]
         negatives = [negative_weights(scenes, part, self.met) for part in texts] if captions.balanced else None
-        return Batch(normalize(self.images[chosen]), [tokenizer(part) for part in texts], negatives)
+        return Batch(normalize(self.pixels[chosen]), [tokenizer(part) for part in texts], negatives)
 
     @cached_property
     def met(self) -> NDArray[np.bool_]:

@@ -37,7 +37,7 @@ def grounded(tcl: TCL, tokenizer: Tokenizer, images: Images) -> Iterator[tuple[s
     """
     for first in range(0, len(images), _BATCH):
         scenes = images.scenes[first : first + _BATCH]
-        embedded = tcl.encode(normalize(images.images[first : first + _BATCH])).image_emb
+        embedded = tcl.encode(normalize(images.pixels[first : first + _BATCH])).image_emb
         for scene, image_emb in zip(scenes, embedded, strict=True):
             if not scene.objects:
                 continue

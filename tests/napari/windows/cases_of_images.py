@@ -41,8 +41,8 @@ def test_stack_slice_by_slice(widget: SegmentWidget, image: NDArray[np.uint8], t
 
 def test_16_bit_channels_and_scale(widget: SegmentWidget, image: NDArray[np.uint8]) -> None:
     channels = np.moveaxis(image, -1, 0)[::-1].astype(np.uint16) * 16
-    widget.image.axis.value = "0"
-    widget.image.channels.value = "2,1,0"
+    widget.image_form.axis.value = "0"
+    widget.image_form.channels.value = "2,1,0"
     results = segmented(widget, channels, rgb=False, contrast_limits=(0, 255 * 16), scale=(1, 0.5, 0.5))
     assert widget.engine.loaded is not None
     vocabulary = Vocabulary.from_options(["Cat=cat,dog", "Sky=sky"], background=False)

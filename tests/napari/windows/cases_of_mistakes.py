@@ -133,14 +133,14 @@ def test_cancel_leaves_the_layers(widget: SegmentWidget, image: NDArray[np.uint8
 
 def test_channels_that_do_not_exist(widget: SegmentWidget, image: NDArray[np.uint8], errors: list[str]) -> None:
     widget.viewer.add_image(image[..., 0], name="gray")
-    widget.image.axis.value = "0"
+    widget.image_form.axis.value = "0"
     widget.segment()
-    widget.image.axis.value = "none"
+    widget.image_form.axis.value = "none"
     widget.viewer.add_image(np.moveaxis(image, -1, 0), name="channels")
-    widget.image.layer.value = widget.viewer.layers["channels"]
-    widget.image.axis.value = "0"
+    widget.image_form.layer.value = widget.viewer.layers["channels"]
+    widget.image_form.axis.value = "0"
     for channels in ("0,7", "red"):
-        widget.image.channels.value = channels
+        widget.image_form.channels.value = channels
         widget.segment()
     assert ["no two axes" in errors[0], "no channel 7" in errors[1], "'red'" in errors[2]] == [True] * 3
     assert len(widget.viewer.layers) == 2

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from tcl_core.errors import CocoError, ImageError
-from tcl_core.export.coco.names import is_text
 from tcl_core.export.coco.validate.geometry_checks import check_geometry
 from tcl_core.export.coco.validate.issues import Issue, Report, is_not_finite
+from tcl_core.export.names import is_text
 from tcl_core.images import image_size
 
 __all__ = ["validate_coco"]

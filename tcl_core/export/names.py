@@ -6,7 +6,10 @@ escape but strict readers refuse.
 
 from __future__ import annotations
 
-__all__ = ["is_text", "printable"]
+__all__ = ["NOT_TEXT", "is_text", "printable"]
+
+NOT_TEXT = "the file name is not valid UTF-8, so it cannot stand in a JSON file; rename the file"
+"""Why such a name is refused."""
 
 
 def is_text(name: str) -> bool:

@@ -1,0 +1,1 @@
+"""Measurements for developers; what users measure with is part of the packages."""

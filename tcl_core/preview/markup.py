@@ -1,0 +1,110 @@
+"""The markup of the preview: templates, which escape every text that comes from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tcl_core.types import Region
+from tcl_core.vocabulary import Vocabulary
+
+__all__ = ["page_name", "render_page", "render_regions"]
+
+
+def render_page(
+    title: str,
+    cards: Sequence[Mapping[str, Any]],
+    vocabulary: Vocabulary,
+    counts: Mapping[int, int],
+    kinds: Mapping[str, int],
+    settings: Mapping[str, str],
+    total: int,
+    page: int,
+    pages: int,
+) -> str:
+    """One whole page as HTML, with style and script inside, so that it needs no other file but its images.
+
+    Args:
+        title: heading.
+        cards: the images of this page, as :class:`tcl_core.preview.page.PreviewWriter` stores them.
+        vocabulary: labels of the legend, in order.
+        counts: number of regions of each label id over all pages.
+        kinds: number of images that are ``found``, ``empty`` and ``failed`` over all pages.
+        settings: names and values printed at the foot.
+        total: number of images of the job.
+        page: this page, counted from 0.
+        pages: number of pages.
+    """
+    kinds = {kind: kinds.get(kind, 0) for kind in ("found", "empty", "failed")}
+    figures = {
+        "regions": sum(counts.values()),
+        "labeled": kinds["found"],
+        "without regions": kinds["empty"],
+        "skipped": kinds["failed"],
+    }
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            title=title,
+            cards=cards,
+            labels=vocabulary.labels,
+            names=vocabulary.names,
+            colors=[f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in vocabulary.colors],
+            counts=counts,
+            kinds=kinds,
+            figures=figures,
+            settings=settings,
+            done=sum(kinds.values()),
+            total=total,
+            page=page,
+            pages=pages,
+            near=_near(page, pages),
+            style=_asset("page.css"),
+            script=_asset("page.js"),
+        )
+    )
+
+
+def render_regions(paths: Sequence[tuple[Region, str]]) -> str:
+    """SVG ``<path>`` elements of regions.
+
+    Args:
+        paths: regions with their outlines as SVG path data.
+    """
+    return _environment().get_template("regions.svg.j2").render(paths=paths)
+
+
+def page_name(page: int) -> str:
+    """File name of page ``page``, counted from 0."""
+    return "index.html" if page == 0 else f"page-{page + 1}.html"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("tcl_core.preview"), autoescape=True, undefined=StrictUndefined, auto_reload=False
+    )
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    environment.filters["page_name"] = page_name
+    return environment
+
+
+def _near(page: int, pages: int) -> list[int | None]:
+    """The pages that are linked to: the first, the last and those around ``page``; ``None`` stands for a gap."""
+    near = sorted({0, pages - 1, *range(max(0, page - 3), min(pages, page + 4))})
+    linked: list[int | None] = []
+    for place, number in enumerate(near):
+        if place and number - near[place - 1] > 1:
+            linked.append(None)
+        linked.append(number)
+    return linked
+
+
+@cache
+def _asset(name: str) -> str:
+    return (resources.files("tcl_core.preview") / "assets" / name).read_text(encoding="utf-8")
