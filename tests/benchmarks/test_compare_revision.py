@@ -66,7 +66,7 @@ def test_a_value_without_a_unit_ends_before_its_target() -> None:
 
 
 def test_medians_are_compared_by_order() -> None:
-    old = [figure_rows(TWO, f"a picture  {seconds} s\nother  9\ngap  50 ms") for seconds in (1, 2, 30)]
+    old = [figure_rows(TWO, f"an image  {seconds} s\nother  9\ngap  50 ms") for seconds in (1, 2, 30)]
     new = [figure_rows(TWO, f"an image  {seconds} s\nother  9\ngap  0.1 s") for seconds in (3, 0, 3)]
     encode, gap = compare(TWO, old, new)
     assert (encode.old, encode.new, encode.ratio) == (2, 3, 1.5)
