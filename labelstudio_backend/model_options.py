@@ -81,13 +81,19 @@ class ModelOptions:
         """
         from tcl_core.models.registry import check_options, find_model, split_method
 
-        method = check_options(self.model, self.options)
+        method, options = check_options(self.model, self.options)
 
         settings = asdict(self)
         for name in ("model", "batch_size", "max_pixels"):
             del settings[name]
         return json.dumps(
-            {"weights": _sha256(find_model(split_method(self.model)[1])), "method": method, **settings}, sort_keys=True
+            {
+                "weights": _sha256(find_model(split_method(self.model)[1])),
+                "method": method,
+                **settings,
+                "options": options,
+            },
+            sort_keys=True,
         )
 
 

@@ -224,7 +224,11 @@ def make_segmenter(
         SettingsError: if the device, the precision or a number is out of range.
     """
     from tcl_core.models import load_model
+    from tcl_core.models.registry import check_options
     from tcl_core.segmentation.segmenter import Segmenter
 
+    if option_values:
+        # Before the weights are read, which takes a while.
+        check_options(model, option_values)
     loaded = load_model(model, device=device, precision=precision)
     return Segmenter(loaded, refine=refine, options=option_values, batch_size=batch_size)

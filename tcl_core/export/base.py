@@ -119,6 +119,17 @@ class Exporter(ABC):
     def abort(self) -> None:
         """Remove what was begun; does nothing after `close`."""
 
+    def prepare(self, image: ImageRegions) -> Any:
+        """Whatever takes long about an image, done once when it is labeled and kept in the journal, fit for JSON.
+
+        Returns:
+            What `add_again` takes; ``None`` where the regions alone are kept, and `add` does all the work.
+
+        Raises:
+            ExportError: a region cannot be written.
+        """
+        return None
+
     def read_finished(self, out: Path) -> Finished:
         """Read an output of this exporter back.
 
@@ -128,7 +139,7 @@ class Exporter(ABC):
         raise ExportError(f"{out}: a finished {self.name} output cannot be resumed; choose another name")
 
     def add_again(self, file_name: str, height: int, width: int, content: Any) -> None:
-        """Write an image of `read_finished` as it was."""
+        """Write an image of `prepare` or `read_finished` as it was."""
         raise ExportError(f"a finished {self.name} output cannot be resumed; choose another name")
 
 

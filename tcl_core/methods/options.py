@@ -72,6 +72,8 @@ class MethodOptions(BaseModel):
             if name not in known:
                 listed = ", ".join(known) or "none"
                 raise SettingsError(f"option {name!r}: the method has no such option; it has: {listed}.")
+            if isinstance(values[name], bool) and known[name].annotation is not bool:
+                raise SettingsError(f"option {name} is {values[name]!r}: expected a number or text, not true or false.")
         try:
             return type(self)(**{**self.model_dump(), **values})
         except ValidationError as error:

@@ -76,7 +76,10 @@ def method_class(name: str) -> type[Method]:
         raise SettingsError(
             f"The method {name!r} of the package {package} is no sub-class of Method; update or uninstall the package."
         )
-    return register_method(name)(found)
+    try:
+        return register_method(name)(found)
+    except ValueError as error:
+        raise SettingsError(f"The method {name!r} of the package {package} cannot be used: {error}.") from error
 
 
 def create_method(name: str, towers: Mapping[str, Tower], config: Mapping[str, Any] | None = None) -> Method:

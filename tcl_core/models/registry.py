@@ -102,8 +102,11 @@ def split_method(name_or_path: str | os.PathLike[str]) -> tuple[str | None, str]
     return (method, model) if colon and model and method in list_methods() else (None, text)
 
 
-def check_options(name_or_path: str | os.PathLike[str], options: Mapping[str, Any]) -> str:
-    """Check a method's options without loading the model; returns the method's name.
+def check_options(name_or_path: str | os.PathLike[str], options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Check a method's options without loading the model.
+
+    Returns:
+        The method's name, and the values that were given as the method reads them.
 
     Raises:
         WeightsError: there is no such model.
@@ -111,8 +114,8 @@ def check_options(name_or_path: str | os.PathLike[str], options: Mapping[str, An
     """
     method, model = split_method(name_or_path)
     name = read_metadata(find_model(model)).method if method is None else method
-    method_class(name).options_class().changed(options)
-    return name
+    read = method_class(name).options_class().changed(options).model_dump(mode="json")
+    return name, {key: read[key] for key in options}
 
 
 def fetch_model(name: str, progress: bool = True) -> Path:

@@ -263,6 +263,9 @@ class _Job:
                 continue
             try:
                 regions = self._regions(self._segmenter.segment(encode(), self._vocabulary))
+                found = ImageRegions(name, image.shape[0], image.shape[1], regions)
+                # What cannot be exported is found now, when it costs only this image.
+                prepared = self._journal.exporter.prepare(found)
             except Exception as error:
                 self._fail(name, error, guard, progress)
                 continue
@@ -271,7 +274,7 @@ class _Job:
                 if self._pages is not None and name not in self._shown:
                     self._pages.add_image(name, image, regions)
                 if name not in self._annotated:
-                    self._journal.add(ImageRegions(name, image.shape[0], image.shape[1], regions))
+                    self._journal.add(found, prepared)
                 progress.advance()
 
     def _encoded(
@@ -337,7 +340,7 @@ def _shown_settings(info: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str
     if vocabulary.background:
         threshold = vocabulary.background_threshold
         threshold = info["background_threshold"] if threshold is None else threshold
-        background += f", threshold {threshold:g}"
+        background += "" if threshold is None else f", threshold {threshold:g}"
     shown = {**info, "background_threshold": None, "templates": vocabulary.templates or info["templates"]}
     shown = {key: value for key, value in shown.items() if value is not None}
     texts = {

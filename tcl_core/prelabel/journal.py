@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from tcl_core.errors import ExportError, TclError
+from tcl_core.errors import ExportError
 from tcl_core.export.base import Exporter, ImageRegions
 from tcl_core.export.info import run_info
 from tcl_core.export.names import NOT_TEXT, is_text, printable
@@ -148,8 +148,12 @@ class Journal:
         """Reason of each image that failed, by file name."""
         return dict(self._failed)
 
-    def add(self, image: ImageRegions) -> None:
+    def add(self, image: ImageRegions, prepared: Any = None) -> None:
         """Keep an image's result.
+
+        Args:
+            image: what was found.
+            prepared: of the exporter's `prepare`, where it was called already.
 
         An image whose name is not text (bytes that are not valid UTF-8) is kept as a failure instead: strict readers
         of JSON refuse a whole file with such a name in it.
@@ -168,6 +172,7 @@ class Journal:
         line = {
             "image": _entry(image.file_name, image.height, image.width),
             "regions": [region_to_json(region) for region in image.regions],
+            "exported": self.exporter.prepare(image) if prepared is None else prepared,
         }
         self._done[image.file_name] = self._append(line, image.file_name)
         self._failed.pop(image.file_name, None)
@@ -216,7 +221,7 @@ class Journal:
             writer.open(target, self._vocabulary, self._header["info"])
             for name in names:
                 if name in self._done:
-                    self._export_or_fail(writer, name)
+                    self._export_image(writer, name)
             reasons = ((name, self._reason(name)) for name in names if name not in self._done)
             failed = [(name, reason) for name, reason in reasons if reason is not None]
             writer.close(complete=final, failed=failed)
@@ -332,22 +337,6 @@ class Journal:
             raise ExportError(f"{journal_path(self.out_path)} cannot be written: {error.strerror}") from error
         return offset
 
-    def _export_or_fail(self, writer: Exporter, name: str) -> None:
-        """An image that cannot be exported costs only itself."""
-        try:
-            self._export_image(writer, name)
-        except TclError as error:
-            reason = str(error)
-        except OSError:
-            raise
-        except Exception as error:
-            text = " ".join(str(error).split())
-            reason = f"internal error, {type(error).__name__}: {text}; please report it"
-        else:
-            return
-        del self._done[name]
-        self._failed[name] = reason
-
     def _export_image(self, writer: Exporter, name: str) -> None:
         # Opened anew for each image, because the journal's own handle is where lines are appended.
         with open(journal_path(self.out_path), "rb") as journal:
@@ -355,14 +344,14 @@ class Journal:
             line = json.loads(journal.readline())
         image = line["image"]
         height, width = image["height"], image["width"]
-        if "exported" in line:
-            if writer is not self.exporter:
-                raise ExportError(
-                    f"{name} was taken over from a finished {self.exporter.name} output, whose regions are no longer "
-                    "known exactly; label it again to write another format"
-                )
+        if writer is self.exporter and line.get("exported") is not None:
             writer.add_again(name, height, width, line["exported"])
             return
+        if "regions" not in line:
+            raise ExportError(
+                f"{name} was taken over from a finished {self.exporter.name} output, whose regions are no longer known "
+                "exactly; label it again to write another format"
+            )
         regions = [region_from_json(entry, self._vocabulary) for entry in line["regions"]]
         writer.add(ImageRegions(name, height, width, regions))
 

@@ -50,7 +50,7 @@ class Decision:
         """The winners int32 ``[H, W]``, and their scores float32 ``[H, W]``, 0 where there is none."""
         scores = self.best.masked_fill(self.winner == 0, 0)
         return (
-            self.winner.to(torch.int32).view(size).cpu().numpy(),
+            self.winner.to(torch.int32, copy=True).view(size).cpu().numpy(),
             scores.view(size).cpu().numpy(),
         )
 

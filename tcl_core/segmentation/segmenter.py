@@ -124,6 +124,7 @@ class Segmenter:
             "method": self.method.name,
             "options": self.method.options.model_dump(mode="json"),
             "refine": self.refine,
+            "refiner": None if self.refiner is None else dict(self.refiner.identity()),
             "background_threshold": self.background_threshold,
             "templates": self.model.templates,
             "precision": precision_name(self.model.precision),
@@ -133,9 +134,12 @@ class Segmenter:
     @property
     def background_threshold(self) -> float | None:
         """Height of the background plane where a vocabulary says none; ``None`` for a method without such a plane."""
-        name = None if self.refiner is None else self.refiner.name
+        if self.method.background.kind == "none":
+            return None
+        name = "plain" if self.refiner is None else self.refiner.name
         heights = self.model.background_threshold
-        return float(heights[name or "plain"]) if (name or "plain") in heights else self.method.background.height(name)
+        height = heights.get(name, heights.get("plain"))
+        return self.method.background.height(name) if height is None else float(height)
 
     def score_identity(self, vocabulary_templates: str | None) -> str:
         """What scores depend on besides features and prompts, as canonical JSON; with them a key of cached scores."""
@@ -386,6 +390,12 @@ class Segmenter:
         """
         self._check_features(features)
         prompts = self.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
+        if not self.method.independent_prompts:
+            # A prompt that two labels share is asked once, or it would count twice among the names.
+            texts = list(dict.fromkeys(prompt for _, prompt in vocabulary.prompts))
+            merged = self.similarities(features, self.embed_prompts(texts, vocabulary.templates), on_progress)
+            rows = [texts.index(prompt) for _, prompt in vocabulary.prompts]
+            return self.finish(features, merged[rows], [label for label, _ in vocabulary.prompts])
         counts = [len(label.prompts) for label in vocabulary.labels]
         parts, first = [], 0
         for group in self._label_groups(counts, features):
@@ -398,7 +408,7 @@ class Segmenter:
 
     def _label_groups(self, counts: Sequence[int], features: ImageFeatures) -> Iterator[list[int]]:
         """Numbers of prompts of labels whose score maps are made together, so that memory stays bounded."""
-        if not (self.method.independent_labels and self.method.independent_prompts):
+        if not self.method.independent_labels:
             yield list(counts)
             return
         at_once = self._at_once(features)

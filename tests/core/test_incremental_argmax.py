@@ -105,3 +105,11 @@ def test_winners_have_room_for_more_than_255_labels() -> None:
     for count in (255, 256, 300):
         before = decide(planes[:count], labels[:count], 0.0, before)
         assert before.winner.tolist() == [count]
+
+
+def test_maps_are_memory_of_their_own() -> None:
+    planes = list(torch.linspace(0, 1, 300)[:, None])
+    decided = decide(planes, contenders([None] * 300), 0.0)
+    label_map, _ = decided.maps((1, 1))
+    label_map[:] = 7
+    assert decided.winner.tolist() == [300]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from tcl_core.errors import ExportError, SettingsError
+from tcl_core.errors import CocoError, ExportError, SettingsError
 from tcl_core.export.base import Exporter, ImageRegions, create_exporter
 from tcl_core.export.coco import (
     CocoExporter,
@@ -458,20 +458,28 @@ def test_an_exporter_that_cannot_read_back_says_so(out: Path) -> None:
     assert folder(out) == ["out.json"]
 
 
-def test_an_image_that_cannot_be_exported_costs_only_itself(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    add = CocoExporter.add
-
-    def fail_once(exporter: CocoExporter, found: ImageRegions) -> None:
-        if found.file_name == "b.png":
-            raise RuntimeError("no such geometry")
-        add(exporter, found)
-
-    monkeypatch.setattr(CocoExporter, "add", fail_once)
+def test_an_export_that_fails_keeps_the_journal_and_the_old_file(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Journal.open(out, CocoExporter(), VOCABULARY, SETTINGS) as journal:
         put(journal, "b.png")
+        journal.export(final=False)
+        before = out.read_bytes()
         put(journal, "zÿ.png")
-        journal.export(["b.png", "zÿ.png"])
-        assert journal.done == {"zÿ.png"} and "no such geometry" in journal.failed["b.png"]
-    data = json.loads(out.read_bytes())
-    assert [entry["file_name"] for entry in data["images"]] == ["zÿ.png"]
-    assert data["info"]["failed"][0]["file_name"] == "b.png"
+
+        def refuse(*_: Any) -> None:
+            raise CocoError("no space left")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(CocoExporter, "add_again", refuse)
+            with pytest.raises(ExportError, match="no space left"):
+                journal.export()
+        assert journal.done == {"b.png", "zÿ.png"} and out.read_bytes() == before
+        journal.export()
+    assert len(json.loads(out.read_bytes())["images"]) == 2 and folder(out) == ["out.json"]
+
+
+def test_an_image_that_cannot_be_exported_is_not_taken(out: Path) -> None:
+    with Journal.open(out, CocoExporter(), VOCABULARY, SETTINGS) as journal:
+        outside = dataclasses.replace(image("b.png").regions[0], bbox=(100, 100, 1, 1))
+        with pytest.raises(ExportError, match="inside the image"):
+            journal.add(ImageRegions("b.png", *SIZE, [outside]))
+        assert not journal.done

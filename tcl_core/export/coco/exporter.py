@@ -54,9 +54,11 @@ class CocoExporter(Exporter):
 
     def add(self, image: ImageRegions) -> None:
         """Write an image; see `tcl_core.export.base.Exporter.add`."""
-        size = (image.height, image.width)
-        annotations = regions_to_annotations(image.regions, size, self.geometry, merge=self.merge)
-        self.add_again(image.file_name, image.height, image.width, annotations)
+        self.add_again(image.file_name, image.height, image.width, self.prepare(image))
+
+    def prepare(self, image: ImageRegions) -> list[dict[str, Any]]:
+        """The annotations of an image, without ids."""
+        return regions_to_annotations(image.regions, (image.height, image.width), self.geometry, merge=self.merge)
 
     def add_again(self, file_name: str, height: int, width: int, content: Any) -> None:
         """Write annotations as they were."""

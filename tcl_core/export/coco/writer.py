@@ -169,6 +169,9 @@ def write_coco_file(
         raise CocoError(f"{out} is not a file; name a file to write")
     if out.exists() and not overwrite:
         raise CocoError(f"{out} exists; ask to overwrite it, or choose another name")
+    journal = out.with_name(out.name + ".journal")
+    if journal.exists():
+        raise CocoError(f"{out}: {journal} is left from an unfinished run that makes this file; choose another name")
     info = run_info(vocabulary, settings)
     file = CocoFile(out, vocabulary)
     try:

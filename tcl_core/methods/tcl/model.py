@@ -114,7 +114,13 @@ class TCL(TCLTraining, Method):
     def __init__(self, clip: FrozenClip, config: TCLConfig | None = None):
         config = config or TCLConfig()
         super().__init__(
-            TCLOptions(kp_weight=config.kp_weight, kp_scale=config.kp_scale, kp_threshold=config.kp_threshold)
+            TCLOptions().changed(
+                {
+                    "kp_weight": config.kp_weight,
+                    "kp_scale": config.kp_scale,
+                    "kp_threshold": config.kp_threshold,
+                }
+            )
         )
         self.clip = clip
         self.config = config
