@@ -192,7 +192,8 @@ def _compete(decision: Decision, planes: Sequence[Tensor], first: int) -> None:
     """
     best, winner = decision.best, decision.winner
     count = len(best)
-    step = _BLOCK if best.device.type == "cpu" else max(count, 1)
+    # A single plane gains nothing from the cache, and whole planes use all processors.
+    step = _BLOCK if best.device.type == "cpu" and len(planes) > 1 else max(count, 1)
     thresholds = [threshold for _, threshold in decision.labels[first : first + len(planes)]]
     for start in range(0, count, step):
         block = slice(start, start + step)
