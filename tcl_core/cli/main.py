@@ -12,12 +12,13 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
 import click
 
 import tcl_core
 from tcl_core.errors import SettingsError, TclError
+from tcl_core.plugins import installed, load
 
 __all__ = ["COMMANDS", "cli", "main", "run"]
 
@@ -63,31 +64,12 @@ class LazyGroup(click.Group):
 
 def _installed() -> dict[str, EntryPoint]:
     """Commands of installed packages, by name; the core's own come first."""
-    found = sorted(entry_points(group="tcl_annotate.commands"), key=lambda point: point.name)
-    return {point.name: point for point in found if point.name not in COMMANDS}
+    found = installed("tcl_annotate.commands")
+    return {name: found[name] for name in sorted(found) if name not in COMMANDS}
 
 
 def _load(point: EntryPoint) -> click.Command:
-    """Import a command of an installed package.
-
-    Raises:
-        SettingsError: it cannot be imported, or is no command.
-    """
-    package = point.dist.name if point.dist is not None else point.value
-    try:
-        found = point.load()
-    # Whatever a foreign package raises while it is imported, the user has to know which package it is.
-    except Exception as error:
-        text = " ".join(str(error).split())
-        raise SettingsError(
-            f"the command {point.name!r} of the package {package} cannot be loaded ({type(error).__name__}: {text}); "
-            "update or uninstall the package"
-        ) from error
-    if not isinstance(found, click.Command):
-        raise SettingsError(
-            f"the command {point.name!r} of the package {package} is no click command; update or uninstall the package"
-        )
-    return found
+    return load(point, "the command", click.Command)
 
 
 @click.group(

@@ -10,12 +10,11 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from tcl_core.errors import ExportError, SettingsError
+from tcl_core.plugins import installed, load
 from tcl_core.types import Region
 from tcl_core.vocabulary import Vocabulary
 
@@ -25,6 +24,7 @@ __all__ = [
     "Finished",
     "ImageRegions",
     "create_exporter",
+    "journal_path",
     "list_exporters",
     "register_exporter",
     "slashed",
@@ -170,7 +170,7 @@ def list_exporters() -> list[str]:
         >>> "coco" in list_exporters()
         True
     """
-    return sorted({*_EXPORTERS, *_installed()})
+    return sorted({*_EXPORTERS, *installed(ENTRY_POINTS)})
 
 
 def create_exporter(name: str, **settings: Any) -> Exporter:
@@ -180,19 +180,10 @@ def create_exporter(name: str, **settings: Any) -> Exporter:
         SettingsError: the name is unknown, its package cannot be imported, or a setting is out of range.
     """
     if name not in _EXPORTERS:
-        point = _installed().get(name)
+        point = installed(ENTRY_POINTS).get(name)
         if point is None:
             raise SettingsError(f"there is no exporter {name!r}; the exporters are: {', '.join(list_exporters())}")
-        try:
-            register_exporter(name)(point.load())
-        # Whatever a foreign package raises while it is imported, the user has to know which package it is.
-        except Exception as error:
-            text = " ".join(str(error).split())
-            package = point.dist.name if point.dist is not None else point.value
-            raise SettingsError(
-                f"the exporter {name!r} of the package {package} cannot be loaded ({type(error).__name__}: {text}); "
-                "update or uninstall the package"
-            ) from error
+        register_exporter(name)(load(point, "the exporter", Exporter, subclass=True))
     return _EXPORTERS[name](**settings)
 
 
@@ -205,8 +196,7 @@ def slashed(path: str | os.PathLike[str]) -> str:
     return os.fspath(path).replace(os.sep, "/")
 
 
-@cache
-def _installed() -> dict[str, EntryPoint]:
-    # The last of two of one name wins, and nobody takes a name from this package.
-    found = sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.module.startswith("tcl_core."))
-    return {point.name: point for point in found}
+def journal_path(out_path: str | os.PathLike[str]) -> Path:
+    """Where the journal of a job that makes an output lies: next to it, with ``.journal`` appended."""
+    out = Path(out_path)
+    return out.with_name(out.name + ".journal")

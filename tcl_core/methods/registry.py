@@ -7,12 +7,11 @@ the class, such as ``my_package.method:MyMethod``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Method
+from tcl_core.plugins import installed, load, package_of
 from tcl_core.towers.base import Tower
 
 __all__ = ["ENTRY_POINTS", "create_method", "list_methods", "method_class", "register_method"]
@@ -48,7 +47,7 @@ def list_methods() -> list[str]:
         >>> "tcl" in list_methods()
         True
     """
-    return sorted({*_METHODS, *_installed()})
+    return sorted({*_METHODS, *installed(ENTRY_POINTS)})
 
 
 def method_class(name: str) -> type[Method]:
@@ -59,27 +58,16 @@ def method_class(name: str) -> type[Method]:
     """
     if name in _METHODS:
         return _METHODS[name]
-    point = _installed().get(name)
+    point = installed(ENTRY_POINTS).get(name)
     if point is None:
         raise SettingsError(f"There is no method {name!r}; the methods are: {', '.join(list_methods())}.")
-    package = point.dist.name if point.dist is not None else point.value
-    try:
-        found = point.load()
-    # Whatever a foreign package raises while it is imported, the user has to know which package it is.
-    except Exception as error:
-        text = " ".join(str(error).split())
-        raise SettingsError(
-            f"The method {name!r} of the package {package} cannot be loaded ({type(error).__name__}: {text}); "
-            "update or uninstall the package."
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        raise SettingsError(
-            f"The method {name!r} of the package {package} is no sub-class of Method; update or uninstall the package."
-        )
+    found = load(point, "The method", Method, subclass=True)
     try:
         return register_method(name)(found)
     except ValueError as error:
-        raise SettingsError(f"The method {name!r} of the package {package} cannot be used: {error}.") from error
+        raise SettingsError(
+            f"The method {name!r} of the package {package_of(point)} cannot be used: {error}."
+        ) from error
 
 
 def create_method(name: str, towers: Mapping[str, Tower], config: Mapping[str, Any] | None = None) -> Method:
@@ -97,8 +85,3 @@ def create_method(name: str, towers: Mapping[str, Tower], config: Mapping[str, A
     if missing := sorted(set(kind.tower_names) - set(towers)):
         raise SettingsError(f"The method {name!r} needs the towers {', '.join(missing)}, which are not given.")
     return kind.from_config({tower: towers[tower] for tower in kind.tower_names}, config or {})
-
-
-@cache
-def _installed() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}

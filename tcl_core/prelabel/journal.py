@@ -20,7 +20,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from tcl_core.errors import ExportError
-from tcl_core.export.base import Exporter, ImageRegions
+from tcl_core.export.base import Exporter, ImageRegions, journal_path
 from tcl_core.export.info import run_info
 from tcl_core.export.names import NOT_TEXT, is_text, printable
 from tcl_core.prelabel.regions_json import region_from_json, region_to_json
@@ -32,12 +32,6 @@ __all__ = ["Journal", "journal_path"]
 _FORMAT = 2
 _SECONDS_BETWEEN_SYNCS = 1.0
 _HEADER_PREFIX = b'{"journal": '
-
-
-def journal_path(out_path: str | os.PathLike[str]) -> Path:
-    """Where the journal of an output lies: next to it, with ``.journal`` appended."""
-    out = Path(out_path)
-    return out.with_name(out.name + ".journal")
 
 
 class Journal:
@@ -219,9 +213,12 @@ class Journal:
         try:
             self._sync()
             writer.open(target, self._vocabulary, self._header["info"])
-            for name in names:
-                if name in self._done:
-                    self._export_image(writer, name)
+            # A handle of its own, because the journal's is where lines are appended.
+            with open(journal_path(self.out_path), "rb") as lines:
+                for name in names:
+                    if name in self._done:
+                        lines.seek(self._done[name])
+                        self._export_image(writer, name, json.loads(lines.readline()))
             reasons = ((name, self._reason(name)) for name in names if name not in self._done)
             failed = [(name, reason) for name, reason in reasons if reason is not None]
             writer.close(complete=final, failed=failed)
@@ -337,11 +334,7 @@ class Journal:
             raise ExportError(f"{journal_path(self.out_path)} cannot be written: {error.strerror}") from error
         return offset
 
-    def _export_image(self, writer: Exporter, name: str) -> None:
-        # Opened anew for each image, because the journal's own handle is where lines are appended.
-        with open(journal_path(self.out_path), "rb") as journal:
-            journal.seek(self._done[name])
-            line = json.loads(journal.readline())
+    def _export_image(self, writer: Exporter, name: str, line: Mapping[str, Any]) -> None:
         image = line["image"]
         height, width = image["height"], image["width"]
         if writer is self.exporter and line.get("exported") is not None:

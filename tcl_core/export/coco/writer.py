@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tcl_core.errors import CocoError
-from tcl_core.export.base import slashed
+from tcl_core.export.base import journal_path, slashed
 from tcl_core.export.coco.annotations import categories_of
 from tcl_core.export.info import run_info
 from tcl_core.export.names import NOT_TEXT, is_text, printable
@@ -169,7 +169,7 @@ def write_coco_file(
         raise CocoError(f"{out} is not a file; name a file to write")
     if out.exists() and not overwrite:
         raise CocoError(f"{out} exists; ask to overwrite it, or choose another name")
-    journal = out.with_name(out.name + ".journal")
+    journal = journal_path(out)
     if journal.exists():
         raise CocoError(f"{out}: {journal} is left from an unfinished run that makes this file; choose another name")
     info = run_info(vocabulary, settings)
