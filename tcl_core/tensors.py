@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-__all__ = ["TensorBundle"]
+__all__ = ["TensorBundle", "state_faults"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,3 +109,33 @@ class TensorBundle:
                 number = tensors[name].tolist()
                 values[name] = tuple(number) if isinstance(number, list) else number
         return cls(**values)
+
+
+def state_faults(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], optional: frozenset[str] = frozenset()
+) -> list[str]:
+    """What keeps tensors from being loaded by name: those that are missing, unknown, or of another shape.
+
+    Args:
+        own: tensors of the module.
+        given: tensors that are to be loaded.
+        optional: names that may be missing.
+
+    Returns:
+        A clause for each kind of fault, empty where everything fits.
+
+    Example:
+        >>> state_faults({"w": torch.zeros(2), "b": torch.zeros(1)}, {"w": torch.zeros(3), "x": torch.zeros(1)})
+        ['missing: b', 'unknown: x', 'of another shape: w [3] instead of [2]']
+    """
+    misshaped = [
+        f"{name} {list(given[name].shape)} instead of {list(own[name].shape)}"
+        for name in sorted(own.keys() & given.keys())
+        if given[name].shape != own[name].shape
+    ]
+    kinds = {
+        "missing": sorted(own.keys() - given.keys() - optional),
+        "unknown": sorted(given.keys() - own.keys()),
+        "of another shape": misshaped,
+    }
+    return [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]

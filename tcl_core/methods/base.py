@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tcl_core.errors import WeightsError
 from tcl_core.methods.options import MethodOptions
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
-from tcl_core.tensors import TensorBundle
+from tcl_core.tensors import TensorBundle, state_faults
 from tcl_core.towers.base import Tower
 
 __all__ = ["Background", "Features", "Method", "PromptEmbeddings"]
@@ -259,23 +259,9 @@ class Method(nn.Module, ABC):
             WeightsError: a tensor is missing, unknown or has another shape; the message lists them.
         """
         own = self.learned_state_dict()
-        faults = []
-        if missing := sorted(own.keys() - state.keys() - self.optional_keys):
-            faults.append(f"missing: {_listed(missing)}")
-        if unknown := sorted(state.keys() - own.keys()):
-            faults.append(f"unknown: {_listed(unknown)}")
-        if misshaped := [
-            f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
-            for name in sorted(own.keys() & state.keys())
-            if state[name].shape != own[name].shape
-        ]:
-            faults.append(f"of another shape: {_listed(misshaped)}")
+        faults = state_faults(own, state, self.optional_keys)
         if faults:
             raise WeightsError(f"The tensors do not fit the method {type(self).__name__}; {'; '.join(faults)}.")
         with torch.no_grad():
             for name, tensor in state.items():
                 own[name].copy_(tensor)
-
-
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(words)

@@ -16,6 +16,7 @@ from tcl_core.errors import WeightsError
 from tcl_core.models.download import check_file
 from tcl_core.models.manifest import RemoteFile, load_manifest
 from tcl_core.models.paths import download_folder
+from tcl_core.tensors import state_faults
 from tcl_core.towers.open_clip_vit import FrozenClip, clip_config_from_state_dict
 
 __all__ = ["build_clip", "check_clip_tensors", "load_referenced_clip", "read_clip_tensors", "referenced_file"]
@@ -145,17 +146,6 @@ def _compare_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor], wha
 
 
 def _compare_tensors(model: open_clip.CLIP, tensors: Mapping[str, Tensor], what: str) -> None:
-    own = model.state_dict()
-    faults = []
-    if missing := sorted(own.keys() - tensors.keys()):
-        faults.append(f"missing: {', '.join(missing)}")
-    if unknown := sorted(tensors.keys() - own.keys()):
-        faults.append(f"unknown: {', '.join(unknown)}")
-    if misshaped := [
-        f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
-        for name in sorted(own.keys() & tensors.keys())
-        if tensors[name].shape != own[name].shape
-    ]:
-        faults.append(f"of another shape: {', '.join(misshaped)}")
+    faults = state_faults(model.state_dict(), tensors)
     if faults:
         raise WeightsError(f"{what}: the tensors do not fit the CLIP; {'; '.join(faults)}")
