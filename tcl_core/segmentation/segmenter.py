@@ -104,6 +104,7 @@ class Segmenter:
         self.cache = cache
         self.batch_size = batch_size
         self._texts = ByteBoundedCache[tuple[str, str], PromptEmbeddings](_TEXT_CACHE_BYTES, lambda text: text.nbytes)
+        self._score_identities: dict[str, str] = {}
         self._feature_settings = json.dumps(
             {
                 "method": self.method.name,
@@ -143,15 +144,18 @@ class Segmenter:
 
     def score_identity(self, vocabulary_templates: str | None) -> str:
         """What scores depend on besides features and prompts, as canonical JSON; with them a key of cached scores."""
-        debiasing = self.model.debiasing
-        return json.dumps(
-            {
-                "options": self.method.options.affecting("scores"),
-                "templates": self.model.templates if vocabulary_templates is None else vocabulary_templates,
-                "debiased": debiasing is not None,
-            },
-            sort_keys=True,
-        )
+        templates = self.model.templates if vocabulary_templates is None else vocabulary_templates
+        # Asked for every label whenever a threshold moves, and the same each time.
+        if templates not in self._score_identities:
+            self._score_identities[templates] = json.dumps(
+                {
+                    "options": self.method.options.affecting("scores"),
+                    "templates": templates,
+                    "debiased": self.model.debiasing is not None,
+                },
+                sort_keys=True,
+            )
+        return self._score_identities[templates]
 
     # -- the image ---------------------------------------------------------------------------------------------
 

@@ -153,6 +153,11 @@ class ImageSession:
             VocabularyError: the model does not know a word of a prompt.
         """
         keys = self._keys(vocabulary)
+        self._score(keys, vocabulary, on_progress)
+        return torch.stack([self._scores[key] for key in keys])
+
+    def _score(self, keys: Sequence[_LabelKey], vocabulary: Vocabulary, on_progress: ProgressCallback | None) -> None:
+        """Score the labels of these keys that have no scores yet, and forget all others."""
         known = dict(self._scores)
         missing = [place for place, key in enumerate(keys) if key not in known]
         if missing:
@@ -166,7 +171,6 @@ class ImageSession:
             known.update((keys[place], plane.clone()) for place, plane in zip(missing, found, strict=True))
         # What the vocabulary no longer names is forgotten; its similarities stay in their cache for a while.
         self._scores = {key: known[key] for key in keys}
-        return torch.stack([self._scores[key] for key in keys])
 
     def segment(self, vocabulary: Vocabulary, on_progress: ProgressCallback | None = None) -> Segmentation:
         """Decide each pixel's label; only what changed since the last call is computed.
@@ -190,8 +194,8 @@ class ImageSession:
             threshold = self.segmenter.background_threshold
             label_map, score_map = label_map_from_scores(scores, vocabulary, threshold, self.size)
             return Segmentation(label_map, score_map, vocabulary)
-        if not self.has_scores(vocabulary) or len(self._scores) != len(set(keys)):
-            self.scores(vocabulary, on_progress)
+        if self._scores.keys() != set(keys):
+            self._score(keys, vocabulary, on_progress)
         kept = {key: plane for key, plane in self._planes.items() if key in self._scores}
         for key in keys:
             if key not in kept:
