@@ -41,6 +41,8 @@ def labeling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> str
         view.set("model_background", "false")
     elif vocabulary.background_threshold is not None:
         view.set("model_background", f"{vocabulary.background_threshold:g}")
+    if vocabulary.background_names is not None:
+        view.set("model_background_names", ",".join(vocabulary.background_names) or "none")
     SubElement(
         view,
         "TextArea",

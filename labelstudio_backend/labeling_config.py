@@ -13,6 +13,7 @@ from defusedxml import DefusedXmlException
 
 from tcl_core.errors import SettingsError, VocabularyError
 from tcl_core.vocabulary import Label, Vocabulary
+from tcl_core.vocabulary.files import background_names_from_text
 
 __all__ = ["BACKGROUND_NAMES", "Control", "Kind", "LabelingConfig", "check_prompt", "parse_labeling_config"]
 
@@ -59,6 +60,8 @@ class LabelingConfig:
         labels: prompts (none: the value itself) and threshold of each label, by its value.
         background: whether pixels may stay without a label (``model_background`` of the outermost tag).
         background_threshold: score that a label must reach against the background; ``None`` takes the model's.
+        background_names: prompts that compete and leave what they win without a label (``model_background_names`` of
+            the outermost tag); ``None`` takes the method's.
         background_label: the label that stands for what no other label wins, if there is one.
         background_skipped: whether nothing is drawn for it.
         prompt_name: name of the ``TextArea`` for prompts, if there is one.
@@ -70,6 +73,7 @@ class LabelingConfig:
     labels: Mapping[str, tuple[tuple[str, ...], float | None]]
     background: bool = True
     background_threshold: float | None = None
+    background_names: tuple[str, ...] | None = None
     background_label: str | None = None
     background_skipped: bool = False
     prompt_name: str | None = None
@@ -97,7 +101,9 @@ class LabelingConfig:
         for value, (prompts, threshold) in self.labels.items():
             more = tuple(added.get(value, ())) if added else ()
             labels.append(Label(_vocabulary_name(value), tuple(dict.fromkeys((*prompts, *more))), threshold))
-        return Vocabulary(tuple(labels), self.background, self.background_threshold)
+        return Vocabulary(
+            tuple(labels), self.background, self.background_threshold, background_names=self.background_names
+        )
 
 
 def parse_labeling_config(xml: str) -> LabelingConfig:
@@ -106,7 +112,8 @@ def parse_labeling_config(xml: str) -> LabelingConfig:
     The labels are those of all ``PolygonLabels``, ``BrushLabels`` and ``RectangleLabels`` on the first ``Image`` that
     such a tag points to. A label's prompts are in its ``predicted_values`` (separated by commas), its threshold in its
     own ``model_score_threshold`` or that of its tag; a label of several tags unites their prompts. The outermost tag
-    may say ``model_background="false"`` or give the threshold of the background.
+    may say ``model_background="false"`` or give the threshold of the background, and ``model_background_names`` may
+    say auto, none, or names separated by commas.
 
     Args:
         xml: the project's configuration.
@@ -169,6 +176,7 @@ def parse_labeling_config(xml: str) -> LabelingConfig:
         labels=labels,
         background=not without,
         background_threshold=background[1] if background and background[1] is not None and not without else threshold,
+        background_names=_background_names(root, without),
         background_label=background[0] if background else None,
         background_skipped=background[2] if background else False,
         prompt_name=_prompt_name(root, image_name),
@@ -239,6 +247,11 @@ def _prompt_name(root: Element, image_name: str) -> str | None:
         if _tag(tag) == "textarea" and image_name in _targets(tag) and not _is_true(tag, "perRegion"):
             return tag.get("name")
     return None
+
+
+def _background_names(root: Element, without: bool) -> tuple[str, ...] | None:
+    text = root.get("model_background_names", "").strip()
+    return None if without or not text else background_names_from_text(text)
 
 
 def _vocabulary_name(value: str) -> str:

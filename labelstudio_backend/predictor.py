@@ -150,7 +150,9 @@ class Predictor:
         if background is not None and plan.label is None and not plan.config.background_skipped:
             values.append(background)
             nothing = label_map == 0
-            score_map = np.where(nothing, 1 - _best(session.scores(vocabulary), features.size), score_map)
+            score_map = np.where(
+                nothing, 1 - _best(session.scores(vocabulary)[: len(known.labels)], features.size), score_map
+            )
             # Not before the scores: the background is no name that competes.
             vocabulary = replace(vocabulary, labels=(*vocabulary.labels, Label("(background)")))
             label_map = np.where(nothing, len(values), label_map).astype(np.int32)

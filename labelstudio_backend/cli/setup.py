@@ -54,6 +54,7 @@ def command(
     label_options: tuple[str, ...],
     background: bool | None,
     background_threshold: float | None,
+    background_names: str | None,
     templates: str | None,
     url: str,
     token_file: Path | None,
@@ -71,7 +72,9 @@ def command(
     from labelstudio_backend.middleware import read_auth_file
     from tcl_core.prelabel.inputs import find_images
 
-    vocabulary = make_vocabulary(labels_file, label_options, background, background_threshold, templates)
+    vocabulary = make_vocabulary(
+        labels_file, label_options, background, background_threshold, background_names, templates
+    )
     xml = labeling_config_xml(vocabulary, shape)
     credentials = read_auth_file(auth_file)[0] if auth_file is not None else None
     images = find_images([str(path) for path in upload]) if upload else None

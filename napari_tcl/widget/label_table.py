@@ -100,6 +100,7 @@ class LabelTable(QWidget):
         # What the whole vocabulary says besides its labels; the widget around the table knows.
         self.background: bool | float = True
         self.templates: str | None = None
+        self.background_names: tuple[str, ...] | None = None
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
@@ -192,7 +193,8 @@ class LabelTable(QWidget):
             raise VocabularyError("there is no label; add one to the table and type what to search for")
         background = self.background
         threshold = None if isinstance(background, bool) else background
-        return Vocabulary(tuple(labels), background is not False, threshold, self.templates)
+        names = None if background is False else self.background_names
+        return Vocabulary(tuple(labels), background is not False, threshold, self.templates, names)
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Replace all rows; labels of the same name keep their ids."""

@@ -386,6 +386,7 @@ class SegmentWidget(QWidget):
 
     def _take_vocabulary(self, vocabulary: Vocabulary) -> None:
         self.labels.templates = vocabulary.templates
+        self.labels.background_names = vocabulary.background_names
         self.background.set_value(vocabulary.background, vocabulary.background_threshold)
 
     def _on_removed(self) -> None:

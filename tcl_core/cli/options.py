@@ -12,6 +12,7 @@ import click
 
 from tcl_core.errors import SettingsError
 from tcl_core.vocabulary import Vocabulary
+from tcl_core.vocabulary.files import background_names_from_text
 from tcl_core.vocabulary.templates import TEMPLATE_SETS
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ geometry_option = click.option(
 
 
 def vocabulary_options(function: F) -> F:
-    """``--labels``, ``--label``, ``--background``, ``--background-threshold`` and ``--templates``."""
+    """``--labels``, ``--label``, ``--background``, its threshold and names, and ``--templates``."""
     for option in reversed(
         [
             click.option(
@@ -71,6 +72,12 @@ def vocabulary_options(function: F) -> F:
                 "file's or the model's.",
             ),
             click.option(
+                "--background-names",
+                metavar="NAME,NAME",
+                help="Names that compete with the labels and leave what they win without a label, auto for the "
+                "method's own, or none; by default the label file's or auto.",
+            ),
+            click.option(
                 "--templates",
                 metavar="NAME",
                 help=f"Template set for the prompts: {', '.join(TEMPLATE_SETS)}; by default the label file's or the "
@@ -87,6 +94,7 @@ def make_vocabulary(
     label_options: tuple[str, ...],
     background: bool | None,
     background_threshold: float | None,
+    background_names: str | None,
     templates: str | None,
 ) -> Vocabulary:
     """The vocabulary of the shared options; options come before what the label file says.
@@ -101,12 +109,18 @@ def make_vocabulary(
         raise SettingsError('no labels: give --labels FILE, or --label "NAME=PROMPT,PROMPT" for each label')
     if background is False and background_threshold is not None:
         raise SettingsError("--no-background and --background-threshold exclude each other; give one of them")
+    if background is False and background_names is not None:
+        raise SettingsError("--no-background and --background-names exclude each other; give one of them")
     vocabulary = Vocabulary.from_file(labels_file) if labels_file else Vocabulary.from_options(label_options)
     if background is not None:
         kept = vocabulary.background_threshold if background else None
-        vocabulary = replace(vocabulary, background=background, background_threshold=kept)
+        names = vocabulary.background_names if background else None
+        vocabulary = replace(vocabulary, background=background, background_threshold=kept, background_names=names)
     if background_threshold is not None:
         vocabulary = replace(vocabulary, background=True, background_threshold=background_threshold)
+    if background_names is not None:
+        names = background_names_from_text(background_names)
+        vocabulary = replace(vocabulary, background=True, background_names=names)
     if templates is not None:
         vocabulary = replace(vocabulary, templates=templates)
     return vocabulary

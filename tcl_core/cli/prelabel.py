@@ -108,6 +108,7 @@ def command(
     label_options: tuple[str, ...],
     background: bool | None,
     background_threshold: float | None,
+    background_names: str | None,
     templates: str | None,
     model: str,
     refine: bool,
@@ -135,7 +136,9 @@ def command(
     cannot be read is reported and skipped, and the exit code is then 1. Stopped by Ctrl-C or in any other way, the job
     goes on with --resume and ends with the same file.
     """
-    vocabulary = make_vocabulary(labels_file, label_options, background, background_threshold, templates)
+    vocabulary = make_vocabulary(
+        labels_file, label_options, background, background_threshold, background_names, templates
+    )
     _check_places(out, failures, preview, resume, overwrite)
 
     from tcl_core.prelabel.inputs import find_images

@@ -50,6 +50,7 @@ def command(
     label_options: tuple[str, ...],
     background: bool | None,
     background_threshold: float | None,
+    background_names: str | None,
     templates: str | None,
     model: str,
     refine: bool,
@@ -63,7 +64,9 @@ def command(
     max_pixels: int,
 ) -> int:
     """Segment IMAGE and print, for each label, its regions, its share of the image and its mean score."""
-    vocabulary = make_vocabulary(labels_file, label_options, background, background_threshold, templates)
+    vocabulary = make_vocabulary(
+        labels_file, label_options, background, background_threshold, background_names, templates
+    )
     _check_ending(out)
     check_outputs({"--out": out, "--json": json_file}, [path, labels_file, model], overwrite)
 

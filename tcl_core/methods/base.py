@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from tcl_core.errors import WeightsError
 from tcl_core.methods.options import MethodOptions
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
+from tcl_core.refinement.pamr import Pamr
 from tcl_core.tensors import TensorBundle, state_faults
 from tcl_core.towers.base import Tower
 
-__all__ = ["Background", "Features", "Method", "PromptEmbeddings"]
+__all__ = ["Background", "Features", "Method", "PromptEmbeddings", "best_of_labels"]
 
 
 class Features(TensorBundle):
@@ -41,10 +42,12 @@ class Background:
         kind: ``"plane"``, a constant score that labels have to exceed, or ``"none"``, where names of the method's own
             stand for everything else.
         heights: default height of the plane in ``[0, 1]`` by the refiner's name; ``"plain"`` is without one.
+        names: prompts that compete as those of labels do, and leave the pixels that they win without a label.
     """
 
     kind: Literal["plane", "none"] = "plane"
     heights: Mapping[str, float] = field(default_factory=lambda: {"plain": 0.5})
+    names: tuple[str, ...] = ()
 
     def height(self, refiner: str | None) -> float | None:
         """Default height with a refiner of this name, or without one; ``None`` where there is no plane.
@@ -157,6 +160,10 @@ class Method(nn.Module, ABC):
         """How a pixel without a label is decided, where neither model nor user says."""
         return Background()
 
+    def default_refiner(self) -> ScoreRefiner:
+        """The refiner that is used where nobody names one."""
+        return Pamr()
+
     def unknown_words(self, text: str) -> list[str]:
         """Words of ``text`` that a tower never learned, in order, each once."""
         tokenizers = (tower.tokenizer for tower in self.towers.values())
@@ -206,22 +213,66 @@ class Method(nn.Module, ABC):
             float32 ``[B, P, H, W]``.
         """
 
-    def finish(self, merged: Tensor, labels: Sequence[int], refine: Refine | None = None) -> Tensor:
-        """Turn merged similarities of a whole image into score maps: by default the maximum over a label's names.
+    def prompts_for_image(self, features: Features, prompts: PromptEmbeddings) -> PromptEmbeddings:
+        """Adapt prompts to an image before its windows are compared with them; by default they stay as they are.
+
+        Only methods without `independent_prompts` may do so.
 
         Args:
-            merged: float32 ``[P, h, w]``; with ``independent_labels`` those of some labels, else those of all names.
-            labels: the label of each of the P names, from 0, every label at least once.
+            features: of all windows of the image.
+            prompts: P of them, all that compete.
+        """
+        return prompts
+
+    def score_size(self, working: tuple[int, int], image: tuple[int, int]) -> tuple[int, int]:
+        """Height and width at which scores are finished: by default those at which windows were cut.
+
+        Args:
+            working: size at which windows are cut.
+            image: size of the image.
+        """
+        return working
+
+    def similarities_at(self, features: Features, prompts: PromptEmbeddings, size: tuple[int, int]) -> Tensor | None:
+        """Similarities of an image that is one window, without the detour through the window's own size.
+
+        Args:
+            features: of the one window.
+            prompts: P of them.
+            size: from `score_size`.
+
+        Returns:
+            float32 ``[P, H, W]`` at ``size``; ``None``, the default, to go through `similarities`.
+        """
+        return None
+
+    def settle(self, merged: Tensor, size: tuple[int, int], refine: Refine | None = None) -> Tensor:
+        """What becomes of merged similarities before they are compared: each prompt for itself, so that it is kept.
+
+        Args:
+            merged: float32 ``[P, h, w]`` of a whole image, at the working size or at ``size``, of any P prompts.
+            size: from `score_size`.
             refine: a refiner bound to the image's guide, for methods that make `image_guide`.
 
         Returns:
-            float32 ``[K, h, w]`` in ``[0, 1]`` in memory of its own.
+            float32 ``[P, H, W]`` at ``size``; by default ``merged``.
         """
-        scores = merged.new_zeros(max(labels, default=-1) + 1, *merged.shape[1:])
-        for label, plane in zip(labels, merged, strict=True):
-            torch.maximum(scores[label], plane, out=scores[label])
+        return merged
+
+    def finish(self, merged: Tensor, labels: Sequence[int], refine: Refine | None = None) -> Tensor:
+        """Turn settled similarities of a whole image into score maps: by default the maximum over a label's names.
+
+        Args:
+            merged: float32 ``[P, h, w]``; with ``independent_labels`` those of some labels, else those of all names.
+            labels: the label of each of the P names, from 0, every label at least once; -1 for names of the background.
+            refine: a refiner bound to the image's guide, for methods that make `image_guide`.
+
+        Returns:
+            float32 ``[K, h, w]`` in ``[0, 1]`` in memory of its own, one plane a label; where the background has names,
+            theirs comes last.
+        """
         # Refinement weights sum to one only up to rounding.
-        return scores.clamp_(max=1)
+        return best_of_labels(merged, labels).clamp_(0, 1)
 
     def window_guide(self, refiner: ScoreRefiner, windows: Tensor) -> Guide | None:
         """What refines maps inside `similarities`; ``None`` where the method does not refine there.
@@ -232,12 +283,13 @@ class Method(nn.Module, ABC):
         """
         return None
 
-    def image_guide(self, refiner: ScoreRefiner, image: Tensor) -> Guide | None:
-        """What refines maps inside `finish`; ``None`` where the method does not refine there.
+    def image_guide(self, refiner: ScoreRefiner, image: Tensor, size: tuple[int, int]) -> Guide | None:
+        """What refines maps inside `settle` or `finish`; ``None`` where the method does not refine there.
 
         Args:
             refiner: makes the guide.
             image: float32 ``[1, 3, h, w]``, normalized, at the working size.
+            size: from `score_size`, at which maps will be refined.
         """
         return None
 
@@ -265,3 +317,25 @@ class Method(nn.Module, ABC):
         with torch.no_grad():
             for name, tensor in state.items():
                 own[name].copy_(tensor)
+
+
+def best_of_labels(maps: Tensor, labels: Sequence[int]) -> Tensor:
+    """The maximum over the names of each label.
+
+    Args:
+        maps: float ``[P, h, w]``, one plane a name.
+        labels: the label of each name, from 0, every label at least once; -1 for names of the background.
+
+    Returns:
+        float ``[K, h, w]`` in memory of its own; where the background has names, theirs comes last.
+
+    Example:
+        >>> best_of_labels(torch.tensor([0.1, 0.4, 0.2])[:, None, None], [0, -1, 0]).flatten().tolist()
+        [0.20000000298023224, 0.4000000059604645]
+    """
+    count = max(labels, default=-1) + 1 + (-1 in labels)
+    best = maps.new_full((count, *maps.shape[1:]), float("-inf"))
+    for label, plane in zip(labels, maps, strict=True):
+        # -1 is the last.
+        torch.maximum(best[label], plane, out=best[label])
+    return best

@@ -1,7 +1,8 @@
 """The decision: which label wins at each pixel. Nobody else decides a pixel.
 
 A label competes at a pixel where its score is at least its own threshold, if it has one. With background, a constant
-plane competes too. Ties go to the background, then to the earlier label; where nothing competes there is no label.
+plane competes too, and so does the plane of names that stand for it, if there are any. Ties go to the constant plane,
+then to the earlier label, then to the background's names; where nothing competes there is no label.
 """
 
 from __future__ import annotations
@@ -39,24 +40,31 @@ class Decision:
         floor: height of the background plane, or minus infinity.
         best: float32 ``[N]``, the highest score so far, at least ``floor``.
         winner: whole numbers ``[N]``; 0 for none, k for label k counted from 1.
+        unlabeled: whether the last of the labels is that of the background's names, whose pixels have no label.
     """
 
     labels: list[Contender]
     floor: float
     best: Tensor
     winner: Tensor
+    unlabeled: bool = False
 
     def maps(self, size: tuple[int, int]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The winners int32 ``[H, W]``, and their scores float32 ``[H, W]``, 0 where there is none."""
-        scores = self.best.masked_fill(self.winner == 0, 0)
-        return (
-            self.winner.to(torch.int32, copy=True).view(size).cpu().numpy(),
-            scores.view(size).cpu().numpy(),
-        )
+        winner = self.winner.to(torch.int32, copy=True)
+        if self.unlabeled:
+            winner.masked_fill_(winner == len(self.labels), 0)
+        scores = self.best.masked_fill(winner == 0, 0)
+        return winner.view(size).cpu().numpy(), scores.view(size).cpu().numpy()
 
 
 def decide(
-    planes: Sequence[Tensor], labels: Sequence[Contender], floor: float, before: Decision | None = None
+    planes: Sequence[Tensor],
+    labels: Sequence[Contender],
+    floor: float,
+    before: Decision | None = None,
+    *,
+    unlabeled: bool = False,
 ) -> Decision:
     """The arg-max over planes that have the image's size already.
 
@@ -66,10 +74,12 @@ def decide(
         floor: height of the background plane, or minus infinity.
         before: an earlier decision. If labels were added at its end, they alone are compared; if one threshold moved,
             pixels alone that this concerns. It is changed in its place and must not be used any more.
+        unlabeled: whether the last plane is that of the background's names.
     """
     # A copy, because the next call compares with it.
     labels = list(labels)
     if before is not None and before.floor == floor:
+        before = replace(before, unlabeled=unlabeled)
         known = len(before.labels)
         if before.labels == labels[:known]:
             decision = replace(before, labels=labels, winner=before.winner.to(_kind(len(labels))))
@@ -78,7 +88,7 @@ def decide(
         moved = [place for place, (old, new) in enumerate(zip(before.labels, labels, strict=False)) if old != new]
         if known == len(labels) and len(moved) == 1 and before.labels[moved[0]][0] == labels[moved[0]][0]:
             return _move(before, planes, labels, moved[0])
-    decision = _blank(labels, floor, planes[0].numel(), planes[0].device)
+    decision = replace(_blank(labels, floor, planes[0].numel(), planes[0].device), unlabeled=unlabeled)
     _compete(decision, planes, 0)
     return decision
 
@@ -99,7 +109,8 @@ def label_map_from_scores(
     """Arg-max of score maps at the image's size, one label after the other, so that memory does not grow with them.
 
     Args:
-        scores: float32 ``[K, h, w]`` in ``[0, 1]``, one plane per label; each is resized bilinearly.
+        scores: float32 ``[K, h, w]`` in ``[0, 1]``, one plane per label, and perhaps one more of the background's
+            names; each is resized bilinearly.
         vocabulary: K labels; its own ``background_threshold`` comes before the argument.
         background_threshold: height of the background plane where the vocabulary does not say; ``None`` for no plane.
         size: height and width of the result.
@@ -117,11 +128,14 @@ def label_map_from_scores(
     [[1, 0, 1]]
     """
     planes = torch.as_tensor(scores)
-    if planes.ndim != 3 or len(planes) != len(vocabulary.labels):
-        raise ValueError(f"expected score maps [{len(vocabulary.labels)}, h, w], got {list(planes.shape)}")
+    count = len(vocabulary.labels)
+    if planes.ndim != 3 or len(planes) not in (count, count + 1):
+        raise ValueError(f"expected score maps [{count}, h, w], got {list(planes.shape)}")
     floor = vocabulary.floor(background_threshold)
     labels: list[Contender] = [(None, label.threshold) for label in vocabulary.labels]
-    decision = _blank(labels, floor, size[0] * size[1], planes.device)
+    named = len(planes) > count
+    labels += [(None, None)] * named
+    decision = replace(_blank(labels, floor, size[0] * size[1], planes.device), unlabeled=named)
     for place, (plane, (_, threshold)) in enumerate(zip(planes, labels, strict=True)):
         lowest = floor if threshold is None else max(floor, threshold)
         # Interpolation exceeds no value by more than rounding, so most of a long vocabulary needs no more than this.
@@ -144,12 +158,13 @@ def one_label_from_scores(
     Labels that are nowhere strong enough where this one could win take no part, which saves most of the time.
 
     Args:
-        scores: float32 ``[K, h, w]`` in ``[0, 1]``, one plane per label.
+        scores: float32 ``[K, h, w]`` in ``[0, 1]``, one plane per label, and perhaps one more of the background's
+            names.
         vocabulary: K labels.
         background_threshold: height of the background plane where the vocabulary does not say; ``None`` for no plane.
         size: height and width of the result.
         place: of the label, from 0.
-        rivals: whether the other labels compete; otherwise the background alone does.
+        rivals: whether the other labels compete; otherwise the background alone does, with its names.
 
     Returns:
         int32 ``[H, W]``: ``place + 1`` where the label wins, else 0; and float32 ``[H, W]``: its score there, else 0.
@@ -157,6 +172,7 @@ def one_label_from_scores(
     threshold = vocabulary.labels[place].threshold
     floor = vocabulary.floor(background_threshold)
     lowest = floor if threshold is None else max(floor, threshold)
+    background = list(range(len(vocabulary.labels), len(scores)))
     kept = [place]
     if rivals:
         # Interpolation stays between the four nearest values but for rounding.
@@ -166,9 +182,9 @@ def one_label_from_scores(
         (top, left), (bottom, right) = strong.amin(dim=0).tolist(), strong.amax(dim=0).tolist()
         around = scores[:, max(top - 1, 0) : bottom + 2, max(left - 1, 0) : right + 2]
         strongest = (around.amax(dim=(1, 2)) >= lowest - SCORE_ROUNDING).nonzero().flatten().tolist()
-        kept = sorted({place, *strongest})
+        kept = sorted({place, *strongest} - {*background})
     part = replace(vocabulary, labels=tuple(vocabulary.labels[index] for index in kept))
-    label_map, score_map = label_map_from_scores(scores[kept], part, background_threshold, size)
+    label_map, score_map = label_map_from_scores(scores[kept + background], part, background_threshold, size)
     wins = label_map == kept.index(place) + 1
     # In place, because planes of a large image take 0.8 GB each.
     np.multiply(wins, np.int32(place + 1), out=label_map)

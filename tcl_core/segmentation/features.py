@@ -47,6 +47,7 @@ class ImageFeatures:
         image_guide: of the whole image, for methods that refine after merging; ``None`` without refinement.
         origins: top-left corner ``(y, x)`` of each window, in pixels of the working size.
         working_size: height and width at which the windows were cut.
+        score_size: height and width at which scores are finished.
         size: height and width of the original image.
         key: what the features depend on.
     """
@@ -56,6 +57,7 @@ class ImageFeatures:
     image_guide: Guide | None
     origins: tuple[tuple[int, int], ...]
     working_size: tuple[int, int]
+    score_size: tuple[int, int]
     size: tuple[int, int]
     key: FeatureKey
 

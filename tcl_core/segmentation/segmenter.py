@@ -22,7 +22,6 @@ from tcl_core.devices import autocast, precision_name
 from tcl_core.errors import SettingsError, VocabularyError
 from tcl_core.methods.base import Features, PromptEmbeddings
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
-from tcl_core.refinement.pamr import Pamr
 from tcl_core.segmentation.argmax import label_map_from_scores
 from tcl_core.segmentation.features import (
     FeatureCache,
@@ -35,10 +34,10 @@ from tcl_core.segmentation.features import (
 from tcl_core.segmentation.model import SegmentationModel
 from tcl_core.segmentation.sliding_window import merge_windows, split_windows, working_size
 from tcl_core.types import Segmentation
-from tcl_core.vocabulary import Vocabulary
+from tcl_core.vocabulary import Label, Vocabulary
 from tcl_core.vocabulary.templates import apply_templates, get_templates
 
-__all__ = ["Segmenter"]
+__all__ = ["Segmenter", "owners"]
 
 _TEXT_CACHE_BYTES = 64 << 20
 # Score maps of all prompts at once would grow with the vocabulary; beyond this they are worked off in groups.
@@ -55,6 +54,7 @@ class _Prepared:
     image_guide: Guide | None
     origins: tuple[tuple[int, int], ...]
     working_size: tuple[int, int]
+    score_size: tuple[int, int]
     size: tuple[int, int]
     key: FeatureKey
 
@@ -69,7 +69,7 @@ class Segmenter:
     Args:
         model: from `tcl_core.models.load_model`.
         refine: make the masks follow the image's edges.
-        refiner: how; PAMR by default.
+        refiner: how; by default the method's choice, PAMR.
         options: values of the method's options, such as ``{"kp_weight": 0.2}``; those left out are the model's.
         cache: keeps features of images; ``None`` keeps none. It may be shared.
         batch_size: most windows that go through the network together; memory grows with it.
@@ -99,8 +99,8 @@ class Segmenter:
         self.model = model
         self.method = model.method.configured(options) if options else model.method
         self.refine = refine
-        chosen: ScoreRefiner = Pamr() if refiner is None else refiner
-        self.refiner = chosen if refine else None
+        chosen = self.method.default_refiner() if refiner is None else refiner
+        self.refiner: ScoreRefiner | None = chosen if refine else None
         self.cache = cache
         self.batch_size = batch_size
         self._texts = ByteBoundedCache[tuple[str, str], PromptEmbeddings](_TEXT_CACHE_BYTES, lambda text: text.nbytes)
@@ -119,6 +119,7 @@ class Segmenter:
 
     def settings(self) -> dict[str, Any]:
         """What a result depends on besides image and vocabulary, as plain JSON values (for COCO's ``info``)."""
+        names = self.method.background.names
         return {
             "model": self.model.name,
             "weights_sha256": self.model.weights_sha256,
@@ -127,6 +128,7 @@ class Segmenter:
             "refine": self.refine,
             "refiner": None if self.refiner is None else dict(self.refiner.identity()),
             "background_threshold": self.background_threshold,
+            **({"background_names": list(names)} if names else {}),
             "templates": self.model.templates,
             "precision": precision_name(self.model.precision),
             "preprocess": self.model.preprocess.to_dict(),
@@ -232,11 +234,12 @@ class Segmenter:
         mean = torch.tensor(preprocess.mean).view(3, 1, 1)
         std = torch.tensor(preprocess.std).view(3, 1, 1)
         pixels = resize_image(image, size).div_(255).sub_(mean).div_(std)
+        score_size = self.method.score_size(size, (height, width))
         guide = None
         if self.refiner is not None:
-            guide = self.method.image_guide(self.refiner, pixels[None].to(self.model.device))
+            guide = self.method.image_guide(self.refiner, pixels[None].to(self.model.device), score_size)
         windows, origins = split_windows(pixels, preprocess.window, preprocess.stride)
-        return _Prepared(windows, guide, tuple(origins), size, (height, width), key)
+        return _Prepared(windows, guide, tuple(origins), size, score_size, (height, width), key)
 
     def _embed(self, group: list[_Prepared], advance: Callable[[int], None]) -> Iterator[ImageFeatures]:
         """Run images whose windows have one size through the network; each is given out once it is complete."""
@@ -265,6 +268,7 @@ class Segmenter:
                         image_guide=image.image_guide,
                         origins=image.origins,
                         working_size=image.working_size,
+                        score_size=image.score_size,
                         size=image.size,
                         key=image.key,
                     )
@@ -321,6 +325,23 @@ class Segmenter:
                 f"{_listed(words)}; use its own templates, {self.model.templates!r}, or another model."
             )
 
+    def contenders(self, vocabulary: Vocabulary) -> tuple[Label, ...]:
+        """The labels that compete: those of the vocabulary, then the background's names, where there are any.
+
+        The method's own names are used where the vocabulary says none, but for those that the model does not know.
+        Names that are prompts of a label too take no part, whoever gave them.
+        """
+        names = vocabulary.background_names if vocabulary.background else ()
+        if names is None:
+            names = tuple(filter(self._knows, self.method.background.names))
+        if names:
+            taken = {_singular(prompt) for _, prompt in vocabulary.prompts}
+            names = tuple(name for name in names if _singular(name) not in taken)
+        return (*vocabulary.labels, Label("background", names)) if names else vocabulary.labels
+
+    def _knows(self, name: str) -> bool:
+        return not self.method.unknown_words(name)
+
     # -- both ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -339,25 +360,34 @@ class Segmenter:
                 ends the work and is passed on.
 
         Returns:
-            float32 ``[P, h, w]`` at the working resolution, on the model's device.
+            float32 ``[P, h, w]`` at the features' ``score_size``, on the model's device.
 
         Raises:
             SettingsError: the features come from another model or other settings.
         """
         self._check_features(features)
-        height, width = features.working_size
         if not len(prompts):
-            return torch.zeros(0, height, width, device=self.model.device)
+            return torch.zeros(0, *features.score_size, device=self.model.device)
         at_once = self._at_once(features) if self.method.independent_prompts else len(prompts)
+        refine = self._bound(features.image_guide)
         groups = [
-            merge_windows(
-                self._window_similarities(features, prompts[first : first + at_once], on_progress),
-                features.origins,
-                (height, width),
+            self.method.settle(
+                self._merged(features, prompts[first : first + at_once], on_progress), features.score_size, refine
             )
             for first in range(0, len(prompts), at_once)
         ]
         return groups[0] if len(groups) == 1 else torch.cat(groups)
+
+    def _merged(
+        self, features: ImageFeatures, prompts: PromptEmbeddings, on_progress: Callable[[int, int], None] | None
+    ) -> Tensor:
+        prompts = self.method.prompts_for_image(features.windows, prompts)
+        if len(features.origins) == 1:
+            whole = self.method.similarities_at(features.windows, prompts, features.score_size)
+            if whole is not None:
+                return whole
+        windows = self._window_similarities(features, prompts, on_progress)
+        return merge_windows(windows, features.origins, features.working_size)
 
     @torch.no_grad()
     def finish(self, features: ImageFeatures, merged: Tensor, labels: Sequence[int]) -> Tensor:
@@ -366,7 +396,7 @@ class Segmenter:
         Args:
             features: of the image.
             merged: float32 ``[P, h, w]`` of `similarities`.
-            labels: the label of each of the P prompts, from 0.
+            labels: the label of each of the P prompts, from 0; -1 for names of the background.
         """
         return self.method.finish(merged, labels, self._bound(features.image_guide))
 
@@ -386,27 +416,32 @@ class Segmenter:
                 number of windows done and of all; what it raises ends the work and is passed on.
 
         Returns:
-            float32 ``[K, h, w]`` in ``[0, 1]`` at the working resolution, on the model's device.
+            float32 ``[K, h, w]`` in ``[0, 1]`` at the features' ``score_size``, on the model's device; one plane more,
+            the last, where names of the background compete.
 
         Raises:
             SettingsError: the features come from another model or other settings.
             VocabularyError: the model does not know a word of a prompt.
         """
         self._check_features(features)
-        prompts = self.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
+        labels = self.contenders(vocabulary)
+        texts = [prompt for label in labels for prompt in label.prompts]
         if not self.method.independent_prompts:
             # A prompt that two labels share is asked once, or it would count twice among the names.
-            texts = list(dict.fromkeys(prompt for _, prompt in vocabulary.prompts))
-            merged = self.similarities(features, self.embed_prompts(texts, vocabulary.templates), on_progress)
-            rows = [texts.index(prompt) for _, prompt in vocabulary.prompts]
-            return self.finish(features, merged[rows], [label for label, _ in vocabulary.prompts])
-        counts = [len(label.prompts) for label in vocabulary.labels]
+            asked = list(dict.fromkeys(texts))
+            merged = self.similarities(features, self.embed_prompts(asked, vocabulary.templates), on_progress)
+            rows = [asked.index(text) for text in texts]
+            return self.finish(features, merged[rows], owners(labels, vocabulary))
+        prompts = self.embed_prompts(texts, vocabulary.templates)
+        counts = [len(label.prompts) for label in labels]
+        places = owners(labels, vocabulary)
         parts, first = [], 0
         for group in self._label_groups(counts, features):
             stop = first + sum(group)
             merged = self.similarities(features, prompts[first:stop], on_progress)
-            owners = [place for place, count in enumerate(group) for _ in range(count)]
-            parts.append(self.finish(features, merged, owners))
+            part = places[first:stop]
+            lowest = min((place for place in part if place >= 0), default=0)
+            parts.append(self.finish(features, merged, [place - lowest if place >= 0 else place for place in part]))
             first = stop
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -425,8 +460,8 @@ class Segmenter:
         yield group
 
     def _at_once(self, features: ImageFeatures) -> int:
-        height, width = features.working_size
-        return max(1, _SCORE_BYTES // (4 * height * width))
+        pixels = max(height * width for height, width in (features.working_size, features.score_size))
+        return max(1, _SCORE_BYTES // (4 * pixels))
 
     def _window_similarities(
         self, features: ImageFeatures, prompts: PromptEmbeddings, on_progress: Callable[[int, int], None] | None
@@ -478,8 +513,20 @@ class Segmenter:
             VocabularyError: the model does not know a word of a prompt.
         """
         # Wrong words are found in a moment, the image takes seconds.
-        self.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
+        for label in self.contenders(vocabulary):
+            self.embed_prompts(label.prompts, vocabulary.templates)
         return self.segment(self.encode(image), vocabulary)
+
+
+def owners(labels: Sequence[Label], vocabulary: Vocabulary) -> list[int]:
+    """The label of each prompt of `Segmenter.contenders`, from 0; -1 for names of the background."""
+    count = len(vocabulary.labels)
+    return [place if place < count else -1 for place, label in enumerate(labels) for _ in label.prompts]
+
+
+def _singular(name: str) -> str:
+    """A name as it is compared with others: letter case and a final s make no other name."""
+    return name.casefold().strip().removesuffix("s")
 
 
 def _listed(words: Sequence[str]) -> str:

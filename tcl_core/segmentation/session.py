@@ -146,7 +146,8 @@ class ImageSession:
             on_progress: see `ProgressCallback`; cancelled work leaves the session as it was.
 
         Returns:
-            float32 ``[K, h, w]`` in ``[0, 1]`` at the working resolution, on the CPU.
+            float32 ``[K, h, w]`` in ``[0, 1]`` at the features' ``score_size``, on the CPU; one plane more, the last,
+            where names of the background compete.
 
         Raises:
             ImageError: the array is not an image.
@@ -163,10 +164,12 @@ class ImageSession:
         if missing:
             if not self._one_by_one:
                 missing = list(range(len(keys)))
-            labels = [vocabulary.labels[place] for place in missing]
+            contenders = self.segmenter.contenders(vocabulary)
+            labels = [contenders[place] for place in missing]
             merged = self._merged(labels, vocabulary.templates, on_progress)
-            owners = [place for place, label in enumerate(labels) for _ in label.prompts]
-            found = self.segmenter.finish(self.encode(), merged, owners).cpu()
+            last = len(vocabulary.labels)
+            places = [n if missing[n] < last else -1 for n, label in enumerate(labels) for _ in label.prompts]
+            found = self.segmenter.finish(self.encode(), merged, places).cpu()
             # Clones, because a view would keep the scores of all labels.
             known.update((keys[place], plane.clone()) for place, plane in zip(missing, found, strict=True))
         # What the vocabulary no longer names is forgotten; its similarities stay in their cache for a while.
@@ -201,11 +204,13 @@ class ImageSession:
             if key not in kept:
                 kept[key] = enlarge(self._scores[key], self.size)
         self._planes = kept
-        labels: list[Contender] = [(key, label.threshold) for key, label in zip(keys, vocabulary.labels, strict=True)]
+        named = len(keys) > len(vocabulary.labels)
+        thresholds = [*(label.threshold for label in vocabulary.labels), *([None] if named else [])]
+        labels: list[Contender] = list(zip(keys, thresholds, strict=True))
         floor = vocabulary.floor(self.segmenter.background_threshold)
         # What fails half-way leaves nothing behind that is half done.
         before, self._decision = self._decision, None
-        self._decision = decide([kept[key] for key in keys], labels, floor, before)
+        self._decision = decide([kept[key] for key in keys], labels, floor, before, unlabeled=named)
         label_map, score_map = self._decision.maps(self.size)
         return Segmentation(label_map, score_map, vocabulary)
 
@@ -245,7 +250,8 @@ class ImageSession:
         Raises:
             SettingsError: the label has no scores yet.
         """
-        score = self._scores.get(self._key(label, vocabulary))
+        keys = dict(zip(vocabulary.labels, self._keys(vocabulary), strict=False))
+        score = self._scores.get(keys[label]) if label in keys else None
         if score is None:
             raise SettingsError(f"the label {label.name!r} has no scores yet; segment the image with it first")
         return enlarge(score, self.size).view(self.size).numpy().copy()
@@ -289,10 +295,11 @@ class ImageSession:
         return method.independent_prompts and method.independent_labels
 
     def _keys(self, vocabulary: Vocabulary) -> list[_LabelKey]:
-        return [self._key(label, vocabulary) for label in vocabulary.labels]
-
-    def _key(self, label: Label, vocabulary: Vocabulary) -> _LabelKey:
+        """What the scores of each contender depend on."""
+        labels = self.segmenter.contenders(vocabulary)
+        identity = self.segmenter.score_identity(vocabulary.templates)
         company: tuple[tuple[str, ...], ...] = ()
         if not self._one_by_one:
-            company = tuple(other.prompts for other in vocabulary.labels)
-        return label.prompts, self.segmenter.score_identity(vocabulary.templates), company
+            # How many are labels says whether the last are names of the background.
+            company = ((str(len(vocabulary.labels)),), *(label.prompts for label in labels))
+        return [(label.prompts, identity, company) for label in labels]

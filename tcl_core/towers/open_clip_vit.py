@@ -79,6 +79,12 @@ def bicubic_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
 
 
+def scaled_bicubic_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resize with the scale factors ``(n + 0.1) / trained`` that SCLIP and its successors give."""
+    scale = ((grid[0] + 0.1) / table.shape[-2], (grid[1] + 0.1) / table.shape[-1])
+    return F.interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False, recompute_scale_factor=False)
+
+
 def attention_block(block: nn.Module, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """Run a pre-norm transformer block; the same as calling it, and faster where its weights are frozen.
 

@@ -14,7 +14,7 @@ import yaml
 from tcl_core.errors import VocabularyError
 from tcl_core.vocabulary.labels import Label
 
-__all__ = ["labels_from_options", "read_vocabulary_file", "vocabulary_arguments"]
+__all__ = ["background_names_from_text", "labels_from_options", "read_vocabulary_file", "vocabulary_arguments"]
 
 _MAX_BYTES = 4 * 1024 * 1024
 _TOP_KEYS = ("labels", "background", "templates")
@@ -105,11 +105,13 @@ def labels_from_options(options: Sequence[str]) -> tuple[Label, ...]:
     return tuple(labels)
 
 
-def vocabulary_arguments(data: object) -> tuple[tuple[Label, ...], bool, float | None, str | None]:
+def vocabulary_arguments(
+    data: object,
+) -> tuple[tuple[Label, ...], bool, float | None, str | None, tuple[str, ...] | None]:
     """The arguments of a `Vocabulary` from the plain data of a label file; see :meth:`Vocabulary.from_dict`.
 
     Returns:
-        Labels, whether there is background, its threshold, and the name of the template set.
+        Labels, whether there is background, its threshold, the name of the template set, and the background's names.
 
     Raises:
         VocabularyError: if it holds a mistake; the message begins with the field.
@@ -128,11 +130,11 @@ def vocabulary_arguments(data: object) -> tuple[tuple[Label, ...], bool, float |
     if not isinstance(entries, (list, tuple)):
         raise VocabularyError(f"labels: expected a list, found {_describe(entries)}; begin each label with '- '")
     labels = tuple(_parse_label(entry, f"labels[{index}]") for index, entry in enumerate(entries))
-    background, threshold = _parse_background(data.get("background", True))
+    background, threshold, names = _parse_background(data.get("background", True))
     templates = data.get("templates")
     if templates is not None and not isinstance(templates, str):
         raise VocabularyError(f"templates: expected the name of a template set, found {_describe(templates)}")
-    return labels, background, threshold, templates
+    return labels, background, threshold, templates, names
 
 
 def _parse_label(entry: object, where: str) -> Label:
@@ -174,15 +176,52 @@ def _parse_color(value: object) -> Any:
     return value
 
 
-def _parse_background(value: object) -> tuple[bool, float | None]:
+def background_names_from_text(text: str) -> tuple[str, ...] | None:
+    """The names of an option: ``auto`` for the method's own, ``none``, or names with commas between them.
+
+    Examples:
+        >>> background_names_from_text("sky, wall"), background_names_from_text("none")
+        (('sky', 'wall'), ())
+        >>> background_names_from_text("auto") is None
+        True
+    """
+    word = text.strip().casefold()
+    if word in ("auto", "none"):
+        return None if word == "auto" else ()
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _parse_background(value: object) -> tuple[bool, float | None, tuple[str, ...] | None]:
+    if isinstance(value, Mapping):
+        _check_keys(value, ("threshold", "names"), "background")
+        threshold = value.get("threshold")
+        _, height, _ = (True, None, None) if threshold is None else _parse_background(threshold)
+        if threshold is not None and height is None:
+            raise VocabularyError(
+                f"background.threshold: expected a number between 0 and 1 such as 0.45, found {_describe(threshold)}"
+            )
+        return True, height, _parse_background_names(value.get("names"))
     if isinstance(value, bool):
-        return value, None
+        return value, None, None
     if isinstance(value, float):
-        return True, value
+        return True, value, None
     # 0 and 1 could mean false and true as well as thresholds.
     raise VocabularyError(
-        f"background: expected true, false or a threshold between 0 and 1 such as 0.45, found {_describe(value)}"
+        "background: expected true, false or a threshold between 0 and 1 such as 0.45, or a mapping with threshold and "
+        f"names, found {_describe(value)}"
     )
+
+
+def _parse_background_names(value: object) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and "," not in value:
+        return background_names_from_text(value)
+    if not isinstance(value, (list, tuple)):
+        raise VocabularyError(
+            f"background.names: expected auto, none, or a list such as [sky, wall], found {_describe(value)}"
+        )
+    return tuple(value)
 
 
 def _check_keys(mapping: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:

@@ -31,11 +31,15 @@ class Vocabulary:
         labels: at least one; no name twice.
         background: whether a constant plane competes with the labels; pixels it wins carry no label.
         background_threshold: height of that plane in ``[0, 1]``; ``None`` takes the model's default.
+        background_names: prompts that compete as those of labels do, and leave the pixels that they win without a
+            label; ``None`` takes the method's own, which many have none of, and an empty tuple switches them off. Names
+            that are prompts of a label too take no part.
         templates: name of the template set; ``None`` takes the model's default.
 
     Raises:
         VocabularyError: if it has no labels, a label twice (also after Unicode normalization), a label called
-            "background", a threshold out of range, a background threshold without background, or unknown templates.
+            "background", a threshold out of range, a threshold or names of the background without background, or
+            unknown templates.
 
     Examples:
         >>> vocabulary = Vocabulary.from_options(["Sofa=sofa,couch", "Cat"], background_threshold=0.45)
@@ -49,6 +53,7 @@ class Vocabulary:
     background: bool = True
     background_threshold: float | None = None
     templates: str | None = None
+    background_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
@@ -77,15 +82,27 @@ class Vocabulary:
             if not self.background:
                 raise VocabularyError("background threshold: there is no background; switch it on or leave this out")
             object.__setattr__(self, "background_threshold", value)
+        if self.background_names is not None:
+            object.__setattr__(self, "background_names", self._checked_names(self.background_names))
         if self.templates is not None:
             check_template_set(self.templates)
+
+    def _checked_names(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        if names and not self.background:
+            raise VocabularyError("background names: there is no background; switch it on or leave them out")
+        try:
+            names = Label("background", tuple(names)).prompts if names else ()
+        except VocabularyError as error:
+            raise VocabularyError(f"background names: {error}") from error
+        return names
 
     @classmethod
     def from_file(cls, path: str | Path) -> Vocabulary:
         """Read a label file (YAML, UTF-8).
 
         The file is a list of names, or a mapping with ``labels`` (names, or mappings with ``name``, ``prompts``,
-        ``threshold``, ``color``), ``background`` (``true``, ``false`` or a threshold) and ``templates``.
+        ``threshold``, ``color``), ``background`` (``true``, ``false``, a threshold, or a mapping with ``threshold`` and
+        ``names``) and ``templates``.
 
         Raises:
             VocabularyError: if it cannot be read or holds a mistake; the message names the file and the field.
@@ -153,8 +170,10 @@ class Vocabulary:
 
     def to_dict(self) -> dict[str, Any]:
         """The vocabulary as plain data in the form of a label file, fit for JSON."""
-        background: bool | float = self.background
-        if self.background_threshold is not None:
+        background: bool | float | dict[str, Any] = self.background
+        if self.background_names is not None:
+            background = {"threshold": self.background_threshold, "names": list(self.background_names)}
+        elif self.background_threshold is not None:
             background = self.background_threshold
         return {
             "labels": [label.to_dict() for label in self.labels],

@@ -46,7 +46,7 @@ def bundles_of(method: Method) -> dict[str, TensorBundle]:
     windows = example_windows(3)
     guide, _ = window_refiner(method, windows)
     found = {"features": method.encode(windows), "prompts": prompts_of(method), "window guide": guide}
-    found["image guide"] = method.image_guide(Pamr(), example_windows(1))
+    found["image guide"] = method.image_guide(Pamr(), example_windows(1), (40, 50))
     return {name: bundle for name, bundle in found.items() if bundle is not None}
 
 
@@ -326,7 +326,7 @@ def test_no_prompts(method: Method) -> None:
 @pytest.mark.parametrize("refined", [False, True])
 def test_finished_scores(method: Method, labels: Sequence[int], refined: bool) -> None:
     merged, refiner, image = merged_of(method)[:4], Pamr(), example_windows(1)
-    guide = method.image_guide(refiner, image) if refined else None
+    guide = method.image_guide(refiner, image, (40, 50)) if refined else None
     refine = None if guide is None else lambda maps: refiner.refine(guide, maps)
     before = merged.clone()
     scores = method.finish(merged, labels, refine)
@@ -341,7 +341,7 @@ def test_finished_scores(method: Method, labels: Sequence[int], refined: bool) -
 @pytest.mark.parametrize("refined", [False, True])
 def test_labels_are_as_independent_as_they_say(method: Method, refined: bool) -> None:
     merged, labels, refiner = merged_of(method)[:4], (0, 0, 1, 2), Pamr()
-    guide = method.image_guide(refiner, example_windows(1)) if refined else None
+    guide = method.image_guide(refiner, example_windows(1), (40, 50)) if refined else None
     refine = None if guide is None else lambda maps: refiner.refine(guide, maps)
     whole = method.finish(merged, labels, refine)
     parts = [method.finish(merged[:2], (0, 0), refine), method.finish(merged[2:], (0, 1), refine)]

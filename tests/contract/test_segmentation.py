@@ -61,9 +61,10 @@ def test_scores_do_not_depend_on_groups(
     segmenter = Segmenter(model_of(method), refine=refine)
     features, vocabulary = segmenter.encode(IMAGE), vocabulary_of(method)
     expected = segmenter.score_maps(features, vocabulary)
-    assert expected.shape == (len(vocabulary.labels), *features.working_size) and expected.dtype == torch.float32
+    contenders = segmenter.contenders(vocabulary)
+    assert expected.shape == (len(contenders), *features.score_size) and expected.dtype == torch.float32
     assert expected.isfinite().all() and expected.min() >= 0 and expected.max() <= 1
-    height, width = features.working_size
+    height, width = features.score_size
     monkeypatch.setattr(segmenter_module, "_SCORE_BYTES", 4 * height * width * planes)
     monkeypatch.setattr(segmenter_module, "_MAPS_TOGETHER", planes)
     assert torch.allclose(segmenter.score_maps(features, vocabulary), expected, atol=ROUNDING)
@@ -96,7 +97,7 @@ def test_dependent_labels_are_finished_together(method: Method, monkeypatch: pyt
     segmenter = Segmenter(model_of(copy.copy(method)))
     features, vocabulary = segmenter.encode(IMAGE), vocabulary_of(method)
     monkeypatch.setattr(segmenter_module, "_SCORE_BYTES", 1)
-    calls, names = Calls(segmenter.method, monkeypatch), len(vocabulary.prompts)
+    calls, names = Calls(segmenter.method, monkeypatch), count_names(segmenter, vocabulary)
     segmenter.segment(features, vocabulary)
     session = ImageSession(segmenter, features)
     for rivals in (True, False):
@@ -105,7 +106,11 @@ def test_dependent_labels_are_finished_together(method: Method, monkeypatch: pyt
     assert set(calls.names) == {names}
     fewer = vocabulary_of(method, (0, 1), (2,))
     session.segment(fewer)
-    assert calls.names[-1] == len(fewer.prompts)
+    assert calls.names[-1] == count_names(segmenter, fewer)
+
+
+def count_names(segmenter: Segmenter, vocabulary: Vocabulary) -> int:
+    return sum(len(label.prompts) for label in segmenter.contenders(vocabulary))
 
 
 # -- identity ----------------------------------------------------------------------------------------------------------
@@ -184,7 +189,7 @@ def test_bfloat16_stays_near(method: Method) -> None:
 def test_no_prompts(segmenter: Segmenter, features: ImageFeatures) -> None:
     none = segmenter.embed_prompts([])
     assert len(none) == 0
-    assert segmenter.similarities(features, none).shape == (0, *features.working_size)
+    assert segmenter.similarities(features, none).shape == (0, *features.score_size)
 
 
 # -- sessions ----------------------------------------------------------------------------------------------------------
@@ -228,10 +233,13 @@ def test_session_follows_a_changing_vocabulary(
 def expected_alone(
     segmenter: Segmenter, features: ImageFeatures, vocabulary: Vocabulary, place: int
 ) -> NDArray[np.bool_]:
-    """Where a label exceeds the background, its score being that among all names."""
-    score = segmenter.score_maps(features, vocabulary)[place][None, None]
-    score = torch.nn.functional.interpolate(score, size=features.size, mode="bilinear", align_corners=False)
-    return (score[0, 0] > vocabulary.floor(segmenter.background_threshold)).numpy()
+    """Where a label exceeds the background and its names, its score being that among all names."""
+    scores = segmenter.score_maps(features, vocabulary)[None]
+    scores = torch.nn.functional.interpolate(scores, size=features.size, mode="bilinear", align_corners=False)[0]
+    floor = torch.full_like(scores[0], vocabulary.floor(segmenter.background_threshold))
+    for named in scores[len(vocabulary.labels) :]:
+        floor = torch.maximum(floor, named)
+    return (scores[place] > floor).numpy()
 
 
 def test_one_label_of_several(method: Method, segmenter: Segmenter, features: ImageFeatures) -> None:

@@ -18,7 +18,7 @@ from tcl_core.segmentation.features import FeatureCache, FeatureKey, ImageFeatur
 def features(name: str, pixels: int, refined: bool = False) -> ImageFeatures:
     windows = TCLFeatures(torch.zeros(1, 1, 1, pixels), torch.zeros(1, 1, 1, 1), (1, 1), (1, 1), (0, 0))
     affinity = PamrAffinity(torch.zeros(1, 48, 1, pixels)) if refined else None
-    return ImageFeatures(windows, affinity, None, ((0, 0),), (1, 1), (1, 1), FeatureKey(name, "w", "s"))
+    return ImageFeatures(windows, affinity, None, ((0, 0),), (1, 1), (1, 1), (1, 1), FeatureKey(name, "w", "s"))
 
 
 def test_bytes_count_every_tensor() -> None:

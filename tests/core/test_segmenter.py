@@ -471,7 +471,7 @@ def test_label_map_leaves_the_scores_alone() -> None:
 
 def test_label_map_wants_one_plane_per_label() -> None:
     with pytest.raises(ValueError, match=r"\[2, h, w\]"):
-        label_map_from_scores(np.zeros((3, 2, 2), np.float32), Vocabulary.from_options(["a", "b"]), 0.5, (2, 2))
+        label_map_from_scores(np.zeros((4, 2, 2), np.float32), Vocabulary.from_options(["a", "b"]), 0.5, (2, 2))
 
 
 # -- resizing --------------------------------------------------------------------------------------------------------

@@ -172,6 +172,6 @@ class ExampleSoftmax(Method):
         # Refinement weights sum to one only up to rounding.
         return scores if refine is None else refine(scores[None])[0].clamp_(0, 1)
 
-    def image_guide(self, refiner: ScoreRefiner, image: Tensor) -> Guide:
+    def image_guide(self, refiner: ScoreRefiner, image: Tensor, size: tuple[int, int]) -> Guide:
         """The guide of the whole image, for `finish`; a method that refines inside windows makes `window_guide`."""
-        return refiner.prepare(image, (int(image.shape[-2]), int(image.shape[-1])))
+        return refiner.prepare(image, size)

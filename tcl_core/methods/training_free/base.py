@@ -1,0 +1,291 @@
+"""What training-free methods share: CLIP's own dense embedding, and what becomes of its cosines.
+
+The steps after the encoder are those of the published evaluations (SCLIP, arXiv 2312.01597, and those that follow it):
+cosines are merged over windows, enlarged, refined if wanted, scaled and soft-maxed over **all** names; a label has the
+maximum over its names, and names of the background compete as labels do.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tcl_core.errors import SettingsError
+from tcl_core.methods.base import Background, Features, Method, PromptEmbeddings, best_of_labels
+from tcl_core.methods.options import MethodOptions, option
+from tcl_core.methods.training_free.names import BACKGROUND_NAMES
+from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
+from tcl_core.refinement.pamr import Pamr
+from tcl_core.towers.base import PositionRule, Tower
+from tcl_core.towers.open_clip_vit import FrozenClip, bicubic_positions, scaled_bicubic_positions
+from tcl_core.towers.padding import pad_to_multiple
+from tcl_core.towers.tokenizer import WordTokenizer
+
+__all__ = ["DenseFeatures", "DenseOptions", "DensePrompts", "TrainingFree", "small_labels_dropped"]
+
+BACKGROUND_HEIGHT = 0.1
+"""The one default height of the background plane; the papers tune it on the test set of each data set."""
+
+_TEXT_BATCH = 512
+_POSITIONS: dict[str, PositionRule] = {"size": bicubic_positions, "scale-factor": scaled_bicubic_positions}
+
+
+class DenseOptions(MethodOptions):
+    """Options that all training-free methods have."""
+
+    scale: float = option(40.0, "Slope of the softmax over all names.", affects="scores", gt=0, le=1000)
+    softmax_over: Literal["names", "labels"] = option(
+        "names",
+        "What shares add to one over: all names, or the best name of each label, as NACLIP's program does.",
+        affects="scores",
+    )
+    area_threshold: float = option(
+        0.0,
+        "A label that wins no more than this share of all labeled pixels is left out (SCLIP on Pascal VOC: 0.1).",
+        affects="scores",
+        ge=0,
+        le=1,
+    )
+    positions: Literal["scale-factor", "size"] = option(
+        "scale-factor",
+        "How position embeddings are resized to other grids: with the papers' scale factors, or to the size.",
+        affects="features",
+    )
+    finish_pixels: int = option(
+        640 * 640,
+        "Scores are finished at the image's own size up to this number of pixels, and enlarged from there.",
+        affects="features",
+        ge=1,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class DenseFeatures(Features):
+    """Dense embeddings of B windows.
+
+    Attributes:
+        dense: float32 ``[B, E, h, w]``, L2-normalized over E, of each patch.
+        size: height and width of the windows in pixels.
+        padded: height and width after zero padding to whole patches.
+        offset: padding ``(top, left)`` in pixels.
+    """
+
+    dense: Tensor
+    size: tuple[int, int]
+    padded: tuple[int, int]
+    offset: tuple[int, int]
+
+    def enlarged(self, maps: Tensor) -> Tensor:
+        """Maps ``[B, P, h, w]`` of the patches at the windows' size, without the padding."""
+        maps = F.interpolate(maps, size=self.padded, mode="bilinear")
+        (top, left), (height, width) = self.offset, self.size
+        return maps[..., top : top + height, left : left + width].contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class DensePrompts(PromptEmbeddings):
+    """Embedded prompts.
+
+    Attributes:
+        text: float32 ``[P, E]``, the mean over templates that are L2-normalized each, normalized again.
+    """
+
+    text: Tensor
+
+
+class TrainingFree(Method):
+    """A method that needs a CLIP and nothing learned beside it.
+
+    Args:
+        clip: the frozen towers.
+        options: by default those of the class.
+    """
+
+    tower_names = ("clip",)
+    independent_labels = False
+    options_class: ClassVar[type[MethodOptions]] = DenseOptions
+    options: DenseOptions
+
+    def __init__(self, clip: FrozenClip, options: DenseOptions | None = None) -> None:
+        super().__init__(options)
+        self.clip = clip
+
+    @classmethod
+    def from_config(cls, towers: Mapping[str, Tower], config: Mapping[str, Any]) -> Self:
+        """Build the method; it has no settings besides its options.
+
+        Raises:
+            SettingsError: there is a setting.
+        """
+        if config:
+            raise SettingsError(f"The method {cls.name!r} has no setting {next(iter(config))!r}; it has none.")
+        return cls(cast(FrozenClip, towers["clip"]))
+
+    def config_to_dict(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+    @classmethod
+    def example(cls) -> Self:
+        """An instance of four blocks with random weights."""
+        words = ("a", "photo", "of", "cat", "dog", "red", "sofa", "sky")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            clip = FrozenClip.example(WordTokenizer(words, context_length=10), layers=4)
+        return cls(clip).eval()
+
+    @property
+    def background(self) -> Background:
+        """A low plane, and names that stand for everything else."""
+        return Background("plane", {"plain": BACKGROUND_HEIGHT}, BACKGROUND_NAMES)
+
+    def default_refiner(self) -> ScoreRefiner:
+        """PAMR with the dilations of the methods' evaluations."""
+        return Pamr(dilations=(8, 16))
+
+    def score_size(self, working: tuple[int, int], image: tuple[int, int]) -> tuple[int, int]:
+        """The image's own size, or a smaller one of as many pixels as the option says."""
+        share = min(1.0, (self.options.finish_pixels / (image[0] * image[1])) ** 0.5)
+        return max(1, round(image[0] * share)), max(1, round(image[1] * share))
+
+    def image_guide(self, refiner: ScoreRefiner, image: Tensor, size: tuple[int, int]) -> Guide:
+        """The guide of the whole image at the size of the scores."""
+        return refiner.prepare(F.interpolate(image, size=size, mode="bilinear"), size)
+
+    # -- the image -----------------------------------------------------------------------------------------------
+
+    @property
+    def position_rule(self) -> PositionRule:
+        """How the trained grid of position embeddings is resized."""
+        return _POSITIONS[self.options.positions]
+
+    @abstractmethod
+    def patch_tokens(self, padded: Tensor) -> Tensor:
+        """Tokens of the patches before the final layer norm.
+
+        Args:
+            padded: float ``[B, 3, H, W]``, normalized; H and W multiples of the patch size.
+
+        Returns:
+            float ``[B, hw, C]``.
+        """
+
+    def projected(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Patch tokens ``[B, hw, C]`` in the joint space, float32 ``[B, E, h, w]``, L2-normalized over E."""
+        maps = tokens.unflatten(1, grid).permute(0, 3, 1, 2)
+        return F.normalize(self.clip.project_dense(maps).float(), dim=1)
+
+    @torch.no_grad()
+    def encode(self, windows: Tensor) -> DenseFeatures:
+        """Embed each patch of windows float32 ``[B, 3, H, W]``, zero-padded to whole patches inside."""
+        padded, offset = pad_to_multiple(windows, self.clip.patch_size)
+        return DenseFeatures(
+            dense=self.projected(self.patch_tokens(padded), self.clip.grid(padded)),
+            size=(int(windows.shape[-2]), int(windows.shape[-1])),
+            padded=(int(padded.shape[-2]), int(padded.shape[-1])),
+            offset=offset,
+        )
+
+    # -- the prompts ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def embed_prompts(self, prompts: Sequence[str], templates: Sequence[str]) -> DensePrompts:
+        """Embed prompts as the mean over templates, each of them normalized first.
+
+        Args:
+            prompts: P texts.
+            templates: T texts, each with one ``{}`` for the prompt.
+
+        Raises:
+            SettingsError: the tower has no tokenizer.
+        """
+        device = self.clip.visual.proj.device
+        if not prompts:
+            return DensePrompts(torch.zeros(0, self.clip.embed_dim, device=device))
+        if self.clip.tokenizer is None:
+            raise SettingsError("The CLIP has no tokenizer, so prompts cannot be embedded; give it one.")
+        # Not str.format: a prompt may hold braces of its own.
+        texts = [template.replace("{}", prompt) for prompt in prompts for template in templates]
+        parts = self.clip.tokenizer(texts).to(device).split(_TEXT_BATCH)
+        rows = torch.cat([F.normalize(self.clip.encode_text(part).float(), dim=-1) for part in parts])
+        return DensePrompts(F.normalize(rows.unflatten(0, (len(prompts), -1)).mean(dim=1), dim=-1))
+
+    def prompt_similarity(self, first: PromptEmbeddings, second: PromptEmbeddings) -> Tensor:
+        """Cosines ``[P, Q]``."""
+        return cast(DensePrompts, first).text @ cast(DensePrompts, second).text.T
+
+    # -- both ----------------------------------------------------------------------------------------------------
+
+    def patch_cosines(self, features: DenseFeatures, prompts: DensePrompts) -> Tensor:
+        """Cosines float32 ``[B, P, h, w]`` of patches and prompts."""
+        text = prompts.text.to(features.dense.device).float()
+        return torch.einsum("behw,pe->bphw", features.dense.float(), text)
+
+    def patch_maps(self, features: DenseFeatures, prompts: DensePrompts) -> Tensor:
+        """What is averaged over windows, float32 ``[B, P, h, w]`` of patches; by default cosines."""
+        return self.patch_cosines(features, prompts)
+
+    @torch.no_grad()
+    def similarities(self, features: Features, prompts: PromptEmbeddings, refine: Refine | None = None) -> Tensor:
+        """Cosines float32 ``[B, P, H, W]``; the softmax comes after they are averaged over windows."""
+        features = cast(DenseFeatures, features)
+        if not len(prompts):
+            return features.dense.new_zeros(len(features), 0, *features.size, dtype=torch.float32)
+        with torch.autocast(device_type=features.dense.device.type, enabled=False):
+            return features.enlarged(self.patch_maps(features, cast(DensePrompts, prompts)))
+
+    @torch.no_grad()
+    def similarities_at(self, features: Features, prompts: PromptEmbeddings, size: tuple[int, int]) -> Tensor | None:
+        """Cosines of a whole image float32 ``[P, H, W]``, enlarged once; ``None`` where there is padding to cut off."""
+        features = cast(DenseFeatures, features)
+        if features.padded != features.size or not len(prompts):
+            return None
+        with torch.autocast(device_type=features.dense.device.type, enabled=False):
+            maps = self.patch_maps(features, cast(DensePrompts, prompts))
+            return F.interpolate(maps, size=size, mode="bilinear")[0]
+
+    @torch.no_grad()
+    def settle(self, merged: Tensor, size: tuple[int, int], refine: Refine | None = None) -> Tensor:
+        """Enlarge merged maps and let them follow the image's edges, each prompt for itself."""
+        if tuple(merged.shape[1:]) != size:
+            merged = F.interpolate(merged[None], size=size, mode="bilinear")[0]
+        return merged if refine is None or not len(merged) else refine(merged[None])[0]
+
+    def shares(self, merged: Tensor) -> Tensor:
+        """Settled similarities float32 ``[P, h, w]`` as shares that add to one, in memory of their own."""
+        return torch.softmax(self.options.scale * merged, dim=0)
+
+    @torch.no_grad()
+    def finish(self, merged: Tensor, labels: Sequence[int], refine: Refine | None = None) -> Tensor:
+        """Softmax over all names, and the maximum over those of a label; small labels are left out if wanted."""
+        if not len(merged):
+            return merged.clone()
+        with torch.autocast(device_type=merged.device.type, enabled=False):
+            if self.options.softmax_over == "names":
+                scores = best_of_labels(self.shares(merged), labels)
+            else:
+                scores = self.shares(best_of_labels(merged, labels))
+        if self.options.area_threshold:
+            small_labels_dropped(scores, self.options.area_threshold, background=-1 in labels)
+        return scores.clamp_(max=1)
+
+
+def small_labels_dropped(scores: Tensor, least: float, *, background: bool) -> None:
+    """Set the planes of labels to 0 that win no more than a share of what labels win (SCLIP), in place.
+
+    Args:
+        scores: float ``[K, h, w]``.
+        least: share in ``[0, 1]``.
+        background: whether the last plane is that of the background's names, which is kept and does not count.
+    """
+    won = torch.bincount(scores.argmax(dim=0).flatten(), minlength=len(scores))
+    labels = len(scores) - background
+    total = won[:labels].sum().clamp(min=1)
+    small = won[:labels] / total <= least
+    scores[:labels][small] = 0
