@@ -128,13 +128,14 @@ class Vocabulary:
         background: bool = True,
         background_threshold: float | None = None,
         templates: str | None = None,
+        background_names: tuple[str, ...] | None = None,
     ) -> Vocabulary:
         """Make a vocabulary from options such as ``"Sofa=sofa,couch"`` (name, prompts) or ``"Sofa"``.
 
         Raises:
             VocabularyError: if an option holds a mistake; the message names the option.
         """
-        return cls(labels_from_options(options), background, background_threshold, templates)
+        return cls(labels_from_options(options), background, background_threshold, templates, background_names)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,0 +1,206 @@
+"""Names of the background: they compete with the labels, win pixels, and leave them without a label."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import skimage.data
+import torch
+import yaml
+
+from tcl_core.errors import VocabularyError
+from tcl_core.methods import create_method
+from tcl_core.methods.training_free import BACKGROUND_NAMES, NACLIP
+from tcl_core.models.loading import Model
+from tcl_core.models.metadata import ModelMetadata, Preprocess
+from tcl_core.segmentation.segmenter import Segmenter
+from tcl_core.segmentation.session import ImageSession
+from tcl_core.towers.open_clip_vit import FrozenClip
+from tcl_core.towers.tokenizer import OpenClipTokenizer
+from tcl_core.vocabulary import Label, Vocabulary
+from tests.contract.examples import example_image, model_of, vocabulary_of
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter(model_of(NACLIP.example()))
+
+
+def names_of(segmenter: Segmenter, vocabulary: Vocabulary) -> tuple[str, ...]:
+    contenders = segmenter.contenders(vocabulary)
+    return contenders[-1].prompts if len(contenders) > len(vocabulary.labels) else ()
+
+
+# -- which names compete -----------------------------------------------------------------------------------------------
+
+
+def test_the_methods_own_names() -> None:
+    class Open(NACLIP):
+        def unknown_words(self, text: str) -> list[str]:
+            return []
+
+    model = replace(model_of(NACLIP.example()), method=Open.example())
+    assert names_of(Segmenter(model), Vocabulary.from_options(["cat"])) == BACKGROUND_NAMES
+
+
+def test_names_that_the_model_does_not_know_are_left_out(segmenter: Segmenter) -> None:
+    assert names_of(segmenter, Vocabulary.from_options(["cat"])) == ("sky",)
+
+
+@pytest.mark.parametrize("own", ["sky", "Sky", "skys", "cloud"])
+def test_names_that_a_label_has_too_are_left_out(segmenter: Segmenter, own: str) -> None:
+    vocabulary = Vocabulary.from_options([f"Above={own}", "cat"], background_names=("SKY", "cloud", "dog"))
+    assert own.casefold().removesuffix("s") not in {name.casefold() for name in names_of(segmenter, vocabulary)}
+    assert "dog" in names_of(segmenter, vocabulary)
+
+
+def test_switched_off(segmenter: Segmenter) -> None:
+    assert names_of(segmenter, Vocabulary.from_options(["cat"], background_names=())) == ()
+    assert names_of(segmenter, Vocabulary.from_options(["cat"], background=False)) == ()
+
+
+def test_an_unknown_word_of_the_user_is_an_error(segmenter: Segmenter) -> None:
+    vocabulary = Vocabulary.from_options(["cat"], background_names=("zeppelin",))
+    with pytest.raises(VocabularyError, match="zeppelin"):
+        segmenter.segment_image(example_image(), vocabulary)
+
+
+# -- what they do ------------------------------------------------------------------------------------------------------
+
+
+def test_what_they_win_has_no_label(segmenter: Segmenter) -> None:
+    """The decision of a vocabulary in which the name is a label, that label taken away."""
+    features = segmenter.encode(example_image())
+    options = {"background_threshold": 0.0}
+    labeled = segmenter.segment(features, Vocabulary.from_options(["cat", "dog", "sky"], **options))
+    named = Vocabulary.from_options(["cat", "dog"], background_names=("sky",), **options)
+    assert {1, 2, 3} & set(np.unique(labeled.label_map)) >= {3}
+    expected = np.where(labeled.label_map == 3, 0, labeled.label_map)
+    for found in (segmenter.segment(features, named), ImageSession(segmenter, features).segment(named)):
+        np.testing.assert_array_equal(found.label_map, expected)
+        np.testing.assert_allclose(found.score_map, np.where(expected > 0, labeled.score_map, 0), atol=1e-6)
+
+
+def test_thresholds_that_move(segmenter: Segmenter) -> None:
+    """Incremental decisions of a session know the plane of names too."""
+    features = segmenter.encode(example_image())
+    session = ImageSession(segmenter, features)
+    for threshold in (None, 0.9, 0.3, 0.0, None):
+        labels = (Label("cat", threshold=threshold), Label("dog"))
+        for names in (("sky", "sofa"), ("sky",), ()):
+            vocabulary = Vocabulary(labels, background_threshold=0.1, background_names=names)
+            expected = segmenter.segment(features, vocabulary)
+            np.testing.assert_array_equal(session.segment(vocabulary).label_map, expected.label_map)
+
+
+def test_many_labels_and_names(segmenter: Segmenter) -> None:
+    """More labels than a byte can number."""
+    features = segmenter.encode(example_image())
+    labels = tuple(Label(f"label {number}", ("cat",)) for number in range(255)) + (Label("dog", ("dog",)),)
+    vocabulary = Vocabulary(labels, background_threshold=0.0, background_names=("sky",))
+    found = ImageSession(segmenter, features).segment(vocabulary)
+    assert set(np.unique(found.label_map)) <= {0, 1, 256}
+    np.testing.assert_array_equal(found.label_map, segmenter.segment(features, vocabulary).label_map)
+
+
+def test_any_method_can_have_names() -> None:
+    """TCL has none of its own; a vocabulary may give some."""
+    from tcl_core.methods.tcl import TCL
+
+    segmenter = Segmenter(model_of(TCL.example()))
+    features = segmenter.encode(example_image())
+    assert names_of(segmenter, vocabulary_of(segmenter.method)) == ()
+    plain = Vocabulary.from_options(["cat", "dog", "sky"], background_threshold=0.0)
+    named = Vocabulary.from_options(["cat", "dog"], background_threshold=0.0, background_names=("sky",))
+    expected = segmenter.segment(features, plain).label_map
+    found = segmenter.segment(features, named).label_map
+    np.testing.assert_array_equal(found, np.where(expected == 3, 0, expected))
+
+
+# -- one label ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photograph_model() -> Model:
+    """NACLIP on a ViT-B/16 with random weights."""
+    config = open_clip.get_model_config("ViT-B-16-quickgelu")
+    assert config is not None
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        clip = FrozenClip(open_clip.CLIP(**config), OpenClipTokenizer())
+    preprocess = Preprocess((0.48, 0.46, 0.41), (0.27, 0.26, 0.28), 336, 2048, 224, 112)
+    method = create_method("naclip", {"clip": clip}).eval().requires_grad_(False)
+    return Model(
+        name="random",
+        method=method,
+        preprocess=preprocess,
+        templates="simple",
+        background_threshold={},
+        weights_sha256="0" * 64,
+        device=torch.device("cpu"),
+        precision=torch.float32,
+        metadata=ModelMetadata(name="random", preprocess=preprocess, method="naclip"),
+    )
+
+
+@pytest.mark.parametrize("scale", [40, 1000])
+def test_one_label_does_not_cover_a_photograph(photograph_model: Model, scale: float) -> None:
+    """Random texts are so alike that a steeper softmax is needed for the label to win anywhere at all."""
+    segmenter = Segmenter(photograph_model, options={"scale": scale})
+    features = segmenter.encode(skimage.data.astronaut()[:240, :320])
+    one = Vocabulary.from_options(["astronaut"])
+    assert (segmenter.segment(features, one).label_map == 0).any()
+    session = ImageSession(segmenter, features)
+    for rivals in (True, False):
+        assert (session.segment_label(one, 0, rivals=rivals).label_map == 0).any()
+    # A softmax over the one name alone is 1 everywhere.
+    alone = Vocabulary.from_options(["astronaut"], background_names=())
+    assert (segmenter.segment(features, alone).label_map == 1).all()
+
+
+# -- files and options -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("background", "threshold", "names"),
+    [
+        ({"names": ["sky", "wall"]}, None, ("sky", "wall")),
+        ({"names": "none", "threshold": 0.3}, 0.3, ()),
+        ({"names": "auto"}, None, None),
+        ({"names": "sky"}, None, ("sky",)),
+        ({"names": []}, None, ()),
+        ({}, None, None),
+    ],
+)
+def test_label_files(
+    tmp_path: Path, background: dict[str, object], threshold: float | None, names: tuple[str, ...] | None
+) -> None:
+    path = tmp_path / "labels.yaml"
+    path.write_text(yaml.safe_dump({"labels": ["cat"], "background": background}))
+    vocabulary = Vocabulary.from_file(path)
+    assert (vocabulary.background, vocabulary.background_threshold) == (True, threshold)
+    assert vocabulary.background_names == names
+    assert Vocabulary.from_dict(vocabulary.to_dict()) == vocabulary
+
+
+@pytest.mark.parametrize(
+    ("background", "message"),
+    [
+        ({"names": 3}, "background.names: expected auto, none, or a list"),
+        ({"names": ["sky", "sky"]}, "background names: prompts.1.: the prompt 'sky' is there twice"),
+        ({"names": [""]}, "background names: prompts.0.: the prompt is empty"),
+        ({"threshold": True}, "background.threshold: expected a number"),
+        ({"threshold": 2.0}, "background threshold: 2.0 is out of range"),
+        ({"heights": 1}, "background.heights: unknown key"),
+    ],
+)
+def test_mistakes_in_label_files(tmp_path: Path, background: dict[str, object], message: str) -> None:
+    path = tmp_path / "labels.yaml"
+    path.write_text(yaml.safe_dump({"labels": ["cat"], "background": background}))
+    with pytest.raises(VocabularyError, match=message) as caught:
+        Vocabulary.from_file(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
