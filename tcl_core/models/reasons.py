@@ -23,19 +23,19 @@ class TransferError(Exception):
 
 
 def translated(
-    error: Exception, part: Path, received: int = 0, total: int | None = None, kept: str = ""
+    error: Exception, part: Path, total: int | None = None, kept: int | None = None
 ) -> TransferError | WeightsError:
     """What a user can understand of an error of a library or of the disk.
 
     Args:
         error: as huggingface_hub, requests or a file raised it.
         part: file that was being written.
-        received: its bytes so far.
         total: bytes that the server announced, ``None`` if it did not answer or did not say.
-        kept: what becomes of the bytes that were received.
+        kept: bytes that the next call continues with, ``None`` where it starts anew.
     """
     response = getattr(error, "response", None)
-    if response is not None:
+    # Too many redirects come with the last of them.
+    if response is not None and response.status_code >= HTTPStatus.BAD_REQUEST:
         return TransferError(_refusal(response.status_code))
     if isinstance(error, OfflineModeIsEnabled):
         return TransferError("huggingface_hub is in offline mode; unset HF_HUB_OFFLINE to download the file")
@@ -44,10 +44,16 @@ def translated(
         free = f" ({shutil.disk_usage(part.parent).free / 1e6:.0f} MB are free)" if part.parent.is_dir() else ""
         return WeightsError(
             f"{error.filename or part}: cannot be written: {error.strerror}{free}; make room, or set "
-            f"TCL_ANNOTATE_HOME to another folder{kept and ' (what was received is kept and continued)'}"
+            f"TCL_ANNOTATE_HOME to another folder{'; what was received is kept and continued' if kept else ''}"
         )
-    if total is not None and received != total:
-        return TransferError(f"the connection ended after {received} of {total} bytes{kept if received else ''}")
+    if total is not None and (kept or 0) > total:
+        return TransferError(f"the server sends more than the {total} bytes that it announced")
+    if total is not None and kept:
+        return TransferError(
+            f"the connection ended after {kept} of {total} bytes; they are kept, run the command again to go on"
+        )
+    if total is not None:
+        return TransferError(f"the connection ended before all {total} bytes had arrived; run the command again")
     cause: BaseException | None = error
     while cause is not None:
         unreachable = isinstance(cause, OSError) and cause.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)

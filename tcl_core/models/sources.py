@@ -42,8 +42,8 @@ _HUB = threading.Lock()
 def from_hub(file: HubFile, part: Path, staging: Path, *, progress: bool = True) -> None:
     """Fetch a file of the hub, continuing with what an earlier call received.
 
-    ``hf_hub_download`` has thrown away what it received ever since its version 1.17 or so; the functions that it is
-    made of take a part that we keep. They read plain HTTP, also where the hub would offer Xet.
+    Since version 1.18 of the library ``hf_hub_download`` keeps nothing of a download that failed; the functions that it
+    is made of take a part that we keep. They read plain HTTP, also where the hub would offer Xet.
 
     Args:
         file: what to get; ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` mean what they mean to the library.
@@ -91,8 +91,8 @@ def from_hub(file: HubFile, part: Path, staging: Path, *, progress: bool = True)
         raise
     # The library has changed its HTTP client twice so far, and each has errors of several families.
     except Exception as error:
-        received = beginning.stat().st_size if beginning is not None and beginning.exists() else 0
-        raise translated(error, part, received, size, "; they are kept, run the command again to go on") from error
+        kept = beginning.stat().st_size if beginning is not None and beginning.exists() else None
+        raise translated(error, part, size, kept) from error
 
 
 def from_web(url: str, part: Path, *, size: int | None = None, progress: bool = True) -> None:
@@ -117,7 +117,7 @@ def from_web(url: str, part: Path, *, size: int | None = None, progress: bool = 
         except TransferError:
             response.close()
             raise
-        if response.headers.get("Content-Length", "").isdigit():
+        if not response.is_redirect and response.headers.get("Content-Length", "").isdigit():
             announced[:] = [int(response.headers["Content-Length"])]
 
     try:
@@ -132,10 +132,9 @@ def from_web(url: str, part: Path, *, size: int | None = None, progress: bool = 
             download(url, str(part), None)
         # urllib3 1.26 does not notice that a connection ends early.
         if announced and part.stat().st_size != announced[0]:
-            raise TransferError(f"the connection ended after {part.stat().st_size} of {announced[0]} bytes")
-    except (requests.RequestException, OSError, ValueError) as error:
-        received = part.stat().st_size if part.exists() else 0
-        raise translated(error, part, received, announced[0] if announced else None) from error
+            raise EOFError
+    except (requests.RequestException, OSError, ValueError, EOFError) as error:
+        raise translated(error, part, announced[0] if announced else None) from error
 
 
 def copy_file(source: Path, part: Path, *, progress: bool = True) -> None:

@@ -67,9 +67,9 @@ class HubServer:
         }
         return RemoteFile(**{**defaults, **values})  # type: ignore[arg-type]
 
-    def sent(self, method: str) -> list[str]:
-        """The ranges that were asked for by requests for files that got bytes in answer; empty for the whole."""
-        return [request.get("range", "") for request in self.requests if request["method"] == method]
+    def ranges_asked(self) -> list[str]:
+        """The range of each request for bytes; empty for a whole file."""
+        return [request.get("range", "") for request in self.requests if request["method"] == "GET"]
 
 
 @contextmanager
@@ -120,8 +120,8 @@ def serve_hub(hub: HubServer) -> Iterator[HubServer]:
                 **told,
                 "X-Linked-ETag": f'"{sha256}"',
                 "X-Linked-Size": str(_size(content)),
-                # Another port is another origin, which must not see the token.
-                "Location": f"http://127.0.0.1:{hub.storage_port}/storage/{sha256}",
+                # Another host, which must not see the token.
+                "Location": f"http://localhost:{hub.storage_port}/storage/{sha256}",
                 "Content-Length": "0",
             }.items():
                 self.send_header(key, value)
@@ -184,8 +184,7 @@ def _chunks(content: bytes | Path, start: int, end: int) -> Iterator[bytes]:
         return
     with open(content, "rb") as handle:
         handle.seek(start)
-        while start < end:
-            chunk = handle.read(min(_CHUNK, end - start))
+        while chunk := handle.read(min(_CHUNK, end - start)):
             start += len(chunk)
             yield chunk
 
