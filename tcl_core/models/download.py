@@ -19,9 +19,12 @@ from safetensors import SafetensorError, safe_open
 from tcl_core.errors import WeightsError
 from tcl_core.models.manifest import RemoteFile
 from tcl_core.models.paths import download_folder, file_sha256, mirrored, write_atomically
-from tcl_core.models.transfer import TransferError, copy_file, state_path, transfer
+from tcl_core.models.reasons import TransferError
+from tcl_core.models.sources import copy_file, from_hub, from_web
 
 __all__ = ["check_file", "fetch_file", "pin_path"]
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 
 
 def pin_path(file: RemoteFile, folder: Path | None = None) -> Path:
@@ -29,27 +32,17 @@ def pin_path(file: RemoteFile, folder: Path | None = None) -> Path:
     return (folder or download_folder()) / f"{file.filename}.pin.json"
 
 
-def fetch_file(
-    file: RemoteFile,
-    folder: Path | None = None,
-    *,
-    progress: bool = True,
-    attempts: int = 3,
-    pause: float = 1.0,
-    timeout: float = 30.0,
-) -> Path:
+def fetch_file(file: RemoteFile, folder: Path | None = None, *, progress: bool = True) -> Path:
     """Give the path of a file, downloading it if it is not there yet.
 
-    An interrupted download continues at the next call. Several processes may ask for the same file: one downloads,
-    the others wait. A file that was put into the folder by hand is checked and taken.
+    An interrupted download from the Hugging Face hub continues at the next call; one from elsewhere starts anew.
+    Several processes may ask for the same file: one downloads, the others wait. A file that was put into the folder by
+    hand is checked and taken.
 
     Args:
         file: what to get.
         folder: where to keep it; :func:`tcl_core.models.paths.download_folder` if ``None``.
         progress: show a progress bar on standard error.
-        attempts: see :func:`tcl_core.models.transfer.transfer`.
-        pause: see there.
-        timeout: see there.
 
     Returns:
         Path of the whole and checked file.
@@ -69,28 +62,20 @@ def fetch_file(
         try:
             if isinstance(source, Path):
                 copy_file(source, part, progress=progress)
+            # A mirror is a plain web server, which says nothing about commits.
+            elif file.hub is not None and source == file.url:
+                from_hub(file.hub, part, folder / f".{file.filename}.hub", progress=progress)
             else:
-                transfer(
-                    source,
-                    part,
-                    size=file.size,
-                    trust_parts=file.sha256 is not None,
-                    progress=progress,
-                    attempts=attempts,
-                    pause=pause,
-                    timeout=timeout,
-                )
-        except TransferError as error:
-            raise WeightsError(_unavailable(file, source, folder, str(error))) from error
-        try:
+                from_web(source, part, size=file.size, progress=progress)
             _check(file, folder, part, f"the download from {source}")
             os.replace(part, final)
+        except TransferError as error:
+            raise WeightsError(_unavailable(file, source, folder, str(error))) from error
         except OSError as error:
             raise WeightsError(f"{final}: cannot be written: {error.strerror}") from error
         finally:
-            # A part that failed the check is worth nothing, and continuing it would fail again.
+            # What failed is worth nothing; the beginning of a file of the hub is kept elsewhere.
             part.unlink(missing_ok=True)
-            state_path(part).unlink(missing_ok=True)
         return final
 
 
@@ -163,12 +148,20 @@ def _check_kind(file: RemoteFile, path: Path, what: str) -> None:
         except SafetensorError:
             right = False
     else:
-        right = zipfile.is_zipfile(path)
+        right = zipfile.is_zipfile(path) or _is_legacy_checkpoint(path)
     if not right:
         raise WeightsError(
             f"{file.filename}: {what} is not a {_kind(file.filename)} (perhaps an error page or a part of the file); "
             "delete it and run the command again"
         )
+
+
+def _is_legacy_checkpoint(path: Path) -> bool:
+    """Whether a file begins as torch.save wrote it before version 1.6: with a number of its own, pickled."""
+    with open(path, "rb") as handle:
+        start = handle.read(32)
+    # Protocol and frame of the pickle vary; the number is 0x1950a86a20f9469cfc6c, as a long of ten bytes.
+    return start.startswith(b"\x80") and b"\x8a\x0a" + _LEGACY_MAGIC in start
 
 
 def _kind(filename: str) -> str:

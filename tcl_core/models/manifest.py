@@ -7,15 +7,19 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tcl_core.errors import WeightsError
 from tcl_core.validation import WholeNumber, checked, validated
 
-__all__ = ["Manifest", "ModelEntry", "RemoteFile", "load_manifest", "parse_manifest"]
+__all__ = ["HubFile", "Manifest", "ModelEntry", "RemoteFile", "load_manifest", "parse_manifest"]
+
+_HUB_ADDRESS = re.compile(
+    r"https://huggingface\.co/(?!(?:datasets|spaces|kernels|api)/)([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)"
+)
 
 
 def _http(value: str) -> str:
@@ -35,6 +39,14 @@ def _sha256(value: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{64}", value):
         raise ValueError("must be 64 hexadecimal digits or null")
     return value
+
+
+class HubFile(NamedTuple):
+    """A file of a model on the Hugging Face hub, as its library names it."""
+
+    repo: str
+    revision: str
+    filename: str
 
 
 @checked("file", WeightsError)
@@ -60,6 +72,12 @@ class RemoteFile:
     license: str
     source: str
     note: str = ""
+
+    @property
+    def hub(self) -> HubFile | None:
+        """The file on the Hugging Face hub, ``None`` where the address is not that of a model's file there."""
+        found = _HUB_ADDRESS.fullmatch(self.url.partition("?")[0])
+        return HubFile(*map(unquote, found.groups())) if found else None
 
 
 @checked("model", WeightsError)

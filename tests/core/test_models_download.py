@@ -2,20 +2,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
+import pickle
 import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from email.message import Message
 from pathlib import Path
 
 import pytest
+import requests
 import torch
 from safetensors.torch import save
 
@@ -23,7 +22,8 @@ from tcl_core.errors import SettingsError, TclError, WeightsError
 from tcl_core.models.download import check_file, fetch_file, pin_path
 from tcl_core.models.manifest import load_manifest, parse_manifest
 from tcl_core.models.paths import download_folder, home_folder, mirrored, models_folder
-from tcl_core.models.transfer import TransferError, _SafeRedirects, transfer
+from tcl_core.models.reasons import TransferError
+from tcl_core.models.sources import _check_response
 
 from .weights_server import FileServer, serve
 
@@ -45,7 +45,7 @@ def server() -> Iterator[FileServer]:
 
 
 def fetch(server: FileServer, folder: Path, **values: object) -> Path:
-    return fetch_file(server.file(**values), folder, progress=False, pause=0.0, timeout=5.0)
+    return fetch_file(server.file(**values), folder, progress=False)
 
 
 def start_fetch(server: FileServer, folder: Path) -> subprocess.Popen[bytes]:
@@ -73,80 +73,29 @@ def test_download_once(server: FileServer, tmp_path: Path) -> None:
     assert names(folder) == {"file.safetensors"}
 
 
-def test_cut_answers_are_continued(server: FileServer, tmp_path: Path) -> None:
-    server.cuts = [1000, 70_000, 0, 5]
-    assert fetch(server, tmp_path, sha256=SHA256).read_bytes() == CONTENT
-    assert [request.get("range") for request in server.requests] == [
-        None,
-        "bytes=1000-",
-        "bytes=71000-",
-        "bytes=71000-",
-        "bytes=71005-",
-    ]
-    assert server.requests[1]["if-range"] == '"v1"'
-    assert server.sent == len(CONTENT)
-    assert names(tmp_path) == {"file.safetensors"}
-
-
-def test_a_later_run_continues(server: FileServer, tmp_path: Path) -> None:
-    server.cuts = [60_000, 0, 0, 0]
-    with pytest.raises(WeightsError, match="ended after 60000 of .* bytes; 60000 bytes were received and are kept"):
+@pytest.mark.parametrize("cut", [0, 5, 60_000])
+def test_truncated_answer(server: FileServer, tmp_path: Path, cut: int) -> None:
+    server.cuts = [cut]
+    with pytest.raises(WeightsError, match="file.safetensors could not .*: the connection ended before all 200072"):
         fetch(server, tmp_path)
-    assert "file.safetensors" not in names(tmp_path)
-    server.requests.clear()
+    assert names(tmp_path) == set()
     assert fetch(server, tmp_path).read_bytes() == CONTENT
-    assert [request["range"] for request in server.requests] == ["bytes=60000-"]
-    assert names(tmp_path) == {"file.safetensors", "file.safetensors.pin.json"}
 
 
-def test_a_killed_run_is_continued(server: FileServer, tmp_path: Path) -> None:
+def test_a_killed_run_starts_anew(server: FileServer, tmp_path: Path) -> None:
     server.gate = threading.Event()
     process = start_fetch(server, tmp_path)
-    part = tmp_path / "file.safetensors.part"
     try:
-        while process.poll() is None and not (part.exists() and part.stat().st_size == 60_000):
+        while process.poll() is None and not server.requests:
             time.sleep(0.01)
-        assert names(tmp_path) == {"file.safetensors.part", "file.safetensors.part.json"}
+        assert process.poll() is None
     finally:
         process.kill()
         process.wait()
         server.gate.set()
+    assert "file.safetensors" not in names(tmp_path)
     assert fetch(server, tmp_path).read_bytes() == CONTENT
-    assert server.requests[-1]["range"] == "bytes=60000-"
-
-
-def test_server_without_ranges_restarts(server: FileServer, tmp_path: Path) -> None:
-    server.ranges = False
-    server.cuts = [60_000]
-    assert fetch(server, tmp_path, sha256=SHA256).read_bytes() == CONTENT
-    assert server.sent == 60_000 + len(CONTENT)
-
-
-@pytest.mark.parametrize("ignore_if_range", [False, True])
-def test_file_changed_between_parts(server: FileServer, tmp_path: Path, ignore_if_range: bool) -> None:
-    server.cuts = [60_000, 0, 0, 0]
-    with pytest.raises(WeightsError):
-        fetch(server, tmp_path)
-    server.content, server.etag, server.ignore_if_range = OTHER, '"v2"', ignore_if_range
-    assert fetch(server, tmp_path).read_bytes() == OTHER
-
-
-def test_parts_without_a_version_are_continued_only_with_a_known_hash(server: FileServer, tmp_path: Path) -> None:
-    server.etag = None
-    server.cuts = [60_000, 50]
-    assert fetch(server, tmp_path / "a", sha256=SHA256).read_bytes() == CONTENT
-    assert [request.get("range") for request in server.requests] == [None, "bytes=60000-", "bytes=60050-"]
-    server.requests.clear()
-    server.cuts = [60_000]
-    assert fetch(server, tmp_path / "b").read_bytes() == CONTENT
-    assert [request.get("range") for request in server.requests] == [None, None]
-
-
-def test_weak_etag_is_no_version(server: FileServer, tmp_path: Path) -> None:
-    server.etag = 'W/"v1"'
-    server.cuts = [60_000]
-    assert fetch(server, tmp_path).read_bytes() == CONTENT
-    assert [request.get("range") for request in server.requests] == [None, None]
+    assert names(tmp_path) == {"file.safetensors", "file.safetensors.pin.json"}
 
 
 def test_truncated_without_announced_length(server: FileServer, tmp_path: Path) -> None:
@@ -169,7 +118,7 @@ def test_wrong_hash_leaves_nothing(server: FileServer, tmp_path: Path) -> None:
 @pytest.mark.parametrize("announced", [True, False])
 def test_wrong_size(server: FileServer, tmp_path: Path, announced: bool) -> None:
     server.announce_length = announced
-    with pytest.raises(WeightsError, match="100 "):
+    with pytest.raises(WeightsError, match="100[ ;]"):
         fetch(server, tmp_path, size=100)
     assert names(tmp_path) == set()
 
@@ -194,13 +143,15 @@ def test_not_found_names_file_address_and_folder(server: FileServer, tmp_path: P
     assert len(server.requests) == 1
 
 
-def test_busy_server_is_asked_again(server: FileServer, tmp_path: Path) -> None:
-    server.statuses = [503, 429]
-    assert fetch(server, tmp_path).read_bytes() == CONTENT
-    server.statuses = [500] * 9
-    with pytest.raises(WeightsError, match="500"):
-        fetch(server, tmp_path / "other")
-    assert len(server.requests) == 3 + 3
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(401, "401 Unauthorized; .*HF_TOKEN"), (403, "HF_TOKEN"), (503, "503 Service Unavailable; try again later")],
+)
+def test_refusals_name_the_remedy(server: FileServer, tmp_path: Path, status: int, message: str) -> None:
+    server.statuses = [status]
+    with pytest.raises(WeightsError, match=f"^file.safetensors could not be downloaded from .*{message}"):
+        fetch(server, tmp_path)
+    assert names(tmp_path) == set()
 
 
 def test_no_network_names_file_address_and_folder(tmp_path: Path) -> None:
@@ -209,7 +160,13 @@ def test_no_network_names_file_address_and_folder(tmp_path: Path) -> None:
         offline = FileServer(CONTENT, port=unused.getsockname()[1])
         with pytest.raises(WeightsError) as error:
             fetch(offline, tmp_path)
-    for part in ("no connection", "file.safetensors", offline.file().url, str(tmp_path), "without a network"):
+    for part in (
+        "no connection: Connection refused",
+        "file.safetensors",
+        offline.file().url,
+        str(tmp_path),
+        "without a network",
+    ):
         assert part in str(error.value)
     # What the message tells people to do works.
     (tmp_path / "file.safetensors").write_bytes(CONTENT)
@@ -278,53 +235,34 @@ def test_mirror_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
             mirrored("https://host/file")
 
 
-def test_only_web_addresses(tmp_path: Path) -> None:
-    for url in ("file:///etc/hostname", "ftp://127.0.0.1/x", "data:,x"):
-        with pytest.raises(TransferError, match="only http"):
-            transfer(url, tmp_path / "part", progress=False)
-
-
 def test_redirects(server: FileServer, tmp_path: Path) -> None:
     with serve(FileServer(b"", location=server.file().url)) as front:
         assert fetch(front, tmp_path / "a").read_bytes() == CONTENT
         for target in ("file:///etc/hostname", "ftp://127.0.0.1/x"):
             front.location = target
-            with pytest.raises(WeightsError, match="not allowed|unknown url type"):
+            with pytest.raises(WeightsError, match=f"redirects to {target}, which is not https:// or http://"):
                 fetch(front, tmp_path / "b")
         front.location = front.file().url
-        with pytest.raises(WeightsError):
+        with pytest.raises(WeightsError, match="Exceeded 30 redirects"):
+            fetch(front, tmp_path / "b")
+        front.location = "http://127.0.0.1:9/file"
+        with pytest.raises(WeightsError, match="no connection"):
+            fetch(front, tmp_path / "b")
+        front.location = "http://[broken"
+        with pytest.raises(WeightsError, match="Invalid"):
             fetch(front, tmp_path / "b")
 
 
-def test_redirects_are_followed_when_continuing(server: FileServer, tmp_path: Path) -> None:
-    server.cuts = [60_000]
-    with serve(FileServer(b"", location=server.file().url)) as front:
-        assert fetch(front, tmp_path).read_bytes() == CONTENT
-    assert [request.get("range") for request in server.requests] == [None, "bytes=60000-"]
-    assert len(front.requests) == 2
-
-
-def test_a_stalled_connection_is_given_up_and_continued(server: FileServer, tmp_path: Path) -> None:
-    server.gate = threading.Event()
-    try:
-        path = fetch_file(server.file(), tmp_path, progress=False, attempts=1, pause=0.0, timeout=0.3)
-    finally:
-        server.gate.set()
-    assert path.read_bytes() == CONTENT
-    assert [request.get("range") for request in server.requests] == [
-        None,
-        *(f"bytes={start}-" for start in range(60_000, len(CONTENT), 60_000)),
-    ]
-
-
 def test_redirects_never_leave_https() -> None:
-    handler = _SafeRedirects()
-    request = urllib.request.Request("https://host/file")
+    response = requests.Response()
+    response.url, response.status_code = "https://host/file", 302
     for target in ("http://host/file", "file:///etc/hostname", "HTTP://host/file"):
-        with pytest.raises(TransferError, match="redirects to"):
-            handler.redirect_request(request, io.BytesIO(), 302, "Found", Message(), target)
-    allowed = handler.redirect_request(request, io.BytesIO(), 302, "Found", Message(), "https://cdn/file")
-    assert allowed is not None and allowed.full_url == "https://cdn/file"
+        response.headers["Location"] = target
+        with pytest.raises(TransferError, match=f"redirects to {target}, which is not https://$"):
+            _check_response(response, None)
+    for target in ("https://cdn/file", "/elsewhere"):
+        response.headers["Location"] = target
+        _check_response(response, None)
 
 
 def test_processes_share_one_download(server: FileServer, tmp_path: Path) -> None:
@@ -343,19 +281,32 @@ def test_threads_share_one_download(server: FileServer, tmp_path: Path) -> None:
     assert len(server.requests) == 1
 
 
-def test_full_disk_keeps_what_was_received(server: FileServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mirror", [False, True])
+def test_full_disk(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: bool) -> None:
+    if mirror:
+        (tmp_path / "mirror/some/where").mkdir(parents=True)
+        (tmp_path / "mirror/some/where/file.safetensors").write_bytes(CONTENT)
+        monkeypatch.setenv("TCL_ANNOTATE_MIRROR", str(tmp_path / "mirror"))
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, limits[1]))
     try:
         with pytest.raises(WeightsError, match=r"cannot be written: File too large .*MB are free.*TCL_ANNOTATE_HOME"):
-            fetch(server, tmp_path)
+            fetch(server, tmp_path / "downloads")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    received = (tmp_path / "file.safetensors.part").stat().st_size
-    assert 0 < received <= 80_000
-    assert fetch(server, tmp_path).read_bytes() == CONTENT
-    assert server.requests[-1]["range"] == f"bytes={received}-"
+    assert names(tmp_path / "downloads") == set()
+    assert fetch(server, tmp_path / "downloads").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_progress(server: FileServer, tmp_path: Path, capfd: pytest.CaptureFixture[str], progress: bool) -> None:
+    fetch_file(server.file(), tmp_path / "a", progress=progress)
+    server.announce_length = False
+    fetch_file(server.file(), tmp_path / "b", progress=progress)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert ("file.safetensors: 100%" in err) if progress else err == ""
 
 
 def test_folder_that_cannot_be_made(server: FileServer, tmp_path: Path) -> None:
@@ -374,6 +325,18 @@ def test_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         assert home_folder() == tmp_path / "tcl-annotate"
         monkeypatch.setenv("XDG_CACHE_HOME", "relative")
         assert home_folder() == Path.home() / ".cache" / "tcl-annotate"
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_checkpoints_of_both_formats_are_known(server: FileServer, tmp_path: Path, protocol: int) -> None:
+    for filename, zipped in (("new.pth", True), ("old.pt", False), ("old.bin", False)):
+        path = tmp_path / "made"
+        torch.save({"x": torch.ones(2)}, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+        server.content = path.read_bytes()
+        assert fetch(server, tmp_path / "downloads", filename=filename).read_bytes() == server.content
+    server.content = pickle.dumps({"x": 1}, protocol=protocol)
+    with pytest.raises(WeightsError, match="is not a PyTorch checkpoint"):
+        fetch(server, tmp_path / "downloads", filename="other.bin")
 
 
 def test_manifest_of_the_package() -> None:

@@ -15,21 +15,17 @@ from tcl_core.models.manifest import RemoteFile
 @dataclass
 class FileServer:
     content: bytes
-    etag: str | None = '"v1"'
-    ranges: bool = True
     content_type: str = "application/octet-stream"
     # Bytes after which the next answers are cut off; the connection is closed although more was announced.
     cuts: list[int] = field(default_factory=list)
     # Status codes of the next answers, before anything is served.
     statuses: list[int] = field(default_factory=list)
     announce_length: bool = True
-    ignore_if_range: bool = False
     location: str | None = None
     pause: float = 0.0
     # If set, every answer waits for it after its first 60,000 bytes.
     gate: threading.Event | None = None
     requests: list[dict[str, str]] = field(default_factory=list)
-    sent: int = 0
     port: int = 0
 
     @property
@@ -72,40 +68,18 @@ def serve(server: FileServer) -> Iterator[FileServer]:
             if status:
                 self.send_error(status)
                 return
-            start = self.first_byte()
-            if start is not None and start >= len(server.content):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(server.content)}")
-                self.end_headers()
-                return
-            body = server.content[start or 0 :]
-            self.send_response(200 if start is None else 206)
+            self.send_response(200)
             self.send_header("Content-Type", server.content_type)
-            if start is not None:
-                last = len(server.content) - 1
-                self.send_header("Content-Range", f"bytes {start}-{last}/{len(server.content)}")
             if server.announce_length:
-                self.send_header("Content-Length", str(len(body)))
-            if server.etag:
-                self.send_header("ETag", server.etag)
+                self.send_header("Content-Length", str(len(server.content)))
             self.end_headers()
-            body = body[:cut]
-            with lock:
-                server.sent += len(body)
-            if server.gate is not None:
-                self.wfile.write(body[:60_000])
-                server.gate.wait(30)
-                body = body[60_000:]
+            body = server.content[:cut]
             with suppress(ConnectionError):
+                if server.gate is not None:
+                    self.wfile.write(body[:60_000])
+                    server.gate.wait(30)
+                    body = body[60_000:]
                 self.wfile.write(body)
-
-        def first_byte(self) -> int | None:
-            wanted = self.headers["Range"]
-            if not wanted or not server.ranges:
-                return None
-            if self.headers["If-Range"] not in (None, server.etag) and not server.ignore_if_range:
-                return None
-            return int(wanted.removeprefix("bytes=").rstrip("-"))
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
         server.port = listener.server_port
