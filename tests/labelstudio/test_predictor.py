@@ -21,6 +21,7 @@ from labelstudio_backend.shapes import mask_of_value
 from tcl_core.errors import ImageError, VocabularyError
 from tcl_core.images import load_image
 from tcl_core.polygons.rasterize import mask_iou
+from tcl_core.segmentation.session import ImageSession
 from tcl_core.types import Segmentation
 
 SIZE = (96, 128)
@@ -204,3 +205,52 @@ def test_version_follows_weights_vocabulary_and_settings(model_path: Path, tiny_
     assert len(versions) == 6
     assert model_version(options, PLAIN, {"cat": []}) == model_version(options, PLAIN, {})
     assert all(version.startswith(("words-", "tiny-")) for version in versions)
+
+
+# -- a method that normalizes over names -----------------------------------------------------------------------------
+
+ONE = config('<Label value="cat"/>')
+
+
+@pytest.fixture(scope="module")
+def softmax_predictor(model_path: Path) -> Predictor:
+    options = ModelOptions(f"naclip:{model_path}", min_area=0, options={"scale": 1000})
+    return Predictor(options.load(), options, cache_bytes=64 << 20)
+
+
+def test_one_label_does_not_cover_the_image(softmax_predictor: Predictor, image: bytes) -> None:
+    found = label_map(softmax_predictor.predict(image, Plan(ONE)).results, {"cat": 1})
+    assert {0, 1} == set(np.unique(found))
+    # Without names of the background it would.
+    alone = config('<Label value="cat"/>', model_background_names="none")
+    assert label_map(softmax_predictor.predict(image, Plan(alone)).results, {"cat": 1}).all()
+
+
+@pytest.mark.parametrize("wanted", [ONE, PLAIN], ids=["one label", "three labels"])
+def test_typed_prompt_and_box_keep_all_names_competing(
+    softmax_predictor: Predictor, image: bytes, wanted: LabelingConfig
+) -> None:
+    """A single typed name, and a box in which a label competes with the background alone."""
+    everywhere = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
+    typed = softmax_predictor.predict(image, Plan(wanted, label="cat", prompts=("dog",)))
+    boxed = softmax_predictor.predict(image, Plan(wanted, label="cat", box=everywhere))
+    for found in (typed, boxed):
+        assert not label_map(found.results, {"cat": 1}).all()
+    labels = wanted.vocabulary()
+    place = wanted.values.index("cat")
+    segmenter = softmax_predictor.segmenter
+    features = segmenter.encode(load_image(image))
+    scores = segmenter.score_maps(features, labels)
+    assert len(scores) == len(labels.labels) + 1
+    session = ImageSession(segmenter, features)
+    expected = session.segment_label(labels, place, rivals=False).label_map > 0
+    assert np.array_equal(label_map(boxed.results, {"cat": 1}) > 0, expected)
+
+
+def test_names_of_the_background_in_the_configuration() -> None:
+    assert config('<Label value="cat"/>').vocabulary().background_names is None
+    assert config('<Label value="cat"/>', model_background_names="auto").vocabulary().background_names is None
+    named = config('<Label value="cat"/>', model_background_names="sky, wall").vocabulary()
+    assert named.background_names == ("sky", "wall")
+    with pytest.raises(VocabularyError, match="background names: prompts.1.: the prompt is empty"):
+        config('<Label value="cat"/>', model_background_names="sky,").vocabulary()

@@ -11,7 +11,7 @@ from PIL import Image
 from napari_tcl.folder import FolderJob
 from tcl_core.errors import SettingsError, VocabularyError
 from tcl_core.export.coco import validate_coco
-from tcl_core.models import Model
+from tcl_core.models import Model, load_model
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import Progress
 from tcl_core.vocabulary import Vocabulary
@@ -170,3 +170,15 @@ def test_damaged_job_file(opened: Callable[[], FolderJob], tmp_path: Path) -> No
         opened()
     shutil.rmtree(tmp_path / "masks")
     opened()
+
+
+def test_one_label_does_not_cover_images(photos: Path, tiny_model_path: Path, tmp_path: Path) -> None:
+    """A softmax over one name is 1 everywhere; names of the background compete with it."""
+    method = Segmenter(load_model(f"naclip:{tiny_model_path}"), options={"scale": 1000})
+    shares = []
+    for names in (None, ()):
+        vocabulary = Vocabulary.from_options(["cat"], background_names=names)
+        job = FolderJob.open(photos, vocabulary, method.settings(), tmp_path / f"masks {names}")
+        assert [state.state for state in job.run(method)] == ["labeled"] * 3
+        shares.append(np.mean([job.load(state.file_name).label_map > 0 for state in job.states()]))
+    assert 0 < shares[0] < 1 and shares[1] == 1
