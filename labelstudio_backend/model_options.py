@@ -79,7 +79,7 @@ class ModelOptions:
             WeightsError: there is no such model.
             SettingsError: an option is unknown or out of range.
         """
-        from tcl_core.models.registry import check_options, find_model, split_method
+        from tcl_core.models.registry import check_options, weights_file
 
         method, options = check_options(self.model, self.options)
 
@@ -88,7 +88,7 @@ class ModelOptions:
             del settings[name]
         return json.dumps(
             {
-                "weights": _sha256(find_model(split_method(self.model)[1])),
+                "weights": _sha256(weights_file(self.model)),
                 "method": method,
                 **settings,
                 "options": options,

@@ -19,6 +19,7 @@ Examples:
   tcl-annotate models list
   tcl-annotate models options playground
   tcl-annotate models fetch tcl-vit-b16
+  tcl-annotate models fetch naclip:ViT-B-16-quickgelu/openai
   tcl-annotate models import tcl.pth --name my-tcl""",
 )
 def command() -> None:
@@ -30,25 +31,33 @@ def list_command() -> int:
     """List the models that can be used by name, and where they lie."""
     from tcl_core.models.registry import list_models
 
-    for row in list_models():
+    rows = list_models()
+    for row in rows:
         size = f"{row.size / 1e6:,.1f} MB" if row.size is not None else "size unknown"
         state = "ready" if row.installed else "not fetched"
         click.echo(f"{row.name}  ({state}, {size}{', ' + row.license if row.license else ''})")
         for line in (row.description, f"source: {row.source}" if row.source else "", f"file: {row.path}"):
             if line:
                 click.echo(f"    {line}")
+    click.echo(
+        "METHOD:ARCHITECTURE/TAG names any other CLIP of open_clip that is a plain ViT, METHOD:ARCHITECTURE=FILE "
+        "weights of your own."
+    )
     return EXIT_FINE
 
 
-@command.command("options", epilog="\b\nExample:\n  tcl-annotate models options playground")
+@command.command(
+    "options",
+    epilog="\b\nExamples:\n  tcl-annotate models options playground\n  tcl-annotate models options naclip",
+)
 @click.argument("name")
 def options_command(name: str) -> int:
-    """List the options of the method of the model NAME, with the values that are in force."""
-    from tcl_core.models.loading import load_model
+    """List the options of the model or method NAME, with the values that are in force."""
+    from tcl_core.models.loading import options_of
 
-    model = load_model(name, device="cpu")
-    rows = model.method.options.rows()
-    click.echo(f"{model.name}: method {model.method.name}, {len(rows)} option{'' if len(rows) == 1 else 's'}")
+    method, options = options_of(name)
+    rows = options.rows()
+    click.echo(f"{name}: method {method}, {len(rows)} option{'' if len(rows) == 1 else 's'}")
     for row in rows:
         click.echo(f"    {row.name}={row.value}  ({row.range}; affects {row.affects})")
         click.echo(f"        {row.description}")
@@ -89,7 +98,8 @@ Examples:
     "clip_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Safetensors file with the frozen CLIP, for checkpoints of another CLIP than OpenAI's ViT-B/16 that lack it.",
+    help="Safetensors file with the frozen CLIP, which is kept in the model file; for checkpoints of another CLIP than "
+    "OpenAI's ViT-B/16 that lack it, and for models that need no download.",
 )
 @click.option("--license", default="", metavar="TEXT", help="License of the weights, kept in the model file.")
 def import_command(file: Path, name: str | None, out: Path | None, clip_file: Path | None, license: str) -> int:

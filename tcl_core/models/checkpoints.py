@@ -8,10 +8,7 @@ They are read with ``weights_only=True``, which builds tensors and plain contain
 from __future__ import annotations
 
 import os
-import pickle
-import pickletools
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from tcl_core.models.manifest import load_manifest
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.models.modelfile import write_model_file
 from tcl_core.models.paths import file_sha256, models_folder
+from tcl_core.models.tensor_files import read_pytorch_file
 from tcl_core.models.towers import check_clip_tensors, read_clip_tensors
 
 __all__ = ["import_checkpoint", "read_checkpoint"]
@@ -51,9 +49,10 @@ def import_checkpoint(
         name: of the model; if ``None`` the name of ``out``, or else of ``source``, without its ending. Without
             ``out`` the model can then be loaded by this name.
         out: file to write; ``NAME.safetensors`` in the folder of models if ``None``.
-        with_clip: write the frozen CLIP into the model file too. ``None`` leaves OpenAI's ViT-B/16 to its own
-            download and writes every other CLIP, where there is one in the checkpoint or in ``clip_file``.
-        clip_file: safetensors file with the frozen CLIP in OpenAI's tensor names, for checkpoints that lack it.
+        with_clip: write the frozen CLIP into the model file too. ``None`` writes that of ``clip_file``, and one in the
+            checkpoint unless it is OpenAI's ViT-B/16, which has a download of its own.
+        clip_file: safetensors file with the frozen CLIP in OpenAI's tensor names, for checkpoints that lack it and for
+            models that need no download.
         tokenizer: ``tokenizer`` entry of the model file; ``None`` takes CLIP's where the text tower has its 49,408
             tokens, and else none, so that the model encodes token ids but no texts.
         method: registered name; ``None`` asks each method whether the checkpoint is one of its own.
@@ -79,9 +78,11 @@ def import_checkpoint(
         )
     state = read_checkpoint(source)
     towers = {"clip": read_clip_tensors(Path(clip_file))} if clip_file is not None else {}
-    problems = _value_problems({**state, **towers.get("clip", {})})
-    if problems:
-        raise WeightsError(f"{source}: {'; '.join(problems)}")
+    for file, tensors in ((clip_file, towers.get("clip", {})), (source, state)):
+        if problem := _not_finite(tensors):
+            raise WeightsError(f"{file}: {problem}")
+    if odd := _not_dense(towers.get("clip", {})):
+        raise WeightsError(f"{clip_file}: not dense floating-point tensors: {', '.join(odd)}")
     method, found = _recognize(source, state, towers, method)
     if found.tower_config is not None:
         check_clip_tensors(found.tower_config, found.tower_tensors, str(source if clip_file is None else clip_file))
@@ -92,7 +93,8 @@ def import_checkpoint(
         raise WeightsError(
             f"{source}: holds no frozen CLIP to write into the model file; give the CLIP's own safetensors file"
         )
-    embed = bool(found.tower_tensors) and not downloadable if with_clip is None else with_clip
+    held = bool(found.tower_tensors) and (clip_file is not None or not downloadable)
+    embed = held if with_clip is None else with_clip
     clip = dict(found.tower)
     if embed:
         clip = {"config": found.tower_config}
@@ -128,10 +130,13 @@ def _recognize(
             # Another package's fault must not keep the other methods' checkpoints from being imported.
             broken = f"; {error}"
             continue
+        odd = _not_dense(state)
         try:
-            found = kind.from_upstream(state, towers)
+            # Whole numbers, such as constants of another library, are no weights; a method that misses one says so.
+            found = kind.from_upstream({key: state[key] for key in state if key not in odd}, towers)
         except WeightsError as error:
-            raise WeightsError(f"{source}: {error}") from error
+            also = f"; not dense floating-point tensors: {', '.join(odd)}" if odd else ""
+            raise WeightsError(f"{source}: {error}{also}") from error
         if found is not None:
             return name, found
     known = "the method " + method if method is not None else "any method (" + ", ".join(list_methods()) + ")"
@@ -157,24 +162,7 @@ def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise WeightsError(
             f"{source}: is a safetensors file, not a checkpoint; a model file needs no import, give its path"
         )
-    try:
-        if _is_program(source):
-            raise WeightsError(
-                f"{source}: this is a TorchScript archive, a program that would run when it is loaded; only "
-                "checkpoints of tensors can be imported"
-            )
-        content = torch.load(source, map_location="cpu", weights_only=True)
-    except WeightsError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise WeightsError(_unpickling_message(source, error)) from error
-    except FileNotFoundError as error:
-        raise WeightsError(f"{source}: there is no such file") from error
-    except OSError as error:
-        raise WeightsError(f"{source}: cannot be read: {error.strerror or error}") from error
-    # Damaged archives surface as many kinds of errors, depending on where the damage is.
-    except Exception as error:
-        raise WeightsError(f"{source}: is not a whole PyTorch checkpoint ({_first_sentence(error)})") from error
+    content = read_pytorch_file(source)
     if not isinstance(content, dict) or not isinstance(content.get("model"), Mapping):
         found = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else type(content).__name__
         raise WeightsError(
@@ -187,51 +175,13 @@ def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _unpickling_message(source: Path, error: Exception) -> str:
-    found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    with open(source, "rb") as file:
-        is_archive = zipfile.is_zipfile(file)
-        file.seek(0)
-        is_pickle = file.read(1) == pickle.PROTO
-    # Where no class is asked for the file is damaged or something else altogether; to trust it would not help.
-    if not (found and (is_archive or is_pickle)) and not (is_pickle and _asks_for_class(source)):
-        return f"{source}: is not a whole PyTorch checkpoint"
-    what = f" ({found[1]})" if found else ""
-    return (
-        f"{source}: holds Python objects besides tensors{what}; reading such objects can run any code, "
-        "so it was not read; if you trust the file, keep only its tensors in the environment that wrote it with "
-        '\'import torch; c = torch.load("IN.pth", map_location="cpu", weights_only=False); '
-        'torch.save({"model": c["model"]}, "OUT.pth")\' and import OUT.pth'
-    )
+def _not_dense(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors that are no weights, such as counters."""
+    return [key for key, tensor in tensors.items() if not tensor.is_floating_point() or tensor.layout != torch.strided]
 
 
-def _asks_for_class(source: Path) -> bool:
-    """Whether a pickle, of any protocol, names a class or function; it is looked through, not run."""
-    with open(source, "rb") as file:
-        try:
-            return any("GLOBAL" in opcode.name for opcode, _, _ in pickletools.genops(file))
-        # Damage surfaces as many kinds of errors.
-        except Exception:
-            return False
-
-
-def _is_program(source: Path) -> bool:
-    if not zipfile.is_zipfile(source):
-        return False
-    with zipfile.ZipFile(source) as archive:
-        return any(re.fullmatch(r"[^/]+/(constants\.pkl|code/.*)", entry) for entry in archive.namelist())
-
-
-def _value_problems(tensors: Mapping[str, Tensor]) -> list[str]:
-    kinds = [key for key, tensor in tensors.items() if not tensor.is_floating_point() or tensor.layout != torch.strided]
-    values = [key for key, tensor in tensors.items() if key not in kinds and not torch.isfinite(tensor).all()]
-    problems = []
-    if kinds:
-        problems.append(f"not dense floating-point tensors: {', '.join(kinds)}")
-    if values:
-        problems.append(f"tensors with values that are not finite (NaN or infinity): {', '.join(values)}")
-    return problems
-
-
-def _first_sentence(error: Exception) -> str:
-    return re.split(r"(?<=[.:])\s|\n", str(error).strip() or type(error).__name__)[0].rstrip(".:")
+def _not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with the values, empty if nothing is."""
+    odd = set(_not_dense(tensors))
+    values = [key for key, tensor in tensors.items() if key not in odd and not torch.isfinite(tensor).all()]
+    return f"tensors with values that are not finite (NaN or infinity): {', '.join(values)}" if values else ""

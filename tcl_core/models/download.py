@@ -22,9 +22,13 @@ from tcl_core.models.paths import download_folder, file_sha256, mirrored, write_
 from tcl_core.models.reasons import TransferError
 from tcl_core.models.sources import copy_file, from_hub, from_web
 
-__all__ = ["check_file", "fetch_file", "pin_path"]
+__all__ = ["NotPublishedError", "check_file", "fetch_file", "pin_path"]
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
+
+
+class NotPublishedError(WeightsError):
+    """The server answers, and has no file of this name."""
 
 
 def pin_path(file: RemoteFile, folder: Path | None = None) -> Path:
@@ -50,6 +54,7 @@ def fetch_file(file: RemoteFile, folder: Path | None = None, *, progress: bool =
     Raises:
         WeightsError: the file cannot be had (the message names it, its address and the folder to put it in), has the
             wrong size or hash, or cannot be written.
+        NotPublishedError: there is no such file where it should be.
     """
     folder = folder or download_folder()
     final = folder / file.filename
@@ -70,7 +75,8 @@ def fetch_file(file: RemoteFile, folder: Path | None = None, *, progress: bool =
             _check(file, folder, part, f"the download from {source}")
             os.replace(part, final)
         except TransferError as error:
-            raise WeightsError(_unavailable(file, source, folder, str(error))) from error
+            kind = NotPublishedError if error.missing else WeightsError
+            raise kind(_unavailable(file, source, folder, str(error))) from error
         except OSError as error:
             raise WeightsError(f"{final}: cannot be written: {error.strerror}") from error
         finally:
@@ -147,6 +153,11 @@ def _check_kind(file: RemoteFile, path: Path, what: str) -> None:
                 right = True
         except SafetensorError:
             right = False
+    elif file.filename.endswith(".json"):
+        try:
+            right = isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+        except (OSError, ValueError):
+            right = False
     else:
         right = zipfile.is_zipfile(path) or _is_legacy_checkpoint(path)
     if not right:
@@ -165,7 +176,8 @@ def _is_legacy_checkpoint(path: Path) -> bool:
 
 
 def _kind(filename: str) -> str:
-    return "safetensors file" if filename.endswith(".safetensors") else "PyTorch checkpoint"
+    kinds = {".safetensors": "safetensors file", ".json": "JSON file"}
+    return kinds.get(Path(filename).suffix, "PyTorch checkpoint")
 
 
 def _unavailable(file: RemoteFile, source: str | Path, folder: Path, reason: str) -> str:

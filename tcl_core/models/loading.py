@@ -11,14 +11,16 @@ import torch
 
 from tcl_core.devices import select_device, select_precision
 from tcl_core.errors import SettingsError, VocabularyError, WeightsError
-from tcl_core.methods import Method, create_method, method_class
+from tcl_core.methods import Method, MethodOptions, create_method, list_methods, method_class
+from tcl_core.models.clips import ClipName, FoundClip, clip_preprocess, clip_tokenizer_file, find_clip
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.models.modelfile import ModelFile, read_model_file
-from tcl_core.models.registry import ModelRow, fetch_model, find_model, list_models, split_method
-from tcl_core.models.towers import build_clip, load_referenced_clip
+from tcl_core.models.registry import ModelRow, fetch_model, find_model, list_models, named_clip, split_method
+from tcl_core.models.towers import build_clip, load_clip_file, load_referenced_clip
 from tcl_core.segmentation.text_debiasing import PromptDebiasing
+from tcl_core.towers.hub_tokenizer import HubTokenizer
 from tcl_core.towers.open_clip_vit import FrozenClip
-from tcl_core.towers.tokenizer import Tokenizer, tokenizer_from_dict
+from tcl_core.towers.tokenizer import OpenClipTokenizer, Tokenizer, tokenizer_from_dict
 
 __all__ = ["Model", "ModelRow", "Preprocess", "fetch_model", "list_models", "load_model", "model_from_file"]
 
@@ -73,7 +75,9 @@ def load_model(name_or_path: str | os.PathLike[str], device: str = "auto", preci
 
     Args:
         name_or_path: a name of :func:`list_models`, or the path of a model file (``.safetensors``). ``METHOD:MODEL``
-            runs another method, one that learns nothing, on the towers of that model.
+            runs another method, one that learns nothing, on the towers of that model. ``METHOD:ARCHITECTURE/TAG`` runs
+            it on a pretrained CLIP of open_clip, which is downloaded at its first use, and
+            ``METHOD:ARCHITECTURE=FILE`` on weights of your own.
         device: see :func:`tcl_core.devices.select_device`.
         precision: see :func:`tcl_core.devices.select_precision`.
 
@@ -85,7 +89,33 @@ def load_model(name_or_path: str | os.PathLike[str], device: str = "auto", preci
     chosen = select_device(device)
     number_format = select_precision(precision, chosen)
     method, model = split_method(name_or_path)
+    clip = named_clip(name_or_path)
+    if method is not None and clip is not None:
+        return _model_from_clip(method, clip, chosen, number_format)
     return model_from_file(read_model_file(find_model(model)), chosen, number_format, method)
+
+
+def options_of(name: str) -> tuple[str, MethodOptions]:
+    """The options of a model's method with the values in force; a CLIP is not downloaded for that.
+
+    Args:
+        name: of a model, see `load_model`, or of a method.
+
+    Returns:
+        The method's name, and its options.
+
+    Raises:
+        WeightsError: there is no such model.
+    """
+    method, _ = split_method(name)
+    if method is None and name in list_methods():
+        method = name
+    elif named_clip(name) is None:
+        method = None
+    if method is not None:
+        return method, method_class(method).options_class()
+    model = load_model(name, device="cpu")
+    return model.method.name, model.method.options
 
 
 def model_from_file(file: ModelFile, device: torch.device, precision: torch.dtype, method: str | None = None) -> Model:
@@ -141,6 +171,44 @@ def model_from_file(file: ModelFile, device: torch.device, precision: torch.dtyp
         metadata=metadata,
         debiasing=debiasing,
     )
+
+
+def _model_from_clip(method: str, name: ClipName, device: torch.device, precision: torch.dtype) -> Model:
+    """A method that learns nothing on a CLIP of open_clip."""
+    kind = method_class(method)
+    if kind.tower_names != ("clip",):
+        raise SettingsError(f"The method {method!r} does not run on a CLIP alone; use a model of its own.")
+    found = find_clip(name)
+    tower = load_clip_file(found.config, found.path)
+    tower.tokenizer = _clip_tokenizer(found)
+    built = create_method(method, {"clip": tower})
+    if built.learned_state_dict():
+        raise SettingsError(
+            f"The method {method!r} needs learned tensors, which a CLIP does not have; use a model file of {method!r}."
+        )
+    preprocess, full_name = clip_preprocess(found), f"{method}:{name}"
+    reference = {"open_clip": name.architecture, "pretrained": name.tag or found.path.name, "sha256": found.sha256}
+    return Model(
+        name=full_name,
+        method=built.eval().requires_grad_(False).to(device),
+        preprocess=preprocess,
+        templates="full",
+        background_threshold={},
+        weights_sha256=found.sha256,
+        device=device,
+        precision=precision,
+        metadata=ModelMetadata(name=full_name, preprocess=preprocess, method=method, clip=reference, templates="full"),
+    )
+
+
+def _clip_tokenizer(found: FoundClip) -> Tokenizer:
+    """The tokenizer that open_clip's configuration asks for."""
+    text = found.config["text_cfg"]
+    length = int(text.get("context_length", 77))
+    repository = text.get("hf_tokenizer_name")
+    if not repository:
+        return OpenClipTokenizer(length)
+    return HubTokenizer(clip_tokenizer_file(repository), length, **(text.get("tokenizer_kwargs") or {}))
 
 
 def _tower(file: ModelFile, tokenizer: Tokenizer | None) -> FrozenClip:

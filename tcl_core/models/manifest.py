@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from tcl_core.errors import WeightsError
 from tcl_core.validation import WholeNumber, checked, validated
 
-__all__ = ["HubFile", "Manifest", "ModelEntry", "RemoteFile", "load_manifest", "parse_manifest"]
+__all__ = ["HubFile", "Manifest", "ModelEntry", "RemoteFile", "Suggestion", "load_manifest", "parse_manifest"]
 
 _HUB_ADDRESS = re.compile(
     r"https://huggingface\.co/(?!(?:datasets|spaces|kernels|api)/)([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)"
@@ -110,6 +110,23 @@ class ModelEntry:
         return tuple(file for file in (self.checkpoint, self.clip) if file is not None)
 
 
+@checked("suggestion", WeightsError)
+class Suggestion:
+    """A CLIP of open_clip with a method, out of the many that there are.
+
+    Attributes:
+        name: what the user writes.
+        description: one line.
+        license: SPDX identifier of the weights.
+        source: their page on the hub.
+    """
+
+    name: str
+    description: str
+    license: str
+    source: Annotated[str, AfterValidator(_http)]
+
+
 @checked("manifest", WeightsError)
 class Manifest:
     """Everything that is known by name.
@@ -118,11 +135,13 @@ class Manifest:
         files: downloads by name.
         models: models by name.
         clips: downloads of frozen CLIPs by ``(open_clip model, pretrained tag)``.
+        suggested: CLIPs of open_clip that lists show; all others can be used too.
     """
 
     files: Mapping[str, RemoteFile]
     models: Mapping[str, ModelEntry]
     clips: Mapping[tuple[str, str], RemoteFile]
+    suggested: tuple[Suggestion, ...] = ()
 
 
 @cache
@@ -165,7 +184,7 @@ def parse_manifest(entry: Mapping[str, Any]) -> Manifest:
         if file is None or not pretrained:
             raise WeightsError(f"manifest: clips.{key} must be 'open_clip model/pretrained tag' with a file")
         clips[architecture, pretrained] = file
-    return Manifest(files=files, models=models, clips=clips)
+    return Manifest(files=files, models=models, clips=clips, suggested=written.suggested)
 
 
 class _WrittenModel(BaseModel):
@@ -197,6 +216,7 @@ class _Written(BaseModel):
     files: dict[str, RemoteFile]
     models: dict[str, _WrittenModel]
     clips: dict[str, str]
+    suggested: tuple[Suggestion, ...] = ()
 
     @field_validator("files", mode="before")
     @classmethod

@@ -19,7 +19,15 @@ BUSY = (429, 500, 502, 503, 504)
 
 
 class TransferError(Exception):
-    """The bytes could not be had; the message is the reason, without file or address."""
+    """The bytes could not be had; the message is the reason, without file or address.
+
+    Attributes:
+        missing: whether the server answered that there is no such file.
+    """
+
+    def __init__(self, message: str, *, missing: bool = False) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 def translated(
@@ -36,7 +44,8 @@ def translated(
     response = getattr(error, "response", None)
     # Too many redirects come with the last of them.
     if response is not None and response.status_code >= HTTPStatus.BAD_REQUEST:
-        return TransferError(_refusal(response.status_code))
+        missing = response.status_code == HTTPStatus.NOT_FOUND
+        return TransferError(_refusal(response.status_code), missing=missing)
     if isinstance(error, OfflineModeIsEnabled):
         return TransferError("huggingface_hub is in offline mode; unset HF_HUB_OFFLINE to download the file")
     # Errors of the network have no number of their own; that of the system lies below them.

@@ -12,13 +12,24 @@ import tcl_core
 from tcl_core.errors import WeightsError
 from tcl_core.methods import list_methods, method_class
 from tcl_core.models.checkpoints import import_checkpoint
+from tcl_core.models.clips import ClipName, clip_name, find_clip
 from tcl_core.models.download import check_file, fetch_file
-from tcl_core.models.manifest import ModelEntry, load_manifest
+from tcl_core.models.manifest import ModelEntry, Suggestion, load_manifest
 from tcl_core.models.modelfile import read_metadata, read_model_file
 from tcl_core.models.paths import download_folder, models_folder
 from tcl_core.models.towers import referenced_file
 
-__all__ = ["ModelRow", "check_options", "fetch_model", "find_model", "list_models", "split_method", "verify_model"]
+__all__ = [
+    "ModelRow",
+    "check_options",
+    "fetch_model",
+    "find_model",
+    "list_models",
+    "named_clip",
+    "split_method",
+    "verify_model",
+    "weights_file",
+]
 
 _CHECKPOINT_SUFFIXES = {".pth", ".pt", ".ckpt", ".bin"}
 
@@ -47,12 +58,13 @@ class ModelRow:
 
 
 def list_models() -> list[ModelRow]:
-    """The models of the manifest, then the imported ones by name."""
+    """The models of the manifest, suggested CLIPs with a method, then the imported models by name."""
     entries = load_manifest().models
     folder = models_folder()
     imported = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     return [
         *(_known_row(entry) for entry in entries.values()),
+        *(_suggested_row(entry) for entry in load_manifest().suggested),
         *(_imported_row(path) for path in imported if path.stem not in entries),
     ]
 
@@ -77,6 +89,10 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
     imported = models_folder() / f"{text}.safetensors"
     if Path(text).name == text and imported.is_file():
         return imported
+    if clip_name(text) is not None:
+        raise WeightsError(
+            f"{text}: is a CLIP, which needs a method to find anything; write it with one, such as naclip:{text}"
+        )
     path = Path(text)
     if path.suffix.lower() in _CHECKPOINT_SUFFIXES:
         raise WeightsError(
@@ -102,6 +118,29 @@ def split_method(name_or_path: str | os.PathLike[str]) -> tuple[str | None, str]
     return (method, model) if colon and model and method in list_methods() else (None, text)
 
 
+def named_clip(name_or_path: str | os.PathLike[str]) -> ClipName | None:
+    """The CLIP of open_clip that a name ends with; ``None`` if it ends with a model or a file.
+
+    >>> named_clip("naclip:ViT-B-16-quickgelu/openai").tag, named_clip("naclip:playground")
+    ('openai', None)
+    """
+    text = split_method(name_or_path)[1]
+    known = (
+        text in load_manifest().models or (models_folder() / f"{text}.safetensors").is_file() or Path(text).is_file()
+    )
+    return None if known else clip_name(text)
+
+
+def weights_file(name_or_path: str | os.PathLike[str]) -> Path:
+    """The file that holds a model's weights, its CLIP's if it has none of its own; a CLIP is downloaded if need be.
+
+    Raises:
+        WeightsError: there is no such model or file, or it cannot be had.
+    """
+    clip = named_clip(name_or_path)
+    return find_model(split_method(name_or_path)[1]) if clip is None else find_clip(clip).path
+
+
 def check_options(name_or_path: str | os.PathLike[str], options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Check a method's options without loading the model.
 
@@ -122,7 +161,8 @@ def fetch_model(name: str, progress: bool = True) -> Path:
     """Download and prepare a model of the manifest; does nothing that is done already.
 
     Args:
-        name: of a model of the manifest, or of one of its files (a CLIP that an imported model needs).
+        name: of a model of the manifest, of one of its files (a CLIP that an imported model needs), or of a CLIP of
+            open_clip, with or without a method.
         progress: show progress bars on standard error.
 
     Returns:
@@ -132,6 +172,9 @@ def fetch_model(name: str, progress: bool = True) -> Path:
         WeightsError: the name is unknown, or a file cannot be had, checked or written.
     """
     manifest = load_manifest()
+    clip = named_clip(name)
+    if clip is not None:
+        return find_clip(clip, progress=progress).path
     if name in manifest.files:
         return fetch_file(manifest.files[name], progress=progress)
     if name not in manifest.models:
@@ -168,6 +211,9 @@ def verify_model(name_or_path: str | os.PathLike[str]) -> str:
     Raises:
         WeightsError: something is missing, damaged or not as it was first downloaded.
     """
+    clip = named_clip(name_or_path)
+    if clip is not None:
+        return find_clip(clip, fetch=False).sha256
     path = find_model(name_or_path)
     entry = load_manifest().models.get(os.fspath(name_or_path))
     for file in entry.files if entry else ():
@@ -204,6 +250,16 @@ def _known_row(entry: ModelEntry) -> ModelRow:
         sizes = [file.size for file in entry.files]
         size = sum(value for value in sizes if value) if sizes and None not in sizes else None
     return ModelRow(entry.name, entry.description, installed, size, entry.license, entry.source, path)
+
+
+def _suggested_row(entry: Suggestion) -> ModelRow:
+    """Looks at the folder alone: asking open_clip for the file's name would take seconds."""
+    folder, page = download_folder(), entry.source.partition("://")[2].partition("/")[2].replace("/", "--")
+    files = [folder / file.filename for file in load_manifest().files.values() if file.source == entry.source]
+    files += [path for suffix in ("safetensors", "bin") for path in sorted(folder.glob(f"{page}--*.{suffix}"))]
+    path = next((path for path in files if path.is_file()), None)
+    size = None if path is None else path.stat().st_size
+    return ModelRow(entry.name, entry.description, path is not None, size, entry.license, entry.source, path or folder)
 
 
 def _imported_row(path: Path) -> ModelRow:

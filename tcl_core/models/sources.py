@@ -147,7 +147,7 @@ def copy_file(source: Path, part: Path, *, progress: bool = True) -> None:
     try:
         reader, total = open(source, "rb"), source.stat().st_size
     except OSError as error:
-        raise TransferError(f"{source}: {error.strerror}") from error
+        raise TransferError(f"{source}: {error.strerror}", missing=isinstance(error, FileNotFoundError)) from error
     try:
         with (
             reader,

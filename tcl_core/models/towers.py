@@ -9,17 +9,24 @@ from typing import Any
 import open_clip
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tcl_core.errors import WeightsError
 from tcl_core.models.download import check_file
 from tcl_core.models.manifest import RemoteFile, load_manifest
 from tcl_core.models.paths import download_folder
+from tcl_core.models.tensor_files import read_pytorch_file, safetensors_entries
 from tcl_core.tensors import state_faults
 from tcl_core.towers.open_clip_vit import FrozenClip, clip_config_from_state_dict
 
-__all__ = ["build_clip", "check_clip_tensors", "load_referenced_clip", "read_clip_tensors", "referenced_file"]
+__all__ = [
+    "build_clip",
+    "check_clip_tensors",
+    "load_clip_file",
+    "load_referenced_clip",
+    "read_clip_tensors",
+    "referenced_file",
+]
 
 # Sizes that OpenAI's archives keep beside the tensors.
 _NOT_TENSORS = {"input_resolution", "context_length", "vocab_size"}
@@ -39,16 +46,35 @@ def build_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor], what: s
     Raises:
         WeightsError: the tensors do not fit the configuration; the message lists them.
     """
-    # Sizes are compared with the tensors first: a configuration alone could ask for any amount of memory.
     _compare_sizes(config, tensors, what)
-    model = _create(config, what)
+    # The meta device takes no memory and no time for random numbers; the tensors then become the parameters.
+    with torch.device("meta"):
+        model = _create(config, what)
     _compare_tensors(model, tensors, what)
-    model.load_state_dict(dict(tensors), strict=True)
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True, assign=True)
+    _fill_causal_mask(model)
     return FrozenClip(model)
 
 
+def load_clip_file(config: Mapping[str, Any], path: Path) -> FrozenClip:
+    """Build a CLIP from a file of its weights.
+
+    Args:
+        config: keyword arguments of ``open_clip.CLIP`` for a plain ViT.
+        path: ``.safetensors``, or a state dict that ``torch.save`` wrote.
+
+    Returns:
+        The frozen CLIP in float32 on the CPU.
+
+    Raises:
+        WeightsError: the file is missing or damaged, holds more than tensors, or does not fit the configuration.
+    """
+    tensors = read_clip_tensors(path) if path.suffix == ".safetensors" else _read_state_dict(path)
+    return build_clip(config, tensors, str(path))
+
+
 def check_clip_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) -> None:
-    """The checks of :func:`build_clip` without its memory and time.
+    """The checks of :func:`build_clip` alone.
 
     Raises:
         WeightsError: the tensors do not fit the configuration; the message lists them.
@@ -67,12 +93,29 @@ def read_clip_tensors(path: Path) -> dict[str, Tensor]:
         WeightsError: the file is missing or damaged.
     """
     try:
-        tensors = load_file(path)
+        return {key: tensor.float() for key, tensor in safetensors_entries(path) if key not in _NOT_TENSORS}
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: there is no such file") from error
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: is not a whole safetensors file ({error})") from error
-    return {key: tensor.float() for key, tensor in tensors.items() if key not in _NOT_TENSORS}
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file of ``torch.save`` by open_clip's names, as float32."""
+    content = read_pytorch_file(path)
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{path}: holds no tensors by name, as the weights of a CLIP are kept")
+    state = dict(content)
+    del content
+    # One after the other, so that both precisions are never there together.
+    return {
+        key.removeprefix("module."): state.pop(key).float()
+        for key in list(state)
+        if key.removeprefix("module.") not in _NOT_TENSORS and isinstance(state[key], Tensor)
+    }
 
 
 def referenced_file(open_clip_name: str, pretrained: str) -> RemoteFile:
@@ -114,6 +157,16 @@ def load_referenced_clip(reference: Mapping[str, Any], model_path: Path, folder:
             f"{model_path}: the installed open_clip does not know the model {name}; upgrade open_clip_torch"
         )
     return build_clip(config, read_clip_tensors(path), str(path))
+
+
+def _fill_causal_mask(model: open_clip.CLIP) -> None:
+    """The mask is computed, not stored, so that it is the one buffer that has no numbers yet."""
+    mask = model.attn_mask
+    if mask is not None and mask.is_meta:
+        model.attn_mask = torch.full(mask.shape, float("-inf")).triu_(1)
+    left = [name for name, tensor in [*model.named_buffers(), *model.named_parameters()] if tensor.is_meta]
+    if left:
+        raise WeightsError(f"the CLIP has tensors that no file holds: {', '.join(left)}; use another configuration")
 
 
 def _create(config: Mapping[str, Any], what: str) -> open_clip.CLIP:

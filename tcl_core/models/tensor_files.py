@@ -1,0 +1,119 @@
+"""Reading tensors from files into memory of their own, with no more than that memory."""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from tcl_core.errors import WeightsError
+
+__all__ = ["read_pytorch_file", "safetensors_entries"]
+
+# The file is mapped into memory as long as one of its tensors is held, and its pages count as the program's.
+_AT_ONCE = 32 << 20
+
+
+def safetensors_entries(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a safetensors file, one after the other.
+
+    The tensors do not share the file's pages, so that nothing happens to them when another process replaces it.
+
+    Args:
+        path: the file.
+        prefix: names that begin otherwise are passed over.
+
+    Yields:
+        Name and tensor in the stored precision, on the CPU.
+
+    Raises:
+        OSError: the file cannot be read.
+        SafetensorError: the file is damaged.
+    """
+    with safe_open(path, framework="pt") as handle:
+        names = iter([name for name in handle.keys() if name.startswith(prefix)])
+    while group := list(islice(names, 1)):
+        read, size = [], 0
+        # Opened anew for each group, which takes a millisecond and gives the pages back.
+        with safe_open(path, framework="pt") as handle:
+            while group:
+                tensor = handle.get_tensor(group[0]).clone()
+                read.append((group[0], tensor))
+                size += tensor.nbytes
+                group = list(islice(names, 1)) if size < _AT_ONCE else []
+        while read:
+            yield read.pop(0)
+
+
+def read_pytorch_file(source: Path) -> Any:
+    """Read what ``torch.save`` wrote, as far as it is tensors and plain containers; nothing in it is run.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or holds Python objects or a program.
+    """
+    try:
+        if _is_program(source):
+            raise WeightsError(
+                f"{source}: this is a TorchScript archive, a program that would run when it is loaded; only "
+                "checkpoints of tensors can be imported"
+            )
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise WeightsError(_unpickling_message(source, error)) from error
+    except FileNotFoundError as error:
+        raise WeightsError(f"{source}: there is no such file") from error
+    except OSError as error:
+        raise WeightsError(f"{source}: cannot be read: {error.strerror or error}") from error
+    # Damaged archives surface as many kinds of errors, depending on where the damage is.
+    except Exception as error:
+        raise WeightsError(f"{source}: is not a whole PyTorch checkpoint ({_first_sentence(error)})") from error
+
+
+def _unpickling_message(source: Path, error: Exception) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    with open(source, "rb") as file:
+        is_archive = zipfile.is_zipfile(file)
+        file.seek(0)
+        is_pickle = file.read(1) == pickle.PROTO
+    # Where no class is asked for the file is damaged or something else altogether; to trust it would not help.
+    if not (found and (is_archive or is_pickle)) and not (is_pickle and _asks_for_class(source)):
+        return f"{source}: is not a whole PyTorch checkpoint"
+    what = f" ({found[1]})" if found else ""
+    return (
+        f"{source}: holds Python objects besides tensors{what}; reading such objects can run any code, "
+        "so it was not read; if you trust the file, keep only its tensors in the environment that wrote it with "
+        '\'import torch; c = torch.load("IN.pth", map_location="cpu", weights_only=False); '
+        'torch.save({"model": c["model"]}, "OUT.pth")\' and import OUT.pth'
+    )
+
+
+def _asks_for_class(source: Path) -> bool:
+    """Whether a pickle, of any protocol, names a class or function; it is looked through, not run."""
+    with open(source, "rb") as file:
+        try:
+            return any("GLOBAL" in opcode.name for opcode, _, _ in pickletools.genops(file))
+        # Damage surfaces as many kinds of errors.
+        except Exception:
+            return False
+
+
+def _is_program(source: Path) -> bool:
+    if not zipfile.is_zipfile(source):
+        return False
+    with zipfile.ZipFile(source) as archive:
+        return any(re.fullmatch(r"[^/]+/(constants\.pkl|code/.*)", entry) for entry in archive.namelist())
+
+
+def _first_sentence(error: Exception) -> str:
+    return re.split(r"(?<=[.:])\s|\n", str(error).strip() or type(error).__name__)[0].rstrip(".:")
