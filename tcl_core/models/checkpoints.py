@@ -81,8 +81,6 @@ def import_checkpoint(
     for file, tensors in ((clip_file, towers.get("clip", {})), (source, state)):
         if problem := _not_finite(tensors):
             raise WeightsError(f"{file}: {problem}")
-    if odd := _not_dense(towers.get("clip", {})):
-        raise WeightsError(f"{clip_file}: not dense floating-point tensors: {', '.join(odd)}")
     method, found = _recognize(source, state, towers, method)
     if found.tower_config is not None:
         check_clip_tensors(found.tower_config, found.tower_tensors, str(source if clip_file is None else clip_file))

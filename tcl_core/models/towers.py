@@ -90,14 +90,22 @@ def read_clip_tensors(path: Path) -> dict[str, Tensor]:
     """Read a CLIP's tensors from a safetensors file in OpenAI's or open_clip's names, as float32.
 
     Raises:
-        WeightsError: the file is missing or damaged.
+        WeightsError: the file is missing or damaged, or a tensor is not floating point.
     """
     try:
-        return {key: tensor.float() for key, tensor in safetensors_entries(path) if key not in _NOT_TENSORS}
+        return {key: _floating(path, key, x) for key, x in safetensors_entries(path) if key not in _NOT_TENSORS}
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: there is no such file") from error
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: is not a whole safetensors file ({error})") from error
+
+
+def _floating(path: Path, name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        raise WeightsError(
+            f"{path}: the tensor {name} is {tensor.dtype}, not floating point; give a CLIP's own weights"
+        )
+    return tensor.float()
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -112,7 +120,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     del content
     # One after the other, so that both precisions are never there together.
     return {
-        key.removeprefix("module."): state.pop(key).float()
+        key.removeprefix("module."): _floating(path, key, state.pop(key))
         for key in list(state)
         if key.removeprefix("module.") not in _NOT_TENSORS and isinstance(state[key], Tensor)
     }

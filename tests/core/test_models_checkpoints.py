@@ -16,7 +16,7 @@ from torch import Tensor
 from tcl_core.errors import WeightsError
 from tcl_core.models import load_model
 from tcl_core.models.checkpoints import import_checkpoint, read_checkpoint
-from tcl_core.models.modelfile import read_model_file
+from tcl_core.models.modelfile import read_metadata, read_model_file
 from tcl_core.models.paths import file_sha256
 from tests.core.tcl_models import pamr_guide, score_maps
 
@@ -259,3 +259,44 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
 def test_names_that_are_refused(name: str) -> None:
     with pytest.raises(WeightsError, match="name"):
         import_checkpoint(MINI / "minimal.pth", name=name)
+
+
+def test_the_clip_that_is_given_is_kept(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also OpenAI's, which could be downloaded: the model then works without a network."""
+    from tcl_core.methods.tcl import upstream
+
+    first = read_model_file(import_checkpoint(MINI / "full.pth", out=tmp_path / "full.safetensors"))
+    clip_file = tmp_path / "clip.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in first.clip.items()}, clip_file)
+    # The small record in the place of ViT-B/16.
+    minimal = torch.load(MINI / "minimal.pth", weights_only=True)["model"]
+    sizes = (upstream._sizes(minimal, None), upstream._sizes(minimal, first.metadata.clip["config"]))
+    monkeypatch.setattr(upstream, "_VIT_B16", sizes[0])
+    alone = read_metadata(import_checkpoint(MINI / "minimal.pth", out=tmp_path / "alone.safetensors"))
+    assert "open_clip" in alone.clip
+    monkeypatch.setattr(upstream, "_VIT_B16", sizes[1])
+    path = import_checkpoint(MINI / "minimal.pth", out=tmp_path / "both.safetensors", clip_file=clip_file)
+    kept = read_model_file(path)
+    assert "config" in kept.metadata.clip and kept.clip.keys() == first.clip.keys()
+    assert not (home / "downloads").exists()
+    assert load_model(path, device="cpu").method.clip.depth == kept.metadata.clip["config"]["vision_cfg"]["layers"]
+
+
+@pytest.mark.parametrize("damage", ["nan", "integers"])
+def test_a_bad_clip_file_is_blamed_itself(tmp_path: Path, damage: str) -> None:
+    first = read_model_file(import_checkpoint(MINI / "full.pth", out=tmp_path / "full.safetensors"))
+    tensors = {name: tensor.contiguous() for name, tensor in first.clip.items()}
+    name = "visual.proj"
+    tensors[name] = torch.full_like(tensors[name], float("nan")) if damage == "nan" else tensors[name].long()
+    clip_file = tmp_path / "clip.safetensors"
+    save_file(tensors, clip_file)
+    with pytest.raises(WeightsError) as caught:
+        import_checkpoint(MINI / "minimal.pth", out=tmp_path / "x.safetensors", clip_file=clip_file)
+    assert str(caught.value).startswith(f"{clip_file}: ") and name in str(caught.value)
+
+
+def test_whole_numbers_that_nobody_needs(tmp_path: Path, full: dict[str, Tensor]) -> None:
+    state = {**full, "pamr.steps": torch.tensor(10), "masker.image_encoder.num_batches_tracked": torch.tensor(3)}
+    path = import_checkpoint(saved(tmp_path, state), out=tmp_path / "more.safetensors")
+    expected = read_model_file(import_checkpoint(MINI / "full.pth", out=tmp_path / "full.safetensors"))
+    assert read_model_file(path).learned.keys() == expected.learned.keys()
