@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -73,7 +74,15 @@ Examples:
   tcl-annotate playground evaluate
   tcl-annotate playground evaluate --model build/playground/playground.safetensors --scenes 100 --json table.json""",
 )
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="Name or path of a model.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=[DEFAULT_MODEL],
+    show_default=True,
+    metavar="NAME",
+    help="Name or path of a model; may be given again for a table of each.",
+)
 @click.option(
     "--scenes", type=click.IntRange(min=1), default=500, show_default=True, metavar="N", help="Scenes in each set."
 )
@@ -82,8 +91,8 @@ Examples:
     "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16 or float16."
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Also write the table here.")
-def evaluate_command(model: str, scenes: int, device: str, precision: str, json_file: Path | None) -> int:
-    """Print the mean IoU of a model and of its parts, on scenes that took no part in training.
+def evaluate_command(models: tuple[str, ...], scenes: int, device: str, precision: str, json_file: Path | None) -> int:
+    """Print the mean IoU of models and of their parts, on scenes that took no part in training.
 
     One half of the scenes has kind-color combinations that occur in training, the other only combinations that never
     do. Every class of the world competes in every scene.
@@ -93,17 +102,20 @@ def evaluate_command(model: str, scenes: int, device: str, precision: str, json_
     from tcl_core.evaluation.playground import evaluate_playground, format_rows, rows_to_json
     from tcl_core.models import load_model
 
-    loaded = load_model(model, device=device, precision=precision)
-    with tqdm(total=2 * scenes, unit="scene", desc="scoring", mininterval=1) as bar:
-        rows = evaluate_playground(loaded, scenes, lambda done, _: bar.update(done - bar.n))
-    click.echo(f"mean IoU in percent, {scenes} scenes a set, model {loaded.name} ({loaded.weights_sha256[:12]})\n")
-    click.echo(format_rows(rows))
-    if json_file is not None:
-        content = {"model": loaded.name, "weights_sha256": loaded.weights_sha256, "scenes": scenes}
-        try:
-            json_file.write_text(
-                json.dumps(content | {"rows": json.loads(rows_to_json(rows))}, indent=1) + "\n", encoding="utf-8"
-            )
-        except OSError as error:
-            raise SettingsError(f"--json {json_file}: cannot be written ({error.strerror or error})") from error
+    tables: list[dict[str, Any]] = []
+    for name in models:
+        loaded = load_model(name, device=device, precision=precision)
+        with tqdm(total=2 * scenes, unit="scene", desc=f"scoring {loaded.name}", mininterval=1) as bar:
+            rows = evaluate_playground(loaded, scenes, lambda done, _, bar=bar: bar.update(done - bar.n))
+        click.echo(f"mean IoU in percent, {scenes} scenes a set, model {loaded.name} ({loaded.weights_sha256[:12]})\n")
+        click.echo(format_rows(rows) + "\n")
+        about = {"model": loaded.name, "weights_sha256": loaded.weights_sha256, "scenes": scenes}
+        tables.append(about | {"rows": json.loads(rows_to_json(rows))})
+        if json_file is not None:
+            # After each model, for the next may take minutes and be interrupted.
+            content = tables[0] if len(models) == 1 else tables
+            try:
+                json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            except OSError as error:
+                raise SettingsError(f"--json {json_file}: cannot be written ({error.strerror or error})") from error
     return EXIT_FINE
