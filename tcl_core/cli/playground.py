@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tcl_core.cli.main import EXIT_FINE
 from tcl_core.cli.options import DEFAULT_MODEL
 from tcl_core.errors import SettingsError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 __all__ = ["command"]
 
@@ -106,7 +110,7 @@ def evaluate_command(models: tuple[str, ...], scenes: int, device: str, precisio
     for name in models:
         loaded = load_model(name, device=device, precision=precision)
         with tqdm(total=2 * scenes, unit="scene", desc=f"scoring {loaded.name}", mininterval=1) as bar:
-            rows = evaluate_playground(loaded, scenes, lambda done, _, bar=bar: bar.update(done - bar.n))
+            rows = evaluate_playground(loaded, scenes, partial(_advance, bar))
         click.echo(f"mean IoU in percent, {scenes} scenes a set, model {loaded.name} ({loaded.weights_sha256[:12]})\n")
         click.echo(format_rows(rows) + "\n")
         about = {"model": loaded.name, "weights_sha256": loaded.weights_sha256, "scenes": scenes}
@@ -119,3 +123,7 @@ def evaluate_command(models: tuple[str, ...], scenes: int, device: str, precisio
             except OSError as error:
                 raise SettingsError(f"--json {json_file}: cannot be written ({error.strerror or error})") from error
     return EXIT_FINE
+
+
+def _advance(bar: tqdm, done: int, _: int) -> None:
+    bar.update(done - bar.n)

@@ -37,7 +37,16 @@ _SETS: dict[str, tuple[str, ...]] = {
     "identity": ("{}",),
 }
 
-TEMPLATE_SETS: tuple[str, ...] = ("custom", "simple", "subset", "full", "maskclip", "plural", "identity")
+TEMPLATE_SETS: tuple[str, ...] = (
+    "custom",
+    "simple",
+    "subset",
+    "full",
+    "maskclip",
+    "maskclip85",
+    "plural",
+    "identity",
+)
 """Names of the template sets, TCL's default ("custom") first."""
 
 
@@ -60,7 +69,8 @@ def get_templates(name: str) -> tuple[str, ...]:
     """Templates of the set ``name``, each with one ``{}``.
 
     ``custom`` (9) is TCL's default; ``subset`` (7), ``simple`` (1), ``maskclip`` (5), ``plural`` (1) and ``identity``
-    (1) are smaller; ``full`` (80) are CLIP's ImageNet templates, taken from open_clip.
+    (1) are smaller; ``full`` (80) are CLIP's ImageNet templates, taken from open_clip, and
+    ``maskclip85`` are both of these.
 
     Raises:
         VocabularyError: if there is no such set.
@@ -71,7 +81,9 @@ def get_templates(name: str) -> tuple[str, ...]:
         >>> len(get_templates("custom"))
         9
     """
-    if check_template_set(name) == "full":
+    if check_template_set(name) == "maskclip85":
+        return get_templates("full") + get_templates("maskclip")
+    if name == "full":
         # Imported late: open_clip pulls in torch, and a label file must be checked without it.
         from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 

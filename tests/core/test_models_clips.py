@@ -187,6 +187,7 @@ def test_a_missing_file_is_one_sentence(
     assert "404" in message and FILE in message and str(home / "downloads") in message
 
 
+@pytest.mark.slow
 def test_a_cut_download_is_one_sentence(hub: HubServer, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["models", "fetch", NAME, "--quiet"]
     hub.cuts[:] = [200_000] * 20

@@ -10,7 +10,16 @@ from tcl_core.vocabulary.templates import TEMPLATE_SETS, apply_templates, get_te
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("custom", 9), ("simple", 1), ("subset", 7), ("full", 80), ("maskclip", 5), ("plural", 1), ("identity", 1)],
+    [
+        ("custom", 9),
+        ("simple", 1),
+        ("subset", 7),
+        ("full", 80),
+        ("maskclip", 5),
+        ("maskclip85", 85),
+        ("plural", 1),
+        ("identity", 1),
+    ],
 )
 def test_every_set_has_its_size_and_one_placeholder_each(name: str, size: int) -> None:
     templates = get_templates(name)
@@ -19,7 +28,7 @@ def test_every_set_has_its_size_and_one_placeholder_each(name: str, size: int) -
 
 
 def test_sets_listed_are_the_sets_there_are() -> None:
-    assert len(TEMPLATE_SETS) == 7
+    assert len(TEMPLATE_SETS) == 8
     for name in TEMPLATE_SETS:
         get_templates(name)
 
