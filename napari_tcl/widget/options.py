@@ -16,6 +16,7 @@ from tcl_core.devices import PRECISIONS
 from tcl_core.errors import ImageError, SettingsError
 from tcl_core.methods import list_methods
 from tcl_core.models import list_models
+from tcl_core.models.registry import split_method
 from tcl_core.polygons import TOLERANCES
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class ModelForm(Container):
             label="Model",
             choices=[row.name for row in list_models() if row.installed],
             tooltip="Models that are ready on this computer. 'playground' knows its toy world only; fetch others with "
-            "'tcl-annotate models fetch NAME'.",
+            "'tcl-annotate models fetch NAME', such as naclip:ViT-B-16-quickgelu/openai.",
         )
         self.file = FileEdit(
             label="or file",
@@ -134,7 +135,7 @@ class ModelForm(Container):
         if not name:
             raise SettingsError("there is no model; run 'tcl-annotate models list' in a terminal")
         if self.method.value != _OWN_METHOD:
-            name = f"{self.method.value}:{name}"
+            name = f"{self.method.value}:{split_method(name)[1]}"
         return ModelChoice(name, self.device.value, self.precision.value, bool(self.refine.value))
 
 

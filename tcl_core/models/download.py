@@ -124,7 +124,7 @@ def _check(file: RemoteFile, folder: Path, path: Path, what: str) -> str:
     pinned = _read_pin(pin)
     if pinned is None:
         _check_kind(file, path, what)
-        content = json.dumps({"sha256": sha256, "size": size, "url": file.url}, indent=1)
+        content = json.dumps({"sha256": sha256, "size": size, "url": file.url, "name": file.name}, indent=1)
         write_atomically(pin, content.encode())
     elif sha256 != pinned:
         raise WeightsError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,13 +59,14 @@ class ModelRow:
 
 
 def list_models() -> list[ModelRow]:
-    """The models of the manifest, suggested CLIPs with a method, then the imported models by name."""
+    """The models of the manifest, CLIPs with a method (suggested or fetched ones), and imported models by name."""
     entries = load_manifest().models
     folder = models_folder()
     imported = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     return [
         *(_known_row(entry) for entry in entries.values()),
         *(_suggested_row(entry) for entry in load_manifest().suggested),
+        *_fetched_rows(),
         *(_imported_row(path) for path in imported if path.stem not in entries),
     ]
 
@@ -260,6 +262,24 @@ def _suggested_row(entry: Suggestion) -> ModelRow:
     path = next((path for path in files if path.is_file()), None)
     size = None if path is None else path.stat().st_size
     return ModelRow(entry.name, entry.description, path is not None, size, entry.license, entry.source, path or folder)
+
+
+def _fetched_rows() -> list[ModelRow]:
+    """CLIPs that somebody fetched although nobody suggested them."""
+    folder, listed = download_folder(), {split_method(entry.name)[1] for entry in load_manifest().suggested}
+    rows = []
+    for pin in sorted(folder.glob("*.pin.json")) if folder.is_dir() else []:
+        path = pin.with_name(pin.name.removesuffix(".pin.json"))
+        try:
+            about = json.loads(pin.read_text(encoding="utf-8"))
+            name, page = str(about["name"]), str(about["url"]).partition("/resolve/")[0]
+        except (OSError, ValueError, KeyError, TypeError):
+            # Whoever uses the file is told what is wrong with its pin.
+            continue
+        if "/" in name and name not in listed and path.is_file():
+            description = "a CLIP of open_clip under NACLIP; other methods run on it too"
+            rows.append(ModelRow(f"naclip:{name}", description, True, path.stat().st_size, "", page, path))
+    return rows
 
 
 def _imported_row(path: Path) -> ModelRow:

@@ -167,6 +167,7 @@ def test_prelabel_fetches_pins_and_labels(
     assert run([*words, "--out", str(photos.parent / "again.json")]) == 0
     assert len(hub.requests) == asked
     assert verify_model(NAME) == pin["sha256"] and weights_file(NAME) == kept
+    assert {row.name: row for row in list_models()}[NAME].installed
     capsys.readouterr()
 
 

@@ -31,6 +31,33 @@ def test_result_is_that_of_the_library(widget: SegmentWidget, image: NDArray[np.
     assert "label: Cat" in str(results.draft.get_status(tuple(np.argwhere(expected == 1)[0])))
 
 
+def test_one_label_of_a_training_free_method_does_not_cover_the_image(
+    widget: SegmentWidget, image: NDArray[np.uint8]
+) -> None:
+    """A softmax over one name is 1 everywhere; names of the background compete, and hidden labels too."""
+    while widget.labels.table.rowCount() > 1:
+        widget.labels.table.setCurrentCell(1, 1)
+        widget.labels.remove_current()
+    widget.model.method.value = "naclip"
+    widget.background.on.value = True
+    results = segmented(widget, image)
+    loaded = widget.engine.loaded
+    assert isinstance(loaded, Segmenter) and loaded.method.name == "naclip"
+    vocabulary = widget.vocabulary()
+    assert len(vocabulary.labels) == 1 and len(loaded.contenders(vocabulary)) == 2
+    expected = loaded.segment_image(image, vocabulary).label_map
+    assert np.array_equal(results.draft.data, expected) and not expected.all()
+    # Hiding a label changes what is seen, not what competes.
+    widget.labels.add_row("Sky", "sky")
+    widget.segment()
+    idle(widget)
+    both = results.draft.data.copy()
+    widget.labels._check(1).setChecked(False)
+    widget.segment()
+    idle(widget)
+    assert np.array_equal(results.draft.data, both)
+
+
 def test_corrected_accepted_and_exported(
     widget: SegmentWidget, image: NDArray[np.uint8], tmp_path: Path, errors: list[str]
 ) -> None:
