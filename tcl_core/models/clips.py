@@ -109,6 +109,15 @@ def find_clip(name: ClipName, *, fetch: bool = True, progress: bool = True) -> F
             sha256 = file_sha256(name.file)
         except OSError as error:
             raise WeightsError(f"{name.file}: cannot be read: {error.strerror or error}") from error
+        # Fine-tuned from OpenAI's weights and named without -quickgelu, they would give wrong results in silence.
+        used, other = ("QuickGELU", "GELU") if config.get("quick_gelu") else ("GELU", "QuickGELU")
+        _log.warning(
+            "%s: used with %s, as %s says; if it was trained with %s, name the configuration that has it",
+            name.file,
+            used,
+            name.architecture,
+            other,
+        )
         return FoundClip(name, name.file, sha256, config, _CLIP_MEAN, _CLIP_STD)
     found = pretrained_clip(name.architecture, str(name.tag))
     if found.note:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -103,8 +104,20 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
         )
     if not path.is_file():
         names = ", ".join(row.name for row in list_models())
-        raise WeightsError(f"there is no model and no file called {text!r}; the models are: {names}")
+        raise WeightsError(
+            f"there is no model and no file called {text!r}{_similar_clips(text)}; the models are: {names}"
+        )
     return path
+
+
+def _similar_clips(text: str) -> str:
+    """A hint for names that look like a CLIP's, such as OpenAI's own ViT-B/16; empty for others."""
+    if not text.lower().startswith(("vit", "rn", "clip", "openai")):
+        return ""
+    from tcl_core.towers.open_clip_catalog import architectures
+
+    near = difflib.get_close_matches(text.partition("=")[0].replace("/", "-"), architectures(), n=2, cutoff=0.5)
+    return f"; open_clip's names are like ViT-B-16/openai, did you mean {' or '.join(near)}?" if near else ""
 
 
 def split_method(name_or_path: str | os.PathLike[str]) -> tuple[str | None, str]:

@@ -186,6 +186,11 @@ def _create(config: Mapping[str, Any], what: str) -> open_clip.CLIP:
 
 
 def _compare_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) -> None:
+    if any(name.startswith(("vision_model.", "visual.trunk.")) for name in tensors):
+        raise WeightsError(
+            f"{what}: has the tensor names of transformers or timm, not open_clip's; give the file that open_clip "
+            "uses, which is mostly called open_clip_model.safetensors or open_clip_pytorch_model.bin"
+        )
     try:
         found = clip_config_from_state_dict(tensors)
     except WeightsError as error:

@@ -286,6 +286,27 @@ def test_a_file_of_ones_own(hub: HubServer, weights: Path, tmp_path: Path) -> No
         load_model(f"naclip:ViT-B-32={weights}")
 
 
+def test_files_of_other_libraries(weights: Path, tmp_path: Path) -> None:
+    other = tmp_path / "pytorch_model.bin"
+    torch.save({"vision_model.embeddings.class_embedding": torch.zeros(3)}, other)
+    with pytest.raises(WeightsError, match="names of transformers or timm"):
+        load_model(f"naclip:{ARCHITECTURE}={other}")
+    program = tmp_path / "ViT-B-16.pt"
+    torch.jit.script(torch.nn.Linear(1, 1)).save(str(program))
+    with pytest.raises(WeightsError, match="is a TorchScript archive"):
+        load_model(f"naclip:{ARCHITECTURE}={program}")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(WeightsError, match="holds no tensors by name"):
+        load_model(f"naclip:{ARCHITECTURE}={tmp_path / 'list.pt'}")
+
+
+def test_the_activation_of_a_file_is_said(weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Files fine-tuned from OpenAI's under a name without -quickgelu are a frequent mistake."""
+    with caplog.at_level(logging.WARNING):
+        load_model(f"naclip:ViT-Tiny-8={weights}", "cpu")
+    assert "used with GELU, as ViT-Tiny-8 says; if it was trained with QuickGELU" in caplog.text
+
+
 def test_a_corrected_activation_is_said(hub: HubServer, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         model = load_model("naclip:ViT-Tiny-8/random", "cpu")
@@ -309,6 +330,8 @@ def test_all_methods_share_one_download(hub: HubServer, home: Path) -> None:
         ("naclip:ViT-Tiny-8-quickgelu/rondom", "did you mean random"),
         ("naclip:RN50/openai", "cannot be used: its image tower is a ResNet"),
         ("naclip:ViT-Timy-8/random", "no model and no file called"),
+        # As OpenAI writes it.
+        ("naclip:ViT-B/16", "did you mean ViT-B-16"),
     ],
 )
 def test_names_that_are_not_known(name: str, message: str) -> None:
