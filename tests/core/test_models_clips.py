@@ -392,3 +392,28 @@ def test_loading_takes_little_more_than_the_weights(kind: str, tmp_path: Path, t
     print(f"{kind}: {share:.2f} times {size / 1e6:.0f} MB")
     # Less than the weights themselves would mean that nothing was measured.
     assert size > 3e8 and 0.95 <= share <= 1.3
+
+
+@pytest.mark.slow
+def test_the_documented_command_of_a_new_user(home: Path, photos: Path, tmp_path: Path) -> None:
+    """OpenAI's ViT-B/16 by its name, in a process of its own, random numbers standing for the weights."""
+    config = open_clip.get_model_config("ViT-B-16-quickgelu")
+    assert config is not None
+    state = open_clip.CLIP(**config).state_dict()
+    weights = tmp_path / "weights.safetensors"
+    save_file({name: tensor.half().contiguous() for name, tensor in state.items()}, weights)
+    (tmp_path / "labels.yaml").write_text("[cat, cup]")
+    words = ["prelabel", photos, "--labels", tmp_path / "labels.yaml", "--out", tmp_path / "labels.json"]
+    words += ["--model", "naclip:ViT-B-16-quickgelu/openai", "--templates", "simple"]
+    with serve_hub(HubServer({"timm/vit_base_patch16_clip_224.openai": {FILE: weights}})) as server:
+        done = subprocess.run(
+            [sys.executable, "-m", "tcl_core.cli", *map(str, words)],
+            env={**os.environ, "HF_ENDPOINT": server.endpoint},
+            capture_output=True,
+            encoding="utf-8",
+        )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert "clip-vit-b16-openai.safetensors" in done.stderr, "no progress was shown"
+    pin = home / "downloads" / "clip-vit-b16-openai.safetensors.pin.json"
+    assert json.loads(pin.read_text())["sha256"] == file_sha256(weights)
+    assert len(json.loads((tmp_path / "labels.json").read_text())["images"]) == 2
