@@ -300,12 +300,13 @@ class Method(nn.Module, ABC):
         frozen = tuple(f"{name}." for name in self.tower_names)
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(frozen)}
 
-    def load_learned_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_learned_state_dict(self, state: Mapping[str, Tensor], *, assign: bool = False) -> None:
         """Load learned tensors.
 
         Args:
             state: tensors under the names of :meth:`learned_state_dict`; those of ``optional_keys`` may be missing
                 and then keep their value.
+            assign: let the tensors themselves become the parameters, instead of copying their values.
 
         Raises:
             WeightsError: a tensor is missing, unknown or has another shape; the message lists them.
@@ -314,6 +315,9 @@ class Method(nn.Module, ABC):
         faults = state_faults(own, state, self.optional_keys)
         if faults:
             raise WeightsError(f"The tensors do not fit the method {type(self).__name__}; {'; '.join(faults)}.")
+        if assign:
+            self.load_state_dict(dict(state), strict=False, assign=True)
+            return
         with torch.no_grad():
             for name, tensor in state.items():
                 own[name].copy_(tensor)

@@ -81,7 +81,12 @@ def import_checkpoint(
     for file, tensors in ((clip_file, towers.get("clip", {})), (source, state)):
         if problem := _not_finite(tensors):
             raise WeightsError(f"{file}: {problem}")
-    method, found = _recognize(source, state, towers, method)
+    try:
+        method, found = _recognize(source, state, towers, method)
+    except WeightsError as error:
+        if clip_file is not None and _fits_alone(source, state, method):
+            raise WeightsError(f"{clip_file}: is not the CLIP of {source} ({error})") from error
+        raise
     if found.tower_config is not None:
         check_clip_tensors(found.tower_config, found.tower_tensors, str(source if clip_file is None else clip_file))
     downloadable = "open_clip" in found.tower
@@ -112,6 +117,15 @@ def import_checkpoint(
     target = Path(out) if out is not None else models_folder() / f"{name}.safetensors"
     write_model_file(target, metadata, found.learned, found.tower_tensors if embed else None)
     return target
+
+
+def _fits_alone(source: Path, state: Mapping[str, Tensor], method: str | None) -> bool:
+    """Whether a checkpoint would be understood without the CLIP that was given with it."""
+    try:
+        _recognize(source, state, {}, method)
+    except WeightsError:
+        return False
+    return True
 
 
 def _recognize(

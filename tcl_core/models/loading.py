@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from tcl_core.devices import select_device, select_precision
 from tcl_core.errors import SettingsError, VocabularyError, WeightsError
@@ -18,6 +21,7 @@ from tcl_core.models.modelfile import ModelFile, read_model_file
 from tcl_core.models.registry import ModelRow, fetch_model, find_model, list_models, named_clip, split_method
 from tcl_core.models.towers import build_clip, load_clip_file, load_referenced_clip
 from tcl_core.segmentation.text_debiasing import PromptDebiasing
+from tcl_core.towers.base import Tower
 from tcl_core.towers.hub_tokenizer import HubTokenizer
 from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.tokenizer import OpenClipTokenizer, Tokenizer, tokenizer_from_dict
@@ -137,10 +141,12 @@ def model_from_file(file: ModelFile, device: torch.device, precision: torch.dtyp
         kind = method_class(metadata.method if method is None else method)
         tokenizer = tokenizer_from_dict(metadata.tokenizer) if kind.tower_names else None
         towers = {"clip": _tower(file, tokenizer)} if kind.tower_names else {}
-        built = create_method(kind.name, towers, metadata.method_config if own else None)
-        if own:
-            built.load_learned_state_dict(file.learned)
-        elif built.learned_state_dict():
+        built = _light_method(kind.name, towers, file) if own and file.learned else None
+        if built is None:
+            built = create_method(kind.name, towers, metadata.method_config if own else None)
+            if own:
+                built.load_learned_state_dict(file.learned)
+        if not own and built.learned_state_dict():
             raise SettingsError(
                 f"The method {kind.name!r} needs learned tensors, and those of {metadata.name!r} are of the method "
                 f"{metadata.method!r}; use a model file of {kind.name!r}."
@@ -171,6 +177,31 @@ def model_from_file(file: ModelFile, device: torch.device, precision: torch.dtyp
         metadata=metadata,
         debiasing=debiasing,
     )
+
+
+def _light_method(name: str, towers: Mapping[str, Tower], file: ModelFile) -> Method | None:
+    """The method of a model file with the file's tensors as its parameters, without memory for those it starts with.
+
+    It is built on towers without numbers. A method that looks at its towers' numbers cannot be built so: ``None``.
+    """
+    hollow = {
+        key: copy.deepcopy(tower, _on_meta(tower)) for key, tower in towers.items() if isinstance(tower, nn.Module)
+    }
+    try:
+        built = create_method(name, cast(Mapping[str, Tower], hollow), file.metadata.method_config)
+    except (NotImplementedError, RuntimeError):
+        return None
+    built.load_learned_state_dict(file.learned, assign=True)
+    for key, tower in towers.items():
+        setattr(built, key, tower)
+    held = itertools.chain(built.parameters(), built.buffers())
+    return None if any(tensor.is_meta for tensor in held) else built
+
+
+def _on_meta(module: nn.Module) -> dict[int, Any]:
+    """What `copy.deepcopy` is to put in the place of a module's tensors."""
+    parameters = {id(x): nn.Parameter(x.to("meta"), requires_grad=x.requires_grad) for x in module.parameters()}
+    return {**{id(x): x.to("meta") for x in module.buffers()}, **parameters}
 
 
 def _model_from_clip(method: str, name: ClipName, device: torch.device, precision: torch.dtype) -> Model:

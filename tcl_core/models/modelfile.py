@@ -179,7 +179,7 @@ def _storable(path: Path, name: str, tensor: Tensor, half: bool) -> Tensor:
 def _check_tensor(path: Path, name: str, tensor: Tensor) -> None:
     if not tensor.is_floating_point():
         raise WeightsError(f"{path}: tensor {name} must be floating point, not {tensor.dtype}")
-    if not torch.isfinite(tensor.to(torch.float32)).all():
+    if not torch.isfinite(tensor).all():
         raise WeightsError(f"{path}: tensor {name} has values that are not finite (NaN or infinity)")
 
 

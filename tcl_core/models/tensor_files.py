@@ -6,7 +6,7 @@ import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tcl_core.errors import WeightsError
 
-__all__ = ["read_pytorch_file", "safetensors_entries"]
+__all__ = ["pytorch_entries", "read_pytorch_file", "safetensors_entries"]
 
 # The file is mapped into memory as long as one of its tensors is held, and its pages count as the program's.
 _AT_ONCE = 32 << 20
@@ -54,8 +54,50 @@ def safetensors_entries(path: Path, prefix: str = "") -> Iterator[tuple[str, Ten
             yield read.pop(0)
 
 
-def read_pytorch_file(source: Path) -> Any:
+def pytorch_entries(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a file of ``torch.save``, one after the other; whatever else is in it takes no memory.
+
+    Args:
+        path: the file.
+        keys: under one of these lie the tensors, unless they lie at the top.
+
+    Yields:
+        Name and tensor in the stored precision, on the CPU. Tensors that say to be larger than their memory are given
+        as they are, for the caller to refuse.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or holds Python objects or a program.
+    """
+    # Files from before version 1.6 cannot be mapped into memory.
+    mapped = zipfile.is_zipfile(path)
+
+    def tensors() -> dict[str, Tensor]:
+        content = read_pytorch_file(path, mapped=mapped)
+        for key in keys:
+            if isinstance(content, dict) and isinstance(content.get(key), Mapping):
+                content = content[key]
+        held = content if isinstance(content, Mapping) else {}
+        return {name: value for name, value in held.items() if isinstance(name, str) and isinstance(value, Tensor)}
+
+    content = tensors()
+    names, size = list(content), 0
+    for name in names:
+        if mapped and size > _AT_ONCE:
+            # Mapped anew, which gives the pages back.
+            content, size = {}, 0
+            content = tensors()
+        tensor = content.pop(name)
+        held = tensor.layout == torch.strided and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.itemsize
+        size += tensor.nbytes if held else 0
+        yield name, tensor.clone() if mapped and held else tensor
+
+
+def read_pytorch_file(source: Path, *, mapped: bool = False) -> Any:
     """Read what ``torch.save`` wrote, as far as it is tensors and plain containers; nothing in it is run.
+
+    Args:
+        source: the file.
+        mapped: leave the tensors in the file until they are used, for as long as it stays as it is.
 
     Raises:
         WeightsError: the file is missing, damaged, or holds Python objects or a program.
@@ -66,7 +108,7 @@ def read_pytorch_file(source: Path) -> Any:
                 f"{source}: this is a TorchScript archive, a program that would run when it is loaded; only "
                 "checkpoints of tensors can be imported"
             )
-        return torch.load(source, map_location="cpu", weights_only=True)
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:

@@ -15,7 +15,7 @@ from tcl_core.errors import WeightsError
 from tcl_core.models.download import check_file
 from tcl_core.models.manifest import RemoteFile, load_manifest
 from tcl_core.models.paths import download_folder
-from tcl_core.models.tensor_files import read_pytorch_file, safetensors_entries
+from tcl_core.models.tensor_files import pytorch_entries, safetensors_entries
 from tcl_core.tensors import state_faults
 from tcl_core.towers.open_clip_vit import FrozenClip, clip_config_from_state_dict
 
@@ -52,7 +52,7 @@ def build_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor], what: s
         model = _create(config, what)
     _compare_tensors(model, tensors, what)
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True, assign=True)
-    _fill_causal_mask(model)
+    _fill_causal_mask(model, what)
     return FrozenClip(model)
 
 
@@ -93,37 +93,38 @@ def read_clip_tensors(path: Path) -> dict[str, Tensor]:
         WeightsError: the file is missing or damaged, or a tensor is not floating point.
     """
     try:
-        return {key: _floating(path, key, x) for key, x in safetensors_entries(path) if key not in _NOT_TENSORS}
+        return {key: _weight(path, key, x) for key, x in safetensors_entries(path) if key not in _NOT_TENSORS}
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: there is no such file") from error
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: is not a whole safetensors file ({error})") from error
 
 
-def _floating(path: Path, name: str, tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point():
-        raise WeightsError(
-            f"{path}: the tensor {name} is {tensor.dtype}, not floating point; give a CLIP's own weights"
-        )
-    return tensor.float()
+def _weight(path: Path, name: str, tensor: Tensor) -> Tensor:
+    """A tensor of a file in memory of its own, float32, checked before memory is taken for it."""
+    fault = ""
+    if not tensor.is_floating_point() or tensor.layout != torch.strided:
+        fault = f"is {tensor.dtype} and {str(tensor.layout).removeprefix('torch.')}, not dense floating point"
+    # A few bytes can be declared to be any number of equal values.
+    elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        fault = "has more values than the file holds"
+    elif tensor.numel() and not all(bool(torch.isfinite(bound)) for bound in torch.aminmax(tensor)):
+        fault = "has values that are not finite (NaN or infinity)"
+    if fault:
+        raise WeightsError(f"{path}: the tensor {name} {fault}; give a CLIP's own weights")
+    return tensor.float().contiguous()
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors of a file of ``torch.save`` by open_clip's names, as float32."""
-    content = read_pytorch_file(path)
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+    found = {}
+    for key, tensor in pytorch_entries(path, ("state_dict", "model")):
+        name = key.removeprefix("module.")
+        if name not in _NOT_TENSORS:
+            found[name] = _weight(path, key, tensor)
+    if not found:
         raise WeightsError(f"{path}: holds no tensors by name, as the weights of a CLIP are kept")
-    state = dict(content)
-    del content
-    # One after the other, so that both precisions are never there together.
-    return {
-        key.removeprefix("module."): _floating(path, key, state.pop(key))
-        for key in list(state)
-        if key.removeprefix("module.") not in _NOT_TENSORS and isinstance(state[key], Tensor)
-    }
+    return found
 
 
 def referenced_file(open_clip_name: str, pretrained: str) -> RemoteFile:
@@ -167,14 +168,14 @@ def load_referenced_clip(reference: Mapping[str, Any], model_path: Path, folder:
     return build_clip(config, read_clip_tensors(path), str(path))
 
 
-def _fill_causal_mask(model: open_clip.CLIP) -> None:
+def _fill_causal_mask(model: open_clip.CLIP, what: str) -> None:
     """The mask is computed, not stored, so that it is the one buffer that has no numbers yet."""
     mask = model.attn_mask
     if mask is not None and mask.is_meta:
         model.attn_mask = torch.full(mask.shape, float("-inf")).triu_(1)
     left = [name for name, tensor in [*model.named_buffers(), *model.named_parameters()] if tensor.is_meta]
     if left:
-        raise WeightsError(f"the CLIP has tensors that no file holds: {', '.join(left)}; use another configuration")
+        raise WeightsError(f"{what}: the CLIP has tensors that no file holds: {', '.join(left)}; use another one")
 
 
 def _create(config: Mapping[str, Any], what: str) -> open_clip.CLIP:
@@ -205,10 +206,17 @@ def _compare_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor], wha
         faults += [
             f"{key if part is None else f'{part}.{key}'} is {given[key]!r}, its tensors have {own[key]!r}"
             for key in keys
-            if key in given and given[key] != own[key]
+            if key in given and _sizes_differ(key, given, own)
         ]
     if faults:
         raise WeightsError(f"{what}: the CLIP's configuration and tensors differ: {'; '.join(faults)}")
+
+
+def _sizes_differ(key: str, given: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    if key != "mlp_ratio" or not isinstance(given[key], int | float) or not isinstance(given.get("width"), int):
+        return bool(given[key] != own[key])
+    # open_clip writes some ratios with four digits, and rounds the width that they give down.
+    return int(given["width"] * given[key]) != round(own["width"] * own[key])
 
 
 def _compare_tensors(model: open_clip.CLIP, tensors: Mapping[str, Tensor], what: str) -> None:

@@ -63,7 +63,10 @@ def clip_config(architecture: str) -> dict[str, Any]:
     reason = refusal(architecture)
     if reason is not None:
         raise WeightsError(f"the CLIP {architecture} cannot be used: {reason}")
-    return dict(open_clip.get_model_config(architecture) or {})
+    config = dict(open_clip.get_model_config(architecture) or {})
+    # It says which class open_clip builds, where it is there at all.
+    config.pop("custom_text", None)
+    return config
 
 
 @cache
@@ -73,7 +76,9 @@ def refusal(architecture: str) -> str | None:
     The image tower has to be open_clip's vision transformer with a projection, and the text tower one that open_clip
     builds itself. Building happens on the meta device, which takes no memory.
     """
-    config = open_clip.get_model_config(architecture) or {}
+    config = dict(open_clip.get_model_config(architecture) or {})
+    if not config.get("custom_text"):
+        config.pop("custom_text", None)
     vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
     if "multimodal_cfg" in config:
         return "it pools its tokens by attention and writes captions (CoCa)"

@@ -435,6 +435,10 @@ def clip_config_from_state_dict(
     missing = [name for name in needed if name not in state]
     if missing:
         raise WeightsError(f"These tensors are not a CLIP with a ViT image tower; missing: {', '.join(missing)}.")
+    odd = [x for x in needed if state[x].dim() != (4 if "conv1" in x else 2) or not state[x].numel()]
+    if odd:
+        sizes = ", ".join(f"{name} {list(state[name].shape)}" for name in odd)
+        raise WeightsError(f"These tensors are not a CLIP with a ViT image tower; of another shape: {sizes}.")
     width, _, patch, _ = state["visual.conv1.weight"].shape
     positions = state["visual.positional_embedding"].shape[0] - 1
     side = round(positions**0.5)

@@ -364,7 +364,7 @@ print((after - before) * 1024 / weights, weights)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux alone can forget a peak of memory")
-@pytest.mark.parametrize("kind", ["safetensors", "half", "bin", "model file"])
+@pytest.mark.parametrize("kind", ["safetensors", "half", "bin", "model file", "half model file"])
 def test_loading_takes_little_more_than_the_weights(kind: str, tmp_path: Path, tiny_model_path: Path) -> None:
     from tcl_core.methods import create_method
     from tcl_core.models.metadata import ModelMetadata, Preprocess
@@ -377,11 +377,13 @@ def test_loading_takes_little_more_than_the_weights(kind: str, tmp_path: Path, t
     path = tmp_path / ("weights.bin" if kind == "bin" else "weights.safetensors")
     name = f"naclip:ViT-B-32={path}"
     if kind == "bin":
-        torch.save(state, path)
-    elif kind == "model file":
+        # As training writes it, with twice as much beside the weights.
+        state = {key: tensor for key, tensor in state.items()}
+        torch.save({"optimizer": {"exp_avg": torch.zeros(300, 1 << 20)}, "state_dict": state}, path)
+    elif kind.endswith("model file"):
         method = create_method("tcl", {"clip": FrozenClip(model)})
         metadata = ModelMetadata("big", Preprocess((0, 0, 0), (1, 1, 1), 224, 448, 224, 112), clip={"config": config})
-        write_model_file(path, metadata, method.learned_state_dict(), state)
+        write_model_file(path, metadata, method.learned_state_dict(), state, half=kind.startswith("half"))
         name = str(path)
     else:
         save_file({key: tensor.half() if kind == "half" else tensor for key, tensor in state.items()}, path)
@@ -417,3 +419,40 @@ def test_the_documented_command_of_a_new_user(home: Path, photos: Path, tmp_path
     pin = home / "downloads" / "clip-vit-b16-openai.safetensors.pin.json"
     assert json.loads(pin.read_text())["sha256"] == file_sha256(weights)
     assert len(json.loads((tmp_path / "labels.json").read_text())["images"]) == 2
+
+
+def damaged(weights: Path, tmp_path: Path, kind: str) -> Path:
+    """A state dict with something that no CLIP has."""
+    from safetensors.torch import load_file
+
+    state: dict[Any, Any] = load_file(weights)
+    name, path = "visual.proj", tmp_path / f"{kind}.pt"
+    whole = state[name]
+    state[name] = {
+        "flat": whole[0].clone(),
+        "empty": whole[:0].clone(),
+        "not finite": whole.clone().fill_(float("inf")),
+        "whole numbers": whole.long(),
+        "sparse": whole.to_sparse(),
+        "enormous": torch.zeros(1, dtype=torch.float16).expand(10**6, 10**6),
+    }.get(kind, whole)
+    if kind == "flat patches":
+        state["visual.conv1.weight"] = state["visual.conv1.weight"].flatten(1)
+    if kind == "key":
+        del state[name]
+        state[3] = whole
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["flat", "empty", "not finite", "whole numbers", "sparse", "enormous", "flat patches", "key"],
+)
+def test_a_file_that_is_no_clip_is_one_sentence(weights: Path, tmp_path: Path, kind: str) -> None:
+    path = damaged(weights, tmp_path, kind)
+    with pytest.raises(WeightsError) as caught:
+        load_model(f"naclip:{ARCHITECTURE}={path}")
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    assert ("visual.conv1.weight" if kind == "flat patches" else "visual.proj") in message

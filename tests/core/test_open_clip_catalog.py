@@ -163,3 +163,14 @@ def test_a_broken_tokenizer_file(tmp_path: Path) -> None:
     path.write_text('{"version": "1.0"}')
     with pytest.raises(WeightsError, match="is not a whole tokenizer file"):
         HubTokenizer(path, 6)
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_every_accepted_configuration_takes_its_own_tensors(name: str) -> None:
+    """Sizes are compared before anything is built; open_clip rounds some of them."""
+    from tcl_core.models.towers import check_clip_tensors
+
+    config = clip_config(name)
+    with torch.device("meta"):
+        state = open_clip.CLIP(**config).state_dict()
+    check_clip_tensors(config, state, name)
