@@ -96,6 +96,14 @@ A label file:
     metavar="N",
     help="Skip images of more pixels.",
 )
+@click.option(
+    "--format",
+    "format_name",
+    default="coco",
+    show_default=True,
+    metavar="NAME",
+    help="Format of FILE; installed packages can bring others.",
+)
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped; failed images are tried again.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE and the preview if they are there.")
 @click.option(
@@ -125,6 +133,7 @@ def command(
     min_area: int,
     small: Any,
     max_pixels: int,
+    format_name: str,
     resume: bool,
     overwrite: bool,
     failures: Path | None,
@@ -158,7 +167,8 @@ def command(
     from tcl_core.prelabel.job import PrelabelSettings, run_prelabel
 
     settings = PrelabelSettings(tolerance, min_area, small, max_pixels)
-    exporter = create_exporter("coco", geometry=geometry, merge=merge)
+    # These two are COCO's own.
+    exporter = create_exporter(format_name, **({"geometry": geometry, "merge": merge} if format_name == "coco" else {}))
     # From here on a polite kill (SIGTERM) ends like Ctrl-C.
     with InterruptGuard():
         segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size)

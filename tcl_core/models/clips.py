@@ -15,7 +15,7 @@ from tcl_core.models.manifest import RemoteFile, load_manifest
 from tcl_core.models.paths import download_folder, file_sha256
 from tcl_core.segmentation.preprocess import Preprocess
 
-__all__ = ["ClipName", "FoundClip", "clip_name", "clip_preprocess", "clip_tokenizer_file", "find_clip"]
+__all__ = ["ClipName", "FoundClip", "check_clip", "clip_name", "clip_preprocess", "clip_tokenizer_file", "find_clip"]
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +108,9 @@ def find_clip(name: ClipName, *, fetch: bool = True, progress: bool = True) -> F
         try:
             sha256 = file_sha256(name.file)
         except OSError as error:
-            raise WeightsError(f"{name.file}: cannot be read: {error.strerror or error}") from error
+            raise WeightsError(
+                f"{name.file}: cannot be read: {error.strerror or error}; name the file of the CLIP's weights after ="
+            ) from error
         # Fine-tuned from OpenAI's weights and named without -quickgelu, they would give wrong results in silence.
         used, other = ("QuickGELU", "GELU") if config.get("quick_gelu") else ("GELU", "QuickGELU")
         _log.warning(
@@ -128,6 +130,20 @@ def find_clip(name: ClipName, *, fetch: bool = True, progress: bool = True) -> F
         file = _fetched(files, progress)
     file = files[0] if file is None else file
     return FoundClip(name, download_folder() / file.filename, check_file(file), found.config, found.mean, found.std)
+
+
+def check_clip(name: ClipName) -> None:
+    """Refuse a CLIP that is not known or cannot be used, without looking for its weights.
+
+    Raises:
+        WeightsError: the configuration or the tag is not known or cannot be used.
+    """
+    from tcl_core.towers.open_clip_catalog import clip_config, pretrained_clip
+
+    if name.tag is None:
+        clip_config(name.architecture)
+    else:
+        pretrained_clip(name.architecture, name.tag)
 
 
 def _fetched(files: list[RemoteFile], progress: bool) -> RemoteFile:

@@ -15,7 +15,7 @@ from torch import nn
 from tcl_core.devices import select_device, select_precision
 from tcl_core.errors import SettingsError, VocabularyError, WeightsError
 from tcl_core.methods import Method, MethodOptions, create_method, list_methods, method_class
-from tcl_core.models.clips import ClipName, FoundClip, clip_preprocess, clip_tokenizer_file, find_clip
+from tcl_core.models.clips import ClipName, FoundClip, check_clip, clip_preprocess, clip_tokenizer_file, find_clip
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.models.modelfile import ModelFile, read_model_file
 from tcl_core.models.registry import ModelRow, fetch_model, find_model, list_models, named_clip, split_method
@@ -117,6 +117,9 @@ def options_of(name: str) -> tuple[str, MethodOptions]:
     elif named_clip(name) is None:
         method = None
     if method is not None:
+        clip = named_clip(name)
+        if clip is not None:
+            check_clip(clip)
         return method, method_class(method).options_class()
     model = load_model(name, device="cpu")
     return model.method.name, model.method.options

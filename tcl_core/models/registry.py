@@ -104,18 +104,23 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
         )
     if not path.is_file():
         names = ", ".join(row.name for row in list_models())
-        raise WeightsError(
-            f"there is no model and no file called {text!r}{_similar_clips(text)}; the models are: {names}"
-        )
+        raise WeightsError(f"there is no model and no file called {text!r}{_hint(text)}; the models are: {names}")
     return path
 
 
-def _similar_clips(text: str) -> str:
-    """A hint for names that look like a CLIP's, such as OpenAI's own ViT-B/16; empty for others."""
+def _hint(text: str) -> str:
+    """What may have been meant by a name that looks like a method's or a CLIP's; empty for others."""
+    method, colon, _ = text.partition(":")
+    if text in list_methods():
+        return f"; it is a method, which runs on a model or CLIP, such as {text}:ViT-B-16-quickgelu/openai"
+    if colon and not method[:1].isupper() and method.replace("-", "").isalnum():
+        return f"; {method!r} is no method either, the methods are {', '.join(list_methods())}"
     if not text.lower().startswith(("vit", "rn", "clip", "openai")):
         return ""
     from tcl_core.towers.open_clip_catalog import architectures
 
+    if text in architectures():
+        return f"; {text} is a configuration of open_clip, write {text}/TAG with the tag of its weights, or {text}=FILE"
     near = difflib.get_close_matches(text.partition("=")[0].replace("/", "-"), architectures(), n=2, cutoff=0.5)
     return f"; open_clip's names are like ViT-B-16/openai, did you mean {' or '.join(near)}?" if near else ""
 

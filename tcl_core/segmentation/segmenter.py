@@ -105,6 +105,7 @@ class Segmenter:
         self.batch_size = batch_size
         self._texts = ByteBoundedCache[tuple[str, str], PromptEmbeddings](_TEXT_CACHE_BYTES, lambda text: text.nbytes)
         self._score_identities: dict[str, str] = {}
+        self._known_names: dict[str, tuple[str, ...]] = {}
         self._feature_settings = json.dumps(
             {
                 "method": self.method.name,
@@ -333,14 +334,21 @@ class Segmenter:
         """
         names = vocabulary.background_names if vocabulary.background else ()
         if names is None:
-            names = tuple(filter(self._knows, self.method.background.names))
+            names = self._own_names(self.model.templates if vocabulary.templates is None else vocabulary.templates)
         if names:
             taken = {_singular(prompt) for _, prompt in vocabulary.prompts}
             names = tuple(name for name in names if _singular(name) not in taken)
         return (*vocabulary.labels, Label("background", names)) if names else vocabulary.labels
 
-    def _knows(self, name: str) -> bool:
-        return not self.method.unknown_words(name)
+    def _own_names(self, templates: str) -> tuple[str, ...]:
+        """The method's names of the background whose words the model knows, also inside the templates."""
+        if templates not in self._known_names:
+            self._known_names[templates] = tuple(
+                name
+                for name in self.method.background.names
+                if not any(map(self.method.unknown_words, (name, *apply_templates(name, templates))))
+            )
+        return self._known_names[templates]
 
     # -- both ----------------------------------------------------------------------------------------------------
 

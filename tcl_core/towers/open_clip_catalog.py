@@ -62,7 +62,9 @@ def clip_config(architecture: str) -> dict[str, Any]:
         raise WeightsError(f"open_clip {open_clip.__version__} has no configuration {architecture!r}{hint}")
     reason = refusal(architecture)
     if reason is not None:
-        raise WeightsError(f"the CLIP {architecture} cannot be used: {reason}")
+        raise WeightsError(
+            f"the CLIP {architecture} cannot be used: {reason}; choose a plain ViT, such as ViT-B-16-quickgelu"
+        )
     config = dict(open_clip.get_model_config(architecture) or {})
     # It says which class open_clip builds, where it is there at all.
     config.pop("custom_text", None)
@@ -114,10 +116,10 @@ def pretrained_clip(architecture: str, tag: str) -> PretrainedClip:
     entry = next((found for name in (architecture, plain, plain + _QUICK) if (found := _entry(name, tag))), None)
     if entry is None:
         tags = sorted({*open_clip.list_pretrained_tags_by_model(architecture), *_tags(plain), *_tags(plain + _QUICK)})
-        near = difflib.get_close_matches(tag, tags, n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        near = difflib.get_close_matches(tag, tags, n=1, cutoff=0.75)
+        hint = f"; did you mean {near[0]}?" if near else ""
         known = f"known are: {', '.join(tags)}" if tags else "none are known, so give a file: " + architecture + "=FILE"
-        raise WeightsError(f"open_clip knows no weights {tag!r} of {architecture}{hint or '; ' + known}")
+        raise WeightsError(f"open_clip knows no weights {tag!r} of {architecture}{hint}; {known}")
     quick = bool(entry.get("quick_gelu"))
     note = ""
     if quick != bool(config.get("quick_gelu")):

@@ -51,6 +51,12 @@ def test_names_that_the_model_does_not_know_are_left_out(segmenter: Segmenter) -
     assert names_of(segmenter, Vocabulary.from_options(["cat"])) == ("sky",)
 
 
+def test_names_whose_templates_the_model_does_not_know_are_left_out(segmenter: Segmenter) -> None:
+    """A template can make another word of a name, such as its plural."""
+    assert names_of(segmenter, Vocabulary.from_options(["cat"], templates="identity")) == ("sky",)
+    assert names_of(segmenter, Vocabulary.from_options(["cat"], templates="plural")) == ()
+
+
 @pytest.mark.parametrize("own", ["sky", "Sky", "skys", "cloud"])
 def test_names_that_a_label_has_too_are_left_out(segmenter: Segmenter, own: str) -> None:
     vocabulary = Vocabulary.from_options([f"Above={own}", "cat"], background_names=("SKY", "cloud", "dog"))

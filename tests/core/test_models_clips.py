@@ -330,6 +330,9 @@ def test_all_methods_share_one_download(hub: HubServer, home: Path) -> None:
         ("naclip:ViT-Tiny-8-quickgelu/rondom", "did you mean random"),
         ("naclip:RN50/openai", "cannot be used: its image tower is a ResNet"),
         ("naclip:ViT-Timy-8/random", "no model and no file called"),
+        ("nosuch:playground", "'nosuch' is no method either, the methods are clearclip, maskclip"),
+        ("naclip", "it is a method, which runs on a model or CLIP"),
+        ("naclip:ViT-B-16", "write ViT-B-16/TAG with the tag of its weights, or ViT-B-16=FILE"),
         # As OpenAI writes it.
         ("naclip:ViT-B/16", "did you mean ViT-B-16"),
     ],

@@ -63,7 +63,7 @@ def test_an_activation_of_another_kind_is_corrected_and_said(name: str, tag: str
     ("name", "tag", "message"),
     [
         ("ViT-B-61", "openai", "no configuration 'ViT-B-61'; did you mean ViT-B-16"),
-        ("ViT-B-16", "openal", "no weights 'openal' of ViT-B-16; did you mean openai"),
+        ("ViT-B-16", "openal", "no weights 'openal' of ViT-B-16; did you mean openai?; known are: commonpool"),
         ("ViT-S-16", "openai", "none are known, so give a file: ViT-S-16=FILE"),
         ("ViT-B-16-plus-240", "zzz", "known are: laion400m_e31, laion400m_e32"),
     ],
