@@ -210,3 +210,19 @@ def test_mistakes_in_label_files(tmp_path: Path, background: dict[str, object], 
     with pytest.raises(VocabularyError, match=message) as caught:
         Vocabulary.from_file(path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_a_softmax_in_strips_is_the_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tcl_core.methods.training_free import base
+
+    method = NACLIP.example()
+    merged = torch.rand(4, 9, 7)
+    for softmax_over in ("names", "labels"):
+        chosen = method.configured({"softmax_over": softmax_over})
+        whole = chosen.finish(merged, [0, 0, 1, -1])
+        for values in (1, 60, 100):
+            monkeypatch.setattr(base, "_STRIP_VALUES", values)
+            torch.testing.assert_close(chosen.finish(merged, [0, 0, 1, -1]), whole, rtol=0, atol=1e-7)
+        monkeypatch.undo()
+    expected = torch.softmax(40 * merged, dim=0)
+    torch.testing.assert_close(method.finish(merged, [0, 0, 1, -1])[0], expected[:2].amax(dim=0))

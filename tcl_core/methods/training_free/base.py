@@ -33,6 +33,7 @@ BACKGROUND_HEIGHT = 0.1
 """The one default height of the background plane; the papers tune it on the test set of each data set."""
 
 _TEXT_BATCH = 128
+_STRIP_VALUES = 1 << 23
 _POSITIONS: dict[str, PositionRule] = {"size": bicubic_positions, "scale-factor": scaled_bicubic_positions}
 
 
@@ -270,11 +271,16 @@ class TrainingFree(Method):
         """Softmax over all names, and the maximum over those of a label; small labels are left out if wanted."""
         if not len(merged):
             return merged.clone()
+        rows = max(1, _STRIP_VALUES // (len(merged) * merged.shape[2]))
+        scores = merged.new_empty(max(labels) + 1 + (-1 in labels), *merged.shape[1:])
         with torch.autocast(device_type=merged.device.type, enabled=False):
-            if self.options.softmax_over == "names":
-                scores = best_of_labels(self.shares(merged), labels)
-            else:
-                scores = self.shares(best_of_labels(merged, labels))
+            # In strips, because a softmax over many names takes as much again as all of them, twice.
+            for top in range(0, merged.shape[1], rows):
+                strip = merged[:, top : top + rows]
+                if self.options.softmax_over == "names":
+                    scores[:, top : top + rows] = best_of_labels(self.shares(strip), labels)
+                else:
+                    scores[:, top : top + rows] = self.shares(best_of_labels(strip, labels))
         if self.options.area_threshold:
             small_labels_dropped(scores, self.options.area_threshold, background=-1 in labels)
         return scores.clamp_(max=1)
