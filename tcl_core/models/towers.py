@@ -51,7 +51,9 @@ def build_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor], what: s
     with torch.device("meta"):
         model = _create(config, what)
     _compare_tensors(model, tensors, what)
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True, assign=True)
+    model.load_state_dict(
+        {name: tensor.float().contiguous() for name, tensor in tensors.items()}, strict=True, assign=True
+    )
     _fill_causal_mask(model, what)
     return FrozenClip(model)
 
