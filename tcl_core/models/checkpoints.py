@@ -78,9 +78,6 @@ def import_checkpoint(
         )
     state = read_checkpoint(source)
     towers = {"clip": read_clip_tensors(Path(clip_file))} if clip_file is not None else {}
-    for file, tensors in ((clip_file, towers.get("clip", {})), (source, state)):
-        if problem := _not_finite(tensors):
-            raise WeightsError(f"{file}: {problem}")
     try:
         method, found = _recognize(source, state, towers, method)
     except WeightsError as error:
@@ -98,6 +95,10 @@ def import_checkpoint(
         )
     held = bool(found.tower_tensors) and (clip_file is not None or not downloadable)
     embed = held if with_clip is None else with_clip
+    # Only what is written has to be right; the message has the names that the checkpoint has for it.
+    written = [found.learned, found.tower_tensors if embed and clip_file is None else {}]
+    if any(_not_finite(tensors) for tensors in written):
+        raise WeightsError(f"{source}: {_not_finite(state)}")
     clip = dict(found.tower)
     if embed:
         clip = {"config": found.tower_config}

@@ -22,7 +22,7 @@ from torch import Tensor
 from tcl_core.errors import WeightsError
 from tcl_core.models.metadata import METADATA_KEY, ModelMetadata
 from tcl_core.models.paths import file_sha256, write_atomically
-from tcl_core.models.tensor_files import safetensors_entries
+from tcl_core.models.tensor_files import safetensors_entries, unchanged
 
 __all__ = ["CLIP_PREFIX", "ModelFile", "read_metadata", "read_model_file", "write_model_file"]
 
@@ -119,19 +119,22 @@ def read_model_file(path: str | os.PathLike[str]) -> ModelFile:
     """Read a model file; float16 and bfloat16 tensors become float32.
 
     Raises:
-        WeightsError: the file is missing, damaged or not a model file, or a tensor is not floating point or not finite.
+        WeightsError: the file is missing, damaged, not a model file or replaced while it is read, or a tensor is not
+            floating point or not finite.
     """
     path = Path(path)
     learned: dict[str, Tensor] = {}
     clip: dict[str, Tensor] = {}
     try:
-        sha256 = file_sha256(path)
-        with safe_open(path, framework="pt") as handle:
-            metadata = _metadata(path, handle.metadata())
-        for name, tensor in safetensors_entries(path):
-            _check_tensor(path, name, tensor)
-            group, key = (clip, name[len(CLIP_PREFIX) :]) if name.startswith(CLIP_PREFIX) else (learned, name)
-            group[key] = tensor.to(torch.float32)
+        # Hash, description and tensors are of one version of the file.
+        with unchanged(path):
+            sha256 = file_sha256(path)
+            with safe_open(path, framework="pt") as handle:
+                metadata = _metadata(path, handle.metadata())
+            for name, tensor in safetensors_entries(path):
+                _check_tensor(path, name, tensor)
+                group, key = (clip, name[len(CLIP_PREFIX) :]) if name.startswith(CLIP_PREFIX) else (learned, name)
+                group[key] = tensor
     except (OSError, SafetensorError) as error:
         raise WeightsError(_unreadable(path, error)) from error
     if bool(clip) != ("config" in metadata.clip):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import pickletools
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from tcl_core.errors import WeightsError
 
-__all__ = ["pytorch_entries", "read_pytorch_file", "safetensors_entries"]
+__all__ = ["pytorch_entries", "read_pytorch_file", "safetensors_entries", "unchanged"]
 
 # The file is mapped into memory as long as one of its tensors is held, and its pages count as the program's.
 _AT_ONCE = 32 << 20
@@ -33,12 +35,18 @@ def safetensors_entries(path: Path, prefix: str = "") -> Iterator[tuple[str, Ten
         prefix: names that begin otherwise are passed over.
 
     Yields:
-        Name and tensor in the stored precision, on the CPU.
+        Name and tensor on the CPU: float32 where floating point is stored, and as it is stored otherwise.
 
     Raises:
         OSError: the file cannot be read.
         SafetensorError: the file is damaged.
+        WeightsError: the file was replaced between its tensors.
     """
+    with unchanged(path):
+        yield from _entries(path, prefix)
+
+
+def _entries(path: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
     with safe_open(path, framework="pt") as handle:
         names = iter([name for name in handle.keys() if name.startswith(prefix)])
     while group := list(islice(names, 1)):
@@ -46,7 +54,10 @@ def safetensors_entries(path: Path, prefix: str = "") -> Iterator[tuple[str, Ten
         # Opened anew for each group, which takes a millisecond and gives the pages back.
         with safe_open(path, framework="pt") as handle:
             while group:
-                tensor = handle.get_tensor(group[0]).clone()
+                stored = handle.get_tensor(group[0])
+                # Straight from the file's pages: a copy in half precision would leave holes in the heap.
+                tensor = stored.to(torch.float32 if stored.is_floating_point() else stored.dtype, copy=True)
+                del stored
                 read.append((group[0], tensor))
                 size += tensor.nbytes
                 group = list(islice(names, 1)) if size < _AT_ONCE else []
@@ -66,8 +77,14 @@ def pytorch_entries(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, Te
         as they are, for the caller to refuse.
 
     Raises:
-        WeightsError: the file is missing, damaged, or holds Python objects or a program.
+        WeightsError: the file is missing, damaged, holds Python objects or a program, or was replaced between its
+            tensors.
     """
+    with unchanged(path):
+        yield from _pytorch_entries(path, keys)
+
+
+def _pytorch_entries(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
     # Files from before version 1.6 cannot be mapped into memory.
     mapped = zipfile.is_zipfile(path)
 
@@ -90,6 +107,43 @@ def pytorch_entries(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, Te
         held = tensor.layout == torch.strided and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.itemsize
         size += tensor.nbytes if held else 0
         yield name, tensor.clone() if mapped and held else tensor
+
+
+@contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """See to it that everything that is read from a file inside the block is of one version of it.
+
+    Model files are replaced by renaming (`tcl_core.models.paths.write_atomically`), so a file that is opened several
+    times could otherwise give the hash of one version and tensors of two.
+
+    Args:
+        path: the file.
+
+    Raises:
+        WeightsError: the file was replaced, changed or removed before the block ended, whatever else went wrong in it.
+    """
+    before = _version(path)
+    try:
+        yield
+    except Exception as error:
+        if _version(path) != before:
+            raise WeightsError(_replaced(path)) from error
+        raise
+    if _version(path) != before:
+        raise WeightsError(_replaced(path))
+
+
+def _version(path: Path) -> tuple[int, ...] | None:
+    """What differs between two versions of a file; ``None`` where there is none, which whoever reads it reports."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _replaced(path: Path) -> str:
+    return f"{path}: was replaced while it was read; run the command again"
 
 
 def read_pytorch_file(source: Path, *, mapped: bool = False) -> Any:

@@ -15,7 +15,7 @@ from tcl_core.errors import WeightsError
 from tcl_core.models.download import check_file
 from tcl_core.models.manifest import RemoteFile, load_manifest
 from tcl_core.models.paths import download_folder
-from tcl_core.models.tensor_files import pytorch_entries, safetensors_entries
+from tcl_core.models.tensor_files import pytorch_entries, safetensors_entries, unchanged
 from tcl_core.tensors import state_faults
 from tcl_core.towers.open_clip_vit import FrozenClip, clip_config_from_state_dict
 
@@ -51,7 +51,9 @@ def build_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor], what: s
     with torch.device("meta"):
         model = _create(config, what)
     _compare_tensors(model, tensors, what)
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True, assign=True)
+    model.load_state_dict(
+        {name: tensor.float().contiguous() for name, tensor in tensors.items()}, strict=True, assign=True
+    )
     _fill_causal_mask(model, what)
     return FrozenClip(model)
 
@@ -153,19 +155,23 @@ def load_referenced_clip(reference: Mapping[str, Any], model_path: Path, folder:
     """
     name, pretrained = str(reference["open_clip"]), str(reference["pretrained"])
     file = referenced_file(name, pretrained)
-    sha256 = check_file(file, folder)
     path = (folder or download_folder()) / file.filename
-    wanted = reference.get("sha256")
-    if wanted is not None and wanted != sha256:
-        raise WeightsError(
-            f"{model_path}: was made for a CLIP with SHA-256 {wanted}, but {path} has {sha256}; fetch the model again"
-        )
     config = open_clip.get_model_config(name)
-    if config is None:
-        raise WeightsError(
-            f"{model_path}: the installed open_clip does not know the model {name}; upgrade open_clip_torch"
-        )
-    return build_clip(config, read_clip_tensors(path), str(path))
+    # What is loaded is what was checked.
+    with unchanged(path):
+        sha256 = check_file(file, folder)
+        wanted = reference.get("sha256")
+        if wanted is not None and wanted != sha256:
+            raise WeightsError(
+                f"{model_path}: was made for a CLIP with SHA-256 {wanted}, but {path} has {sha256}; fetch the model "
+                "again"
+            )
+        if config is None:
+            raise WeightsError(
+                f"{model_path}: the installed open_clip does not know the model {name}; upgrade open_clip_torch"
+            )
+        tensors = read_clip_tensors(path)
+    return build_clip(config, tensors, str(path))
 
 
 def _fill_causal_mask(model: open_clip.CLIP, what: str) -> None:

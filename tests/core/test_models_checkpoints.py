@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from tcl_core.models import load_model
 from tcl_core.models.checkpoints import import_checkpoint, read_checkpoint
 from tcl_core.models.modelfile import read_metadata, read_model_file
 from tcl_core.models.paths import file_sha256
+from tcl_core.segmentation.segmenter import Segmenter
+from tcl_core.vocabulary import Vocabulary
+from tests.contract.examples import example_image
 from tests.core.tcl_models import pamr_guide, score_maps
 
 MINI = Path(__file__).parents[1] / "data" / "tcl_mini"
@@ -300,3 +304,44 @@ def test_whole_numbers_that_nobody_needs(tmp_path: Path, full: dict[str, Tensor]
     path = import_checkpoint(saved(tmp_path, state), out=tmp_path / "more.safetensors")
     expected = read_model_file(import_checkpoint(MINI / "full.pth", out=tmp_path / "full.safetensors"))
     assert read_model_file(path).learned.keys() == expected.learned.keys()
+
+
+def test_only_what_is_written_has_to_be_finite(tmp_path: Path, full: dict[str, Tensor]) -> None:
+    first = read_model_file(import_checkpoint(MINI / "full.pth", out=tmp_path / "full.safetensors"))
+    clip_file = tmp_path / "clip.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in first.clip.items()}, clip_file)
+    state = {**full, "pamr.aff_x.kernel": torch.full((2,), float("nan"))}
+    path = import_checkpoint(saved(tmp_path, state), out=tmp_path / "more.safetensors")
+    assert read_model_file(path).learned.keys() == first.learned.keys()
+    # The checkpoint's own CLIP is not used where another file gives it.
+    state["clip_text_encoder.ln_final.bias"] = full["clip_text_encoder.ln_final.bias"] / 0
+    source = saved(tmp_path, state)
+    import_checkpoint(source, out=tmp_path / "given.safetensors", clip_file=clip_file)
+    with pytest.raises(WeightsError, match=r"checkpoint\.pth: .*not finite.*clip_text_encoder\.ln_final\.bias"):
+        import_checkpoint(source, out=tmp_path / "own.safetensors")
+
+
+def test_an_import_with_its_clip_segments_without_a_network(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a user of ViT-B/16 would: the CLIP is one that could be downloaded."""
+    from tcl_core.methods.tcl import upstream
+
+    first = read_model_file(import_checkpoint(MINI / "full.pth", out=tmp_path / "full.safetensors"))
+    clip_file = tmp_path / "clip.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in first.clip.items()}, clip_file)
+    minimal = torch.load(MINI / "minimal.pth", weights_only=True)["model"]
+    # The small record in the place of ViT-B/16.
+    monkeypatch.setattr(upstream, "_VIT_B16", upstream._sizes(minimal, first.metadata.clip["config"]))
+
+    def no_network(*_: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    words = {"type": "words", "words": [f"w{i}" for i in range(46)], "context_length": 8}
+    import_checkpoint(MINI / "minimal.pth", name="mine", clip_file=clip_file, tokenizer=words)
+    segmenter = Segmenter(load_model("mine", device="cpu"))
+    vocabulary = Vocabulary.from_options(["w3", "w5"], templates="identity")
+    result = segmenter.segment(segmenter.encode(example_image()), vocabulary)
+    assert result.label_map.shape == example_image().shape[:2]
+    assert not (home / "downloads").exists()

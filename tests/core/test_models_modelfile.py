@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tcl_core.errors import WeightsError
+from tcl_core.models import modelfile
 from tcl_core.models.metadata import METADATA_KEY, ModelMetadata, Preprocess
 from tcl_core.models.modelfile import read_metadata, read_model_file, write_model_file
 from tcl_core.models.paths import file_sha256
+from tcl_core.models.tensor_files import safetensors_entries
 
 PREPROCESS = Preprocess((0.5, 0.4, 0.3), (0.2, 0.2, 0.3), 64, 128, 64, 32)
 CONFIG = {
@@ -193,3 +196,40 @@ def test_optional_entries_may_be_absent() -> None:
     for key in ("method_config", "license", "source", "extra"):
         del entry[key]
     assert ModelMetadata.from_dict(entry) == dataclasses.replace(PLAIN, license="", source="")
+
+
+def big_file(path: Path, value: float) -> Path:
+    """A model file that is read in several portions."""
+    write_model_file(path, PLAIN, {f"t{i}": torch.full((9 << 20,), value) for i in range(3)})
+    return path
+
+
+@pytest.mark.parametrize("ending", ["another", "none"])
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path, ending: str) -> None:
+    """Tensors of two versions would be a model that nobody trained."""
+    path, other = big_file(tmp_path / "m.safetensors", 0.0), big_file(tmp_path / "other.safetensors", 1.0)
+    entries = safetensors_entries(path)
+    first = next(entries)[1]
+    if ending == "another":
+        os.replace(other, path)
+    else:
+        path.unlink()
+    with pytest.raises(WeightsError, match=r"m\.safetensors: was replaced while it was read; run the command again"):
+        list(entries)
+    # What was read before is in memory of its own.
+    assert not first.any()
+
+
+def test_the_hash_is_that_of_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors"
+    write_model_file(path, PLAIN, tensors())
+    write_model_file(other, PLAIN, {"a": torch.ones(1)})
+
+    def hash_and_replace(name: Path) -> str:
+        found = file_sha256(name)
+        os.replace(other, path)
+        return found
+
+    monkeypatch.setattr(modelfile, "file_sha256", hash_and_replace)
+    with pytest.raises(WeightsError, match="was replaced while it was read"):
+        read_model_file(path)
