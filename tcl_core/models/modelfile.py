@@ -175,7 +175,8 @@ def _storable(path: Path, name: str, tensor: Tensor, half: bool) -> Tensor:
     # A clone, because safetensors refuses tensors that share memory (tied weights, views).
     result = tensor.detach().to("cpu", dtype, copy=True).contiguous()
     if not torch.isfinite(result).all():
-        raise WeightsError(f"{path}: tensor {name} has values too large for float16; store it as float32")
+        remedy = "; store it as float32" if dtype == torch.float16 else ""
+        raise WeightsError(f"{path}: tensor {name} has values too large for {str(dtype)[6:]}{remedy}")
     return result
 
 
