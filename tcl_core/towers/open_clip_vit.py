@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from open_clip import CLIP
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
@@ -173,7 +174,8 @@ class FrozenClip(nn.Module):
         tokenizer: from texts to the text tower's ids; ``None`` where only ids are embedded.
 
     Raises:
-        WeightsError: the image tower is not a plain vision transformer.
+        WeightsError: the image tower is not a plain vision transformer, or the text tower does not give one embedding
+            for each text.
 
     Example:
         >>> import open_clip
@@ -207,6 +209,7 @@ class FrozenClip(nn.Module):
                 "The CLIP image tower has custom attention blocks or fewer than two blocks; choose a ViT model with "
                 "open_clip's default blocks."
             )
+        _check_text_tower(model)
         self.model = model
         self.tokenizer = tokenizer
         model.requires_grad_(False)
@@ -215,8 +218,6 @@ class FrozenClip(nn.Module):
     @classmethod
     def example(cls, tokenizer: Tokenizer, patch_size: int = 8, layers: int = 3) -> FrozenClip:
         """A tiny CLIP with random weights, for examples and tests."""
-        from open_clip import CLIP
-
         vision = {"image_size": 4 * patch_size, "patch_size": patch_size, "width": 24, "head_width": 8}
         text = {"context_length": tokenizer.context_length, "vocab_size": tokenizer.vocab_size, "width": 16, "heads": 2}
         return cls(CLIP(12, {**vision, "layers": layers}, {**text, "layers": 1}), tokenizer)
@@ -404,6 +405,31 @@ class FrozenClip(nn.Module):
             return position
         resized = positions(position[1:].unflatten(0, trained).permute(2, 0, 1)[None], grid)
         return torch.cat([position[:1], resized[0].flatten(1).T], dim=0)
+
+
+def _check_text_tower(model: nn.Module) -> None:
+    """Refuse a text tower that would fail at the first prompt, or give an embedding for each token.
+
+    Raises:
+        WeightsError: the tower does not give one embedding in the joint space for each text.
+    """
+    if not isinstance(model, CLIP):
+        raise WeightsError(
+            f"The CLIP is open_clip's {type(model).__name__}, which keeps its text tower apart; build it as an "
+            "open_clip.CLIP, whose tensors have OpenAI's names."
+        )
+    if model.text_pool_type not in ("argmax", "eos", "first", "last"):
+        raise WeightsError(
+            f"The CLIP text tower has pool_type {model.text_pool_type!r}, which leaves an embedding for each token; "
+            "choose a CLIP whose text pool_type is 'argmax', 'eos', 'first' or 'last'."
+        )
+    if model.text_projection is None:
+        raise WeightsError("The CLIP text tower has no projection; choose a CLIP whose text proj_type is 'linear'.")
+    if len(model.positional_embedding) != model.context_length:
+        raise WeightsError(
+            "The CLIP text tower has a class token, which open_clip.CLIP never puts in; choose a CLIP whose text "
+            "embed_cls is false."
+        )
 
 
 def clip_config_from_state_dict(

@@ -217,6 +217,26 @@ def test_other_image_towers_are_rejected(name: str) -> None:
         FrozenClip(other_towers()[name])
 
 
+VISION = {"image_size": 32, "patch_size": 8, "width": 24, "head_width": 8, "layers": 2}
+TEXT = {"context_length": 6, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "message"),
+    [
+        (open_clip.CLIP, {"pool_type": "none"}, "pool_type 'none'"),
+        (open_clip.CLIP, {"proj_type": "none"}, "no projection"),
+        (open_clip.CLIP, {"embed_cls": True}, "class token"),
+        (open_clip.CustomTextCLIP, {}, "CustomTextCLIP"),
+    ],
+)
+def test_text_towers_that_cannot_be_embedded_are_rejected(kind: Any, text: dict[str, Any], message: str) -> None:
+    """Some of them would give numbers of another shape, others fail at the first prompt."""
+    model = kind(embed_dim=12, vision_cfg=VISION, text_cfg={**TEXT, **text})
+    with pytest.raises(WeightsError, match=message):
+        FrozenClip(model)
+
+
 def plain_state() -> dict[str, Tensor]:
     return build(mlp_ratio=3.0).state_dict()
 
