@@ -56,10 +56,6 @@ def clip_config(architecture: str) -> dict[str, Any]:
     Raises:
         WeightsError: open_clip has no such configuration, or it is not one that can be used.
     """
-    if architecture not in architectures():
-        near = difflib.get_close_matches(architecture, architectures(), n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise WeightsError(f"open_clip {open_clip.__version__} has no configuration {architecture!r}{hint}")
     reason = refusal(architecture)
     if reason is not None:
         raise WeightsError(
@@ -77,7 +73,15 @@ def refusal(architecture: str) -> str | None:
 
     The image tower has to be open_clip's vision transformer with a projection, and the text tower one that open_clip
     builds itself. Building happens on the meta device, which takes no memory.
+
+    Raises:
+        WeightsError: open_clip has no such configuration.
     """
+    # open_clip would fetch what "hf-hub:" names.
+    if architecture not in architectures():
+        near = difflib.get_close_matches(architecture, architectures(), n=3, cutoff=0.5)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise WeightsError(f"open_clip {open_clip.__version__} has no configuration {architecture!r}{hint}")
     config = dict(open_clip.get_model_config(architecture) or {})
     if not config.get("custom_text"):
         config.pop("custom_text", None)

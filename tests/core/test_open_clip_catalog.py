@@ -11,6 +11,7 @@ import torch
 from open_clip.tokenizer import get_clean_fn
 
 from tcl_core.errors import WeightsError
+from tcl_core.towers.base import PositionRule
 from tcl_core.towers.hub_tokenizer import HubTokenizer
 from tcl_core.towers.open_clip_catalog import architectures, clip_config, pretrained_clip, refusal
 from tcl_core.towers.open_clip_vit import FrozenClip, bicubic_positions, scaled_bicubic_positions
@@ -74,6 +75,18 @@ def test_names_that_are_not_known(name: str, tag: str, message: str) -> None:
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["ViT-B-61", "hf-hub:laion/CLIP-ViT-B-16", "local-dir:/tmp/clip"])
+def test_names_elsewhere_are_not_looked_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """open_clip would ask the hub, or read a folder, for what such a name says."""
+
+    def asked(*_: object) -> None:
+        raise AssertionError("open_clip was asked")
+
+    monkeypatch.setattr(open_clip, "get_model_config", asked)
+    with pytest.raises(WeightsError, match="has no configuration"):
+        refusal(name)
+
+
 def small(name: str) -> dict:
     """A configuration with its structure and tiny sizes."""
     config = json.loads(json.dumps(clip_config(name)))
@@ -111,12 +124,48 @@ def test_towers_equal_open_clip(name: str) -> None:
         torch.testing.assert_close(clip.encode_text(tokens), model.encode_text(tokens), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", sorted(structures().values()))
+def test_texts_that_begin_alike_equal_open_clip(name: str) -> None:
+    """A causal tower that pools at the largest id computes such texts as one tree; others may not."""
+    config = small(name)
+    text = config["text_cfg"]
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = open_clip.CLIP(**config).eval()
+        tokens = torch.randint(3, 40, (12, 9))
+        tokens[:, :5] = tokens[0, :5]
+        tokens[torch.arange(12), torch.arange(12) % 4 + 5] = text.get("eos_id", 49)
+    with torch.no_grad():
+        found, expected = FrozenClip(model).encode_text(tokens), model.encode_text(tokens)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def trained_grids() -> dict[tuple[int, int], str]:
+    """One accepted name of each patch size and trained image size."""
+    visions = {name: clip_config(name)["vision_cfg"] for name in ACCEPTED}
+    return {(vision["patch_size"], vision["image_size"]): name for name, vision in visions.items()}
+
+
+@pytest.mark.parametrize("name", sorted(trained_grids().values()))
+def test_images_of_the_trained_size_equal_open_clip(name: str) -> None:
+    config = small(name)
+    config["vision_cfg"]["image_size"] = size = clip_config(name)["vision_cfg"]["image_size"]
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = open_clip.CLIP(**config).eval()
+        images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        found, expected = FrozenClip(model).encode_image(images), model.encode_image(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("rule", [bicubic_positions, scaled_bicubic_positions])
-def test_position_rules_give_every_size(rule) -> None:  # type: ignore[no-untyped-def]
-    table = torch.randn(1, 2, 14, 14)
-    for size in range(1, 200):
-        assert rule(table, (size, 3)).shape == (1, 2, size, 3)
-        assert rule(table, (2, size)).shape == (1, 2, 2, size)
+@pytest.mark.parametrize("trained", sorted({size // patch for patch, size in trained_grids()}))
+def test_position_rules_give_every_size(rule: PositionRule, trained: int) -> None:
+    table = torch.zeros(1, 1, trained, trained)
+    for size in range(1, 201):
+        assert rule(table, (size, 3)).shape == (1, 1, size, 3)
+        assert rule(table, (2, size)).shape == (1, 1, 2, size)
 
 
 # -- tokenizers --------------------------------------------------------------------------------------------------------
@@ -155,6 +204,35 @@ def test_hub_tokenizer_cleans_texts_as_open_clip_does(tokenizer_file: Path) -> N
     for clean in ("whitespace", "canonicalize", "lower"):
         found = HubTokenizer(tokenizer_file, 12, clean=clean)([text])
         assert torch.equal(found, HubTokenizer(tokenizer_file, 12)([get_clean_fn(clean)(text)]))
+
+
+@pytest.fixture
+def unigram_file(tmp_path: Path) -> Path:
+    """A tokenizer as XLM's file has it: pieces with a mark for spaces, and padding that is not 0."""
+    tokenizers = pytest.importorskip("tokenizers")
+    special = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces = [("\u2581a", -1.0), ("\u2581red", -2.0), ("\u2581sofa", -2.0), ("s", -3.0)]
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram([*special, *pieces], unk_id=3))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    # What the file says of padding and truncation is not what open_clip asks for.
+    made.enable_padding(direction="left", length=4, pad_id=2, pad_to_multiple_of=8)
+    made.enable_truncation(3, direction="left")
+    path = tmp_path / "tokenizer.json"
+    made.save(str(path))
+    return path
+
+
+def test_hub_tokenizer_with_padding_that_is_not_zero(unigram_file: Path) -> None:
+    """The ids are those of open_clip's HFTokenizer with such a file."""
+    texts = ["a red  sofas", "a a a a a a a", ""]
+    expected = [[0, 4, 5, 6, 7, 2, 1], [0, 4, 4, 4, 4, 4, 2], [0, 2, 1, 1, 1, 1, 1]]
+    assert HubTokenizer(unigram_file, 7)(texts).tolist() == expected
+    assert HubTokenizer(unigram_file, 7, clean="canonicalize")(["A, red  SOFAS!"]).tolist() == expected[:1]
+    stripped = HubTokenizer(unigram_file, 7, strip_sep_token=True)(texts).tolist()
+    assert stripped == [[0 if number == 2 else number for number in row] for row in expected]
 
 
 def test_a_broken_tokenizer_file(tmp_path: Path) -> None:
