@@ -114,8 +114,8 @@ def find_clip(name: ClipName, *, fetch: bool = True, progress: bool = True) -> F
         # Fine-tuned from OpenAI's weights and named without -quickgelu, they would give wrong results in silence.
         used, other = ("QuickGELU", "GELU") if config.get("quick_gelu") else ("GELU", "QuickGELU")
         _log.warning(
-            "%s: used with %s, as %s says, and the mean and deviation of OpenAI's CLIP; if it was trained with %s, name "
-            "the configuration that has it",
+            "%s: used with %s, as %s says, and the mean and deviation of OpenAI's CLIP; if it was trained with %s, "
+            "name the configuration that has it",
             name.file,
             used,
             name.architecture,
