@@ -79,7 +79,7 @@ class ModelOptions:
             WeightsError: there is no such model.
             SettingsError: an option is unknown or out of range.
         """
-        from tcl_core.models.registry import check_options, weights_file
+        from tcl_core.models.registry import check_options, named_clip, weights_file
 
         method, options = check_options(self.model, self.options)
 
@@ -90,6 +90,8 @@ class ModelOptions:
             {
                 "weights": _sha256(weights_file(self.model)),
                 "method": method,
+                # The configuration under which a CLIP's file is used is not in the file.
+                **({"clip": str(clip)} if (clip := named_clip(self.model)) else {}),
                 **settings,
                 "options": options,
             },

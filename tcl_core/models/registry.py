@@ -294,7 +294,7 @@ def _fetched_rows() -> list[ModelRow]:
         except (OSError, ValueError, KeyError, TypeError):
             # Whoever uses the file is told what is wrong with its pin.
             continue
-        if "/" in name and name not in listed and path.is_file():
+        if "/" in name and " " not in name and name not in listed and path.is_file():
             description = "a CLIP of open_clip under NACLIP; other methods run on it too"
             rows.append(ModelRow(f"naclip:{name}", description, True, path.stat().st_size, "", page, path))
     return rows

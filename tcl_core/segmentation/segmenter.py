@@ -108,6 +108,8 @@ class Segmenter:
         self._known_names: dict[str, tuple[str, ...]] = {}
         self._feature_settings = json.dumps(
             {
+                # Its name holds the configuration under which a CLIP's file is used.
+                "model": model.name,
                 "method": self.method.name,
                 "options": self.method.options.affecting("features"),
                 "preprocess": model.preprocess.to_dict(),
