@@ -70,19 +70,25 @@ def similarities(method: Method, features: Features, prompts: PromptEmbeddings, 
     return found
 
 
-def model_of(method: Method, sha256: str = "0" * 64, precision: torch.dtype = torch.float32) -> Model:
+def model_of(
+    method: Method,
+    sha256: str = "0" * 64,
+    precision: torch.dtype = torch.float32,
+    preprocess: Preprocess = _PREPROCESS,
+    templates: str = "identity",
+) -> Model:
     """A model that is made of a method and nothing else."""
     name = f"{method.name} example"
     return Model(
         name=name,
         method=method,
-        preprocess=_PREPROCESS,
-        templates="identity",
+        preprocess=preprocess,
+        templates=templates,
         background_threshold={},
         weights_sha256=sha256,
         device=torch.device("cpu"),
         precision=precision,
-        metadata=ModelMetadata(name=name, preprocess=_PREPROCESS, method=method.name),
+        metadata=ModelMetadata(name=name, preprocess=preprocess, method=method.name),
     )
 
 

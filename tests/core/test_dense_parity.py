@@ -25,8 +25,7 @@ from torch import Tensor
 from tcl_core.methods import create_method
 from tcl_core.methods.training_free.base import DensePrompts, TrainingFree
 from tcl_core.methods.training_free.last_block import LastBlock
-from tcl_core.models.loading import Model
-from tcl_core.models.metadata import ModelMetadata, Preprocess
+from tcl_core.models.metadata import Preprocess
 from tcl_core.refinement.pamr import Pamr
 from tcl_core.segmentation.argmax import label_map_from_scores
 from tcl_core.segmentation.features import FeatureKey, ImageFeatures
@@ -34,6 +33,7 @@ from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.sliding_window import split_windows
 from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.vocabulary import Label, Vocabulary
+from tests.contract.examples import model_of
 from tests.core.clip_records import recorded_clip
 
 FOLDER = Path(os.environ.get("DENSE_PARITY_DIR") or Path(__file__).parents[1] / "data" / "dense")
@@ -190,7 +190,7 @@ def test_pipeline(case: Case, window: int, stride: int) -> None:
     height, width = int(image.shape[-2]), int(image.shape[-1])
     preprocess = Preprocess((0, 0, 0), (1, 1, 1), min(height, width), max(height, width), window or 10**6, stride)
     refine = "pamr" in case.variant
-    segmenter = Segmenter(model_of(method, preprocess), refine=refine, refiner=Pamr(dilations=(8, 16)))
+    segmenter = Segmenter(model_of(method, preprocess=preprocess), refine=refine, refiner=Pamr(dilations=(8, 16)))
     windows, origins = split_windows(image[0], preprocess.window, preprocess.stride)
     features = ImageFeatures(
         windows=method.encode(windows),
@@ -222,17 +222,3 @@ def test_pipeline(case: Case, window: int, stride: int) -> None:
     tied = (best[0] - best[1] < 2 * tolerance(case)) | ((best[0] - least).abs() < 2 * tolerance(case))
     assert not (differing & ~tied).any()
     assert differing.float().mean() < 1e-3
-
-
-def model_of(method: TrainingFree, preprocess: Preprocess) -> Model:
-    return Model(
-        name="record",
-        method=method,
-        preprocess=preprocess,
-        templates="full",
-        background_threshold={},
-        weights_sha256="0" * 64,
-        device=torch.device("cpu"),
-        precision=torch.float32,
-        metadata=ModelMetadata(name="record", preprocess=preprocess, method=method.name),
-    )

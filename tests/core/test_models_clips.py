@@ -17,7 +17,7 @@ import skimage.data
 import torch
 from open_clip import pretrained
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tcl_core.cli.main import run
 from tcl_core.errors import SettingsError, WeightsError
@@ -234,8 +234,6 @@ def test_without_a_network(home: Path, photos: Path, capsys: pytest.CaptureFixtu
 def test_the_other_format_is_taken_where_there_is_no_safetensors(
     hub: HubServer, weights: Path, tmp_path: Path, home: Path
 ) -> None:
-    from safetensors.torch import load_file
-
     torch.save(load_file(weights), tmp_path / "weights.bin")
     expected = dense(load_model(NAME, "cpu"))
     hub.repos[REPOSITORY] = {"open_clip_pytorch_model.bin": tmp_path / "weights.bin"}
@@ -274,8 +272,6 @@ def test_a_file_of_ones_own(hub: HubServer, weights: Path, tmp_path: Path) -> No
     assert torch.equal(same.dense, load_model(NAME, "cpu").method.encode(torch.ones(1, 3, 32, 32)).dense)
     assert not torch.equal(dense(own), expected)
     wrapped = tmp_path / "training.pt"
-    from safetensors.torch import load_file
-
     state = {f"module.{name}": tensor for name, tensor in load_file(weights).items()}
     torch.save({"epoch": 3, "state_dict": {**state, "module.context_length": torch.tensor(77)}}, wrapped)
     again = load_model(f"naclip:{ARCHITECTURE}={wrapped}", "cpu")
@@ -381,7 +377,6 @@ def test_loading_takes_little_more_than_the_weights(kind: str, tmp_path: Path, t
     name = f"naclip:ViT-B-32={path}"
     if kind == "bin":
         # As training writes it, with twice as much beside the weights.
-        state = {key: tensor for key, tensor in state.items()}
         torch.save({"optimizer": {"exp_avg": torch.zeros(300, 1 << 20)}, "state_dict": state}, path)
     elif kind.endswith("model file"):
         method = create_method("tcl", {"clip": FrozenClip(model)})
@@ -426,8 +421,6 @@ def test_the_documented_command_of_a_new_user(home: Path, photos: Path, tmp_path
 
 def damaged(weights: Path, tmp_path: Path, kind: str) -> Path:
     """A state dict with something that no CLIP has."""
-    from safetensors.torch import load_file
-
     state: dict[Any, Any] = load_file(weights)
     name, path = "visual.proj", tmp_path / f"{kind}.pt"
     whole = state[name]
