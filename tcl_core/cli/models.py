@@ -31,8 +31,7 @@ def list_command() -> int:
     """List the models that can be used by name, and where they lie."""
     from tcl_core.models.registry import list_models
 
-    rows = list_models()
-    for row in rows:
+    for row in list_models():
         size = f"{row.size / 1e6:,.1f} MB" if row.size is not None else "size unknown"
         state = "ready" if row.installed else "not fetched"
         click.echo(f"{row.name}  ({state}, {size}{', ' + row.license if row.license else ''})")

@@ -134,6 +134,9 @@ def _recognize(
 ) -> tuple[str, UpstreamModel]:
     """The method of a checkpoint, and what its importer makes of it."""
     broken = ""
+    # Whole numbers, such as constants of another library, are no weights; a method that misses one says so.
+    odd = _not_dense(state)
+    weights = {key: tensor for key, tensor in state.items() if key not in odd}
     for name in list_methods() if method is None else [method]:
         try:
             kind = method_class(name)
@@ -143,10 +146,8 @@ def _recognize(
             # Another package's fault must not keep the other methods' checkpoints from being imported.
             broken = f"; {error}"
             continue
-        odd = _not_dense(state)
         try:
-            # Whole numbers, such as constants of another library, are no weights; a method that misses one says so.
-            found = kind.from_upstream({key: state[key] for key in state if key not in odd}, towers)
+            found = kind.from_upstream(weights, towers)
         except WeightsError as error:
             also = f"; not dense floating-point tensors: {', '.join(odd)}" if odd else ""
             raise WeightsError(f"{source}: {error}{also}") from error

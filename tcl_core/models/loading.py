@@ -111,15 +111,12 @@ def options_of(name: str) -> tuple[str, MethodOptions]:
     Raises:
         WeightsError: there is no such model.
     """
-    method, _ = split_method(name)
-    if method is None and name in list_methods():
-        method = name
-    elif named_clip(name) is None:
-        method = None
+    clip = named_clip(name)
+    method = name if name in list_methods() else None
+    if clip is not None:
+        check_clip(clip)
+        method = method or split_method(name)[0]
     if method is not None:
-        clip = named_clip(name)
-        if clip is not None:
-            check_clip(clip)
         return method, method_class(method).options_class()
     model = load_model(name, device="cpu")
     return model.method.name, model.method.options

@@ -94,7 +94,8 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
         return imported
     if clip_name(text) is not None:
         raise WeightsError(
-            f"{text}: is a CLIP, which needs a method to find anything; write it with one, such as naclip:{text}"
+            f"{text}: is a CLIP, which needs a method to find anything; write it with one, such as "
+            f"{_usual_method()}:{text}"
         )
     path = Path(text)
     if path.suffix.lower() in _CHECKPOINT_SUFFIXES:
@@ -106,6 +107,11 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
         names = ", ".join(row.name for row in list_models())
         raise WeightsError(f"there is no model and no file called {text!r}{_hint(text)}; the models are: {names}")
     return path
+
+
+def _usual_method() -> str:
+    """The method of the first suggestion, for lines that need to name one."""
+    return str(split_method(load_manifest().suggested[0].name)[0])
 
 
 def _hint(text: str) -> str:
@@ -285,7 +291,7 @@ def _suggested_row(entry: Suggestion) -> ModelRow:
 def _fetched_rows() -> list[ModelRow]:
     """CLIPs that somebody fetched although nobody suggested them."""
     folder, listed = download_folder(), {split_method(entry.name)[1] for entry in load_manifest().suggested}
-    rows = []
+    method, rows = _usual_method(), []
     for pin in sorted(folder.glob("*.pin.json")) if folder.is_dir() else []:
         path = pin.with_name(pin.name.removesuffix(".pin.json"))
         try:
@@ -295,8 +301,8 @@ def _fetched_rows() -> list[ModelRow]:
             # Whoever uses the file is told what is wrong with its pin.
             continue
         if "/" in name and " " not in name and name not in listed and path.is_file():
-            description = "a CLIP of open_clip under NACLIP; other methods run on it too"
-            rows.append(ModelRow(f"naclip:{name}", description, True, path.stat().st_size, "", page, path))
+            description = f"a CLIP of open_clip under {method}; other methods run on it too"
+            rows.append(ModelRow(f"{method}:{name}", description, True, path.stat().st_size, "", page, path))
     return rows
 
 

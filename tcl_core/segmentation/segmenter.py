@@ -23,6 +23,7 @@ from tcl_core.errors import SettingsError, VocabularyError
 from tcl_core.methods.base import Features, PromptEmbeddings
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
 from tcl_core.segmentation.argmax import label_map_from_scores
+from tcl_core.segmentation.contenders import Contenders, owners
 from tcl_core.segmentation.features import (
     FeatureCache,
     FeatureKey,
@@ -37,7 +38,7 @@ from tcl_core.types import Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
 from tcl_core.vocabulary.templates import apply_templates, get_templates
 
-__all__ = ["Segmenter", "owners"]
+__all__ = ["Segmenter"]
 
 _TEXT_CACHE_BYTES = 64 << 20
 # Score maps of all prompts at once would grow with the vocabulary; beyond this they are worked off in groups.
@@ -105,7 +106,7 @@ class Segmenter:
         self.batch_size = batch_size
         self._texts = ByteBoundedCache[tuple[str, str], PromptEmbeddings](_TEXT_CACHE_BYTES, lambda text: text.nbytes)
         self._score_identities: dict[str, str] = {}
-        self._known_names: dict[str, tuple[str, ...]] = {}
+        self._contenders = Contenders(self.method)
         self._feature_settings = json.dumps(
             {
                 # Its name holds the configuration under which a CLIP's file is used.
@@ -149,7 +150,7 @@ class Segmenter:
 
     def score_identity(self, vocabulary_templates: str | None) -> str:
         """What scores depend on besides features and prompts, as canonical JSON; with them a key of cached scores."""
-        templates = self.model.templates if vocabulary_templates is None else vocabulary_templates
+        templates = self._templates_of(vocabulary_templates)
         # Asked for every label whenever a threshold moves, and the same each time.
         if templates not in self._score_identities:
             self._score_identities[templates] = json.dumps(
@@ -294,7 +295,7 @@ class Segmenter:
         Raises:
             VocabularyError: the set is unknown, or the model does not know a word of a prompt or of the templates.
         """
-        chosen = self.model.templates if templates is None else templates
+        chosen = self._templates_of(templates)
         if not prompts:
             return self.method.embed_prompts([], get_templates(chosen))
         found = {prompt: self._texts.get((prompt, chosen)) for prompt in dict.fromkeys(prompts)}
@@ -329,28 +330,11 @@ class Segmenter:
             )
 
     def contenders(self, vocabulary: Vocabulary) -> tuple[Label, ...]:
-        """The labels that compete: those of the vocabulary, then the background's names, where there are any.
+        """The labels that compete: those of the vocabulary, then the background's names, where there are any."""
+        return self._contenders.of(vocabulary, self._templates_of(vocabulary.templates))
 
-        The method's own names are used where the vocabulary says none, but for those that the model does not know.
-        Names that are prompts of a label too take no part, whoever gave them.
-        """
-        names = vocabulary.background_names if vocabulary.background else ()
-        if names is None:
-            names = self._own_names(self.model.templates if vocabulary.templates is None else vocabulary.templates)
-        if names:
-            taken = {_singular(prompt) for _, prompt in vocabulary.prompts}
-            names = tuple(name for name in names if _singular(name) not in taken)
-        return (*vocabulary.labels, Label("background", names)) if names else vocabulary.labels
-
-    def _own_names(self, templates: str) -> tuple[str, ...]:
-        """The method's names of the background whose words the model knows, also inside the templates."""
-        if templates not in self._known_names:
-            self._known_names[templates] = tuple(
-                name
-                for name in self.method.background.names
-                if not any(map(self.method.unknown_words, (name, *apply_templates(name, templates))))
-            )
-        return self._known_names[templates]
+    def _templates_of(self, chosen: str | None) -> str:
+        return self.model.templates if chosen is None else chosen
 
     # -- both ----------------------------------------------------------------------------------------------------
 
@@ -434,39 +418,35 @@ class Segmenter:
             VocabularyError: the model does not know a word of a prompt.
         """
         self._check_features(features)
-        labels = self.contenders(vocabulary)
+        labels, own = self.contenders(vocabulary), len(vocabulary.labels)
         texts = [prompt for label in labels for prompt in label.prompts]
         if not self.method.independent_prompts:
             # A prompt that two labels share is asked once, or it would count twice among the names.
             asked = list(dict.fromkeys(texts))
             merged = self.similarities(features, self.embed_prompts(asked, vocabulary.templates), on_progress)
             rows = [asked.index(text) for text in texts]
-            return self.finish(features, merged[rows], owners(labels, vocabulary))
+            return self.finish(features, merged[rows], owners(labels, own))
         prompts = self.embed_prompts(texts, vocabulary.templates)
-        counts = [len(label.prompts) for label in labels]
-        places = owners(labels, vocabulary)
-        parts, first = [], 0
-        for group in self._label_groups(counts, features):
-            stop = first + sum(group)
-            merged = self.similarities(features, prompts[first:stop], on_progress)
-            part = places[first:stop]
-            lowest = min((place for place in part if place >= 0), default=0)
-            parts.append(self.finish(features, merged, [place - lowest if place >= 0 else place for place in part]))
-            first = stop
+        parts, first, done = [], 0, 0
+        for group in self._label_groups(labels, features):
+            places = owners(group, own - done)
+            merged = self.similarities(features, prompts[first : first + len(places)], on_progress)
+            parts.append(self.finish(features, merged, places))
+            first, done = first + len(places), done + len(group)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _label_groups(self, counts: Sequence[int], features: ImageFeatures) -> Iterator[list[int]]:
-        """Numbers of prompts of labels whose score maps are made together, so that memory stays bounded."""
+    def _label_groups(self, labels: Sequence[Label], features: ImageFeatures) -> Iterator[Sequence[Label]]:
+        """Labels whose score maps are made together, so that memory stays bounded."""
         if not self.method.independent_labels:
-            yield list(counts)
+            yield labels
             return
         at_once = self._at_once(features)
-        group: list[int] = []
-        for count in counts:
-            if group and sum(group) + count > at_once:
+        group: list[Label] = []
+        for label in labels:
+            if group and sum(len(other.prompts) for other in (*group, label)) > at_once:
                 yield group
                 group = []
-            group.append(count)
+            group.append(label)
         yield group
 
     def _at_once(self, features: ImageFeatures) -> int:
@@ -526,17 +506,6 @@ class Segmenter:
         for label in self.contenders(vocabulary):
             self.embed_prompts(label.prompts, vocabulary.templates)
         return self.segment(self.encode(image), vocabulary)
-
-
-def owners(labels: Sequence[Label], vocabulary: Vocabulary) -> list[int]:
-    """The label of each prompt of `Segmenter.contenders`, from 0; -1 for names of the background."""
-    count = len(vocabulary.labels)
-    return [place if place < count else -1 for place, label in enumerate(labels) for _ in label.prompts]
-
-
-def _singular(name: str) -> str:
-    """A name as it is compared with others: letter case and a final s make no other name."""
-    return name.casefold().strip().removesuffix("s")
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ from tcl_core.segmentation.argmax import (
     label_map_from_scores,
     one_label_from_scores,
 )
+from tcl_core.segmentation.contenders import owners
 from tcl_core.segmentation.features import FeatureKey, ImageFeatures
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.types import Segmentation
@@ -167,9 +168,8 @@ class ImageSession:
             contenders = self.segmenter.contenders(vocabulary)
             labels = [contenders[place] for place in missing]
             merged = self._merged(labels, vocabulary.templates, on_progress)
-            last = len(vocabulary.labels)
-            places = [n if missing[n] < last else -1 for n, label in enumerate(labels) for _ in label.prompts]
-            found = self.segmenter.finish(self.encode(), merged, places).cpu()
+            own = sum(place < len(vocabulary.labels) for place in missing)
+            found = self.segmenter.finish(self.encode(), merged, owners(labels, own)).cpu()
             # Clones, because a view would keep the scores of all labels.
             known.update((keys[place], plane.clone()) for place, plane in zip(missing, found, strict=True))
         # What the vocabulary no longer names is forgotten; its similarities stay in their cache for a while.

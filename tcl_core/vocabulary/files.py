@@ -195,12 +195,11 @@ def _parse_background(value: object) -> tuple[bool, float | None, tuple[str, ...
     if isinstance(value, Mapping):
         _check_keys(value, ("threshold", "names"), "background")
         threshold = value.get("threshold")
-        _, height, _ = (True, None, None) if threshold is None else _parse_background(threshold)
-        if threshold is not None and height is None:
+        if threshold is not None and not isinstance(threshold, float):
             raise VocabularyError(
                 f"background.threshold: expected a number between 0 and 1 such as 0.45, found {_describe(threshold)}"
             )
-        return True, height, _parse_background_names(value.get("names"))
+        return True, threshold, _parse_background_names(value.get("names"))
     if isinstance(value, bool):
         return value, None, None
     if isinstance(value, float):

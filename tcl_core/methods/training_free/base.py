@@ -186,8 +186,12 @@ class TrainingFree(Method):
     def encode(self, windows: Tensor) -> DenseFeatures:
         """Embed each patch of windows float32 ``[B, 3, H, W]``, zero-padded to whole patches inside."""
         padded, offset = pad_to_multiple(windows, self.clip.patch_size)
+        return self.dense_features(self.patch_tokens(padded), windows, padded, offset)
+
+    def dense_features(self, tokens: Tensor, windows: Tensor, padded: Tensor, offset: tuple[int, int]) -> DenseFeatures:
+        """Features of windows from the tokens ``[B, hw, C]`` of their patches."""
         return DenseFeatures(
-            dense=self.projected(self.patch_tokens(padded), self.clip.grid(padded)),
+            dense=self.projected(tokens, self.clip.grid(padded)),
             size=(int(windows.shape[-2]), int(windows.shape[-1])),
             padded=(int(padded.shape[-2]), int(padded.shape[-1])),
             offset=offset,

@@ -30,13 +30,19 @@ class MaskCLIPRefinedOptions(DenseOptions):
     """The thresholds that the authors' programs have."""
 
     prompt_denoising: float = option(
-        0.5, "A prompt whose best share in the whole image is below this is left out; 0 keeps all.", affects="scores",
-        ge=0, le=1,
-    )  # fmt: skip
+        0.5,
+        "A prompt whose best share in the whole image is below this is left out; 0 keeps all.",
+        affects="scores",
+        ge=0,
+        le=1,
+    )
     key_smoothing: float = option(
-        1.0, "Patches whose best share is below this take over the shares of patches with like keys; 0 is none.",
-        affects="scores", ge=0, le=1,
-    )  # fmt: skip
+        1.0,
+        "Patches whose best share is below this take over the shares of patches with like keys; 0 is none.",
+        affects="scores",
+        ge=0,
+        le=1,
+    )
     upstream_key_norm: bool = option(
         False, "Normalize keys over patches instead of channels, as the authors' program does.", affects="scores"
     )
@@ -117,13 +123,7 @@ class MaskCLIPRefined(TrainingFree):
         """Embed each patch of windows float32 ``[B, 3, H, W]``, zero-padded to whole patches inside."""
         padded, offset = pad_to_multiple(windows, self.clip.patch_size)
         tokens, keys = self._tokens_and_keys(padded)
-        return KeyedFeatures(
-            dense=self.projected(tokens, self.clip.grid(padded)),
-            size=(int(windows.shape[-2]), int(windows.shape[-1])),
-            padded=(int(padded.shape[-2]), int(padded.shape[-1])),
-            offset=offset,
-            keys=keys.float(),
-        )
+        return KeyedFeatures(**vars(self.dense_features(tokens, windows, padded, offset)), keys=keys.float())
 
     def embed_prompts(self, prompts: Sequence[str], templates: Sequence[str]) -> JudgedPrompts:
         """Embed prompts; before an image is seen all of them are kept."""
