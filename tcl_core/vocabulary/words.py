@@ -28,6 +28,14 @@ _SINGULAR_IN_S = frozenset(
 )
 """Singular words that end in one s. `inflect` takes some of them for plurals ("bus" for that of "bu")."""
 
+_PLURAL_ONLY = frozenset(
+    """
+    binoculars clothes eyeglasses glasses goggles headphones jeans leggings overalls pajamas pants pliers scissors
+    shears shorts stairs sunglasses tights trousers tweezers
+    """.split()
+)
+"""Plurals that name one thing, so that templates make another plural of them ("pantss")."""
+
 
 def same_words(first: str, second: str) -> bool:
     """Whether two names are the same words.
@@ -77,7 +85,7 @@ def word_forms(word: str) -> frozenset[str]:
     singular = _singular(word)
     plurals = {singular + "s"}
     if singular.isascii() and singular.isalpha():
-        plurals.add(_engine().plural_noun(singular))  # type: ignore[arg-type]
+        plurals.add(_engine().plural_noun(singular))
     return frozenset({word, singular, *(plural for plural in plurals if _is_plural(plural, singular))})
 
 
@@ -86,9 +94,11 @@ def _singular(word: str) -> str:
     if word in _SINGULAR_IN_S or not (word.isascii() and word.isalpha()):
         return word
     if word.endswith("ss"):
+        if word[:-1] in _PLURAL_ONLY:
+            return _singular(word[:-1])
         # "grasss" and "lenss" are what templates make of "grass" and "lens"; "glass" and "class" are no plurals.
         return word[:-1] if word.endswith("sss") or word[:-1] in _SINGULAR_IN_S else word
-    return _engine().singular_noun(word) or word  # type: ignore[arg-type]
+    return _engine().singular_noun(word) or word
 
 
 def _is_plural(plural: str, singular: str) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcl_core.vocabulary.common_names import common_names
+from tcl_core.vocabulary.common_names import CommonName, common_names
 from tcl_core.vocabulary.words import contains_words, same_words, word_forms
 
 
@@ -112,8 +112,8 @@ def test_any_text_can_be_compared(first: str, second: str) -> None:
 
 
 @pytest.mark.parametrize("name", common_names(), ids=lambda name: name.name)
-def test_common_names_equal_their_plurals(name: object) -> None:
-    words = name.name  # type: ignore[attr-defined]
+def test_common_names_equal_their_plurals(name: CommonName) -> None:
+    words = name.name
     last = words.split()[-1]
     for form in word_forms(last):
         assert same_words(words, words.removesuffix(last) + form)
