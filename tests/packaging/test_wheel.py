@@ -27,6 +27,7 @@ ASSETS = (
     "tcl_core/assets/playground.safetensors",
     "tcl_core/models/manifest.json",
     "tcl_core/py.typed",
+    "tcl_core/vocabulary/common_names.yaml",
     "napari_tcl/napari.yaml",
 )
 IMAGES = 2

@@ -1,0 +1,140 @@
+"""Names are compared as words: number, letter case and hyphens make no difference, other letters do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tcl_core.vocabulary.common_names import CommonName, common_names
+from tcl_core.vocabulary.words import contains_words, same_words, word_forms
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("sofa", "sofas"),
+        ("mouse", "mice"),
+        ("person", "people"),
+        ("sky", "skies"),
+        ("sky", "skys"),
+        ("skies", "skys"),
+        ("knife", "knives"),
+        ("leaf", "leaves"),
+        ("grass", "grasss"),
+        ("grass", "grasses"),
+        ("glass", "glasses"),
+        ("bus", "buses"),
+        ("bus", "buss"),
+        ("lens", "lenses"),
+        ("lens", "lenss"),
+        ("axe", "axes"),
+        ("ski", "skis"),
+        ("menu", "menus"),
+        ("child", "children"),
+        ("sheep", "sheep"),
+        ("scissors", "scissorss"),
+        ("Traffic-Light", "traffic  lights"),
+        ("traffic_light", "traffic light"),
+        ("  CAR\n", "car"),
+        ("\uff43\uff41\uff52", "car"),
+        ("cafe\u0301", "caf\u00e9s"),
+        ("stra\u00dfe", "STRASSE"),
+        ("teddy bears", "teddy bear"),
+        ("\u732b", "\u732b"),
+        ("", ""),
+    ],
+)
+def test_the_same(first: str, second: str) -> None:
+    assert same_words(first, second) and same_words(second, first)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("bus", "bu"),
+        ("grass", "gras"),
+        ("class", "clas"),
+        ("glass", "glas"),
+        ("gas", "ga"),
+        ("lens", "len"),
+        ("news", "new"),
+        ("princess", "princes"),
+        ("needless", "needles"),
+        ("tennis", "tenni"),
+        ("cactus", "cactu"),
+        ("car", "carpet"),
+        ("car", "cart"),
+        ("car", "red car"),
+        ("teddy bear", "bear teddy"),
+        ("sea", "seat"),
+        ("pan", "pant"),
+        ("leaf", "leave"),
+        ("", "car"),
+        ("-", ""),
+        ("\u732b", "\u72ac"),
+    ],
+)
+def test_not_the_same(first: str, second: str) -> None:
+    assert not same_words(first, second) and not same_words(second, first)
+
+
+@pytest.mark.parametrize(
+    ("text", "part", "expected"),
+    [
+        ("red sports cars", "car", True),
+        ("red sports cars", "sport car", True),
+        ("red sports cars", "red car", False),
+        ("carpet", "car", False),
+        ("car", "red car", False),
+        ("my dog's ear", "dog", True),
+        ("the dogs' ears", "dog", True),
+        ("cars, trucks", "car", True),
+        ("fire-trucks", "fire truck", True),
+        ("car", "", False),
+        ("", "", False),
+    ],
+)
+def test_contained_words(text: str, part: str, expected: bool) -> None:
+    assert contains_words(text, part) is expected
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_any_text_can_be_compared(first: str, second: str) -> None:
+    assert same_words(first, first)
+    assert same_words(first, second) == same_words(second, first)
+    if same_words(first, second) and contains_words(first, first):
+        assert contains_words(first, second)
+
+
+@pytest.mark.parametrize("name", common_names(), ids=lambda name: name.name)
+def test_common_names_equal_their_plurals(name: CommonName) -> None:
+    words = name.name
+    last = words.split()[-1]
+    for form in word_forms(last):
+        assert same_words(words, words.removesuffix(last) + form)
+    assert same_words(words, words + "s")
+
+
+def test_many_comparisons_take_no_time_once_the_words_are_known() -> None:
+    prompts = ("red sports car", "office chairs", "people", "skies", "palm tree") * 4
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        for name in common_names():
+            for prompt in prompts:
+                same_words(name.name, prompt)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds[1:]) < 0.1
+
+
+def test_inflect_is_imported_only_when_words_are_compared() -> None:
+    code = (
+        "import sys, tcl_core.vocabulary.common_names as names; names.common_names(); print('inflect' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
