@@ -49,10 +49,10 @@
   const refreshCards = () => {
     const show = filters.find(pressed).dataset.show;
     // What is not shown must not be found.
-    const parts = showsUnlabeled() ? "figcaption,.why" : "figcaption>:not(.unlabeled),.why";
+    const searched = showsUnlabeled() ? "figcaption,.why" : "figcaption>:not(.unlabeled),.why";
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     cards.forEach((card) => {
-      const text = all(parts, card).map((part) => part.textContent).join(" ").toLowerCase();
+      const text = all(searched, card).map((element) => element.textContent).join(" ").toLowerCase();
       const fits = (show === "all" || card.dataset.kind === show) && words.every((word) => text.includes(word));
       card.classList.toggle("hide", !fits);
     });
