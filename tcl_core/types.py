@@ -1,4 +1,4 @@
-"""The two results that travel between the rooms: a segmentation and its regions."""
+"""The results passed between modules: a segmentation, its regions, and what was left unlabeled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tcl_core.vocabulary import Vocabulary
 
-__all__ = ["Region", "Segmentation"]
+__all__ = ["Region", "Segmentation", "Unlabeled"]
 
 
 @dataclass(frozen=True)
@@ -66,3 +66,29 @@ class Region:
         x, y, width, height = self.bbox
         full[y : y + height, x : x + width] = self.mask
         return full
+
+
+@dataclass(frozen=True)
+class Unlabeled:
+    """The background names that beat every label somewhere in one image.
+
+    Their pixels are never annotated; a preview shows them so that a user can see what an empty area was taken for.
+
+    Attributes:
+        names: background names that won at least one pixel.
+        winner: int32 ``[H, W]``; 0 where a label or the plain background won, k where ``names[k - 1]`` did.
+    """
+
+    names: tuple[str, ...]
+    winner: NDArray[np.int32]
+
+    def shares(self) -> dict[str, float]:
+        """Share of the image's pixels that each name won, largest first; names without a pixel are omitted.
+
+        Examples:
+            >>> Unlabeled(("sky", "wall"), np.array([[0, 1], [2, 2]], np.int32)).shares()
+            {'wall': 0.5, 'sky': 0.25}
+        """
+        pixels = np.bincount(self.winner.ravel(), minlength=len(self.names) + 1)[1:].tolist()
+        ranked = sorted(zip(self.names, pixels, strict=True), key=lambda pair: -pair[1])
+        return {name: number / self.winner.size for name, number in ranked if number}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import colorsys
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tcl_core.preview.markup import render_regions
-from tcl_core.types import Region, Segmentation
+from tcl_core.types import Region, Segmentation, Unlabeled
+from tcl_core.vocabulary.colors import Color
 
-__all__ = ["draw_overlay", "regions_to_svg", "thumbnail"]
+__all__ = ["draw_overlay", "draw_unlabeled", "muted_color", "regions_to_svg", "thumbnail"]
 
 _MAX_REGIONS = 500
 _MASK_OPACITY = 0.45
@@ -76,6 +78,46 @@ def draw_overlay(image: NDArray[np.uint8], segmentation: Segmentation, opacity: 
     overlay = Image.fromarray(canvas.round().astype(np.uint8))
     present = [label_id for label_id in np.unique(label_map).tolist() if label_id > 0]
     return _with_legend(overlay, [(segmentation.vocabulary.names[k - 1], colors[k]) for k in present])
+
+
+def draw_unlabeled(unlabeled: Unlabeled, colors: Mapping[str, Color], size: tuple[int, int]) -> Image.Image:
+    """The pixels of background names in flat colors, to be laid over a thumbnail.
+
+    Args:
+        unlabeled: what won where in the full-size image.
+        colors: of all its names.
+        size: width and height of the thumbnail.
+
+    Returns:
+        An RGBA image of ``size``: opaque where a name won, transparent elsewhere.
+
+    Examples:
+        >>> halves = Unlabeled(("sky",), np.array([[1, 0]], np.int32))
+        >>> [pixel[3] for pixel in draw_unlabeled(halves, {"sky": (90, 120, 140)}, (2, 1)).getdata()]
+        [255, 0]
+    """
+    palette = np.array([(0, 0, 0, 0), *((*colors[name], 255) for name in unlabeled.names)], dtype=np.uint8)
+    width, height = size
+    # The centers of the thumbnail's pixels; a mean of two colors would look like a third name.
+    rows, columns = (
+        (2 * np.arange(small) + 1) * side // (2 * small)
+        for small, side in zip((height, width), unlabeled.winner.shape, strict=True)
+    )
+    return Image.fromarray(palette[unlabeled.winner[np.ix_(rows, columns)]])
+
+
+def muted_color(number: int) -> Color:
+    """The ``number``-th color, counted from 0, of a sequence duller than the default colors of labels.
+
+    Examples:
+        >>> len({muted_color(number) for number in range(100)})
+        100
+    """
+    hue = (0.09 + number * 0.6180339887498949) % 1.0
+    saturation = (0.34, 0.46, 0.26)[number % 3]
+    value = (0.86, 0.60, 0.74)[(number // 2) % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def _inner_edge(label_map: NDArray[np.int32]) -> NDArray[np.bool_]:

@@ -14,6 +14,9 @@ from tcl_core.vocabulary import Vocabulary
 
 __all__ = ["page_name", "render_page", "render_regions"]
 
+_MAX_NAMES = 8
+"""Background names listed below an image before it is enlarged."""
+
 
 def render_page(
     title: str,
@@ -25,6 +28,7 @@ def render_page(
     total: int,
     page: int,
     pages: int,
+    unlabeled: bool = False,
 ) -> str:
     """One whole page as HTML, with style and script inside, so that it needs no other file but its images.
 
@@ -38,6 +42,7 @@ def render_page(
         total: number of images of the job.
         page: this page, counted from 0.
         pages: number of pages.
+        unlabeled: whether an image on any page has pixels that background names won, so that there is a layer to show.
     """
     kinds = {kind: kinds.get(kind, 0) for kind in ("found", "empty", "failed")}
     figures = {
@@ -64,6 +69,8 @@ def render_page(
             page=page,
             pages=pages,
             near=_near(page, pages),
+            unlabeled=unlabeled,
+            max_names=_MAX_NAMES,
             style=_asset("page.css"),
             script=_asset("page.js"),
         )
@@ -91,7 +98,16 @@ def _environment() -> Environment:
     )
     environment.filters["thousands"] = lambda number: f"{number:,}"
     environment.filters["page_name"] = page_name
+    environment.filters["percent"] = _percent
     return environment
+
+
+def _percent(share: float) -> str:
+    """A share in ``(0, 1]`` in whole percent, without claiming none or all of the image where that is not so."""
+    rounded = round(100 * share)
+    if rounded == 0:
+        return "<1%"
+    return ">99%" if rounded == 100 and share < 1 else f"{rounded}%"
 
 
 def _near(page: int, pages: int) -> list[int | None]:

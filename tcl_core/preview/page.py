@@ -13,7 +13,7 @@ import os
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl_core.errors import SettingsError, TclError
-from tcl_core.preview.drawing import regions_to_svg, thumbnail
+from tcl_core.preview.drawing import draw_unlabeled, muted_color, regions_to_svg, thumbnail
 from tcl_core.preview.markup import page_name, render_page
-from tcl_core.types import Region
+from tcl_core.types import Region, Unlabeled
 from tcl_core.vocabulary import Vocabulary
+from tcl_core.vocabulary.colors import Color
 
 __all__ = ["CARDS_FILE", "PreviewWriter", "check_preview_folder", "is_preview_folder"]
 
@@ -32,6 +33,7 @@ CARDS_FILE = "cards.jsonl"
 """File in a preview's folder that holds one line for each image."""
 _INDEX = page_name(0)
 _TINY = 200
+_STEM = 16
 _FORMAT = {"preview": "tcl-annotate", "format": 1}
 
 
@@ -106,6 +108,9 @@ class PreviewWriter:
                 self._remove_old()
             self._cards: IO[bytes] = open(folder / CARDS_FILE, "a+b")
             self._drop_torn_line()
+            self._name_colors: dict[str, Color] = {}
+            for _, card in self._lines():
+                self._color_names(entry["name"] for entry in card.get("unlabeled", ()))
         except OSError as error:
             raise _unwritable(folder, error) from error
 
@@ -124,13 +129,20 @@ class PreviewWriter:
         last = {card["name"]: "failed" in card for _, card in self._lines()}
         return {name for name, failed in last.items() if not failed}
 
-    def add_image(self, file_name: str, image: NDArray[np.uint8], regions: Sequence[Region]) -> None:
+    def add_image(
+        self,
+        file_name: str,
+        image: NDArray[np.uint8],
+        regions: Sequence[Region],
+        unlabeled: Unlabeled | None = None,
+    ) -> None:
         """Add the card of one image; a later card of the same name replaces it.
 
         Args:
             file_name: as in the COCO file.
             image: uint8 ``[H, W, 3]``.
             regions: its regions, with polygons; there may be none.
+            unlabeled: background names that won some of its pixels, shown as a layer that is off at first.
 
         Raises:
             TclError: if the folder cannot be written to.
@@ -139,26 +151,39 @@ class PreviewWriter:
         small = thumbnail(image, self._max_side)
         tiny = max(small.size) <= _TINY
         # The same name in every run, whatever other images there are, and safe on every file system.
-        stem = hashlib.sha256(file_name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        stem = hashlib.sha256(file_name.encode("utf-8", "surrogatepass")).hexdigest()[:_STEM]
         name = f"{stem}.{'png' if tiny else 'jpg'}"
+        shares = {} if unlabeled is None else unlabeled.shares()
         try:
             if tiny:
                 small.save(self._folder / "img" / name, compress_level=6)
             else:
                 small.save(self._folder / "img" / name, quality=84)
+            overlay = self._folder / "img" / f"{stem}-names.png"
+            if unlabeled is not None and shares:
+                self._color_names(shares)
+                draw_unlabeled(unlabeled, self._name_colors, small.size).save(overlay, compress_level=6)
+            else:
+                # An earlier card of the same image may have left one.
+                overlay.unlink(missing_ok=True)
         except OSError as error:
             raise _unwritable(self._folder, error) from error
-        self._append(
-            {
-                "name": file_name,
-                "size": [width, height],
-                "image": name,
-                "shown": list(small.size),
-                "tiny": tiny,
-                "counts": dict(sorted(Counter(region.label_id for region in regions).items())),
-                "svg": regions_to_svg(regions, min(1.0, small.width / width)),
-            }
-        )
+        card = {
+            "name": file_name,
+            "size": [width, height],
+            "image": name,
+            "shown": list(small.size),
+            "tiny": tiny,
+            "counts": dict(sorted(Counter(region.label_id for region in regions).items())),
+            "svg": regions_to_svg(regions, min(1.0, small.width / width)),
+        }
+        if shares:
+            card["overlay"] = overlay.name
+            card["unlabeled"] = [
+                {"name": name, "share": share, "color": "#{:02x}{:02x}{:02x}".format(*self._name_colors[name])}
+                for name, share in shares.items()
+            ]
+        self._append(card)
 
     def add_failure(self, file_name: str, reason: str) -> None:
         """Add the card of an image that could not be labeled.
@@ -186,7 +211,9 @@ class PreviewWriter:
         present = array("q", (offsets[name] for name in order if name in offsets))
         counts: Counter[int] = Counter()
         kinds: Counter[str] = Counter()
+        any_unlabeled = False
         for card in self._read(present):
+            any_unlabeled |= "unlabeled" in card
             counts.update({int(label_id): number for label_id, number in card.get("counts", {}).items()})
             kinds[_kind(card)] += 1
         pages = max(1, -(-len(present) // self._page_size))
@@ -196,7 +223,9 @@ class PreviewWriter:
                 cards = list(self._read(present[begin : begin + self._page_size]))
                 for card in cards:
                     card["kind"] = _kind(card)
-                text = render_page(title, cards, self._vocabulary, counts, kinds, settings, len(order), page, pages)
+                text = render_page(
+                    title, cards, self._vocabulary, counts, kinds, settings, len(order), page, pages, any_unlabeled
+                )
                 _write(self._folder / page_name(page), text)
             for stale in self._folder.glob("page-*.html"):
                 if stale.name not in {page_name(page) for page in range(pages)}:
@@ -204,6 +233,11 @@ class PreviewWriter:
         except OSError as error:
             raise _unwritable(self._folder, error) from error
         return self._folder / _INDEX
+
+    def _color_names(self, names: Iterable[str]) -> None:
+        # In the order in which they appear, so that a name has one color in the whole job, also when it is resumed.
+        for name in names:
+            self._name_colors.setdefault(name, muted_color(len(self._name_colors)))
 
     def _append(self, card: Mapping[str, Any]) -> None:
         try:
@@ -266,7 +300,9 @@ class PreviewWriter:
 
     def _remove_old(self) -> None:
         # Only what a preview wrote: whatever else the user keeps there stays.
-        for pattern in (CARDS_FILE, _INDEX, "page-*.html", "img/????????????????.jpg", "img/????????????????.png"):
+        stem = "?" * _STEM
+        images = (f"img/{stem}.jpg", f"img/{stem}.png", f"img/{stem}-names.png")
+        for pattern in (CARDS_FILE, _INDEX, "page-*.html", *images):
             for path in self._folder.glob(pattern):
                 path.unlink()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,9 +13,9 @@ from PIL import Image
 from shapely import Point, Polygon, box
 
 from tcl_core.errors import SettingsError
-from tcl_core.preview.drawing import draw_overlay, regions_to_svg, thumbnail
+from tcl_core.preview.drawing import draw_overlay, draw_unlabeled, muted_color, regions_to_svg, thumbnail
 from tcl_core.preview.page import PreviewWriter, check_preview_folder
-from tcl_core.types import Region, Segmentation
+from tcl_core.types import Region, Segmentation, Unlabeled
 from tcl_core.vocabulary import Label, Vocabulary
 
 EVIL = "<script>alert(1)</script>\"'&"
@@ -196,3 +197,164 @@ def test_overlay_tints_labels_and_leaves_the_rest() -> None:
     assert np.array_equal(np.asarray(draw_overlay(image, nothing)), image)
     tiny = Segmentation(np.ones((1, 1), np.int32), np.ones((1, 1), np.float32), VOCABULARY)
     assert draw_overlay(image[:1, :1], tiny).width == 160
+
+
+def halves(height: int = 40, width: int = 60, names: tuple[str, str] = ("wall", "floor")) -> Unlabeled:
+    """The first name above, the second below, and the leftmost quarter of the columns without either."""
+    winner = np.ones((height, width), dtype=np.int32)
+    winner[height // 2 :] = 2
+    winner[:, : width // 4] = 0
+    return Unlabeled(names, winner)
+
+
+def overlays(folder: Path) -> list[Path]:
+    return sorted((folder / "img").glob("*-names.png"))
+
+
+def test_shares_are_those_of_the_pixels_largest_first() -> None:
+    assert Unlabeled(("a", "b"), np.array([[2, 2, 1, 0]], np.int32)).shares() == {"b": 0.5, "a": 0.25}
+    assert list(Unlabeled(("a", "b"), np.array([[2, 2, 1, 0]], np.int32)).shares()) == ["b", "a"]
+    assert Unlabeled((), np.zeros((2, 2), np.int32)).shares() == {}
+    assert Unlabeled(("never",), np.zeros((2, 2), np.int32)).shares() == {}
+
+
+def test_names_that_won_pixels_are_a_layer_over_the_image_and_below_the_masks(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    with PreviewWriter(folder, VOCABULARY) as writer:
+        writer.add_image("a.png", image(), [region(1, box(1, 1, 5, 5))], halves())
+        writer.add_image("plain.png", image(), [])
+        index = writer.finish("t", {}, ["a.png", "plain.png"])
+    page, text = Page(index), index.read_text(encoding="utf-8")
+    (overlay,) = overlays(folder)
+    assert page.targets[1] == f"img/{overlay.name}" and len(page.targets) == 3
+    assert text.index('data-layer="unlabeled"') < text.index(overlay.name) < text.index("<path")
+    assert re.search(r'data-layer="unlabeled" data-key="n" aria-pressed="false"', text)
+    assert "not annotated: wall 38% floor 38%" in page.words
+    assert text.count('class="tags unlabeled"') == 1
+    with Image.open(overlay) as drawn:
+        pixels = np.asarray(drawn)
+    assert pixels.shape == (40, 60, 4)
+    assert (pixels[:, :15, 3] == 0).all() and (pixels[:, 15:, 3] == 255).all()
+    for name, row in (("wall", 0), ("floor", 39)):
+        assert "#{:02x}{:02x}{:02x}".format(*pixels[row, 30]) in re.findall(
+            rf"--c:(#\w+)[^>]*><i[^>]*></i>{name}", text
+        )
+
+
+def test_background_names_are_text_never_markup(tmp_path: Path) -> None:
+    with PreviewWriter(tmp_path / "p", VOCABULARY) as writer:
+        writer.add_image("a.png", image(), [], halves(names=(EVIL, "floor")))
+        page = Page(writer.finish("t", {}, ["a.png"]))
+    assert page.tags.count("script") == 1 and page.open == []
+    assert f"{EVIL} 38%" in page.words
+
+
+def test_without_names_there_is_no_layer(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    with PreviewWriter(folder, VOCABULARY) as writer:
+        writer.add_image("a.png", image(), [region(1, box(1, 1, 5, 5))])
+        writer.add_image("b.png", image(), [], Unlabeled((), np.zeros((40, 60), np.int32)))
+        page = Page(writer.finish("t", {}, ["a.png", "b.png"]))
+    assert overlays(folder) == []
+    assert "not annotated" not in page.words.lower()
+    assert len(list((folder / "img").iterdir())) == 2
+
+
+def test_the_layer_can_be_switched_on_every_page_of_a_job_that_has_one(tmp_path: Path) -> None:
+    with PreviewWriter(tmp_path / "p", VOCABULARY, page_size=1) as writer:
+        writer.add_image("a.png", image(), [])
+        writer.add_image("b.png", image(), [], halves())
+        first = Page(writer.finish("t", {}, ["a.png", "b.png"]))
+        assert "Not annotated" in first.words
+        assert "Not annotated" not in Page(writer.finish("t", {}, ["a.png"])).words
+
+
+def test_long_lists_of_names_are_cut_until_the_image_is_enlarged(tmp_path: Path) -> None:
+    names = tuple(f"thing {number}" for number in range(11))
+    winner = np.repeat(np.arange(1, 12, dtype=np.int32), 4).reshape(4, 11)
+    with PreviewWriter(tmp_path / "p", VOCABULARY) as writer:
+        writer.add_image("a.png", image(4, 11), [], Unlabeled(names, winner))
+        index = writer.finish("t", {}, ["a.png"])
+    assert "thing 10 9% and 3 more" in Page(index).words
+    assert index.read_text(encoding="utf-8").count('class="tag extra"') == 3
+
+
+def test_a_share_is_never_rounded_to_none_or_all(tmp_path: Path) -> None:
+    winner = np.ones((30, 30), dtype=np.int32)
+    winner[0, 0] = 2
+    with PreviewWriter(tmp_path / "p", VOCABULARY) as writer:
+        writer.add_image("a.png", image(30, 30), [], Unlabeled(("wall", "floor"), winner))
+        writer.add_image("b.png", image(30, 30), [], Unlabeled(("sky",), np.ones((30, 30), np.int32)))
+        words = Page(writer.finish("t", {}, ["a.png", "b.png"])).words
+    assert "wall >99% floor <1%" in words and "sky 100%" in words
+
+
+def test_names_survive_a_resumed_run_and_keep_their_colors(tmp_path: Path) -> None:
+    swapped = Unlabeled(("lawn", "floor"), halves().winner)
+
+    def write(folder: Path, *, interrupted: bool) -> str:
+        writer = PreviewWriter(folder, VOCABULARY)
+        writer.add_image("a.png", image(), [], halves())
+        if interrupted:
+            writer.close()
+            writer = PreviewWriter(folder, VOCABULARY, keep=True)
+            assert writer.names() == {"a.png"} and len(overlays(folder)) == 1
+        writer.add_image("b.png", image(), [], swapped)
+        text = writer.finish("t", {}, ["a.png", "b.png"]).read_text(encoding="utf-8")
+        writer.close()
+        return text
+
+    text = write(tmp_path / "p", interrupted=True)
+    assert text == write(tmp_path / "q", interrupted=False)
+    colors = dict.fromkeys(re.findall(r"--c:(#\w+)\"><i class=.dot.></i>(\w+)", text))
+    assert sorted(name for _, name in colors) == ["floor", "lawn", "wall"]
+
+
+def test_overlays_go_with_their_cards_and_nothing_else_does(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    with PreviewWriter(folder, VOCABULARY) as writer:
+        writer.add_image("a.png", image(), [], halves())
+        assert len(overlays(folder)) == 1
+        writer.add_image("a.png", image(), [])
+        assert overlays(folder) == []
+        writer.add_image("a.png", image(), [], halves())
+    mine = folder / "img" / "my-names.png"
+    mine.touch()
+    PreviewWriter(folder, VOCABULARY).close()
+    assert list((folder / "img").iterdir()) == [mine]
+
+
+def test_cards_written_before_there_were_overlays_are_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    with PreviewWriter(folder, VOCABULARY) as writer:
+        writer.add_image("a.png", image(), [], halves())
+        writer.add_image("b.png", image(), [])
+    header, *cards = [json.loads(line) for line in (folder / "cards.jsonl").read_text().splitlines()]
+    assert header == {"preview": "tcl-annotate", "format": 1, "job": ""}
+    assert cards[1].keys() == cards[0].keys() - {"overlay", "unlabeled"}
+    with PreviewWriter(folder, VOCABULARY, keep=True) as writer:
+        assert writer.names() == {"a.png", "b.png"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((1, 1), (1, 1)), ((3, 500), (500, 3)), ((500, 3), (3, 500)), ((1, 4000), (800, 1))]
+)
+def test_overlays_are_as_large_as_the_thumbnail(tmp_path: Path, shape: tuple[int, int], size: tuple[int, int]) -> None:
+    unlabeled = Unlabeled(("wall",), np.ones(shape, np.int32))
+    with PreviewWriter(tmp_path / "p", VOCABULARY) as writer:
+        writer.add_image("a.png", image(*shape), [], unlabeled)
+        assert "wall 100%" in Page(writer.finish("t", {}, ["a.png"])).words
+    with Image.open(overlays(tmp_path / "p")[0]) as drawn:
+        assert drawn.size == size
+        assert (np.asarray(drawn) == (*muted_color(0), 255)).all()
+
+
+def test_overlays_made_smaller_have_no_color_but_those_of_the_names() -> None:
+    winner = np.random.default_rng(0).integers(0, 3, (90, 130), dtype=np.int32)
+    drawn = np.asarray(draw_unlabeled(Unlabeled(("a", "b"), winner), {"a": (9, 9, 9), "b": (200, 0, 0)}, (31, 20)))
+    assert drawn.shape == (20, 31, 4)
+    assert {tuple(pixel) for pixel in drawn.reshape(-1, 4).tolist()} == {
+        (0, 0, 0, 0),
+        (9, 9, 9, 255),
+        (200, 0, 0, 255),
+    }

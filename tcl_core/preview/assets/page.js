@@ -21,24 +21,38 @@
     });
   });
 
-  const layers = { masks: ["no-masks", false], edges: ["no-edges", false], original: ["original", true] };
+  const layers = {
+    masks: ["no-masks", false],
+    edges: ["no-edges", false],
+    original: ["original", true],
+    unlabeled: ["show-unlabeled", true],
+  };
+  const showsUnlabeled = () => body.classList.contains("show-unlabeled");
   const toggleLayer = (button) => {
     const [name, whenPressed] = layers[button.dataset.layer];
     press(button, !pressed(button));
     body.classList.toggle(name, pressed(button) === whenPressed);
+    refreshCards();
+    fit();
   };
   all("[data-layer]").forEach((button) => button.addEventListener("click", () => toggleLayer(button)));
   const opacity = document.getElementById("opacity");
-  opacity.addEventListener("input", () => body.style.setProperty("--mask", opacity.value / 100));
+  opacity.addEventListener("input", () => {
+    body.style.setProperty("--mask", opacity.value / 100);
+    // Dull colors need more of it to be told apart.
+    body.style.setProperty("--overlay", Math.min(1, opacity.value / 100 * 1.5));
+  });
 
   const cards = all("main .card");
   const search = document.getElementById("search");
   const filters = all("[data-show]");
   const refreshCards = () => {
     const show = filters.find(pressed).dataset.show;
+    // What is not shown must not be found.
+    const searched = showsUnlabeled() ? "figcaption,.why" : "figcaption>:not(.unlabeled),.why";
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     cards.forEach((card) => {
-      const text = card.textContent.toLowerCase();
+      const text = all(searched, card).map((element) => element.textContent).join(" ").toLowerCase();
       const fits = (show === "all" || card.dataset.kind === show) && words.every((word) => text.includes(word));
       card.classList.toggle("hide", !fits);
     });
@@ -52,18 +66,20 @@
   const dialog = document.getElementById("view");
   const holder = document.getElementById("held");
   let shown = -1;
+  const fit = () => {
+    const shot = holder.querySelector(".shot");
+    if (!shot) return;
+    const image = shot.querySelector("img");
+    const [width, height] = [Number(image.getAttribute("width")), Number(image.getAttribute("height"))];
+    const caption = showsUnlabeled() && holder.querySelector(".unlabeled") ? 150 : 110;
+    const scale = Math.min(innerWidth * 0.94 / width, (innerHeight * 0.94 - caption) / height);
+    shot.style.width = `${Math.max(1, Math.floor(width * scale))}px`;
+    holder.firstElementChild.style.width = `max(${shot.style.width}, min(340px, 94vw))`;
+  };
   const open = (card) => {
     shown = cards.indexOf(card);
-    const copy = card.cloneNode(true);
-    holder.replaceChildren(copy);
-    const shot = copy.querySelector(".shot");
-    if (shot) {
-      const image = shot.querySelector("img");
-      const [width, height] = [Number(image.getAttribute("width")), Number(image.getAttribute("height"))];
-      const scale = Math.min(innerWidth * 0.94 / width, (innerHeight * 0.94 - 110) / height);
-      shot.style.width = `${Math.max(1, Math.floor(width * scale))}px`;
-      copy.style.width = `max(${shot.style.width}, min(340px, 94vw))`;
-    }
+    holder.replaceChildren(card.cloneNode(true));
+    fit();
     if (!dialog.open) dialog.showModal();
   };
   const step = (by) => {

@@ -1,0 +1,102 @@
+"""The preview page in a real browser: what is switched on is shown, found by the search box, and enlarged."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from tcl_core.preview.page import PreviewWriter
+from tcl_core.types import Unlabeled
+from tcl_core.vocabulary import Label, Vocabulary
+
+pytestmark = pytest.mark.slow
+
+ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    program, driver = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("there is no chromium with chromedriver on the PATH (Debian: apt-get install chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(argument)
+    started = webdriver.Chrome(options=options, service=Service(driver))
+    try:
+        yield started
+    finally:
+        started.quit()
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, tmp_path: Path) -> webdriver.Chrome:
+    image = np.full((30, 40, 3), 128, dtype=np.uint8)
+    names = tuple(f"thing {number}" for number in range(10))
+    winner = np.repeat(np.arange(1, 11, dtype=np.int32), 120).reshape(30, 40)
+    with PreviewWriter(tmp_path / "p", Vocabulary((Label("Sofa"),))) as writer:
+        writer.add_image("a.png", image, [], Unlabeled(names, winner))
+        writer.add_image("b.png", image, [])
+        index = writer.finish("t", {}, ["a.png", "b.png"])
+    browser.get(index.as_uri())
+    return browser
+
+
+def shown(page: webdriver.Chrome, selector: str) -> int:
+    return sum(element.is_displayed() for element in page.find_elements(By.CSS_SELECTOR, selector))
+
+
+def press(page: webdriver.Chrome, key: str) -> None:
+    page.switch_to.active_element.send_keys(key)
+
+
+def test_the_layer_is_off_until_its_button_or_key_is_pressed(page: webdriver.Chrome) -> None:
+    button = page.find_element(By.CSS_SELECTOR, "[data-layer=unlabeled]")
+    for switch, on in ((None, False), (button.click, True), (lambda: press(page, "n"), False)):
+        if switch is not None:
+            switch()
+        assert button.get_attribute("aria-pressed") == str(on).lower()
+        assert shown(page, ".overlay") == shown(page, ".unlabeled") == on
+    press(page, "n")
+    assert shown(page, ".unlabeled .tag") == 8
+    assert page.find_element(By.CSS_SELECTOR, ".unlabeled").text.endswith("and 2 more")
+    press(page, "h")
+    assert shown(page, ".overlay") == 0
+
+
+def test_the_overlay_covers_the_image_exactly(page: webdriver.Chrome) -> None:
+    press(page, "n")
+    overlay = page.find_element(By.CSS_SELECTOR, ".overlay")
+    assert overlay.rect == page.find_element(By.CSS_SELECTOR, ".shot img").rect
+    assert page.execute_script("return arguments[0].decode().then(() => arguments[0].naturalWidth)", overlay) == 40
+
+
+def test_names_are_found_only_while_they_are_shown(page: webdriver.Chrome) -> None:
+    search = page.find_element(By.ID, "search")
+    search.send_keys("thing 9")
+    assert shown(page, "main .card") == 0
+    page.find_element(By.CSS_SELECTOR, "[data-layer=unlabeled]").click()
+    assert shown(page, "main .card") == 1
+    search.clear()
+    search.send_keys("b.png")
+    assert [card.text.split()[0] for card in page.find_elements(By.CSS_SELECTOR, "main .card:not(.hide)")] == ["b.png"]
+
+
+def test_the_enlarged_image_has_the_layer_and_all_names(page: webdriver.Chrome) -> None:
+    page.find_element(By.CSS_SELECTOR, ".shot").click()
+    assert shown(page, "dialog .overlay") == shown(page, "dialog .unlabeled") == 0
+    press(page, "n")
+    assert shown(page, "dialog .overlay") == 1
+    assert shown(page, "dialog .unlabeled .tag") == 10 and shown(page, "dialog .unlabeled .more") == 0
+    press(page, Keys.ARROW_RIGHT)
+    assert "b.png" in page.find_element(By.CSS_SELECTOR, "dialog figcaption").text
+    assert shown(page, "dialog .overlay") == 0
