@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tcl_core.methods.base import Method
 from tcl_core.vocabulary import Label, Vocabulary
 from tcl_core.vocabulary.templates import apply_templates
+from tcl_core.vocabulary.words import same_words
 
 __all__ = ["Contenders", "owners"]
 
@@ -26,7 +27,7 @@ class Contenders:
         """The labels of a vocabulary, then the background's names as one label more, where there are any.
 
         The method's own names are used where the vocabulary says none, but for those that the model does not know.
-        Names that are prompts of a label too take no part, whoever gave them.
+        Names that are a label's name or prompt too, also in the plural, take no part, whoever gave them.
 
         Args:
             vocabulary: the labels.
@@ -36,8 +37,8 @@ class Contenders:
         if names is None:
             names = self._own_names(templates)
         if names:
-            taken = {_singular(prompt) for _, prompt in vocabulary.prompts}
-            names = tuple(name for name in names if _singular(name) not in taken)
+            taken = dict.fromkeys(text for label in vocabulary.labels for text in (label.name, *label.prompts))
+            names = tuple(name for name in names if not any(same_words(name, text) for text in taken))
         return (*vocabulary.labels, Label("background", names)) if names else vocabulary.labels
 
     def _own_names(self, templates: str) -> tuple[str, ...]:
@@ -66,8 +67,3 @@ def owners(labels: Sequence[Label], own: int) -> list[int]:
         [0, 0, -1]
     """
     return [place if place < own else -1 for place, label in enumerate(labels) for _ in label.prompts]
-
-
-def _singular(name: str) -> str:
-    """A name as it is compared with others: letter case and a final s make no other name."""
-    return name.casefold().strip().removesuffix("s")

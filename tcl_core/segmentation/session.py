@@ -302,4 +302,6 @@ class ImageSession:
         if not self._one_by_one:
             # How many are labels says whether the last are names of the background.
             company = ((str(len(vocabulary.labels)),), *(label.prompts for label in labels))
-        return [(label.prompts, identity, company) for label in labels]
+        # Labels of equal prompts are told apart where the scores of one depend on the other being there.
+        own = [(*company, (str(place),)) if company else company for place in range(len(labels))]
+        return [(label.prompts, identity, others) for label, others in zip(labels, own, strict=True)]

@@ -33,7 +33,7 @@ class Vocabulary:
         background_threshold: height of that plane in ``[0, 1]``; ``None`` takes the model's default.
         background_names: prompts that compete as those of labels do, and leave the pixels that they win without a
             label; ``None`` takes the method's own, which many have none of, and an empty tuple switches them off. Names
-            that are prompts of a label too take no part.
+            that a label or a prompt has too, also in the plural, take no part.
         templates: name of the template set; ``None`` takes the model's default.
 
     Raises:

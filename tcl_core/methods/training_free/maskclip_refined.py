@@ -161,7 +161,9 @@ class MaskCLIPRefined(TrainingFree):
     def _smoothed(self, features: KeyedFeatures, prompts: JudgedPrompts) -> tuple[Tensor, Tensor]:
         """Smoothed shares ``[B, P, h, w]`` and the greatest sum ``[B, 1, h, w]`` that they could have."""
         cosines = self._kept_cosines(features, prompts)
-        shares = torch.softmax(_TEMPERATURE * cosines, dim=1).flatten(2)
+        kept = prompts.kept.to(cosines.device)[:, None]
+        # Where every prompt was dropped the softmax would share a patch among them.
+        shares = torch.softmax(_TEMPERATURE * cosines, dim=1).flatten(2).masked_fill(~kept, 0)
         affinity = key_affinity(features.keys.to(cosines.device), self.options.upstream_key_norm)
         below = self.options.key_smoothing
         smooth = smooth_by_keys(shares, affinity, below)
@@ -183,7 +185,8 @@ class MaskCLIPRefined(TrainingFree):
     def shares(self, merged: Tensor) -> Tensor:
         """Smoothed similarities are shares but for their sum; others are soft-maxed over all names."""
         if not self.options.key_smoothing:
-            return super().shares(merged)
+            # Where every prompt was dropped nothing has a share, or the first label would cover the image.
+            return super().shares(merged).masked_fill_(merged.amax(dim=0) <= _DROPPED / 2, 0)
         # Keys can be opposed, so that a smoothed share can be negative.
         positive = merged.clamp(min=0)
         return positive / positive.sum(dim=0, keepdim=True).clamp(min=torch.finfo(positive.dtype).tiny)
