@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any, TypeVar
 import pytest
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tcl_core.cli.main import run
+from tests.chromium import chromium
 from tests.labelstudio.live.environment import EMAIL, PASSWORD, REPOSITORY, LabelStudioServer
 from tests.labelstudio.live.test_server import LABELS, project_of, write_images
 
@@ -24,15 +23,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 SECONDS = 900
 ARGUMENTS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
     "--disable-quic",
-    "--disable-dev-shm-usage",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--no-first-run",
     "--window-size=1500,1100",
 )
 
@@ -54,20 +48,10 @@ def wait(condition: Callable[[], T], what: str) -> T:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    program, driver = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("there is no chromium with chromedriver on the PATH (Debian: apt-get install chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(argument)
-    started = webdriver.Chrome(options=options, service=Service(driver))
-    try:
+    with chromium(tmp_path_factory.mktemp("chromium"), ARGUMENTS) as started:
         started.set_page_load_timeout(SECONDS)
         started.set_script_timeout(SECONDS)
         yield started
-    finally:
-        started.quit()
 
 
 def log_in(browser: webdriver.Chrome, url: str) -> None:
