@@ -298,10 +298,9 @@ class ImageSession:
         """What the scores of each contender depend on."""
         labels = self.segmenter.contenders(vocabulary)
         identity = self.segmenter.score_identity(vocabulary.templates)
-        company: tuple[tuple[str, ...], ...] = ()
-        if not self._one_by_one:
-            # How many are labels says whether the last are names of the background.
-            company = ((str(len(vocabulary.labels)),), *(label.prompts for label in labels))
-        # Labels of equal prompts are told apart where the scores of one depend on the other being there.
-        own = [(*company, (str(place),)) if company else company for place in range(len(labels))]
-        return [(label.prompts, identity, others) for label, others in zip(labels, own, strict=True)]
+        if self._one_by_one:
+            return [(label.prompts, identity, ()) for label in labels]
+        # How many are labels says whether the last are names of the background.
+        company = ((str(len(vocabulary.labels)),), *(label.prompts for label in labels))
+        # Labels of equal prompts are told apart, because the scores of one depend on the other being there.
+        return [(label.prompts, identity, (*company, (str(place),))) for place, label in enumerate(labels)]
