@@ -17,7 +17,12 @@ from tcl_core.vocabulary import Vocabulary
 __all__ = ["PolygonRun", "SegmentRun", "SliceDone", "Step"]
 
 
-_TEXTS = {"encode": "looking at the image", "prompts": "reading the prompts", "scores": "finding labels"}
+_TEXTS = {
+    "encode": "looking at the image",
+    "prompts": "reading the prompts",
+    "names": "reading background names, which are kept for the next time",
+    "scores": "finding labels",
+}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tcl_core.cli.main import EXIT_FINE
-from tcl_core.cli.options import DEFAULT_MODEL
+from tcl_core.cli.options import DEFAULT_MODEL, make_segmenter, model_options
 from tcl_core.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -122,6 +123,70 @@ def evaluate_command(models: tuple[str, ...], scenes: int, device: str, precisio
                 json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             except OSError as error:
                 raise SettingsError(f"--json {json_file}: cannot be written ({error.strerror or error})") from error
+    return EXIT_FINE
+
+
+@command.command(
+    "projects",
+    epilog="""\b
+Examples:
+  tcl-annotate playground projects
+  tcl-annotate playground projects --seed 7101 --scenes 150 --option kp_weight=0.3 --background-threshold 0.4""",
+)
+@model_options
+@click.option("--scenes", type=click.IntRange(min=1), default=300, show_default=True, metavar="N", help="How many.")
+@click.option(
+    "--draws",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Vocabularies of each kind of project.",
+)
+@click.option("--seed", type=_SEED, default=7_204, show_default=True, metavar="N", help="Of scenes and vocabularies.")
+@click.option(
+    "--background-threshold", type=click.FloatRange(0, 1), metavar="T", help="Instead of the model's own height."
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Also write the table here.")
+def projects_command(
+    model: str,
+    refine: bool,
+    option_values: Mapping[str, str],
+    device: str,
+    precision: str,
+    batch_size: int,
+    scenes: int,
+    draws: int,
+    seed: int,
+    background_threshold: float | None,
+    json_file: Path | None,
+) -> int:
+    """Print the mean IoU on projects that ask for a few labels of all that the scenes hold.
+
+    Everything else in a scene has to stay unlabeled, and counts. Each row is the mean over several vocabularies.
+    """
+    from tqdm import tqdm
+
+    from tcl_core.evaluation.projects import evaluate_projects, format_projects, projects_to_json
+
+    segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size)
+    name = segmenter.model.name
+    with tqdm(total=scenes, unit="scene", desc=f"scoring {name}", mininterval=1) as bar:
+        rows = evaluate_projects(segmenter, scenes, draws, seed, background_threshold, progress=partial(_advance, bar))
+    height = segmenter.background_threshold if background_threshold is None else background_threshold
+    digest = segmenter.model.weights_sha256
+    click.echo(
+        f"mean IoU in percent, {scenes} scenes, {draws} draws a row, seed {seed}, model {name} ({digest[:12]}), "
+        f"background {height}\n"
+    )
+    click.echo(format_projects(rows))
+    if json_file is not None:
+        content = {"settings": segmenter.settings(), "scenes": scenes, "seed": seed, "background_threshold": height}
+        content["rows"] = json.loads(projects_to_json(rows))
+        try:
+            json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(f"--json {json_file}: cannot be written ({error.strerror or error})") from error
     return EXIT_FINE
 
 

@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from tcl_core.methods import Method, MethodOptions, create_method, list_methods,
 from tcl_core.models.clips import ClipName, FoundClip, check_clip, clip_preprocess, clip_tokenizer_file, find_clip
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.models.modelfile import ModelFile, read_model_file
+from tcl_core.models.paths import texts_folder
 from tcl_core.models.registry import ModelRow, fetch_model, find_model, list_models, named_clip, split_method
 from tcl_core.models.towers import build_clip, load_clip_file, load_referenced_clip
 from tcl_core.segmentation.text_debiasing import PromptDebiasing
@@ -45,6 +47,8 @@ class Model:
         precision: number format of the matrix products.
         metadata: everything that the model file says about itself.
         debiasing: what is taken out of prompts that do not name it; ``None`` for nothing.
+        background_names: everything that the model's world holds, where that is a closed one.
+        text_folder: where embedded names are kept between runs; ``None`` for nowhere.
     """
 
     name: str
@@ -57,6 +61,8 @@ class Model:
     precision: torch.dtype
     metadata: ModelMetadata
     debiasing: PromptDebiasing | None = None
+    background_names: tuple[str, ...] = ()
+    text_folder: Path | None = None
 
     def check_prompts(self, prompts: Iterable[str]) -> None:
         """Refuse prompts with words that the model never learned, because their scores would mean nothing.
@@ -176,6 +182,9 @@ def model_from_file(file: ModelFile, device: torch.device, precision: torch.dtyp
         precision=precision,
         metadata=metadata,
         debiasing=debiasing,
+        # The words that the towers know are the same whichever method runs on them.
+        background_names=tuple(metadata.background_names),
+        text_folder=texts_folder(),
     )
 
 
@@ -229,6 +238,7 @@ def _model_from_clip(method: str, name: ClipName, device: torch.device, precisio
         device=device,
         precision=precision,
         metadata=ModelMetadata(name=full_name, preprocess=preprocess, method=method, clip=reference, templates="full"),
+        text_folder=texts_folder(),
     )
 
 

@@ -128,6 +128,7 @@ class ModelMetadata:
         debiasing: ``{"words": [...], "text_set": "text"}`` of
             :class:`tcl_core.segmentation.text_debiasing.PromptDebiasing`, whose axes are in the file, or ``{}``;
             ``text_set`` names the text set of the method's prompt embeddings that is debiased.
+        background_names: everything that a closed world holds, see :class:`tcl_core.models.Model`; empty otherwise.
         license: SPDX identifier or a short sentence.
         source: where the weights come from.
         extra: anything else worth keeping (source hash, recipe, tensors that had to be initialized).
@@ -144,6 +145,7 @@ class ModelMetadata:
         default_factory=lambda: {"pamr": 0.4, "plain": 0.5}
     )
     debiasing: Annotated[dict[str, Any], KeysOf(_Debiasing, or_empty=True)] = field(default_factory=dict)
+    background_names: list[Text] = field(default_factory=list)
     license: str = ""
     source: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -152,26 +154,31 @@ class ModelMetadata:
         """Plain JSON values, with ``"format": 2``."""
         # Left out where there is none, so that models without it keep their bytes, and with them their hash.
         debiasing = {"debiasing": self.debiasing} if self.debiasing else {}
-        return debiasing | {
-            "format": FORMAT,
-            "name": self.name,
-            "method": self.method,
-            "method_config": self.method_config,
-            "clip": self.clip,
-            "preprocess": self.preprocess.to_dict(),
-            "templates": self.templates,
-            "background_threshold": self.background_threshold,
-            "tokenizer": self.tokenizer,
-            "license": self.license,
-            "source": self.source,
-            "extra": self.extra,
-        }
+        names = {"background_names": self.background_names} if self.background_names else {}
+        return (
+            debiasing
+            | names
+            | {
+                "format": FORMAT,
+                "name": self.name,
+                "method": self.method,
+                "method_config": self.method_config,
+                "clip": self.clip,
+                "preprocess": self.preprocess.to_dict(),
+                "templates": self.templates,
+                "background_threshold": self.background_threshold,
+                "tokenizer": self.tokenizer,
+                "license": self.license,
+                "source": self.source,
+                "extra": self.extra,
+            }
+        )
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> ModelMetadata:
         """Check and read a model file's metadata.
 
-        ``method_config``, ``debiasing``, ``license``, ``source`` and ``extra`` may be absent.
+        ``method_config``, ``debiasing``, ``background_names``, ``license``, ``source`` and ``extra`` may be absent.
 
         Raises:
             WeightsError: a key is missing, unknown, of the wrong kind or out of range; the message names it.

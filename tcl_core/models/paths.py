@@ -20,6 +20,7 @@ __all__ = [
     "home_folder",
     "mirrored",
     "models_folder",
+    "texts_folder",
     "write_atomically",
 ]
 
@@ -47,6 +48,11 @@ def download_folder() -> Path:
 def models_folder() -> Path:
     """Model files by name, made from downloads or imported."""
     return home_folder() / "models"
+
+
+def texts_folder() -> Path:
+    """Embedded lists of names, which may be deleted at any time."""
+    return home_folder() / "texts"
 
 
 def mirrored(url: str) -> str | Path:

@@ -1,13 +1,13 @@
 """The decision: which label wins at each pixel. Nobody else decides a pixel.
 
 A label competes at a pixel where its score is at least its own threshold, if it has one. With background, a constant
-plane competes too, and so does the plane of names that stand for it, if there are any. Ties go to the constant plane,
-then to the earlier label, then to the background's names; where nothing competes there is no label.
+plane competes too, and so does the plane of the names that stand for it, if there are any. Ties go to the background,
+then to the earlier label; where nothing competes there is no label.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tcl_core.vocabulary import Vocabulary
 
-__all__ = ["Contender", "Decision", "decide", "enlarge", "label_map_from_scores", "one_label_from_scores"]
+__all__ = ["Background", "Contender", "Decision", "decide", "enlarge", "label_map_from_scores", "one_label_from_scores"]
 
 SCORE_ROUNDING = 1e-5
 """By how much a resized score can exceed the scores around it."""
@@ -30,6 +30,9 @@ _BLOCK = 1 << 16
 Contender = tuple[Any, float | None]
 """What a label's scores depend on, and its own threshold."""
 
+Background = tuple[Hashable, Tensor]
+"""What the scores of the background's names depend on, and their highest, float32 ``[N]``."""
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -38,22 +41,20 @@ class Decision:
     Attributes:
         labels: the labels in their order.
         floor: height of the background plane, or minus infinity.
-        best: float32 ``[N]``, the highest score so far, at least ``floor``.
+        best: float32 ``[N]``, the highest score so far, at least that of the background.
         winner: whole numbers ``[N]``; 0 for none, k for label k counted from 1.
-        unlabeled: whether the last of the labels is that of the background's names, whose pixels have no label.
+        names: what the scores of the background's names depend on; ``None`` where there are none.
     """
 
     labels: list[Contender]
     floor: float
     best: Tensor
     winner: Tensor
-    unlabeled: bool = False
+    names: Hashable = None
 
     def maps(self, size: tuple[int, int]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The winners int32 ``[H, W]``, and their scores float32 ``[H, W]``, 0 where there is none."""
         winner = self.winner.to(torch.int32, copy=True)
-        if self.unlabeled:
-            winner.masked_fill_(winner == len(self.labels), 0)
         scores = self.best.masked_fill(winner == 0, 0)
         return winner.view(size).cpu().numpy(), scores.view(size).cpu().numpy()
 
@@ -63,8 +64,7 @@ def decide(
     labels: Sequence[Contender],
     floor: float,
     before: Decision | None = None,
-    *,
-    unlabeled: bool = False,
+    background: Background | None = None,
 ) -> Decision:
     """The arg-max over planes that have the image's size already.
 
@@ -74,12 +74,12 @@ def decide(
         floor: height of the background plane, or minus infinity.
         before: an earlier decision. If labels were added at its end, they alone are compared; if one threshold moved,
             pixels alone that this concerns. It is changed in its place and must not be used any more.
-        unlabeled: whether the last plane is that of the background's names.
+        background: scores of the background's names.
     """
     # A copy, because the next call compares with it.
     labels = list(labels)
-    if before is not None and before.floor == floor:
-        before = replace(before, unlabeled=unlabeled)
+    names, plane = (None, None) if background is None else background
+    if before is not None and (before.floor, before.names) == (floor, names):
         known = len(before.labels)
         if before.labels == labels[:known]:
             decision = replace(before, labels=labels, winner=before.winner.to(_kind(len(labels))))
@@ -87,8 +87,8 @@ def decide(
             return decision
         moved = [place for place, (old, new) in enumerate(zip(before.labels, labels, strict=False)) if old != new]
         if known == len(labels) and len(moved) == 1 and before.labels[moved[0]][0] == labels[moved[0]][0]:
-            return _move(before, planes, labels, moved[0])
-    decision = replace(_blank(labels, floor, planes[0].numel(), planes[0].device), unlabeled=unlabeled)
+            return _move(before, planes, labels, moved[0], plane)
+    decision = replace(_blank(labels, floor, planes[0].numel(), planes[0].device, plane), names=names)
     _compete(decision, planes, 0)
     return decision
 
@@ -133,10 +133,9 @@ def label_map_from_scores(
         raise ValueError(f"expected score maps [{count}, h, w], got {list(planes.shape)}")
     floor = vocabulary.floor(background_threshold)
     labels: list[Contender] = [(None, label.threshold) for label in vocabulary.labels]
-    named = len(planes) > count
-    labels += [(None, None)] * named
-    decision = replace(_blank(labels, floor, size[0] * size[1], planes.device), unlabeled=named)
-    for place, (plane, (_, threshold)) in enumerate(zip(planes, labels, strict=True)):
+    names = enlarge(planes[-1], size) if len(planes) > count else None
+    decision = _blank(labels, floor, size[0] * size[1], planes.device, names)
+    for place, (plane, (_, threshold)) in enumerate(zip(planes[:count], labels, strict=True)):
         lowest = floor if threshold is None else max(floor, threshold)
         # Interpolation exceeds no value by more than rounding, so most of a long vocabulary needs no more than this.
         if float(plane.max()) >= lowest - SCORE_ROUNDING:
@@ -196,8 +195,13 @@ def _kind(labels: int) -> torch.dtype:
     return torch.uint8 if labels <= 255 else torch.int32
 
 
-def _blank(labels: list[Contender], floor: float, count: int, device: torch.device) -> Decision:
-    best = torch.full((count,), floor, dtype=torch.float32, device=device)
+def _blank(
+    labels: list[Contender], floor: float, count: int, device: torch.device, names: Tensor | None = None
+) -> Decision:
+    if names is None:
+        best = torch.full((count,), floor, dtype=torch.float32, device=device)
+    else:
+        best = names.clamp(min=floor)
     return Decision(labels, floor, best, torch.zeros(count, dtype=_kind(len(labels)), device=device))
 
 
@@ -223,7 +227,9 @@ def _compete(decision: Decision, planes: Sequence[Tensor], first: int) -> None:
             torch.maximum(top, score, out=top)
 
 
-def _move(before: Decision, planes: Sequence[Tensor], labels: list[Contender], place: int) -> Decision:
+def _move(
+    before: Decision, planes: Sequence[Tensor], labels: list[Contender], place: int, names: Tensor | None
+) -> Decision:
     """Give one label another threshold."""
     old, new = (_least(contenders[place]) for contenders in (before.labels, labels))
     best, winner, score = before.best, before.winner, planes[place]
@@ -233,7 +239,8 @@ def _move(before: Decision, planes: Sequence[Tensor], labels: list[Contender], p
         lost = ((winner == number) & (score < new)).nonzero().flatten()
         # In parts, because all planes at all these pixels could be as much again as the planes.
         for part in lost.split(_BLOCK):
-            again = decide([plane[part] for plane in planes], labels, before.floor)
+            background = None if names is None else (None, names[part])
+            again = decide([plane[part] for plane in planes], labels, before.floor, background=background)
             best[part], winner[part] = again.best, again.winner
         return decision
     wins = (score > best) | ((score == best) & (winner > number))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -40,6 +41,16 @@ class SegmentationModel(Protocol):
     @property
     def background_threshold(self) -> Mapping[str, float]:
         """Default background score by the refiner's name, ``"plain"`` for none; may be empty."""
+        ...
+
+    @property
+    def background_names(self) -> tuple[str, ...]:
+        """Everything that the model's world holds, where that is a closed one; else empty."""
+        ...
+
+    @property
+    def text_folder(self) -> Path | None:
+        """Where embedded names may be kept between runs; ``None`` for nowhere."""
         ...
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -17,13 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tcl_core.caching import ByteBoundedCache
 from tcl_core.devices import autocast, precision_name
-from tcl_core.errors import SettingsError, VocabularyError
+from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Features, PromptEmbeddings
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
 from tcl_core.segmentation.argmax import label_map_from_scores
-from tcl_core.segmentation.contenders import Contenders, owners
+from tcl_core.segmentation.background_names import BackgroundNames, NameChoice, owners
 from tcl_core.segmentation.features import (
     FeatureCache,
     FeatureKey,
@@ -34,13 +33,13 @@ from tcl_core.segmentation.features import (
 )
 from tcl_core.segmentation.model import SegmentationModel
 from tcl_core.segmentation.sliding_window import merge_windows, split_windows, working_size
+from tcl_core.segmentation.texts import Texts
 from tcl_core.types import Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
-from tcl_core.vocabulary.templates import apply_templates, get_templates
+from tcl_core.vocabulary.common_names import common_names_version
 
 __all__ = ["Segmenter"]
 
-_TEXT_CACHE_BYTES = 64 << 20
 # Score maps of all prompts at once would grow with the vocabulary; beyond this they are worked off in groups.
 _SCORE_BYTES = 256 << 20
 # Score maps made together: enough that fixed costs do not count, few enough that a cancelled work ends soon.
@@ -104,9 +103,9 @@ class Segmenter:
         self.refiner: ScoreRefiner | None = chosen if refine else None
         self.cache = cache
         self.batch_size = batch_size
-        self._texts = ByteBoundedCache[tuple[str, str], PromptEmbeddings](_TEXT_CACHE_BYTES, lambda text: text.nbytes)
+        self._texts = Texts(model, self.method)
+        self._names = BackgroundNames(model, self.method, self._texts.embed)
         self._score_identities: dict[str, str] = {}
-        self._contenders = Contenders(self.method)
         self._feature_settings = json.dumps(
             {
                 # Its name holds the configuration under which a CLIP's file is used.
@@ -123,7 +122,7 @@ class Segmenter:
 
     def settings(self) -> dict[str, Any]:
         """What a result depends on besides image and vocabulary, as plain JSON values (for COCO's ``info``)."""
-        names = self.method.background.names
+        source = self._names.own_source
         return {
             "model": self.model.name,
             "weights_sha256": self.model.weights_sha256,
@@ -132,7 +131,7 @@ class Segmenter:
             "refine": self.refine,
             "refiner": None if self.refiner is None else dict(self.refiner.identity()),
             "background_threshold": self.background_threshold,
-            **({"background_names": list(names)} if names else {}),
+            "background_names": f"common names, version {common_names_version()}" if source == "common" else source,
             "templates": self.model.templates,
             "precision": precision_name(self.model.precision),
             "preprocess": self.model.preprocess.to_dict(),
@@ -281,7 +280,6 @@ class Segmenter:
 
     # -- the prompts ---------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def embed_prompts(self, prompts: Sequence[str], templates: str | None = None) -> PromptEmbeddings:
         """Embed prompts in a template set; each prompt is computed once per template set.
 
@@ -295,43 +293,32 @@ class Segmenter:
         Raises:
             VocabularyError: the set is unknown, or the model does not know a word of a prompt or of the templates.
         """
-        chosen = self._templates_of(templates)
-        if not prompts:
-            return self.method.embed_prompts([], get_templates(chosen))
-        found = {prompt: self._texts.get((prompt, chosen)) for prompt in dict.fromkeys(prompts)}
-        missing = [prompt for prompt, embedding in found.items() if embedding is None]
-        if missing:
-            embedded = self._embed_texts(missing, chosen)
-            for place, prompt in enumerate(missing):
-                # Joined, because a slice of the batch would keep all of it.
-                entry = type(embedded).join([embedded[place : place + 1]])
-                found[prompt] = entry
-                self._texts.put((prompt, chosen), entry)
-        entries = [entry for entry in (found[prompt] for prompt in prompts) if entry is not None]
-        return type(entries[0]).join(entries)
+        return self._texts.embed(prompts, self._templates_of(templates))
 
-    def _embed_texts(self, prompts: list[str], templates: str) -> PromptEmbeddings:
-        self.model.check_prompts(prompts)
-        for prompt in prompts:
-            # Templates can bring their own words, or make a new one of the prompt ("{}s").
-            self._check_templates(prompt, apply_templates(prompt, templates), templates)
-        embedded = self.method.embed_prompts(prompts, get_templates(templates))
-        debiasing = self.model.debiasing
-        if debiasing is None:
-            return embedded
-        return replace(embedded, **{debiasing.text_set: debiasing(prompts, embedded.tensors()[debiasing.text_set])})
+    def background_names(
+        self, vocabulary: Vocabulary, on_progress: Callable[[int, int], None] | None = None
+    ) -> NameChoice:
+        """The names that compete with the labels and leave what they win unlabeled.
 
-    def _check_templates(self, prompt: str, filled: list[str], templates: str) -> None:
-        unknown = self.method.unknown_words
-        if words := list(dict.fromkeys(word for text in filled for word in unknown(text))):
-            raise VocabularyError(
-                f"templates {templates!r} around the prompt {prompt!r}: the model {self.model.name} does not know "
-                f"{_listed(words)}; use its own templates, {self.model.templates!r}, or another model."
-            )
+        The first time all names of the list are embedded, which takes seconds to minutes with a large text tower; they
+        are kept on disk for the next run.
 
-    def contenders(self, vocabulary: Vocabulary) -> tuple[Label, ...]:
-        """The labels that compete: those of the vocabulary, then the background's names, where there are any."""
-        return self._contenders.of(vocabulary, self._templates_of(vocabulary.templates))
+        Args:
+            vocabulary: the labels.
+            on_progress: called with the number of names embedded and of all, where any are; what it raises ends the
+                work and is passed on.
+
+        Raises:
+            VocabularyError: the model does not know a word of a prompt, or of a name that the vocabulary gives.
+        """
+        templates = self._templates_of(vocabulary.templates)
+        if vocabulary.background and vocabulary.background_names is None:
+            self._texts.embed_list(self._names.own(templates), templates, on_progress)
+        return self._names.choose(vocabulary, templates)
+
+    def knows_background_names(self, vocabulary: Vocabulary) -> bool:
+        """Whether `background_names` answers at once."""
+        return self._names.is_chosen(vocabulary, self._templates_of(vocabulary.templates))
 
     def _templates_of(self, chosen: str | None) -> str:
         return self.model.templates if chosen is None else chosen
@@ -384,6 +371,61 @@ class Segmenter:
         return merge_windows(windows, features.origins, features.working_size)
 
     @torch.no_grad()
+    def pool_names(
+        self,
+        features: ImageFeatures,
+        names: Sequence[str],
+        templates: str | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """The strongest of some background names in every window, before refinement.
+
+        Args:
+            features: from `encode` of a segmenter with the same model and settings.
+            names: at least one; memory grows with them.
+            templates: name of the template set; ``None`` takes the model's.
+            on_progress: as for `similarities`.
+
+        Returns:
+            float32 ``[n, R, h, w]``, see `tcl_core.methods.Method.pool_names`.
+
+        Raises:
+            SettingsError: the features come from another model or other settings.
+            VocabularyError: the model does not know a word of a name.
+        """
+        self._check_features(features)
+        embedded = self.embed_prompts(names, templates)
+        parts = self._window_groups(features, len(names), on_progress)
+        return torch.cat([self.method.pool_names(features.windows[group], embedded) for group in parts])
+
+    @torch.no_grad()
+    def pooled_similarities(self, features: ImageFeatures, pools: Sequence[Tensor]) -> Tensor:
+        """Similarities of the whole image with the strongest of all names: one plane, as a prompt has one.
+
+        Args:
+            features: of the image.
+            pools: from `pool_names`, at least one.
+
+        Returns:
+            float32 ``[1, h, w]`` at the features' ``score_size``, on the model's device.
+        """
+        self._check_features(features)
+        pool = pools[0]
+        for other in pools[1:]:
+            pool = torch.where(other[:, :1] > pool[:, :1], other, pool)
+        merged = None
+        if len(features.origins) == 1:
+            merged = self.method.pooled_similarities_at(features.windows, pool, features.score_size)
+        if merged is None:
+            merged = merge_windows(self._pooled_windows(features, pool), features.origins, features.working_size)
+        return self.method.settle(merged, features.score_size, self._bound(features.image_guide))
+
+    def _pooled_windows(self, features: ImageFeatures, pool: Tensor) -> Iterator[Tensor]:
+        for group in self._window_groups(features, 1):
+            guide = None if features.guide is None else features.guide[group]
+            yield from self.method.pooled_similarities(features.windows[group], pool[group], self._bound(guide))
+
+    @torch.no_grad()
     def finish(self, features: ImageFeatures, merged: Tensor, labels: Sequence[int]) -> Tensor:
         """Score maps float32 ``[K, h, w]`` in ``[0, 1]`` of merged similarities; see `tcl_core.methods.Method.finish`.
 
@@ -418,28 +460,32 @@ class Segmenter:
             VocabularyError: the model does not know a word of a prompt.
         """
         self._check_features(features)
-        labels, own = self.contenders(vocabulary), len(vocabulary.labels)
+        labels, choice = vocabulary.labels, self.background_names(vocabulary)
         texts = [prompt for label in labels for prompt in label.prompts]
-        if not self.method.independent_prompts:
+        pooled, names = [], list(choice.names)
+        if names and choice.pooled:
+            groups = (self.pool_names(features, group, vocabulary.templates, on_progress) for group in choice.groups)
+            pooled, names = [self.pooled_similarities(features, list(groups))], []
+        if not (self.method.independent_prompts and self.method.independent_labels):
             # A prompt that two labels share is asked once, or it would count twice among the names.
-            asked = list(dict.fromkeys(texts))
+            asked = list(dict.fromkeys(texts + names))
             merged = self.similarities(features, self.embed_prompts(asked, vocabulary.templates), on_progress)
-            rows = [asked.index(text) for text in texts]
-            return self.finish(features, merged[rows], owners(labels, own))
+            if asked != texts + names:
+                merged = merged[[asked.index(text) for text in texts + names]]
+            planes = torch.cat([merged, *pooled]) if pooled else merged
+            return self.finish(features, planes, owners(labels, len(names) + len(pooled)))
         prompts = self.embed_prompts(texts, vocabulary.templates)
-        parts, first, done = [], 0, 0
+        parts, first = [], 0
         for group in self._label_groups(labels, features):
-            places = owners(group, own - done)
+            places = owners(group)
             merged = self.similarities(features, prompts[first : first + len(places)], on_progress)
             parts.append(self.finish(features, merged, places))
-            first, done = first + len(places), done + len(group)
+            first += len(places)
+        parts += [self.finish(features, plane, [-1]) for plane in pooled]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _label_groups(self, labels: Sequence[Label], features: ImageFeatures) -> Iterator[Sequence[Label]]:
         """Labels whose score maps are made together, so that memory stays bounded."""
-        if not self.method.independent_labels:
-            yield labels
-            return
         at_once = self._at_once(features)
         group: list[Label] = []
         for label in labels:
@@ -457,15 +503,21 @@ class Segmenter:
         self, features: ImageFeatures, prompts: PromptEmbeddings, on_progress: Callable[[int, int], None] | None
     ) -> Iterator[Tensor]:
         """Similarities ``[P, h, w]`` of the windows, one after the other."""
+        for group in self._window_groups(features, len(prompts), on_progress):
+            guide = None if features.guide is None else features.guide[group]
+            yield from self.method.similarities(features.windows[group], prompts, self._bound(guide))
+
+    def _window_groups(
+        self, features: ImageFeatures, planes: int, on_progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[slice]:
+        """Windows that are worked off together, so that their maps of so many planes stay small."""
         preprocess, (height, width) = self.model.preprocess, features.working_size
         pixels = min(preprocess.window, height) * min(preprocess.window, width)
-        at_once = max(1, min(_MAPS_TOGETHER, _SCORE_BYTES // (4 * pixels)) // len(prompts))
+        at_once = max(1, min(_MAPS_TOGETHER, _SCORE_BYTES // (4 * pixels)) // planes)
         for first in range(0, len(features.origins), at_once):
             if on_progress is not None:
                 on_progress(first, len(features.origins))
-            group = slice(first, first + at_once)
-            guide = None if features.guide is None else features.guide[group]
-            yield from self.method.similarities(features.windows[group], prompts, self._bound(guide))
+            yield slice(first, first + at_once)
 
     def _bound(self, guide: Guide | None) -> Refine | None:
         return None if guide is None or self.refiner is None else partial(self.refiner.refine, guide)
@@ -503,10 +555,6 @@ class Segmenter:
             VocabularyError: the model does not know a word of a prompt.
         """
         # Wrong words are found in a moment, the image takes seconds.
-        for label in self.contenders(vocabulary):
-            self.embed_prompts(label.prompts, vocabulary.templates)
+        self.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
+        self.embed_prompts(self.background_names(vocabulary).names, vocabulary.templates)
         return self.segment(self.encode(image), vocabulary)
-
-
-def _listed(words: Sequence[str]) -> str:
-    return ("the word " if len(words) == 1 else "the words ") + ", ".join(repr(word) for word in words)

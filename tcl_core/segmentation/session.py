@@ -26,7 +26,7 @@ from tcl_core.segmentation.argmax import (
     label_map_from_scores,
     one_label_from_scores,
 )
-from tcl_core.segmentation.contenders import owners
+from tcl_core.segmentation.background_names import NameChoice, owners
 from tcl_core.segmentation.features import FeatureKey, ImageFeatures
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.types import Segmentation
@@ -37,18 +37,22 @@ __all__ = ["ImageSession", "Progress", "ProgressCallback", "SimilarityCache"]
 _SIMILARITY_BYTES = 512 << 20
 _PLANE_BYTES = 512 << 20
 
+# In the place of a prompt, which is never empty and holds no such character.
+_POOL, _SETTLED = "", "\0"
+
 
 @dataclass(frozen=True)
 class Progress:
     """How far a piece of work is.
 
     Attributes:
-        step: ``"encode"`` and ``"scores"`` count windows of the image, ``"prompts"`` labels whose texts are embedded.
+        step: ``"encode"`` and ``"scores"`` count windows of the image or groups of background names, ``"prompts"``
+            labels and ``"names"`` background names whose texts are embedded.
         done: how many.
         total: of how many.
     """
 
-    step: Literal["encode", "prompts", "scores"]
+    step: Literal["encode", "prompts", "scores", "names"]
     done: int
     total: int
 
@@ -137,7 +141,9 @@ class ImageSession:
 
     def has_scores(self, vocabulary: Vocabulary) -> bool:
         """Whether `segment` costs an arg-max alone, because every label was scored already."""
-        return all(key in self._scores for key in self._keys(vocabulary))
+        if not self.segmenter.knows_background_names(vocabulary):
+            return False
+        return all(key in self._scores for key in self._keys(vocabulary, self._choice(vocabulary)))
 
     def scores(self, vocabulary: Vocabulary, on_progress: ProgressCallback | None = None) -> Tensor:
         """Score maps of the labels, of which only what is new is computed.
@@ -154,22 +160,27 @@ class ImageSession:
             ImageError: the array is not an image.
             VocabularyError: the model does not know a word of a prompt.
         """
-        keys = self._keys(vocabulary)
-        self._score(keys, vocabulary, on_progress)
+        choice = self._choice(vocabulary, on_progress)
+        keys = self._keys(vocabulary, choice)
+        self._score(keys, vocabulary, choice, on_progress)
         return torch.stack([self._scores[key] for key in keys])
 
-    def _score(self, keys: Sequence[_LabelKey], vocabulary: Vocabulary, on_progress: ProgressCallback | None) -> None:
+    def _score(
+        self,
+        keys: Sequence[_LabelKey],
+        vocabulary: Vocabulary,
+        choice: NameChoice,
+        on_progress: ProgressCallback | None = None,
+    ) -> None:
         """Score the labels of these keys that have no scores yet, and forget all others."""
         known = dict(self._scores)
         missing = [place for place, key in enumerate(keys) if key not in known]
         if missing:
             if not self._one_by_one:
                 missing = list(range(len(keys)))
-            contenders = self.segmenter.contenders(vocabulary)
-            labels = [contenders[place] for place in missing]
-            merged = self._merged(labels, vocabulary.templates, on_progress)
-            own = sum(place < len(vocabulary.labels) for place in missing)
-            found = self.segmenter.finish(self.encode(), merged, owners(labels, own)).cpu()
+            labels = [vocabulary.labels[place] for place in missing if place < len(vocabulary.labels)]
+            named = choice if missing[-1] == len(vocabulary.labels) else None
+            found = self._finished(labels, named, vocabulary.templates, on_progress)
             # Clones, because a view would keep the scores of all labels.
             known.update((keys[place], plane.clone()) for place, plane in zip(missing, found, strict=True))
         # What the vocabulary no longer names is forgotten; its similarities stay in their cache for a while.
@@ -188,7 +199,8 @@ class ImageSession:
             ImageError: the array is not an image.
             VocabularyError: the model does not know a word of a prompt.
         """
-        keys = self._keys(vocabulary)
+        choice = self._choice(vocabulary, on_progress)
+        keys = self._keys(vocabulary, choice)
         # The winners so far are kept beside the planes.
         if (4 * len(keys) + 6) * self.size[0] * self.size[1] > self._plane_bytes:
             scores = self.scores(vocabulary, on_progress)
@@ -198,19 +210,20 @@ class ImageSession:
             label_map, score_map = label_map_from_scores(scores, vocabulary, threshold, self.size)
             return Segmentation(label_map, score_map, vocabulary)
         if self._scores.keys() != set(keys):
-            self._score(keys, vocabulary, on_progress)
+            self._score(keys, vocabulary, choice, on_progress)
         kept = {key: plane for key, plane in self._planes.items() if key in self._scores}
         for key in keys:
             if key not in kept:
                 kept[key] = enlarge(self._scores[key], self.size)
         self._planes = kept
-        named = len(keys) > len(vocabulary.labels)
-        thresholds = [*(label.threshold for label in vocabulary.labels), *([None] if named else [])]
-        labels: list[Contender] = list(zip(keys, thresholds, strict=True))
+        own = len(vocabulary.labels)
+        background = (keys[own], kept[keys[own]]) if len(keys) > own else None
+        thresholds = [label.threshold for label in vocabulary.labels]
+        labels: list[Contender] = list(zip(keys[:own], thresholds, strict=True))
         floor = vocabulary.floor(self.segmenter.background_threshold)
         # What fails half-way leaves nothing behind that is half done.
         before, self._decision = self._decision, None
-        self._decision = decide([kept[key] for key in keys], labels, floor, before, unlabeled=named)
+        self._decision = decide([kept[key] for key in keys[:own]], labels, floor, before, background)
         label_map, score_map = self._decision.maps(self.size)
         return Segmentation(label_map, score_map, vocabulary)
 
@@ -228,9 +241,14 @@ class ImageSession:
             ImageError: the array is not an image.
             VocabularyError: the model does not know a word of a prompt.
         """
-        alone = not rivals and self._one_by_one
-        part, inside = (replace(vocabulary, labels=(vocabulary.labels[place],)), 0) if alone else (vocabulary, place)
-        scores = self.scores(part)
+        # The names are those of the whole vocabulary, because they are the same in every answer.
+        choice = self._choice(vocabulary)
+        part, inside = vocabulary, place
+        if not rivals and self._one_by_one:
+            part, inside = replace(vocabulary, labels=(vocabulary.labels[place],)), 0
+        keys = self._keys(part, choice)
+        self._score(keys, part, choice)
+        scores = torch.stack([self._scores[key] for key in keys])
         threshold = self.segmenter.background_threshold
         label_map, score_map = one_label_from_scores(scores, part, threshold, self.size, inside, rivals=rivals)
         if inside != place:
@@ -250,14 +268,20 @@ class ImageSession:
         Raises:
             SettingsError: the label has no scores yet.
         """
-        keys = dict(zip(vocabulary.labels, self._keys(vocabulary), strict=False))
+        keys = dict(zip(vocabulary.labels, self._keys(vocabulary, self._choice(vocabulary)), strict=False))
         score = self._scores.get(keys[label]) if label in keys else None
         if score is None:
             raise SettingsError(f"the label {label.name!r} has no scores yet; segment the image with it first")
         return enlarge(score, self.size).view(self.size).numpy().copy()
 
-    def _merged(self, labels: Sequence[Label], templates: str | None, on_progress: ProgressCallback | None) -> Tensor:
-        """Similarities ``[P, h, w]`` of all prompts of some labels; those that are known are not computed."""
+    def _finished(
+        self,
+        labels: Sequence[Label],
+        choice: NameChoice | None,
+        templates: str | None,
+        on_progress: ProgressCallback | None,
+    ) -> Tensor:
+        """Score maps of some labels, then that of background names; similarities that are known are not computed."""
 
         def report(step: Literal["prompts", "scores"], done: int, total: int) -> None:
             if on_progress is not None:
@@ -268,8 +292,23 @@ class ImageSession:
             report("prompts", done, len(labels))
             self.segmenter.embed_prompts(label.prompts, templates)
         features = self.encode(on_progress)
+        texts = [prompt for label in labels for prompt in label.prompts]
+        names = [] if choice is None or choice.pooled else list(choice.names)
+        planes = self._merged(list(dict.fromkeys(texts + names)), features, templates, partial(report, "scores"))
+        merged = [planes[text] for text in texts + names]
+        pooled = [] if choice is None or not choice.pooled else [self._pooled(choice, features, templates, report)]
+        places = owners(labels, len(names) + len(pooled))
+        return self.segmenter.finish(features, torch.stack(merged + pooled), places).cpu()
+
+    def _merged(
+        self,
+        prompts: list[str],
+        features: ImageFeatures,
+        templates: str | None,
+        on_progress: Callable[[int, int], None],
+    ) -> dict[str, Tensor]:
+        """Similarities ``[h, w]`` of different prompts; those that are known are not computed."""
         identity = self.segmenter.score_identity(templates)
-        prompts = list(dict.fromkeys(prompt for label in labels for prompt in label.prompts))
         company = () if self.segmenter.method.independent_prompts else tuple(prompts)
         planes: dict[str, Tensor] = {}
         for prompt in prompts:
@@ -281,12 +320,37 @@ class ImageSession:
             missing = prompts
         if missing:
             embedded = self.segmenter.embed_prompts(missing, templates)
-            found = self.segmenter.similarities(features, embedded, partial(report, "scores"))
+            found = self.segmenter.similarities(features, embedded, on_progress)
             for prompt, plane in zip(missing, found, strict=True):
                 planes[prompt] = plane
                 # A clone, because a plane of the batch would keep all of it.
                 self._similarities.put((features.key, identity, company, prompt), plane.clone())
-        return torch.stack([planes[prompt] for label in labels for prompt in label.prompts])
+        return planes
+
+    def _pooled(
+        self,
+        choice: NameChoice,
+        features: ImageFeatures,
+        templates: str | None,
+        report: Callable[[Literal["prompts", "scores"], int, int], None],
+    ) -> Tensor:
+        """Similarities ``[h, w]`` of the strongest background name; groups of names that are known are not computed."""
+        identity = self.segmenter.score_identity(templates)
+        key = (features.key, identity, choice.names, _SETTLED)
+        plane = self._similarities.get(key)
+        if plane is None:
+            pools = []
+            for done, group in enumerate(choice.groups):
+                report("scores", done, len(choice.groups))
+                group_key = (features.key, identity, group, _POOL)
+                pool = self._similarities.get(group_key)
+                if pool is None:
+                    pool = self.segmenter.pool_names(features, group, templates)
+                    self._similarities.put(group_key, pool)
+                pools.append(pool)
+            plane = self.segmenter.pooled_similarities(features, pools)[0]
+            self._similarities.put(key, plane)
+        return plane
 
     @property
     def _one_by_one(self) -> bool:
@@ -294,9 +358,17 @@ class ImageSession:
         method = self.segmenter.method
         return method.independent_prompts and method.independent_labels
 
-    def _keys(self, vocabulary: Vocabulary) -> list[_LabelKey]:
-        """What the scores of each contender depend on."""
-        labels = self.segmenter.contenders(vocabulary)
+    def _choice(self, vocabulary: Vocabulary, on_progress: ProgressCallback | None = None) -> NameChoice:
+        def report(done: int, total: int) -> None:
+            if on_progress is not None:
+                on_progress(Progress("names", done, total))
+
+        return self.segmenter.background_names(vocabulary, report)
+
+    def _keys(self, vocabulary: Vocabulary, choice: NameChoice) -> list[_LabelKey]:
+        """What the scores of each label depend on, then those of the background's names, where there are any."""
+        names = choice.names
+        labels = (*vocabulary.labels, Label("background", names)) if names else vocabulary.labels
         identity = self.segmenter.score_identity(vocabulary.templates)
         if self._one_by_one:
             return [(label.prompts, identity, ()) for label in labels]

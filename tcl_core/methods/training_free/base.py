@@ -2,7 +2,8 @@
 
 The steps after the encoder are those of the published evaluations (SCLIP, arXiv 2312.01597, and those that follow it):
 cosines are merged over windows, enlarged, refined if wanted, scaled and soft-maxed over **all** names; a label has the
-maximum over its names, and names of the background compete as labels do.
+maximum over its names. Names of the background compete as labels do: one by one where a user lists them, as in the
+papers, and as one name, the strongest at each pixel, where they are many.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from torch import Tensor
 from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Background, Features, Method, PromptEmbeddings, best_of_labels
 from tcl_core.methods.options import MethodOptions, option
-from tcl_core.methods.training_free.names import BACKGROUND_NAMES
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
 from tcl_core.refinement.pamr import Pamr
 from tcl_core.towers.base import PositionRule, Tower
@@ -82,9 +82,9 @@ class DenseFeatures(Features):
     padded: tuple[int, int]
     offset: tuple[int, int]
 
-    def enlarged(self, maps: Tensor) -> Tensor:
+    def enlarged(self, maps: Tensor, mode: str = "bilinear") -> Tensor:
         """Maps ``[B, P, h, w]`` of the patches at the windows' size, without the padding."""
-        maps = F.interpolate(maps, size=self.padded, mode="bilinear")
+        maps = F.interpolate(maps, size=self.padded, mode=mode)
         (top, left), (height, width) = self.offset, self.size
         return maps[..., top : top + height, left : left + width].contiguous()
 
@@ -143,8 +143,8 @@ class TrainingFree(Method):
 
     @property
     def background(self) -> Background:
-        """A low plane, and names that stand for everything else."""
-        return Background("plane", {"plain": BACKGROUND_HEIGHT}, BACKGROUND_NAMES)
+        """A low plane, beside the common names."""
+        return Background("plane", {"plain": BACKGROUND_HEIGHT})
 
     def default_refiner(self) -> ScoreRefiner:
         """PAMR with the dilations of the methods' evaluations."""
@@ -259,6 +259,26 @@ class TrainingFree(Method):
             maps = self.patch_maps(features, cast(DensePrompts, prompts))
             return F.interpolate(maps, size=size, mode="bilinear")[0]
 
+    # -- names of the background ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def name_values(self, features: Features, names: PromptEmbeddings) -> Tensor:
+        """Maps float32 ``[B, P, h, w]`` of patches."""
+        features = cast(DenseFeatures, features)
+        with torch.autocast(device_type=features.dense.device.type, enabled=False):
+            return self.patch_maps(features, cast(DensePrompts, names))
+
+    def pooled_similarities_at(self, features: Features, pool: Tensor, size: tuple[int, int]) -> Tensor | None:
+        """The strongest names' maps, enlarged once as those of a prompt in `similarities_at`."""
+        features = cast(DenseFeatures, features)
+        return None if features.padded != features.size else F.interpolate(pool, size=size, mode="bilinear")[0]
+
+    def enlarged(self, features: Features, maps: Tensor, mode: str = "bilinear") -> Tensor:
+        """Maps ``[B, N, h, w]`` of patches at the windows' size, without the padding."""
+        return cast(DenseFeatures, features).enlarged(maps, mode)
+
+    # -- whole images --------------------------------------------------------------------------------------------
+
     @torch.no_grad()
     def settle(self, merged: Tensor, size: tuple[int, int], refine: Refine | None = None) -> Tensor:
         """Enlarge merged maps and let them follow the image's edges, each prompt for itself."""
@@ -272,7 +292,10 @@ class TrainingFree(Method):
 
     @torch.no_grad()
     def finish(self, merged: Tensor, labels: Sequence[int], refine: Refine | None = None) -> Tensor:
-        """Softmax over all names, and the maximum over those of a label; small labels are left out if wanted."""
+        """Softmax over all names, and the maximum over those of a label; small labels are left out if wanted.
+
+        Names of the background that were pooled come as one plane, and count as one name.
+        """
         if not len(merged):
             return merged.clone()
         rows = max(1, _STRIP_VALUES // (len(merged) * merged.shape[2]))

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcl_core.methods.base import Features, PromptEmbeddings
+from tcl_core.methods.base import Background, Features, PromptEmbeddings
 from tcl_core.methods.options import option, preset
 from tcl_core.methods.registry import register_method
 from tcl_core.methods.training_free.attention import last_block
 from tcl_core.methods.training_free.base import DenseFeatures, DenseOptions, DensePrompts, TrainingFree
+from tcl_core.methods.training_free.names import BACKGROUND_NAMES
 from tcl_core.towers.open_clip_vit import query_key_value
 from tcl_core.towers.padding import pad_to_multiple
 
@@ -106,6 +107,11 @@ class MaskCLIPRefined(TrainingFree):
     independent_prompts = False
     options_class = preset(MaskCLIPRefinedOptions, "MaskCLIPRefinedPreset", positions="size", scale=100.0)
     options: MaskCLIPRefinedOptions
+
+    @property
+    def background(self) -> Background:
+        """The plane of all training-free methods, and few names: every prompt is judged together with all others."""
+        return replace(super().background, names=BACKGROUND_NAMES)
 
     def patch_tokens(self, padded: Tensor) -> Tensor:
         """Tokens ``[B, hw, C]`` of the patches before the final layer norm."""

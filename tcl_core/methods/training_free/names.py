@@ -1,7 +1,6 @@
-"""Names that compete with the labels of a vocabulary and stand for everything else in an image.
+"""Few names of the background, for a method that cannot have many.
 
-A softmax over one name is 1 everywhere, so that a vocabulary of one label would cover every image. The benchmarks of
-training-free methods let these names stand for their class "background" (SCLIP, arXiv 2312.01597).
+The benchmarks of training-free methods let such names stand for their class "background" (SCLIP, arXiv 2312.01597).
 """
 
 from __future__ import annotations
