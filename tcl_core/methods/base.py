@@ -275,70 +275,20 @@ class Method(nn.Module, ABC):
         # Refinement weights sum to one only up to rounding.
         return best_of_labels(merged, labels).clamp_(0, 1)
 
-    # -- names of the background ---------------------------------------------------------------------------------
-
-    @property
-    def pools_names(self) -> bool:
-        """Whether many names of the background can be made one plane before refinement, with the calls below.
-
-        By default so where prompts are independent.
-        """
-        return self.independent_prompts
-
     def name_values(self, features: Features, names: PromptEmbeddings) -> Tensor:
-        """By what names of the background are compared with each other: float32 ``[B, P, h, w]``, before refinement.
+        """A cheap guess of how strong names are, by which a few of many names of the background are chosen.
+
+        Only methods with `independent_prompts` are asked.
 
         Args:
             features: of B windows.
             names: P of them.
 
         Returns:
-            At any height and width that the method likes; by default similarities at the windows' own.
+            float32 ``[B, P, h, w]`` without refinement, at any height and width that the method likes; by default
+            similarities at the windows' own.
         """
         return self.similarities(features, names)
-
-    def pool_names(self, features: Features, names: PromptEmbeddings) -> Tensor:
-        """The strongest name at each place.
-
-        Args:
-            features: of B windows.
-            names: at least one.
-
-        Returns:
-            float32 ``[B, R, h, w]``: the greatest of `name_values` comes first, and what else the method needs to know
-            of the name that has it.
-        """
-        return self.name_values(features, names).amax(dim=1, keepdim=True)
-
-    def pooled_similarities(self, features: Features, pool: Tensor, refine: Refine | None = None) -> Tensor:
-        """What `similarities` gives for a prompt, of the strongest names.
-
-        Args:
-            features: of B windows.
-            pool: float32 ``[B, R, h, w]`` of `pool_names`, or the stronger of several.
-            refine: as for `similarities`.
-
-        Returns:
-            float32 ``[B, 1, H, W]``.
-        """
-        return self.enlarged(features, pool[:, :1])
-
-    def pooled_similarities_at(self, features: Features, pool: Tensor, size: tuple[int, int]) -> Tensor | None:
-        """What `similarities_at` gives for a prompt, float32 ``[1, H, W]``, of the strongest names."""
-        return None
-
-    def enlarged(self, features: Features, maps: Tensor, mode: str = "bilinear") -> Tensor:
-        """Maps at the size of `name_values` resized to that of the windows, by default the same.
-
-        Args:
-            features: of B windows.
-            maps: float32 ``[B, N, h, w]``.
-            mode: ``"bilinear"`` or ``"nearest"``.
-
-        Returns:
-            float32 ``[B, N, H, W]``.
-        """
-        return maps
 
     # -- refinement ----------------------------------------------------------------------------------------------
 

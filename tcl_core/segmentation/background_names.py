@@ -21,7 +21,7 @@ from tcl_core.vocabulary.common_names import CommonName, common_names, related
 from tcl_core.vocabulary.templates import apply_templates
 from tcl_core.vocabulary.words import same_words
 
-__all__ = ["NEAR", "BackgroundNames", "LeftOut", "NameChoice", "NameSource", "owners"]
+__all__ = ["NEAR", "BackgroundNames", "LeftOut", "NameChoice", "NameSource", "owners", "strongest_names"]
 
 NEAR = 0.85
 """From this nearness on a name may mean what a prompt does.
@@ -35,6 +35,12 @@ _FEWEST_NAMES = 8
 
 _GROUP = 16
 """Names whose maps are made together."""
+
+_MOST = 16
+"""Of so many names every one competes; of more than that, so many at most compete in one image."""
+
+_LEAST_SHARE = 0.01
+"""A name of a long list competes in images where it is the strongest of the list at this share of all places."""
 
 _CHOICES = 256
 
@@ -69,7 +75,7 @@ class NameChoice:
         groups: the names, in groups of fixed places in their list: where one of them steps aside, the other groups stay
             what they were, so that what was computed for them can be kept.
         left_out: names of the same list that take no part.
-        pooled: whether they become one plane before refinement, and count as one name in a softmax.
+        pooled: whether they become one plane before the method finishes its scores, and count as one name in a softmax.
     """
 
     source: NameSource
@@ -81,6 +87,11 @@ class NameChoice:
     def names(self) -> tuple[str, ...]:
         """The names in the order of their list."""
         return tuple(name for group in self.groups for name in group)
+
+    @property
+    def few(self) -> bool:
+        """Whether all of the names compete in every image, because they are few or have to be judged together."""
+        return not self.pooled or len(self.names) <= _MOST
 
 
 class BackgroundNames:
@@ -161,7 +172,8 @@ class BackgroundNames:
             for first in range(0, len(names), _GROUP)
         ]
         # Names that a user lists for a softmax over all names are meant to count one by one.
-        pooled = self._method.pools_names and (source != "vocabulary" or self._method.independent_labels)
+        independent = self._method.independent_prompts
+        pooled = independent and (source != "vocabulary" or self._method.independent_labels)
         return NameChoice(source, tuple(group for group in groups if group), (*left_out, *aside.values()), pooled)
 
     def _by_words(self, name: str, texts: Sequence[str], source: NameSource) -> LeftOut | None:
@@ -213,6 +225,32 @@ class BackgroundNames:
             left_out = tuple(LeftOut(name, "unknown") for name in names if name not in known)
             self._own[templates] = tuple(name for name in names if name in known), left_out
         return self._own[templates]
+
+
+def strongest_names(groups: Sequence[Sequence[str]], winners: Sequence[Tensor]) -> tuple[str, ...]:
+    """The names of a long list that compete in an image: those that are the strongest of the list somewhere.
+
+    A maximum over all names before refinement would be much too strong, for a maximum over noise is above every one of
+    its terms; and to refine every name would take as long as the network.
+
+    Args:
+        groups: the names.
+        winners: for each group float32 ``[n, 2, h, w]``, the greatest value at each place of n windows, and the place
+            in the group of the name that has it.
+
+    Returns:
+        At least one name and at most 16, in the order of their list.
+    """
+    best = torch.stack([found[:, 0] for found in winners])
+    group_of = best.argmax(dim=0)
+    shares: dict[str, float] = {}
+    for number, (names, found) in enumerate(zip(groups, winners, strict=True)):
+        counts = torch.bincount(found[:, 1][group_of == number].long(), minlength=len(names))
+        shares.update(zip(names, (counts / group_of.numel()).tolist(), strict=True))
+    ranked = sorted(shares, key=shares.__getitem__, reverse=True)[:_MOST]
+    # Where names share the places among them evenly, none of them may have enough.
+    kept = {ranked[0], *(name for name in ranked if shares[name] >= _LEAST_SHARE)}
+    return tuple(name for name in shares if name in kept)
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import islice
 from typing import Any
 
@@ -22,7 +22,7 @@ from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Features, PromptEmbeddings
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
 from tcl_core.segmentation.argmax import label_map_from_scores
-from tcl_core.segmentation.background_names import BackgroundNames, NameChoice, owners
+from tcl_core.segmentation.background_names import BackgroundNames, NameChoice, owners, strongest_names
 from tcl_core.segmentation.features import (
     FeatureCache,
     FeatureKey,
@@ -32,9 +32,10 @@ from tcl_core.segmentation.features import (
     resize_image,
 )
 from tcl_core.segmentation.model import SegmentationModel
+from tcl_core.segmentation.name_plane import NamePlane
 from tcl_core.segmentation.sliding_window import merge_windows, split_windows, working_size
 from tcl_core.segmentation.texts import Texts
-from tcl_core.types import Segmentation
+from tcl_core.types import Segmentation, Unlabeled
 from tcl_core.vocabulary import Label, Vocabulary
 from tcl_core.vocabulary.common_names import common_names_version
 
@@ -371,14 +372,14 @@ class Segmenter:
         return merge_windows(windows, features.origins, features.working_size)
 
     @torch.no_grad()
-    def pool_names(
+    def name_winners(
         self,
         features: ImageFeatures,
         names: Sequence[str],
         templates: str | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """The strongest of some background names in every window, before refinement.
+        """The strongest of some background names at each place of every window, before refinement.
 
         Args:
             features: from `encode` of a segmenter with the same model and settings.
@@ -387,7 +388,7 @@ class Segmenter:
             on_progress: as for `similarities`.
 
         Returns:
-            float32 ``[n, R, h, w]``, see `tcl_core.methods.Method.pool_names`.
+            float32 ``[n, 2, h, w]``: the greatest value, and the place of the name that has it.
 
         Raises:
             SettingsError: the features come from another model or other settings.
@@ -395,35 +396,11 @@ class Segmenter:
         """
         self._check_features(features)
         embedded = self.embed_prompts(names, templates)
-        parts = self._window_groups(features, len(names), on_progress)
-        return torch.cat([self.method.pool_names(features.windows[group], embedded) for group in parts])
-
-    @torch.no_grad()
-    def pooled_similarities(self, features: ImageFeatures, pools: Sequence[Tensor]) -> Tensor:
-        """Similarities of the whole image with the strongest of all names: one plane, as a prompt has one.
-
-        Args:
-            features: of the image.
-            pools: from `pool_names`, at least one.
-
-        Returns:
-            float32 ``[1, h, w]`` at the features' ``score_size``, on the model's device.
-        """
-        self._check_features(features)
-        pool = pools[0]
-        for other in pools[1:]:
-            pool = torch.where(other[:, :1] > pool[:, :1], other, pool)
-        merged = None
-        if len(features.origins) == 1:
-            merged = self.method.pooled_similarities_at(features.windows, pool, features.score_size)
-        if merged is None:
-            merged = merge_windows(self._pooled_windows(features, pool), features.origins, features.working_size)
-        return self.method.settle(merged, features.score_size, self._bound(features.image_guide))
-
-    def _pooled_windows(self, features: ImageFeatures, pool: Tensor) -> Iterator[Tensor]:
-        for group in self._window_groups(features, 1):
-            guide = None if features.guide is None else features.guide[group]
-            yield from self.method.pooled_similarities(features.windows[group], pool[group], self._bound(guide))
+        parts = []
+        for group in self._window_groups(features, len(names), on_progress):
+            best, who = self.method.name_values(features.windows[group], embedded).max(dim=1)
+            parts.append(torch.stack([best, who.to(best.dtype)], dim=1))
+        return torch.cat(parts)
 
     @torch.no_grad()
     def finish(self, features: ImageFeatures, merged: Tensor, labels: Sequence[int]) -> Tensor:
@@ -459,21 +436,33 @@ class Segmenter:
             SettingsError: the features come from another model or other settings.
             VocabularyError: the model does not know a word of a prompt.
         """
+        return self._score_maps(features, vocabulary, on_progress)[0]
+
+    def _score_maps(
+        self,
+        features: ImageFeatures,
+        vocabulary: Vocabulary,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[Tensor, NamePlane | None]:
+        """The score maps, and what is known of the background's names where there are any."""
         self._check_features(features)
         labels, choice = vocabulary.labels, self.background_names(vocabulary)
         texts = [prompt for label in labels for prompt in label.prompts]
-        pooled, names = [], list(choice.names)
-        if names and choice.pooled:
-            groups = (self.pool_names(features, group, vocabulary.templates, on_progress) for group in choice.groups)
-            pooled, names = [self.pooled_similarities(features, list(groups))], []
+        plane = None
+        if choice.names and choice.pooled:
+            plane = self._name_plane(features, choice, vocabulary.templates, on_progress)
+        pooled = [] if plane is None else [plane.best]
         if not (self.method.independent_prompts and self.method.independent_labels):
+            names = [] if choice.pooled else list(choice.names)
             # A prompt that two labels share is asked once, or it would count twice among the names.
             asked = list(dict.fromkeys(texts + names))
             merged = self.similarities(features, self.embed_prompts(asked, vocabulary.templates), on_progress)
             if asked != texts + names:
                 merged = merged[[asked.index(text) for text in texts + names]]
+            if names:
+                plane = NamePlane.of(names, merged[len(texts) :])
             planes = torch.cat([merged, *pooled]) if pooled else merged
-            return self.finish(features, planes, owners(labels, len(names) + len(pooled)))
+            return self.finish(features, planes, owners(labels, len(names) + len(pooled))), plane
         prompts = self.embed_prompts(texts, vocabulary.templates)
         parts, first = [], 0
         for group in self._label_groups(labels, features):
@@ -481,8 +470,27 @@ class Segmenter:
             merged = self.similarities(features, prompts[first : first + len(places)], on_progress)
             parts.append(self.finish(features, merged, places))
             first += len(places)
-        parts += [self.finish(features, plane, [-1]) for plane in pooled]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        parts += [self.finish(features, best, [-1]) for best in pooled]
+        return parts[0] if len(parts) == 1 else torch.cat(parts), plane
+
+    def _name_plane(
+        self,
+        features: ImageFeatures,
+        choice: NameChoice,
+        templates: str | None,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> NamePlane:
+        names = choice.names
+        if not choice.few:
+            winners = [self.name_winners(features, group, templates, on_progress) for group in choice.groups]
+            names = strongest_names(choice.groups, winners)
+        at_once = self._at_once(features)
+        groups = [names[first : first + at_once] for first in range(0, len(names), at_once)]
+        parts = (
+            NamePlane.of(group, self.similarities(features, self.embed_prompts(group, templates), on_progress))
+            for group in groups
+        )
+        return reduce(NamePlane.joined, parts)
 
     def _label_groups(self, labels: Sequence[Label], features: ImageFeatures) -> Iterator[Sequence[Label]]:
         """Labels whose score maps are made together, so that memory stays bounded."""
@@ -539,9 +547,28 @@ class Segmenter:
             SettingsError: the features come from another model or other settings.
             VocabularyError: the model does not know a word of a prompt.
         """
-        scores = self.score_maps(features, vocabulary)
-        label_map, score_map = label_map_from_scores(scores, vocabulary, self.background_threshold, features.size)
-        return Segmentation(label_map, score_map, vocabulary)
+        return self.explain(features, vocabulary)[0]
+
+    @torch.no_grad()
+    def explain(self, features: ImageFeatures, vocabulary: Vocabulary) -> tuple[Segmentation, Unlabeled]:
+        """`segment`, and which background names won the pixels that have no label.
+
+        Args:
+            features: from `encode` of a segmenter with the same model and settings.
+            vocabulary: the labels that compete.
+
+        Raises:
+            SettingsError: the features come from another model or other settings.
+            VocabularyError: the model does not know a word of a prompt.
+        """
+        scores, names = self._score_maps(features, vocabulary)
+        height = self.background_threshold
+        label_map, score_map = label_map_from_scores(scores, vocabulary, height, features.size)
+        if names is None:
+            unlabeled = Unlabeled((), np.zeros(features.size, np.int32))
+        else:
+            unlabeled = names.unlabeled(scores[-1], vocabulary.floor(height), label_map)
+        return Segmentation(label_map, score_map, vocabulary), unlabeled
 
     def segment_image(self, image: NDArray[np.uint8], vocabulary: Vocabulary) -> Segmentation:
         """`encode` and `segment` in one call.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Literal
 
 import numpy as np
@@ -26,7 +26,7 @@ from tcl_core.segmentation.argmax import (
     label_map_from_scores,
     one_label_from_scores,
 )
-from tcl_core.segmentation.background_names import NameChoice, owners
+from tcl_core.segmentation.background_names import NameChoice, owners, strongest_names
 from tcl_core.segmentation.features import FeatureKey, ImageFeatures
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.types import Segmentation
@@ -37,8 +37,8 @@ __all__ = ["ImageSession", "Progress", "ProgressCallback", "SimilarityCache"]
 _SIMILARITY_BYTES = 512 << 20
 _PLANE_BYTES = 512 << 20
 
-# In the place of a prompt, which is never empty and holds no such character.
-_POOL, _SETTLED = "", "\0"
+# In the place of a prompt, which is never empty.
+_GROUP = ""
 
 
 @dataclass(frozen=True)
@@ -293,12 +293,16 @@ class ImageSession:
             self.segmenter.embed_prompts(label.prompts, templates)
         features = self.encode(on_progress)
         texts = [prompt for label in labels for prompt in label.prompts]
-        names = [] if choice is None or choice.pooled else list(choice.names)
-        planes = self._merged(list(dict.fromkeys(texts + names)), features, templates, partial(report, "scores"))
-        merged = [planes[text] for text in texts + names]
-        pooled = [] if choice is None or not choice.pooled else [self._pooled(choice, features, templates, report)]
-        places = owners(labels, len(names) + len(pooled))
-        return self.segmenter.finish(features, torch.stack(merged + pooled), places).cpu()
+        names = [] if choice is None else self._competing(choice, features, templates, partial(report, "scores"))
+        asked = [texts, names] if self.segmenter.method.independent_prompts else [texts + names]
+        planes: dict[str, Tensor] = {}
+        for group in asked:
+            planes |= self._merged(list(dict.fromkeys(group)), features, templates, partial(report, "scores"))
+        merged = [planes[text] for text in texts]
+        others = [planes[name] for name in names]
+        if choice is not None and choice.pooled:
+            others = [reduce(torch.maximum, others)]
+        return self.segmenter.finish(features, torch.stack(merged + others), owners(labels, len(others))).cpu()
 
     def _merged(
         self,
@@ -327,30 +331,27 @@ class ImageSession:
                 self._similarities.put((features.key, identity, company, prompt), plane.clone())
         return planes
 
-    def _pooled(
+    def _competing(
         self,
         choice: NameChoice,
         features: ImageFeatures,
         templates: str | None,
-        report: Callable[[Literal["prompts", "scores"], int, int], None],
-    ) -> Tensor:
-        """Similarities ``[h, w]`` of the strongest background name; groups of names that are known are not computed."""
+        on_progress: Callable[[int, int], None],
+    ) -> list[str]:
+        """The background names that compete in this image; what is known of a group of names is not computed."""
+        if choice.few:
+            return list(choice.names)
         identity = self.segmenter.score_identity(templates)
-        key = (features.key, identity, choice.names, _SETTLED)
-        plane = self._similarities.get(key)
-        if plane is None:
-            pools = []
-            for done, group in enumerate(choice.groups):
-                report("scores", done, len(choice.groups))
-                group_key = (features.key, identity, group, _POOL)
-                pool = self._similarities.get(group_key)
-                if pool is None:
-                    pool = self.segmenter.pool_names(features, group, templates)
-                    self._similarities.put(group_key, pool)
-                pools.append(pool)
-            plane = self.segmenter.pooled_similarities(features, pools)[0]
-            self._similarities.put(key, plane)
-        return plane
+        winners = []
+        for done, group in enumerate(choice.groups):
+            on_progress(done, len(choice.groups))
+            key = (features.key, identity, group, _GROUP)
+            found = self._similarities.get(key)
+            if found is None:
+                found = self.segmenter.name_winners(features, group, templates)
+                self._similarities.put(key, found)
+            winners.append(found)
+        return list(strongest_names(choice.groups, winners))
 
     @property
     def _one_by_one(self) -> bool:

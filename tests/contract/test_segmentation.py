@@ -61,8 +61,8 @@ def test_scores_do_not_depend_on_groups(
     segmenter = Segmenter(model_of(method), refine=refine)
     features, vocabulary = segmenter.encode(IMAGE), vocabulary_of(method)
     expected = segmenter.score_maps(features, vocabulary)
-    contenders = segmenter.contenders(vocabulary)
-    assert expected.shape == (len(contenders), *features.score_size) and expected.dtype == torch.float32
+    planes_expected = len(vocabulary.labels) + bool(segmenter.background_names(vocabulary).names)
+    assert expected.shape == (planes_expected, *features.score_size) and expected.dtype == torch.float32
     assert expected.isfinite().all() and expected.min() >= 0 and expected.max() <= 1
     height, width = features.score_size
     monkeypatch.setattr(segmenter_module, "_SCORE_BYTES", 4 * height * width * planes)
@@ -110,7 +110,8 @@ def test_dependent_labels_are_finished_together(method: Method, monkeypatch: pyt
 
 
 def count_names(segmenter: Segmenter, vocabulary: Vocabulary) -> int:
-    return sum(len(label.prompts) for label in segmenter.contenders(vocabulary))
+    choice = segmenter.background_names(vocabulary)
+    return len(vocabulary.prompts) + (bool(choice.names) if choice.pooled else len(choice.names))
 
 
 # -- identity ----------------------------------------------------------------------------------------------------------

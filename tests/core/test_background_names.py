@@ -14,7 +14,7 @@ import yaml
 
 from tcl_core.errors import VocabularyError
 from tcl_core.methods import create_method
-from tcl_core.methods.training_free import BACKGROUND_NAMES, NACLIP, MaskCLIPRefined
+from tcl_core.methods.training_free import NACLIP, MaskCLIPRefined
 from tcl_core.models.loading import Model
 from tcl_core.models.metadata import Preprocess
 from tcl_core.segmentation.segmenter import Segmenter
@@ -22,7 +22,8 @@ from tcl_core.segmentation.session import ImageSession
 from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.tokenizer import OpenClipTokenizer
 from tcl_core.vocabulary import Label, Vocabulary
-from tests.contract.examples import example_image, model_of, vocabulary_of
+from tcl_core.vocabulary.common_names import common_names
+from tests.contract.examples import example_image, model_of
 
 
 @pytest.fixture(scope="module")
@@ -31,30 +32,23 @@ def segmenter() -> Segmenter:
 
 
 def names_of(segmenter: Segmenter, vocabulary: Vocabulary) -> tuple[str, ...]:
-    contenders = segmenter.contenders(vocabulary)
-    return contenders[-1].prompts if len(contenders) > len(vocabulary.labels) else ()
+    return segmenter.background_names(vocabulary).names
 
 
 # -- which names compete -----------------------------------------------------------------------------------------------
 
 
-def test_the_methods_own_names() -> None:
-    class Open(NACLIP):
-        def unknown_words(self, text: str) -> list[str]:
-            return []
-
-    model = replace(model_of(NACLIP.example()), method=Open.example())
-    assert names_of(Segmenter(model), Vocabulary.from_options(["cat"])) == BACKGROUND_NAMES
-
-
 def test_names_that_the_model_does_not_know_are_left_out(segmenter: Segmenter) -> None:
-    assert names_of(segmenter, Vocabulary.from_options(["cat"])) == ("sky",)
+    assert names_of(segmenter, Vocabulary.from_options(["sky"])) == ("dog", "cat", "sofa")
+    left_out = segmenter.background_names(Vocabulary.from_options(["sky"])).left_out
+    assert {(out.name, out.reason) for out in left_out} >= {("person", "unknown"), ("sky", "same")}
+    assert len(left_out) + 3 == len(common_names())
 
 
 def test_names_whose_templates_the_model_does_not_know_are_left_out(segmenter: Segmenter) -> None:
     """A template can make another word of a name, such as its plural."""
-    assert names_of(segmenter, Vocabulary.from_options(["cat"], templates="identity")) == ("sky",)
-    assert names_of(segmenter, Vocabulary.from_options(["cat"], templates="plural")) == ()
+    assert names_of(segmenter, Vocabulary.from_options(["dog"], templates="identity")) == ("cat", "sky", "sofa")
+    assert names_of(segmenter, Vocabulary.from_options(["dog"], templates="plural")) == ()
 
 
 @pytest.mark.parametrize(("own", "left"), [("sky", "SKY"), ("Skies", "SKY"), ("skys", "SKY"), ("cloud", "cloud")])
@@ -86,7 +80,9 @@ def test_what_they_win_has_no_label(segmenter: Segmenter) -> None:
     """The decision of a vocabulary in which the name is a label, that label taken away."""
     features = segmenter.encode(example_image())
     options = {"background_threshold": 0.0}
-    labeled = segmenter.segment(features, Vocabulary.from_options(["cat", "dog", "sky"], **options))
+    labeled = segmenter.segment(
+        features, Vocabulary.from_options(["cat", "dog", "sky"], background_names=(), **options)
+    )
     named = Vocabulary.from_options(["cat", "dog"], background_names=("sky",), **options)
     assert {1, 2, 3} & set(np.unique(labeled.label_map)) >= {3}
     expected = np.where(labeled.label_map == 3, 0, labeled.label_map)
@@ -118,13 +114,12 @@ def test_many_labels_and_names(segmenter: Segmenter) -> None:
 
 
 def test_any_method_can_have_names() -> None:
-    """TCL has none of its own; a vocabulary may give some."""
+    """A vocabulary may give some."""
     from tcl_core.methods.tcl import TCL
 
     segmenter = Segmenter(model_of(TCL.example()))
     features = segmenter.encode(example_image())
-    assert names_of(segmenter, vocabulary_of(segmenter.method)) == ()
-    plain = Vocabulary.from_options(["cat", "dog", "sky"], background_threshold=0.0)
+    plain = Vocabulary.from_options(["cat", "dog", "sky"], background_threshold=0.0, background_names=())
     named = Vocabulary.from_options(["cat", "dog"], background_threshold=0.0, background_names=("sky",))
     expected = segmenter.segment(features, plain).label_map
     found = segmenter.segment(features, named).label_map

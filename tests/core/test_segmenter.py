@@ -392,7 +392,7 @@ def test_background_threshold_of_model_and_vocabulary(model: Model) -> None:
     scores = segmenter.score_maps(features, VOCABULARY)
     middle = float(scores.max(0).values.median())
     for own, used in ((None, middle), (0.0, 0.0), (1.0, 1.0)):
-        vocabulary = Vocabulary(VOCABULARY.labels, background=True, background_threshold=own)
+        vocabulary = Vocabulary(VOCABULARY.labels, background=True, background_threshold=own, background_names=())
         chosen = Segmenter(replace(model, background_threshold={"pamr": middle, "plain": 0.99}))
         result = chosen.segment(features, vocabulary)
         expected, _ = label_map_from_scores(scores, vocabulary, used, (50, 70))

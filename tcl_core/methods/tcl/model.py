@@ -265,23 +265,16 @@ class TCL(TCLTraining, Method):
                 masks = refine(masks)
             if options.kp_weight:
                 masks = masks.lerp_(self._preserved(features, text, masks.shape[-2:]), options.kp_weight)
-            # Rounding in the weighted means may leave the unit interval by some 1e-7.
-            return self.enlarged(features, masks).clamp_(0, 1)
+            masks = F.interpolate(masks, size=features.padded, mode="bilinear")
+        (top, left), (height, width) = features.offset, features.size
+        # Rounding in the weighted means may leave the unit interval by some 1e-7.
+        return masks[..., top : top + height, left : left + width].clamp_(0, 1)
 
     def _preserved(self, features: TCLFeatures, text: Tensor, size: Sequence[int]) -> Tensor:
         """CLIP's own dense map (knowledge preservation), float32 ``[B, P, *size]`` in ``[0, 1]``."""
         options = self.options
         dense = options.kp_scale * (cosine_maps(features.dense.float(), text) - options.kp_threshold)
         return F.interpolate(torch.sigmoid(dense), size=tuple(size), mode="bilinear")
-
-    def enlarged(self, features: Features, maps: Tensor, mode: str = "bilinear") -> Tensor:
-        """Maps ``[B, N, mh, mw]`` of mask pixels at the windows' size, without the padding."""
-        features = cast(TCLFeatures, features)
-        (top, left), (height, width) = features.offset, features.size
-        maps = F.interpolate(maps, size=features.padded, mode=mode)
-        return maps[..., top : top + height, left : left + width]
-
-    # -- names of the background ---------------------------------------------------------------------------------
 
     @torch.no_grad()
     def name_values(self, features: Features, names: PromptEmbeddings) -> Tensor:
@@ -293,30 +286,6 @@ class TCL(TCLTraining, Method):
             if self.options.kp_weight:
                 masks = masks.lerp_(self._preserved(features, text, masks.shape[-2:]), self.options.kp_weight)
             return masks
-
-    @torch.no_grad()
-    def pool_names(self, features: Features, names: PromptEmbeddings) -> Tensor:
-        """The greatest blended value, and of its name mask and dense map, which are refined and blended later."""
-        if not self.options.kp_weight:
-            return super().pool_names(features, names)
-        features = cast(TCLFeatures, features)
-        with torch.autocast(device_type=features.image_emb.device.type, enabled=False):
-            text = self.rows(names).to(features.image_emb.device)
-            masks = self.score(self.pixels(features), text)
-            dense = self._preserved(features, text, masks.shape[-2:])
-            best, who = masks.lerp(dense, self.options.kp_weight).max(dim=1, keepdim=True)
-            return torch.cat([best, masks.gather(1, who), dense.gather(1, who)], dim=1)
-
-    @torch.no_grad()
-    def pooled_similarities(self, features: Features, pool: Tensor, refine: Refine | None = None) -> Tensor:
-        """The strongest names' masks refined, blended and up-sampled as those of a prompt."""
-        with torch.autocast(device_type=pool.device.type, enabled=False):
-            masks = pool[:, 1:2] if self.options.kp_weight else pool
-            if refine is not None:
-                masks = refine(masks)
-            if self.options.kp_weight:
-                masks = masks.lerp(pool[:, 2:3], self.options.kp_weight)
-            return self.enlarged(features, masks).clamp(0, 1)
 
     # -- dense embedding -----------------------------------------------------------------------------------------
 

@@ -82,9 +82,9 @@ class DenseFeatures(Features):
     padded: tuple[int, int]
     offset: tuple[int, int]
 
-    def enlarged(self, maps: Tensor, mode: str = "bilinear") -> Tensor:
+    def enlarged(self, maps: Tensor) -> Tensor:
         """Maps ``[B, P, h, w]`` of the patches at the windows' size, without the padding."""
-        maps = F.interpolate(maps, size=self.padded, mode=mode)
+        maps = F.interpolate(maps, size=self.padded, mode="bilinear")
         (top, left), (height, width) = self.offset, self.size
         return maps[..., top : top + height, left : left + width].contiguous()
 
@@ -259,25 +259,12 @@ class TrainingFree(Method):
             maps = self.patch_maps(features, cast(DensePrompts, prompts))
             return F.interpolate(maps, size=size, mode="bilinear")[0]
 
-    # -- names of the background ---------------------------------------------------------------------------------
-
     @torch.no_grad()
     def name_values(self, features: Features, names: PromptEmbeddings) -> Tensor:
         """Maps float32 ``[B, P, h, w]`` of patches."""
         features = cast(DenseFeatures, features)
         with torch.autocast(device_type=features.dense.device.type, enabled=False):
             return self.patch_maps(features, cast(DensePrompts, names))
-
-    def pooled_similarities_at(self, features: Features, pool: Tensor, size: tuple[int, int]) -> Tensor | None:
-        """The strongest names' maps, enlarged once as those of a prompt in `similarities_at`."""
-        features = cast(DenseFeatures, features)
-        return None if features.padded != features.size else F.interpolate(pool, size=size, mode="bilinear")[0]
-
-    def enlarged(self, features: Features, maps: Tensor, mode: str = "bilinear") -> Tensor:
-        """Maps ``[B, N, h, w]`` of patches at the windows' size, without the padding."""
-        return cast(DenseFeatures, features).enlarged(maps, mode)
-
-    # -- whole images --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def settle(self, merged: Tensor, size: tuple[int, int], refine: Refine | None = None) -> Tensor:
@@ -294,7 +281,7 @@ class TrainingFree(Method):
     def finish(self, merged: Tensor, labels: Sequence[int], refine: Refine | None = None) -> Tensor:
         """Softmax over all names, and the maximum over those of a label; small labels are left out if wanted.
 
-        Names of the background that were pooled come as one plane, and count as one name.
+        Names of the background that come as one plane count as one name.
         """
         if not len(merged):
             return merged.clone()
