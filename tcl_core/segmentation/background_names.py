@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 import torch
@@ -163,7 +163,11 @@ class BackgroundNames:
         names, left_out = self._known_own(templates) if given is None else (given, ())
         prompts = list(dict.fromkeys(prompt for label in vocabulary.labels for prompt in label.prompts))
         texts = list(dict.fromkeys([*(label.name for label in vocabulary.labels), *prompts]))
-        aside = {name: found for name in names if (found := self._by_words(name, texts, source)) is not None}
+        aside: dict[str, LeftOut] = {}
+        for name in names:
+            for text in texts:
+                if (reason := _by_words(name, text, source == "common")) is not None:
+                    aside.setdefault(name, LeftOut(name, reason, text))
         # The embedding of all names, because a part would have another mean.
         for name, (prompt, nearness) in self._near(names, prompts, source, templates).items():
             aside.setdefault(name, LeftOut(name, "near", prompt, nearness))
@@ -175,16 +179,6 @@ class BackgroundNames:
         independent = self._method.independent_prompts
         pooled = independent and (source != "vocabulary" or self._method.independent_labels)
         return NameChoice(source, tuple(group for group in groups if group), (*left_out, *aside.values()), pooled)
-
-    def _by_words(self, name: str, texts: Sequence[str], source: NameSource) -> LeftOut | None:
-        for text in texts:
-            if same_words(name, text):
-                return LeftOut(name, "same", text)
-        if source == "common":
-            for text in texts:
-                if related(_entries()[name], text):
-                    return LeftOut(name, "related", text)
-        return None
 
     def _near(
         self, names: Sequence[str], prompts: Sequence[str], source: NameSource, templates: str
@@ -251,6 +245,14 @@ def strongest_names(groups: Sequence[Sequence[str]], winners: Sequence[Tensor]) 
     # Where names share the places among them evenly, none of them may have enough.
     kept = {ranked[0], *(name for name in ranked if shares[name] >= _LEAST_SHARE)}
     return tuple(name for name in shares if name in kept)
+
+
+# Asked again for every label whenever one is added.
+@lru_cache(maxsize=1 << 16)
+def _by_words(name: str, text: str, common: bool) -> Literal["same", "related"] | None:
+    if same_words(name, text):
+        return "same"
+    return "related" if common and related(_entries()[name], text) else None
 
 
 @cache

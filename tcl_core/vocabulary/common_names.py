@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tcl_core.vocabulary.words import contains_words, same_words
+from tcl_core.vocabulary.words import contains_singular, same_words, singular_contains
 
 __all__ = ["CommonName", "common_names", "common_names_version", "related"]
 
@@ -64,19 +64,19 @@ def related(name: CommonName, prompt: str) -> bool:
         >>> [related(sofa, prompt) for prompt in ("sofas", "red couch", "chair")]
         [True, True, False]
     """
-    if contains_words(name.name, prompt):
+    if singular_contains(name.name, prompt):
         return True
     phrases = _compounds_in(prompt)
     return any(
-        contains_words(prompt, words)
-        and not any(contains_words(phrase, words) and not same_words(phrase, words) for phrase in phrases)
+        contains_singular(prompt, words)
+        and not any(contains_singular(phrase, words) and not same_words(phrase, words) for phrase in phrases)
         for words in (name.name, *name.yields_to)
     )
 
 
 @lru_cache(maxsize=4096)
 def _compounds_in(prompt: str) -> tuple[str, ...]:
-    return tuple(phrase for phrase in _contents()["compounds"] if contains_words(prompt, phrase))
+    return tuple(phrase for phrase in _contents()["compounds"] if contains_singular(prompt, phrase))
 
 
 def _flat(words: list[Any]) -> Iterator[str]:

@@ -88,7 +88,7 @@ def test_new_prompt_does_not_encode_again(segmenter: Segmenter, image: NDArray[n
     counter = Counter()
     session.segment(Vocabulary.from_options(LABELS), counter)
     assert counter.steps.count("encode") > 1
-    more = Vocabulary.from_options([*LABELS[1:], "tree", "Cat=cat"])
+    more = Vocabulary.from_options([*LABELS[1:], "tree", "Cat=red cat"])
     assert not session.has_scores(more)
     counter = Counter()
     found = session.segment(more, counter)

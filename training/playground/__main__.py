@@ -15,7 +15,7 @@ import torch
 from tcl_core.methods.tcl import TCL
 from tcl_core.models.metadata import ModelMetadata
 from tcl_core.models.modelfile import write_model_file
-from tcl_core.playground import COLORS, caption_words
+from tcl_core.playground import CLASS_NAMES, COLORS, caption_words
 from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.tokenizer import WordTokenizer
 from tcl_core.vocabulary.templates import get_templates
@@ -62,6 +62,8 @@ def run(recipe: Recipe, folder: Path, out: Path) -> str:
         clip={"config": config},
         tokenizer=tokenizer.to_dict(),
         templates=EVALUATION_TEMPLATES,
+        background_threshold=recipe.tcl.heights(),
+        background_names=list(CLASS_NAMES),
         debiasing={"words": list(COLORS), "text_set": "text"},
         license="MIT",
         source="python -m training.playground",

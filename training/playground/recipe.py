@@ -112,7 +112,17 @@ RECIPE = Recipe(
             schedule=Schedule(steps=1000, lr=4e-4, min_lr=1e-5, warmup=50),
         ),
     ),
-    tcl=TCLConfig(ie_freeze=3, decoder_layers=1, area_prior=0.25, tv_weight=0.25, refine_scale=12),
+    tcl=TCLConfig(
+        ie_freeze=3,
+        decoder_layers=1,
+        area_prior=0.25,
+        tv_weight=0.25,
+        refine_scale=12,
+        # Chosen on projects of a few labels, where all other names of the world compete (docs/playground.md).
+        kp_weight=0.0,
+        background_threshold_pamr=0.25,
+        background_threshold_plain=0.3,
+    ),
     tcl_stage=TclStage(
         images=_SCENES,
         batch=64,

@@ -105,6 +105,10 @@ class TCLConfig:
             raise SettingsError(f"Unknown TCL settings: {', '.join(unknown)}; known are: {', '.join(sorted(known))}.")
         return cls(**settings)
 
+    def heights(self) -> dict[str, float]:
+        """Score of the background by the refiner's name, ``"plain"`` for none."""
+        return {"plain": self.background_threshold_plain, "pamr": self.background_threshold_pamr}
+
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain JSON values."""
         return dataclasses.asdict(self)

@@ -167,8 +167,7 @@ class TCL(TCLTraining, Method):
     @property
     def background(self) -> Background:
         """The paper's constant plane, with and without refinement."""
-        heights = {"plain": self.config.background_threshold_plain, "pamr": self.config.background_threshold_pamr}
-        return Background("plane", heights)
+        return Background("plane", self.config.heights())
 
     # -- inference -----------------------------------------------------------------------------------------------
 
