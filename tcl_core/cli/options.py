@@ -74,8 +74,8 @@ def vocabulary_options(function: F) -> F:
             click.option(
                 "--background-names",
                 metavar="NAME,NAME",
-                help="Names that compete with the labels and leave what they win without a label, auto for the "
-                "method's own, or none; by default the label file's or auto.",
+                help="Names that compete with the labels and leave what they win without a label; auto for all else "
+                "that an image may hold ('--explain' lists it), or none. By default the label file's, or auto.",
             ),
             click.option(
                 "--templates",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tcl_core.cli.explain import choose_names, explain_names, explain_option
 from tcl_core.cli.main import EXIT_FINE, EXIT_INTERRUPTED, EXIT_ISSUES
 from tcl_core.cli.options import (
     check_folder,
@@ -109,6 +110,7 @@ A label file:
 @click.option(
     "--failures", type=click.Path(path_type=Path), metavar="FILE", help="Write skipped images and reasons as CSV."
 )
+@explain_option
 @click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")
 def command(
     inputs: tuple[str, ...],
@@ -137,6 +139,7 @@ def command(
     resume: bool,
     overwrite: bool,
     failures: Path | None,
+    explain: bool,
     quiet: bool,
 ) -> int:
     """Label images from text and write a COCO file.
@@ -178,6 +181,9 @@ def command(
                 f"model {segmenter.model.name} on {segmenter.model.device}",
                 err=True,
             )
+        choice = choose_names(segmenter, vocabulary, quiet)
+        if explain:
+            click.echo(explain_names(choice))
         summary = run_prelabel(
             images,
             segmenter,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tcl_core.cli.explain import choose_names, explain_names, explain_option, explain_shares
 from tcl_core.cli.main import EXIT_FINE
 from tcl_core.cli.options import check_outputs, make_segmenter, make_vocabulary, model_options, vocabulary_options
 from tcl_core.errors import SettingsError
@@ -24,7 +25,8 @@ __all__ = ["command"]
     epilog="""\b
 Examples:
   tcl-annotate segment room.jpg --label "Sofa=sofa,couch" --label Lamp
-  tcl-annotate segment room.jpg --labels labels.yaml --out overlay.png --json room.json""",
+  tcl-annotate segment room.jpg --labels labels.yaml --out overlay.png --json room.json
+  tcl-annotate segment room.jpg --label Lamp --explain""",
 )
 @click.argument("path", metavar="IMAGE", type=click.Path(path_type=Path))
 @vocabulary_options
@@ -35,6 +37,7 @@ Examples:
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the regions as a COCO file."
 )
+@explain_option
 @click.option("--overwrite", is_flag=True, help="Replace the files of --out and --json if they are there.")
 @click.option(
     "--max-pixels",
@@ -60,6 +63,7 @@ def command(
     batch_size: int,
     out: Path | None,
     json_file: Path | None,
+    explain: bool,
     overwrite: bool,
     max_pixels: int,
 ) -> int:
@@ -75,10 +79,16 @@ def command(
 
     image = load_image(path, max_pixels=max_pixels)
     segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size)
-    segmentation = segmenter.segment_image(image, vocabulary)
+    # Wrong words are found in a moment, the image takes seconds.
+    segmenter.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
+    choice = choose_names(segmenter, vocabulary)
+    segmentation, unlabeled = segmenter.explain(segmenter.encode(image), vocabulary)
     regions = label_map_to_regions(segmentation)
     click.echo(f"{path}: {image.shape[1]} x {image.shape[0]} pixels, model {segmenter.model.name}")
     click.echo(_table(segmentation, regions))
+    if explain:
+        click.echo(explain_names(choice))
+        click.echo(explain_shares(unlabeled))
     if json_file is not None:
         from tcl_core.export.coco import ImageResult, coco_file_name, regions_to_annotations, write_coco_file
 

@@ -145,6 +145,7 @@ def run_prelabel(
     settings = settings or PrelabelSettings()
     prompts = [prompt for _, prompt in vocabulary.prompts]
     segmenter.embed_prompts(prompts, vocabulary.templates)
+    segmenter.embed_prompts(segmenter.background_names(vocabulary).names, vocabulary.templates)
     if preview is not None and check_preview_folder(preview) and not (resume or overwrite):
         raise SettingsError(
             f"--preview {preview}: holds a preview already; name another folder, --resume or --overwrite"
@@ -262,7 +263,8 @@ class _Job:
             if not self._is_wanted(name):
                 continue
             try:
-                regions = self._regions(self._segmenter.segment(encode(), self._vocabulary))
+                segmentation, unlabeled = self._segmenter.explain(encode(), self._vocabulary)
+                regions = self._regions(segmentation)
                 found = ImageRegions(name, image.shape[0], image.shape[1], regions)
                 # What cannot be exported is found now, when it costs only this image.
                 prepared = self._journal.exporter.prepare(found)
@@ -272,7 +274,7 @@ class _Job:
             with guard.writing():
                 # The journal comes last: what stands in it needs no second look.
                 if self._pages is not None and name not in self._shown:
-                    self._pages.add_image(name, image, regions)
+                    self._pages.add_image(name, image, regions, unlabeled)
                 if name not in self._annotated:
                     self._journal.add(found, prepared)
                 progress.advance()

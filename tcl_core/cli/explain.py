@@ -1,0 +1,110 @@
+"""``--explain``: which background names compete with the labels, which step aside and why, and what they won."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from tcl_core.segmentation.background_names import LeftOut, NameChoice
+    from tcl_core.segmentation.segmenter import Segmenter
+    from tcl_core.types import Unlabeled
+    from tcl_core.vocabulary import Vocabulary
+
+__all__ = ["choose_names", "explain_names", "explain_option", "explain_shares"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SHOWN = 5
+
+explain_option = click.option(
+    "--explain", is_flag=True, help="Say which background names compete with the labels, and which step aside and why."
+)
+"""``--explain``."""
+
+
+def choose_names(segmenter: Segmenter, vocabulary: Vocabulary, quiet: bool = False) -> NameChoice:
+    """The background names of a vocabulary, with a progress bar where they have to be embedded first.
+
+    Raises:
+        VocabularyError: the model does not know a word of a prompt or name.
+    """
+    if quiet or not sys.stderr.isatty():
+        return segmenter.background_names(vocabulary)
+
+    from tqdm import tqdm
+
+    with tqdm(unit="name", desc="reading background names, once for this model", leave=False, delay=1) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return segmenter.background_names(vocabulary, advance)
+
+
+def explain_names(choice: NameChoice) -> str:
+    """Which names compete, and for each that does not, the reason.
+
+    Example:
+        >>> from tcl_core.segmentation.background_names import LeftOut, NameChoice
+        >>> left_out = (LeftOut("sofa", "near", "couch", 0.99), LeftOut("zebra", "unknown"))
+        >>> print(explain_names(NameChoice("model", (("cat", "sky"),), left_out)))
+        background names: 2 compete with the labels, of all that the model knows: cat, sky
+          left out: sofa (means nearly what 'couch' does: 0.99, and the limit is 0.85)
+          left out: 1 with a word that the model does not know: zebra
+    """
+    if choice.source == "none":
+        return "background names: none compete with the labels"
+    lines = [f"background names: {len(choice.names)} compete with the labels, of {_origin(choice)}: " + _listed(choice)]
+    lines += [f"  left out: {out.name} ({_reason(out)})" for out in choice.left_out if out.reason != "unknown"]
+    unknown = [out.name for out in choice.left_out if out.reason == "unknown"]
+    if unknown:
+        more = ", ..." if len(unknown) > _SHOWN else ""
+        lines.append(
+            f"  left out: {len(unknown)} with a word that the model does not know: {', '.join(unknown[:_SHOWN])}{more}"
+        )
+    return "\n".join(lines)
+
+
+def explain_shares(unlabeled: Unlabeled) -> str:
+    """What the names won of an image.
+
+    Example:
+        >>> import numpy as np
+        >>> from tcl_core.types import Unlabeled
+        >>> print(explain_shares(Unlabeled(("sky", "wall"), np.array([[0, 1], [2, 2]], np.int32))))
+        won by background names: wall 50.0%, sky 25.0%
+    """
+    shares = unlabeled.shares()
+    return "won by background names: " + (
+        ", ".join(f"{name} {share:.1%}" for name, share in shares.items()) or "nothing"
+    )
+
+
+def _listed(choice: NameChoice) -> str:
+    names = choice.names
+    return ", ".join(names[: 2 * _SHOWN]) + (", ..." if len(names) > 2 * _SHOWN else "")
+
+
+def _origin(choice: NameChoice) -> str:
+    from tcl_core.vocabulary.common_names import common_names, common_names_version
+
+    if choice.source == "common":
+        return f"the {len(common_names())} common names (version {common_names_version()})"
+    return {"vocabulary": "those that you listed", "model": "all that the model knows", "method": "the method's own"}[
+        choice.source
+    ]
+
+
+def _reason(out: LeftOut) -> str:
+    from tcl_core.segmentation.background_names import NEAR
+
+    if out.reason == "same":
+        return f"the same words as {out.text!r}"
+    if out.reason == "related":
+        return f"related to {out.text!r}"
+    return f"means nearly what {out.text!r} does: {out.nearness:.2f}, and the limit is {NEAR}"
