@@ -85,6 +85,8 @@ def serve_jobs(connection: Connection, options: ModelOptions, cache_bytes: int) 
         from labelstudio_backend.predictor import Predictor
 
         segmenter = options.load()
+        # Now, because the first annotator would wait for it.
+        segmenter.embed_background_names()
         predictor = Predictor(segmenter, options, cache_bytes)
     except Exception as error:
         connection.send(_failure(error))

@@ -264,6 +264,7 @@ class SegmentWidget(QWidget):
             VocabularyError: see `LabelTable.vocabulary`.
         """
         self.labels.background = self.background.value
+        self.labels.background_names = self.background.competing_names
         return self.labels.vocabulary()
 
     def fail(self, text: str) -> None:
@@ -386,8 +387,7 @@ class SegmentWidget(QWidget):
 
     def _take_vocabulary(self, vocabulary: Vocabulary) -> None:
         self.labels.templates = vocabulary.templates
-        self.labels.background_names = vocabulary.background_names
-        self.background.set_value(vocabulary.background, vocabulary.background_threshold)
+        self.background.set_value(vocabulary.background, vocabulary.background_threshold, vocabulary.background_names)
 
     def _on_removed(self) -> None:
         self.results = [results for results in self.results if results.present]

@@ -18,6 +18,7 @@ from tcl_core.methods import list_methods
 from tcl_core.models import list_models
 from tcl_core.models.registry import split_method
 from tcl_core.polygons import TOLERANCES
+from tcl_core.vocabulary.files import background_names_from_text
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -158,9 +159,19 @@ class BackgroundForm(Container):
             value=_DEFAULT_BACKGROUND,
             tooltip="Score that a label has to exceed to win against the background; masks follow while you move it.",
         )
-        super().__init__(widgets=[self.on, self.own, self.threshold], labels=False)
+        self.names = LineEdit(
+            label="Competing names",
+            value="auto",
+            tooltip="Names that compete with the labels and leave what they win without a label: auto for all else "
+            "that an image may hold, none, or your own with commas between them.",
+        )
+        competing = Container(widgets=[self.names], labels=True)
+        competing.margins = (0, 0, 0, 0)
+        super().__init__(widgets=[self.on, self.own, self.threshold, competing], labels=False)
         _finish(self)
         self.threshold.changed.connect(self._take_own)
+        # A name in a label file may hold commas, which the field cannot say.
+        self._loaded: tuple[str, tuple[str, ...] | None] = ("auto", None)
 
     def _take_own(self) -> None:
         # Whoever moves the slider means it.
@@ -173,8 +184,16 @@ class BackgroundForm(Container):
             return False
         return float(self.threshold.value) if self.own.value else True
 
-    def set_value(self, background: bool, threshold: float | None) -> None:
+    @property
+    def competing_names(self) -> tuple[str, ...] | None:
+        """As in a vocabulary: ``None`` for all else that an image may hold, empty for none."""
+        text, names = self._loaded
+        return names if self.names.value == text else background_names_from_text(self.names.value or "auto")
+
+    def set_value(self, background: bool, threshold: float | None, names: tuple[str, ...] | None = None) -> None:
         """Show what a label file says."""
+        self._loaded = ("auto" if names is None else ", ".join(names) or "none", names)
+        self.names.value = self._loaded[0]
         self.on.value = background
         if threshold is not None:
             self.threshold.value = threshold

@@ -312,10 +312,21 @@ class Segmenter:
         Raises:
             VocabularyError: the model does not know a word of a prompt, or of a name that the vocabulary gives.
         """
-        templates = self._templates_of(vocabulary.templates)
         if vocabulary.background and vocabulary.background_names is None:
-            self._texts.embed_list(self._names.own(templates), templates, on_progress)
-        return self._names.choose(vocabulary, templates)
+            self.embed_background_names(vocabulary.templates, on_progress)
+        return self._names.choose(vocabulary, self._templates_of(vocabulary.templates))
+
+    def embed_background_names(
+        self, templates: str | None = None, on_progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Embed all names that can compete where a vocabulary lists none, so that `background_names` answers soon.
+
+        Args:
+            templates: name of the template set; ``None`` takes the model's.
+            on_progress: as for `background_names`.
+        """
+        chosen = self._templates_of(templates)
+        self._texts.embed_list(self._names.own(chosen), chosen, on_progress)
 
     def knows_background_names(self, vocabulary: Vocabulary) -> bool:
         """Whether `background_names` answers at once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,70 @@ def test_dependent_labels_are_finished_together(method: Method, monkeypatch: pyt
 def count_names(segmenter: Segmenter, vocabulary: Vocabulary) -> int:
     choice = segmenter.background_names(vocabulary)
     return len(vocabulary.prompts) + (bool(choice.names) if choice.pooled else len(choice.names))
+
+
+# -- names of the background -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def named(method: Method) -> Segmenter:
+    """A model whose world holds the example's prompts."""
+    model = replace(model_of(method), background_names=method.example_prompts())
+    return Segmenter(model, refiner=Pamr(dilations=(1, 4), iterations=2))
+
+
+def asked(method: Method, count: int, **settings: Any) -> Vocabulary:
+    return Vocabulary(tuple(Label(text) for text in method.example_prompts()[:count]), **settings)
+
+
+def test_the_world_competes(method: Method, named: Segmenter) -> None:
+    choice = named.background_names(asked(method, 2))
+    assert set(choice.names) == set(method.example_prompts()[2:])
+    assert named.background_names(asked(method, len(method.example_prompts()))).names == ()
+
+
+def test_names_score_as_a_label_would(method: Method, named: Segmenter) -> None:
+    """The plane of the only name is that of a label with this prompt."""
+    features, count = named.encode(IMAGE), len(method.example_prompts())
+    labels = named.score_maps(features, asked(method, count, background_names=()))
+    names = named.score_maps(features, asked(method, count - 1))
+    assert torch.allclose(names, labels, atol=ROUNDING)
+
+
+def test_sessions_know_the_names(method: Method, named: Segmenter) -> None:
+    features = named.encode(IMAGE)
+    session = ImageSession(named, features)
+    for count in (1, 2, 3, 1):
+        vocabulary = asked(method, count, background_threshold=0.0)
+        assert_equal(session.segment(vocabulary), named.segment(features, vocabulary))
+        for place in range(count):
+            one = session.segment_label(vocabulary, place)
+            wanted = np.where(session.segment(vocabulary).label_map == place + 1, place + 1, 0)
+            assert np.mean(one.label_map != wanted) < 2e-3
+
+
+def test_what_names_win_is_explained(method: Method, named: Segmenter) -> None:
+    features, texts = named.encode(IMAGE), method.example_prompts()
+    vocabulary = asked(method, 1, background_threshold=0.0)
+    found, unlabeled = named.explain(features, vocabulary)
+    assert_equal(found, named.segment(features, vocabulary))
+    assert set(unlabeled.names) <= set(texts[1:]) and not unlabeled.winner[found.label_map > 0].any()
+    assert set(np.unique(unlabeled.winner)) - {0} == set(range(1, len(unlabeled.names) + 1))
+
+
+def test_guesses_of_names_are_of_any_resolution(method: Method, named: Segmenter) -> None:
+    if not method.independent_prompts:
+        pytest.skip("prompts of this method depend on each other")
+    features = named.encode(IMAGE)
+    names = method.example_prompts()[1:]
+    winners = named.name_winners(features, names)
+    assert winners.shape[:2] == (len(features.origins), 2) and winners.isfinite().all()
+    places = winners[:, 1]
+    assert bool(((places >= 0) & (places < len(names)) & (places == places.round())).all())
+    for place, name in enumerate(names):
+        alone = named.name_winners(features, [name])
+        assert bool((alone[:, 0] <= winners[:, 0] + ROUNDING).all())
+        assert torch.allclose(alone[:, 0][places == place], winners[:, 0][places == place], atol=ROUNDING)
 
 
 # -- identity ----------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def test_one_label_of_a_training_free_method_does_not_cover_the_image(
     loaded = widget.engine.loaded
     assert isinstance(loaded, Segmenter) and loaded.method.name == "naclip"
     vocabulary = widget.vocabulary()
-    assert len(vocabulary.labels) == 1 and len(loaded.contenders(vocabulary)) == 2
+    assert len(vocabulary.labels) == 1 and loaded.background_names(vocabulary).names
     expected = loaded.segment_image(image, vocabulary).label_map
     assert np.array_equal(results.draft.data, expected) and not expected.all()
     # Hiding a label changes what is seen, not what competes.
@@ -81,6 +81,25 @@ def test_corrected_accepted_and_exported(
     shown = np.where(accepted > 0, accepted, results.draft.data)
     assert np.array_equal(label_maps_of(tmp_path / "labels.json")["image.png"], shown)
     assert errors == []
+
+
+def test_competing_names_are_those_of_the_field(widget: SegmentWidget, image: NDArray[np.uint8]) -> None:
+    widget.background.on.value = True
+    widget.background.threshold.value = 0.0
+    found = {}
+    for text, names in (("auto", None), ("none", ()), ("tree, ball", ("tree", "ball")), ("auto", None)):
+        widget.background.names.value = text
+        results = segmented(widget, image)
+        loaded = widget.engine.loaded
+        assert isinstance(loaded, Segmenter)
+        vocabulary = Vocabulary.from_options(
+            ["Cat=cat,dog", "Sky=sky"], background_threshold=0.0, background_names=names
+        )
+        assert widget.vocabulary().background_names == names
+        expected = loaded.segment_image(image, vocabulary).label_map
+        assert np.mean(results.draft.data != expected) < 1e-3
+        found[text] = results.draft.data.copy()
+    assert (found["none"] > 0).all() and (found["auto"] == 0).any()
 
 
 def test_corrections_survive_thresholds_and_runs(widget: SegmentWidget, image: NDArray[np.uint8]) -> None:
@@ -162,7 +181,7 @@ def test_label_file_of_the_command_line(
     path = tmp_path / "labels.yaml"
     path.write_text(
         "labels:\n  - Cat\n  - {name: Tree, prompts: [tree, sky], threshold: 0.25, color: '#102030'}\n"
-        "background: 0.75\ntemplates: simple\n"
+        "background: {threshold: 0.75, names: ['sky, blue', car]}\ntemplates: simple\n"
     )
     segmented(widget, image)
     widget.labels.load(path)
@@ -174,6 +193,7 @@ def test_label_file_of_the_command_line(
     ]
     assert vocabulary.colors == given.colors
     assert (vocabulary.background_threshold, vocabulary.templates) == (0.75, "simple")
+    assert vocabulary.background_names == ("sky, blue", "car")
     widget.vocabulary()
     widget.labels.save(tmp_path / "again.yaml")
     assert Vocabulary.from_file(tmp_path / "again.yaml") == vocabulary
