@@ -167,7 +167,13 @@ def projects_command(
     """
     from tqdm import tqdm
 
-    from tcl_core.evaluation.projects import evaluate_projects, format_projects, projects_to_json
+    from tcl_core.evaluation.projects import (
+        evaluate_projects,
+        format_projects,
+        projects_to_json,
+        synonyms_and_others,
+    )
+    from tcl_core.segmentation.background_names import NEAR
 
     segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size)
     name = segmenter.model.name
@@ -180,6 +186,11 @@ def projects_command(
         f"background {height}\n"
     )
     click.echo(format_projects(rows))
+    synonyms, others = synonyms_and_others(segmenter)
+    click.echo(
+        f"\nnearness of two words for one thing at least {synonyms:.2f}, of different things at most {others:.2f}; "
+        f"names step aside from {NEAR} on"
+    )
     if json_file is not None:
         content = {"settings": segmenter.settings(), "scenes": scenes, "seed": seed, "background_threshold": height}
         content["rows"] = json.loads(projects_to_json(rows))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from tcl_core.evaluation.miou import MeanIoU
-from tcl_core.playground import CLASS_NAMES, KINDS, draw_scene, scene_rng
+from tcl_core.playground import CLASS_NAMES, KINDS, SYNONYMS, draw_scene, scene_rng
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession
 from tcl_core.vocabulary import Label, Vocabulary
@@ -25,6 +25,7 @@ __all__ = [
     "evaluate_projects",
     "format_projects",
     "projects_to_json",
+    "synonyms_and_others",
 ]
 
 PROJECT_SEED = 7_204
@@ -148,6 +149,21 @@ def _row(project: Project, draws: int, variants: int, metrics: dict[tuple[Projec
     lower, higher = means[1:3] if variants == 4 else (means[0], means[0])
     draws_with, draws_without = tuple(found[0].tolist()), tuple(found[-1].tolist())
     return ProjectRow(str(project), means[0], min(draws_with), lower, higher, means[-1], draws_with, draws_without)
+
+
+def synonyms_and_others(segmenter: Segmenter) -> tuple[float, float]:
+    """How near the names of the playground are to each other, which is what the limit of names was chosen by.
+
+    Returns:
+        The lowest nearness of two words for one thing, and the highest of two different things.
+    """
+    others = [word for words in SYNONYMS.values() for word in words]
+    owners = [name for name, words in SYNONYMS.items() for _ in words]
+    found = segmenter.nearness(CLASS_NAMES, [*others, *CLASS_NAMES])
+    assert found is not None
+    same = np.array([[name == owner for owner in (*owners, *CLASS_NAMES)] for name in CLASS_NAMES])
+    values = found.cpu().numpy()
+    return float(values[:, : len(others)][same[:, : len(others)]].min()), float(values[~same].max())
 
 
 def format_projects(rows: Sequence[ProjectRow]) -> str:

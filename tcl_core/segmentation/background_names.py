@@ -184,20 +184,41 @@ class BackgroundNames:
         self, names: Sequence[str], prompts: Sequence[str], source: NameSource, templates: str
     ) -> dict[str, tuple[str, float]]:
         """For names that are too near to a prompt, the nearest one and the nearness."""
-        # A closed world is a better measure than the few names that a user may list.
-        reference = self.own(templates) if source == "vocabulary" and self._model.background_names else names
-        if len(reference) < _FEWEST_NAMES or not prompts:
+        if not prompts:
             return {}
-        mean = self._mean(tuple(reference), templates)
-        if mean >= 1:
+        found = self.nearness(names, prompts, templates, given=source == "vocabulary")
+        if found is None:
             return {}
-        embedded = self._embed(names, templates), self._embed(prompts, templates)
-        nearest, who = ((self._method.prompt_similarity(*embedded).float() - mean) / (1 - mean)).max(dim=1)
+        nearest, who = found.max(dim=1)
         return {
             name: (prompts[place], nearness)
             for name, nearness, place in zip(names, nearest.tolist(), who.tolist(), strict=True)
             if nearness >= NEAR
         }
+
+    def nearness(
+        self, names: Sequence[str], prompts: Sequence[str], templates: str, *, given: bool = False
+    ) -> Tensor | None:
+        """How near names are to prompts, see `NEAR`.
+
+        Args:
+            names: N names, all of a list.
+            prompts: P prompts.
+            templates: name of the template set.
+            given: whether the names are a user's own, who may list few.
+
+        Returns:
+            float32 ``[N, P]``, 1 for equal texts; ``None`` where the names are too few to measure by.
+        """
+        # A closed world is a better measure than the few names that a user may list.
+        reference = self.own(templates) if given and self._model.background_names else names
+        if len(reference) < _FEWEST_NAMES:
+            return None
+        mean = self._mean(tuple(reference), templates)
+        if mean >= 1:
+            return None
+        embedded = self._embed(names, templates), self._embed(prompts, templates)
+        return (self._method.prompt_similarity(*embedded).float() - mean) / (1 - mean)
 
     def _mean(self, names: tuple[str, ...], templates: str) -> float:
         """Mean similarity of all pairs of different names."""

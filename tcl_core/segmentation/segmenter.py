@@ -328,6 +328,10 @@ class Segmenter:
         chosen = self._templates_of(templates)
         self._texts.embed_list(self._names.own(chosen), chosen, on_progress)
 
+    def nearness(self, names: Sequence[str], prompts: Sequence[str]) -> Tensor | None:
+        """How near names are to prompts, see `tcl_core.segmentation.background_names.BackgroundNames.nearness`."""
+        return self._names.nearness(names, prompts, self.model.templates)
+
     def knows_background_names(self, vocabulary: Vocabulary) -> bool:
         """Whether `background_names` answers at once."""
         return self._names.is_chosen(vocabulary, self._templates_of(vocabulary.templates))
