@@ -145,10 +145,13 @@ def _row(project: Project, draws: int, variants: int, metrics: dict[tuple[Projec
     found = np.array(
         [[100 * metrics[project, number, place].compute() for number in range(draws)] for place in range(variants)]
     )
-    means = found.mean(axis=1).tolist()
+    # In a few scenes none of a draw's labels may occur.
+    means = np.nanmean(found, axis=1).tolist()
     lower, higher = means[1:3] if variants == 4 else (means[0], means[0])
     draws_with, draws_without = tuple(found[0].tolist()), tuple(found[-1].tolist())
-    return ProjectRow(str(project), means[0], min(draws_with), lower, higher, means[-1], draws_with, draws_without)
+    return ProjectRow(
+        str(project), means[0], float(np.nanmin(found[0])), lower, higher, means[-1], draws_with, draws_without
+    )
 
 
 def synonyms_and_others(segmenter: Segmenter) -> tuple[float, float]:
