@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from tcl_core.errors import SettingsError
-from tcl_core.segmentation.features import FeatureCache
+from tcl_core.segmentation.features import FeatureCache, ImageFeatures
 from tcl_core.segmentation.segmenter import Segmenter
-from tcl_core.vocabulary import Vocabulary
+from tcl_core.segmentation.session import ImageSession
+from tcl_core.vocabulary import Label, Vocabulary
 from tcl_core.vocabulary.templates import get_templates
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def run(
         seed: of the images.
 
     Returns:
-        Four rows: first prompt on new images, second prompt on the same images; encoding one window at a time,
-        encoding in batches.
+        Six rows: first prompt on new images, second prompt on the same images; encoding one window at a time, encoding
+        in batches; a new label in a session without and with background names, its text included.
 
     Raises:
         SettingsError: a number is under 1.
@@ -90,19 +91,30 @@ def run(
         for vocabulary, times in ((first, new), (second, cached)):
             # Text embeddings are kept by the segmenter too; what is compared is the images' part.
             segmenter.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
-            times.append(_seconds(model, partial(_segment_all, segmenter, images, vocabulary)))
+            times.append(_seconds(model.device, partial(_segment_all, segmenter, images, vocabulary)))
+    alone: list[float] = []
+    competing: list[float] = []
+    seen = [warm.encode(image) for image in images]
+    for number in range(repeats):
+        for names, times in (((), alone), (None, competing)):
+            segmenter = Segmenter(model, refine=refine, batch_size=batch_size)
+            times.append(sum(_new_label(segmenter, image, first, second, names, number) for image in seen))
     single: list[float] = []
     batched: list[float] = []
     for _ in range(repeats):
         for windows, times in ((1, single), (batch_size, batched)):
             segmenter = Segmenter(model, refine=refine, batch_size=windows)
-            times.append(_seconds(model, partial(segmenter.encode_batch, images)))
+            times.append(_seconds(model.device, partial(segmenter.encode_batch, images)))
     return [
         BenchmarkRow("first prompt on new images", min(new)),
         BenchmarkRow("second prompt on cached images", min(cached), "first prompt", min(new) / min(cached)),
         BenchmarkRow("encode one window at a time", min(single)),
         BenchmarkRow(
             f"encode {batch_size} windows at a time", min(batched), "one at a time", min(single) / min(batched)
+        ),
+        BenchmarkRow("new label in a session, no background names", min(alone)),
+        BenchmarkRow(
+            "new label in a session, background names", min(competing), "no names", min(alone) / min(competing)
         ),
     ]
 
@@ -143,15 +155,36 @@ def _vocabularies(model: Model) -> tuple[Vocabulary, Vocabulary]:
     return Vocabulary.from_options(words[:half]), Vocabulary.from_options(words[half : 2 * half])
 
 
+def _new_label(
+    segmenter: Segmenter,
+    image: ImageFeatures,
+    first: Vocabulary,
+    second: Vocabulary,
+    names: tuple[str, ...] | None,
+    number: int,
+) -> float:
+    """Seconds of a label that is added to those of a segmented image; its text is new."""
+    session = ImageSession(segmenter, image)
+    session.segment(replace(first, background_names=names))
+    word = second.labels[0].name
+    if segmenter.method.known_words() is None:
+        # A text of its own for each image, or only the first would have to read it.
+        word += f" number {number} {image.key.content[:6]}"
+    labels = (*first.labels, Label(word))
+    return _seconds(
+        segmenter.model.device, lambda: session.segment(replace(first, labels=labels, background_names=names))
+    )
+
+
 def _segment_all(segmenter: Segmenter, images: Sequence[NDArray[np.uint8]], vocabulary: Vocabulary) -> None:
     for image in images:
         segmenter.segment_image(image, vocabulary)
 
 
-def _seconds(model: Model, work: Callable[[], object]) -> float:
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     # CUDA computes in the background until it is waited for.
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - started

@@ -185,6 +185,46 @@ def test_bulk_names_three_of_sixty_and_delivers_the_rest(
     assert sum(len(task["predictions"]) for task in tasks_of(label_studio, number)) == 57
 
 
+@pytest.mark.parametrize("names", ["auto", "tree,car", "none"])
+def test_names_compete_as_on_the_command_line(
+    label_studio: LabelStudioServer,
+    secrets: Path,
+    model_path: Path,
+    names: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The same image has the same regions, whichever front end asks."""
+    labels = ["--label", "Sofa=sofa,couch", "--label", "cat", "--background-threshold", "0.3"]
+    labels += ["--background-names", names]
+    write_images(tmp_path / "images", range(6))
+    server = ["--url", label_studio.url, "--token-file", secrets / "token.txt"]
+    words = [*labels, "--shape", "brush", "--no-backend", "--upload", tmp_path / "images"]
+    code, printed = command(capfd, "setup", *server, *words)
+    assert code == 0, printed
+    number = project_of(printed)
+    config = label_studio.api("GET", f"/api/projects/{number}/")["label_config"]
+    assert ("model_background_names" in config) == (names != "auto")
+    options = ["--model", model_path, "--min-area", "0"]
+    code, printed = command(capfd, "prelabel", *server, "--project", number, *options, "--state-dir", tmp_path)
+    assert code == 0, printed
+    out = tmp_path / "labels.json"
+    words = ["prelabel", tmp_path / "images", *labels, *options, "--geometry", "rle", "--out", out, "--quiet"]
+    assert run([str(word) for word in words]) == 0
+    coco = COCO(out)
+    for task in tasks_of(label_studio, number):
+        found = np.zeros(SIZE, np.uint8)
+        for region in task["predictions"][0]["result"]:
+            place = ["Sofa", "cat"].index(region["value"]["brushlabels"][0]) + 1
+            found[mask_of_value("brushlabels", region["value"], SIZE)] = place
+        (image,) = [entry for entry in coco.imgs.values() if f"image-{seed_of(task):03d}" in entry["file_name"]]
+        wanted = np.zeros(SIZE, np.uint8)
+        for annotation in coco.imgToAnns[image["id"]]:
+            wanted[coco.annToMask(annotation) > 0] = annotation["category_id"]
+        np.testing.assert_array_equal(found, wanted)
+        assert names != "auto" or (wanted == 0).any()
+
+
 def test_accepted_regions_are_exported(
     label_studio: LabelStudioServer,
     project: int,
