@@ -90,6 +90,12 @@ class Vocabulary:
     def _checked_names(self, names: tuple[str, ...]) -> tuple[str, ...]:
         if names and not self.background:
             raise VocabularyError("background names: there is no background; switch it on or leave them out")
+        for name in names:
+            # In options they are words of their own, so that a list with one of them would change its meaning there.
+            if isinstance(name, str) and name.strip().casefold() in ("auto", "none"):
+                raise VocabularyError(
+                    f"background names: {name!r} stands alone; give it, or a list of names without it"
+                )
         try:
             names = Label("background", tuple(names)).prompts if names else ()
         except VocabularyError as error:
