@@ -203,7 +203,7 @@ class FolderJob:
             part.unlink(missing_ok=True)
 
     def export(
-        self, path: str | os.PathLike[str], *, geometry: Geometry = "auto", tolerance: str | float = "default"
+        self, path: str | os.PathLike[str], *, geometry: Geometry = "polygon", tolerance: str | float = "default"
     ) -> int:
         """Write a COCO file of all images that are done.
 

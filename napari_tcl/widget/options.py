@@ -195,8 +195,9 @@ class PolygonForm(Container):
         )
         self.geometry = ComboBox(
             label="Export as",
-            choices=["auto", "polygon", "rle"],
-            tooltip="auto: polygons, and RLE for regions with holes; polygon: always; rle: every pixel.",
+            choices=["polygon", "keyhole", "rle"],
+            tooltip="polygon: simple rings, holes cut open; keyhole: one ring, holes bridged; rle: every pixel, but many "
+            "readers drop it.",
         )
         self.polygons = CheckBox(
             text="Polygons layer", value=False, tooltip="Show the polygons as a Shapes layer that can be edited."

@@ -36,10 +36,11 @@ DEFAULT_MODEL = "playground"
 
 geometry_option = click.option(
     "--geometry",
-    type=click.Choice(["auto", "polygon", "rle"]),
-    default="auto",
+    type=click.Choice(["polygon", "keyhole", "rle"]),
+    default="polygon",
     show_default=True,
-    help="auto writes polygons, and RLE where a hole would be lost; polygon keeps holes by bridges; rle is exact.",
+    help="How every region of the COCO file is written: polygon cuts holes open into simple rings; keyhole bridges them "
+    "to one ring; rle is exact, but many readers drop it.",
 )
 """``--geometry``: how regions are written to COCO."""
 

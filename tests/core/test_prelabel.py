@@ -218,7 +218,7 @@ def test_bad_images_cost_only_themselves(tmp_path: Path, bad_images: ImageList, 
     assert page.count("<figure") == 18 and page.count('data-kind="failed"') == 4
 
 
-@pytest.mark.parametrize("geometry", ["auto", "rle"])
+@pytest.mark.parametrize("geometry", ["polygon", "rle"])
 def test_interrupted_and_resumed_gives_the_same_bytes(
     tmp_path: Path, bad_images: ImageList, model: Model, geometry: str
 ) -> None:

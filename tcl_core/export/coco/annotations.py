@@ -32,14 +32,14 @@ def categories_of(vocabulary: Vocabulary) -> list[dict[str, Any]]:
     ]
 
 
-def region_to_annotation(region: Region, image_size: tuple[int, int], geometry: Geometry = "auto") -> dict[str, Any]:
+def region_to_annotation(region: Region, image_size: tuple[int, int], geometry: Geometry = "polygon") -> dict[str, Any]:
     """One region as a COCO annotation without ids.
 
     Args:
         region: with its exact mask; its polygon is used where ``geometry`` asks for one, else the mask's exact
             outline.
         image_size: ``(height, width)`` of the image.
-        geometry: ``"auto"``, ``"polygon"`` or ``"rle"``, see `tcl_core.export.coco.geometry`.
+        geometry: ``"polygon"``, ``"keyhole"`` or ``"rle"``, see `tcl_core.export.coco.geometry`.
 
     Returns:
         ``category_id``, ``segmentation``, ``area`` and ``bbox`` (both of the mask, whatever the geometry),
@@ -59,16 +59,16 @@ def region_to_annotation(region: Region, image_size: tuple[int, int], geometry: 
 
 
 def regions_to_annotations(
-    regions: Iterable[Region], image_size: tuple[int, int], geometry: Geometry = "auto", *, merge: bool = False
+    regions: Iterable[Region], image_size: tuple[int, int], geometry: Geometry = "polygon", *, merge: bool = False
 ) -> list[dict[str, Any]]:
     """The annotations of one image.
 
     Args:
         regions: in the order the annotations shall have.
         image_size: ``(height, width)`` of the image.
-        geometry: ``"auto"``, ``"polygon"`` or ``"rle"``.
+        geometry: ``"polygon"``, ``"keyhole"`` or ``"rle"``.
         merge: one annotation for each label (in the order of the label ids) instead of one for each region: its
-            geometry is the union (several rings, or one RLE if any of the regions needs it), its score the mean
+            geometry is the union (all their rings, or one RLE), its score the mean
             weighted by area.
 
     Returns:

@@ -1,8 +1,12 @@
 """From a region's mask and polygon to a COCO ``segmentation`` that gives the mask back.
 
+* ``polygon``: simple rings in pixel-edge coordinates; a region with a hole is cut into pieces without one.
+* ``keyhole``: one ring for each part, its holes joined by bridges of no width.
 * ``rle``: the exact mask, always.
-* ``polygon``: closed rings in pixel-edge coordinates; holes are kept by keyhole bridges.
-* ``auto``: polygons, and RLE for a region with a hole, since many readers treat bridged rings carelessly.
+
+A file has one geometry: readers that take polygons drop or refuse RLE, and simplified polygons beside exact masks would
+cover pixels of their common borders twice or not at all. ``polygon`` is the one that no reader drops, see
+``docs/coco-readers.md``.
 
 A simplified polygon that no longer describes its mask (a speck that rasterizes to nothing, a cut-off spur: see
 `describes`) is replaced by the mask's exact outline along the pixel edges, which rasterizes to the mask itself.
@@ -18,9 +22,11 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 from shapely import MultiPolygon, Polygon
+from shapely.geometry.polygon import orient
 
 from tcl_core.export.coco.keyhole import keyhole_ring
 from tcl_core.export.coco.rle import Runs, counts_of_crop, decode_counts, encode_counts
+from tcl_core.export.coco.simple_rings import cut_mask, simple_rings
 from tcl_core.export.coco.tolerance import polygon_area_tolerance, polygon_box_tolerance
 
 __all__ = [
@@ -36,7 +42,7 @@ __all__ = [
     "segmentation_of",
 ]
 
-Geometry = Literal["auto", "polygon", "rle"]
+Geometry = Literal["polygon", "keyhole", "rle"]
 GEOMETRIES: tuple[Geometry, ...] = get_args(Geometry)
 
 MIN_IOU = 0.75
@@ -79,14 +85,18 @@ def pixel_outline(mask: NDArray[np.bool_], origin: tuple[int, int] = (0, 0)) -> 
     return shapely.simplify(union, 0)
 
 
-def polygon_rings(polygon: Polygon | MultiPolygon) -> list[list[float]]:
-    """COCO's rings of a polygon, one for each part, its holes joined by keyhole bridges.
+def polygon_rings(
+    polygon: Polygon | MultiPolygon, size: tuple[int, int], geometry: Geometry = "polygon"
+) -> list[list[float]]:
+    """COCO's rings of a polygon.
 
     Coordinates are rounded to two decimals; where that would make the polygon invalid it is snapped to the grid of
     hundredths by `shapely.set_precision`, which keeps it valid.
 
     Args:
         polygon: valid, in pixel-edge coordinates.
+        size: ``(height, width)`` of the image.
+        geometry: ``"polygon"`` cuts parts with holes into simple rings, ``"keyhole"`` joins holes by bridges.
 
     Returns:
         ``[[x0, y0, x1, y1, ...], ...]``, each with at least three points; whole numbers as int. Empty where nothing
@@ -96,7 +106,29 @@ def polygon_rings(polygon: Polygon | MultiPolygon) -> list[list[float]]:
     if not rounded.is_valid:
         rounded = shapely.set_precision(polygon, 10.0**-_DECIMALS)
     parts = [part for part in shapely.get_parts(rounded) if isinstance(part, Polygon) and part.area > 0]
-    return [_plain_numbers(keyhole_ring(part)) for part in parts]
+    rings: list[list[float]] = []
+    for part in parts:
+        pieces = simple_rings(part) if geometry == "polygon" else [keyhole_ring(part)]
+        if pieces is None:
+            # The pixels that its bridges would draw: more vertices, but the same pixels.
+            drawn = rasterize_rings([_plain_numbers(keyhole_ring(part))], size)
+            rings += _outline_rings(drawn.pixels(), (0, 0))
+        else:
+            rings += [_plain_numbers(piece) for piece in pieces]
+    return rings
+
+
+def _outline_rings(mask: NDArray[np.bool_], origin: tuple[int, int]) -> list[list[float]]:
+    """Simple rings along a mask's pixel edges, which meet in points alone."""
+    x, y = origin
+    rings = []
+    for (left, top), piece, cut in cut_mask(mask):
+        ring = shapely.get_coordinates(orient(pixel_outline(piece, (x + left, y + top))).exterior)[:-1]
+        if cut:
+            # Too little for pycocotools to see.
+            ring[ring[:, 1] == y + top, 1] += 10.0**-_DECIMALS
+        rings.append(_plain_numbers(np.round(ring, _DECIMALS)))
+    return rings
 
 
 def rasterize_rings(rings: list[list[float]], size: tuple[int, int]) -> Runs:
@@ -169,14 +201,14 @@ def segmentation_of(
         ValueError: the mask sticks out of the image.
     """
     counts = counts_of_crop(mask, origin, size)
-    if geometry == "rle" or (geometry == "auto" and (_polygon_has_hole(polygon) or has_hole(mask))):
+    if geometry == "rle":
         return encode_counts(counts, size)
-    rings = [] if polygon is None else polygon_rings(polygon)
-    return rings if describes(rings, Runs(counts, size)) else polygon_rings(pixel_outline(mask, origin))
-
-
-def _polygon_has_hole(polygon: Polygon | MultiPolygon | None) -> bool:
-    return polygon is not None and any(len(part.interiors) for part in shapely.get_parts(polygon))
+    rings = [] if polygon is None else polygon_rings(polygon, size, geometry)
+    if describes(rings, Runs(counts, size)):
+        return rings
+    if geometry == "polygon":
+        return _outline_rings(mask, origin)
+    return polygon_rings(pixel_outline(mask, origin), size, geometry)
 
 
 def _plain_numbers(ring: NDArray[np.float64]) -> list[float]:
