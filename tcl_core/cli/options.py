@@ -25,6 +25,7 @@ __all__ = [
     "geometry_option",
     "make_segmenter",
     "make_vocabulary",
+    "min_area_option",
     "model_options",
     "vocabulary_options",
 ]
@@ -39,10 +40,36 @@ geometry_option = click.option(
     type=click.Choice(["polygon", "keyhole", "rle"]),
     default="polygon",
     show_default=True,
-    help="How every region of the COCO file is written: polygon cuts holes open into simple rings; keyhole bridges them "
-    "to one ring; rle is exact, but many readers drop it.",
+    help="How every region of the COCO file is written: polygon cuts holes open into simple rings; keyhole bridges "
+    "them to one ring; rle is exact, but many readers drop it.",
 )
 """``--geometry``: how regions are written to COCO."""
+
+
+class _MinAreaType(click.ParamType):
+    """A number of pixels, or ``auto``."""
+
+    name = "pixels"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """The number, or ``"auto"``."""
+        # Not `read_min_area`, whose package loads the network's library.
+        if value == "auto" or isinstance(value, int):
+            return value
+        if not (value.isascii() and value.isdigit()):
+            self.fail(f"{value!r} is neither auto nor a number of pixels from 0 up", param, ctx)
+        return int(value)
+
+
+min_area_option = click.option(
+    "--min-area",
+    type=_MinAreaType(),
+    default="auto",
+    show_default=True,
+    metavar="N",
+    help="Merge regions of fewer pixels into their surroundings; auto is a quarter of the model's patch, 0 keeps all.",
+)
+"""``--min-area``: when a region of a prediction is taken for noise."""
 
 
 def vocabulary_options(function: F) -> F:

@@ -17,6 +17,7 @@ from tcl_core.cli.options import (
     geometry_option,
     make_segmenter,
     make_vocabulary,
+    min_area_option,
     model_options,
     vocabulary_options,
 )
@@ -73,20 +74,13 @@ A label file:
     "that an edge may move.",
 )
 @click.option("--merge", is_flag=True, help="One annotation for each label of an image instead of each region.")
-@click.option(
-    "--min-area",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Leave out regions of fewer pixels.",
-)
+@min_area_option
 @click.option(
     "--small",
-    type=click.Choice(["drop", "merge"]),
-    default="drop",
+    type=click.Choice(["merge", "drop"]),
+    default="merge",
     show_default=True,
-    help="What becomes of regions under --min-area: dropped, or merged into their surroundings.",
+    help="What becomes of regions under --min-area: merged into their surroundings, or dropped.",
 )
 @click.option(
     "--max-pixels",
@@ -130,7 +124,7 @@ def command(
     geometry: Any,
     tolerance: str,
     merge: bool,
-    min_area: int,
+    min_area: Any,
     small: Any,
     max_pixels: int,
     format_name: str,

@@ -34,6 +34,7 @@ from tcl_core.segmentation.features import (
 )
 from tcl_core.segmentation.model import SegmentationModel
 from tcl_core.segmentation.sliding_window import merge_windows, split_windows, working_size
+from tcl_core.segmentation.specks import speck_area
 from tcl_core.types import Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
 from tcl_core.vocabulary.templates import apply_templates, get_templates
@@ -147,6 +148,10 @@ class Segmenter:
         heights = self.model.background_threshold
         height = heights.get(name, heights.get("plain"))
         return self.method.background.height(name) if height is None else float(height)
+
+    def speck_area(self, size: tuple[int, int]) -> int:
+        """Pixels below which a region of an image of ``size`` (height, width) is noise; see `specks.speck_area`."""
+        return speck_area(self.model, size)
 
     def score_identity(self, vocabulary_templates: str | None) -> str:
         """What scores depend on besides features and prompts, as canonical JSON; with them a key of cached scores."""

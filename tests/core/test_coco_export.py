@@ -21,7 +21,7 @@ from tcl_core.export.coco import (
     validate_coco,
     write_coco_file,
 )
-from tcl_core.export.coco.geometry import describes, has_hole, pixel_outline, polygon_rings
+from tcl_core.export.coco.geometry import describes, pixel_outline, polygon_rings
 from tcl_core.export.coco.rle import Runs, counts_of_crop
 from tcl_core.regions import label_map_to_regions
 from tcl_core.types import Region, Segmentation

@@ -187,7 +187,8 @@ def test_every_image_is_listed_with_the_segmenters_regions(
     tmp_path: Path, images: ImageList, segmenter: TroubledSegmenter
 ) -> None:
     out = tmp_path / "out.json"
-    summary = run_prelabel(images, segmenter, VOCABULARY, out, exporter=CocoExporter("rle"))
+    exact = PrelabelSettings(min_area=0)
+    summary = run_prelabel(images, segmenter, VOCABULARY, out, exporter=CocoExporter("rle"), settings=exact)
     assert summary == PrelabelSummary(14, 14, {}, False)
     assert validate_coco(out, images.root) == []
     data = read(out)
@@ -216,6 +217,24 @@ def test_bad_images_cost_only_themselves(tmp_path: Path, bad_images: ImageList, 
     assert len(read(out)["images"]) == 14
     page = (tmp_path / "preview" / "index.html").read_text(encoding="utf-8")
     assert page.count("<figure") == 18 and page.count('data-kind="failed"') == 4
+
+
+def test_specks_join_their_surroundings_unless_all_are_asked_for(
+    tmp_path: Path, images: ImageList, segmenter: TroubledSegmenter
+) -> None:
+    areas = {}
+    for min_area in ("auto", 0):
+        out = tmp_path / f"{min_area}.json"
+        settings = PrelabelSettings(min_area=min_area)  # type: ignore[arg-type]
+        run_prelabel(images, segmenter, VOCABULARY, out, exporter=CocoExporter("rle"), settings=settings)
+        sizes = {image["id"]: (image["height"], image["width"]) for image in read(out)["images"]}
+        assert read(out)["info"]["settings"]["min_area"] == min_area
+        areas[min_area] = [
+            (annotation["area"], segmenter.speck_area(sizes[annotation["image_id"]]))
+            for annotation in read(out)["annotations"]
+        ]
+    assert any(area < least for area, least in areas[0])
+    assert areas["auto"] and all(area >= least for area, least in areas["auto"])
 
 
 @pytest.mark.parametrize("geometry", ["polygon", "rle"])

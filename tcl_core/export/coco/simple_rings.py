@@ -1,7 +1,7 @@
 """A polygon with holes as simple rings: it is cut into pieces without holes.
 
-A hole can stand in COCO's lists of rings in two ways. A bridge (:mod:`tcl_core.export.coco.keyhole`) makes one ring that
-touches itself, which libraries on top of GEOS call invalid: what they then make of it has a hole again, and they write
+A hole can stand in COCO's lists of rings in two ways. A bridge (:mod:`tcl_core.export.coco.keyhole`) makes one ring
+that touches itself, which libraries on top of GEOS call invalid: what they then make of it has a hole again, and they write
 its shell alone. Cuts make several rings, each simple, whose union is the polygon; no reader has to know more than what
 a polygon is.
 
