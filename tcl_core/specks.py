@@ -17,8 +17,8 @@ def absorb_small(label_map: NDArray[np.int32], min_area: int) -> NDArray[np.int3
     """Merge pieces of fewer than ``min_area`` pixels into the label around them with the longest shared border.
 
     Pieces are 4-connected; those of background (0) count like any other, so that small holes are filled. The smallest
-    go first (ties: reading order) and grow by what they join, so that a speck inside a small region joins it before that
-    region is checked. Equal borders go to the smaller label. A piece that fills the image stays.
+    go first (ties: reading order) and grow by what they join, so that a speck inside a small region joins it before
+    that region is checked. Equal borders go to the smaller label. A piece that fills the image stays.
 
     Args:
         label_map: int32 ``[H, W]``, 0 is background.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_MODEL",
     "check_folder",
+    "check_holds_nothing",
     "check_outputs",
     "geometry_option",
     "make_segmenter",
@@ -242,6 +243,18 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | st
         if path.exists() and not replace:
             raise SettingsError(f"{option} {path}: is there already; add --overwrite, or name another file")
         taken[place] = option
+
+
+def check_holds_nothing(option: str, folder: Path, inputs: Iterable[Path | str | None]) -> None:
+    """Refuse a folder to write that is, or holds, something that is read.
+
+    Raises:
+        SettingsError: with the option's name.
+    """
+    place = os.path.realpath(folder)
+    for path in inputs:
+        if path is not None and os.path.commonpath([place, real := os.path.realpath(path)]) == place:
+            raise SettingsError(f"{option} {folder}: holds {real}, an input of this command; name another folder")
 
 
 def check_folder(option: str, folder: Path) -> None:

@@ -150,6 +150,7 @@ def run_prelabel(
         raise SettingsError(
             f"--preview {preview}: holds a preview already; name another folder, --resume or --overwrite"
         )
+    exporter.check_names(images.file_names)
     info = {**segmenter.settings(), **exporter.settings(), **asdict(settings)}
     begun = journal_path(out).exists()
     with Journal.open(out, exporter, vocabulary, info, resume=resume, overwrite=overwrite) as journal:

@@ -69,7 +69,7 @@ def supervision(file: Path, images: Path) -> Iterator[Shape]:
 
 
 def datumaro(file: Path, images: Path) -> Iterator[Shape]:
-    """Also what CVAT imports COCO with: each shape is one of CVAT's, and a group keeps those of an annotation together."""
+    """Also what CVAT imports COCO with: each shape becomes one of CVAT's, in the group of its annotation."""
     import datumaro as dm
 
     known = {Path(image["file_name"]).stem: image for image in _data(file)["images"]}

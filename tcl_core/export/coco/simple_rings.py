@@ -1,9 +1,9 @@
 """A polygon with holes as simple rings: it is cut into pieces without holes.
 
 A hole can stand in COCO's lists of rings in two ways. A bridge (:mod:`tcl_core.export.coco.keyhole`) makes one ring
-that touches itself, which libraries on top of GEOS call invalid: what they then make of it has a hole again, and they write
-its shell alone. Cuts make several rings, each simple, whose union is the polygon; no reader has to know more than what
-a polygon is.
+that touches itself, which libraries on top of GEOS call invalid: what they then make of it has a hole again, and they
+write its shell alone. Cuts make several rings, each simple, whose union is the polygon; no reader has to know more than
+what a polygon is.
 
 Cuts join existing vertices and nothing else. ``pycocotools`` draws both sides of a cut through the same points, so that
 the pieces share no pixel and leave none out; a cut that ended inside an edge would split that edge and move its drawn
