@@ -149,7 +149,8 @@ def command(
     # These two are COCO's own.
     exporter = create_exporter(format_name, **({"geometry": geometry, "merge": merge} if format_name == "coco" else {}))
     _check_own_options(format_name)
-    exporter.check_target(out)
+    if exporter.writes_folder:
+        exporter.check_target(out)
     _check_places(out, failures, preview, resume, overwrite, folder=exporter.writes_folder)
 
     from tcl_core.prelabel.inputs import find_images

@@ -107,8 +107,9 @@ def test_describes_says_no_for_each_kind_of_difference() -> None:
     assert describes([[10, 10, 20, 10, 20, 20, 10, 20]], square)
     assert describes([[10, 10, 20, 10, 20, 20, 11, 20]], square)
     assert not describes([], square)
-    assert not describes([[10, 10, 20, 10, 20, 16, 10, 16]], square)
-    assert not describes([[13, 10, 23, 10, 23, 20, 13, 20]], square)
+    assert describes([[10, 10, 20, 10, 20, 16, 10, 16]], square)
+    assert not describes([[10, 10, 20, 10, 20, 14, 10, 14]], square)
+    assert not describes([[15, 10, 25, 10, 25, 20, 15, 20]], square)
     thin = Runs(counts_of_crop(np.eye(12, dtype=bool), (10, 10), SIZE), SIZE)
     assert not describes([[10, 22, 22, 10, 23, 11, 11, 23]], thin)
 

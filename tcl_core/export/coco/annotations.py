@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pycocotools import mask as coco_mask
 
 from tcl_core.errors import CocoError, SettingsError
-from tcl_core.export.coco.geometry import GEOMETRIES, Geometry, segmentation_of
+from tcl_core.export.coco.geometry import GEOMETRIES, Geometry, rasterize_rings, rings_of
 from tcl_core.export.coco.rle import Runs, decode_counts, encode_crop
 from tcl_core.types import Region
 
@@ -42,7 +42,7 @@ def region_to_annotation(region: Region, image_size: tuple[int, int], geometry: 
         geometry: ``"polygon"``, ``"keyhole"`` or ``"rle"``, see `tcl_core.export.coco.geometry`.
 
     Returns:
-        ``category_id``, ``segmentation``, ``area`` and ``bbox`` (both of the mask, whatever the geometry),
+        ``category_id``, ``segmentation``, ``area`` and ``bbox`` (both of the pixels that the segmentation covers),
         ``iscrowd`` 0 and ``score`` (rounded to six decimals).
 
     Raises:
@@ -93,20 +93,20 @@ def _annotation(regions: list[Region], size: tuple[int, int], geometry: Geometry
     size = (int(size[0]), int(size[1]))
     for region in regions:
         _check(region, size)
-    masks = [encode_crop(region.mask, region.bbox[:2], size) for region in regions]
-    union = coco_mask.merge(masks) if len(masks) > 1 else None
-    encoded = masks[0] if union is None else {"size": list(size), "counts": union["counts"].decode("ascii")}
-    runs = Runs(decode_counts(encoded["counts"]), size)
-    parts = [segmentation_of(r.mask, r.bbox[:2], r.polygon, size, geometry) for r in regions]
-    rings: list[list[float]] = []
-    for part in parts:
-        if isinstance(part, list):
-            rings += part
+    if geometry == "rle":
+        masks = [encode_crop(region.mask, region.bbox[:2], size) for region in regions]
+        segmentation: dict[str, Any] | list[list[float]] = masks[0]
+        if len(masks) > 1:
+            segmentation = {"size": list(size), "counts": coco_mask.merge(masks)["counts"].decode("ascii")}
+        runs = Runs(decode_counts(segmentation["counts"]), size)
+    else:
+        segmentation = [ring for r in regions for ring in rings_of(r.mask, r.bbox[:2], r.polygon, size, geometry)]
+        runs = rasterize_rings(segmentation, size)
     areas = [int(region.mask.sum()) for region in regions]
     score = sum(float(region.score) * area for region, area in zip(regions, areas, strict=True)) / sum(areas)
     return {
         "category_id": int(regions[0].label_id),
-        "segmentation": rings if all(isinstance(part, list) for part in parts) else encoded,
+        "segmentation": segmentation,
         "area": runs.area,
         "bbox": list(runs.bbox),
         "iscrowd": 0,
