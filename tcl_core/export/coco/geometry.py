@@ -14,7 +14,7 @@ A simplified polygon that no longer describes its mask (a speck that rasterizes 
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import shapely
