@@ -93,12 +93,12 @@ def _annotation(regions: list[Region], size: tuple[int, int], geometry: Geometry
     size = (int(size[0]), int(size[1]))
     for region in regions:
         _check(region, size)
+    segmentation: dict[str, Any] | list[list[float]]
     if geometry == "rle":
         masks = [encode_crop(region.mask, region.bbox[:2], size) for region in regions]
-        segmentation: dict[str, Any] | list[list[float]] = masks[0]
-        if len(masks) > 1:
-            segmentation = {"size": list(size), "counts": coco_mask.merge(masks)["counts"].decode("ascii")}
-        runs = Runs(decode_counts(segmentation["counts"]), size)
+        union = coco_mask.merge(masks)["counts"].decode("ascii") if len(masks) > 1 else masks[0]["counts"]
+        segmentation = {"size": list(size), "counts": union}
+        runs = Runs(decode_counts(union), size)
     else:
         segmentation = [ring for r in regions for ring in rings_of(r.mask, r.bbox[:2], r.polygon, size, geometry)]
         runs = rasterize_rings(segmentation, size)

@@ -47,7 +47,8 @@ GEOMETRIES: tuple[Geometry, ...] = get_args(Geometry)
 MIN_IOU = 0.5
 """Below this overlap with its mask a simplified polygon is replaced by the exact outline.
 
-No higher, because an exact outline beside simplified neighbors covers pixels of the border twice, or leaves them out."""
+No higher, because an exact outline beside simplified neighbors covers pixels of the border twice, or leaves some
+out."""
 
 _DECIMALS = 2
 
