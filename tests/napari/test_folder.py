@@ -13,8 +13,8 @@ from tcl_core.errors import SettingsError, VocabularyError
 from tcl_core.export.coco import validate_coco
 from tcl_core.models import Model, load_model
 from tcl_core.segmentation.segmenter import Segmenter
-from tcl_core.segmentation.specks import without_specks
 from tcl_core.segmentation.session import Progress
+from tcl_core.segmentation.specks import without_specks
 from tcl_core.vocabulary import Vocabulary
 from tests.napari.coco_pixels import label_maps_of
 
