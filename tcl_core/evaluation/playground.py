@@ -14,7 +14,6 @@ from tcl_core.models import Model
 from tcl_core.playground import CLASS_NAMES, KINDS, Scene, draw_scene, scene_rng
 from tcl_core.playground.scenes import Combinations
 from tcl_core.segmentation.segmenter import Segmenter
-from tcl_core.segmentation.specks import without_specks
 from tcl_core.vocabulary import Label, Vocabulary
 
 __all__ = [
@@ -38,13 +37,11 @@ class Variant:
         refine: whether PAMR follows.
         options: values of the method's options.
         debias: whether prompts are debiased, for models that do so.
-        merge_specks: whether specks join their surroundings, as they do by default in what is exported.
     """
 
     refine: bool
     options: Mapping[str, Any]
     debias: bool = True
-    merge_specks: bool = False
 
 
 VARIANTS: dict[str, Variant] = {
@@ -53,7 +50,6 @@ VARIANTS: dict[str, Variant] = {
     "TCL + KP": Variant(refine=False, options={"kp_weight": 0.3}),
     "TCL + PAMR": Variant(refine=True, options={"kp_weight": 0.0}),
     "TCL + PAMR + KP": Variant(refine=True, options={"kp_weight": 0.3}),
-    "TCL + PAMR, specks merged": Variant(refine=True, options={"kp_weight": 0.0}, merge_specks=True),
     "TCL + PAMR, prompts not debiased": Variant(refine=True, options={"kp_weight": 0.0}, debias=False),
 }
 """The rows of the table of TCL."""
@@ -61,7 +57,6 @@ VARIANTS: dict[str, Variant] = {
 PLAIN_VARIANTS: dict[str, Variant] = {
     "as it is": Variant(refine=False, options={}),
     "+ PAMR": Variant(refine=True, options={}),
-    "+ PAMR, specks merged": Variant(refine=True, options={}, merge_specks=True),
 }
 """The rows of the table of any other method."""
 
@@ -135,10 +130,7 @@ def evaluate_playground(
             features = {refine: encoder.encode_batch(images) for refine, encoder in encoders.items()}
             for name, segmenter in segmenters.items():
                 for scene, feature in zip(batch, features[segmenter.refine], strict=True):
-                    found = segmenter.segment(feature, vocabulary)
-                    if fitting[name].merge_specks:
-                        found = without_specks(found, segmenter.model, "auto")
-                    metrics[name, which].update(scene.label_map, found.label_map)
+                    metrics[name, which].update(scene.label_map, segmenter.segment(feature, vocabulary).label_map)
             done += len(batch)
             if progress is not None:
                 progress(done, scenes * len(sets))
