@@ -25,7 +25,7 @@ JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2 /usr/lib64/libjem
 KEEP_MEMORY := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=dirty_decay_ms:-1$(COMMA)muzzy_decay_ms:-1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick lint format docs benchmark benchmark-against train-playground clean
+.PHONY: help demo test test-quick lint format docs benchmark benchmark-against train-playground readers readers-table clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -36,7 +36,7 @@ demo: $(INSTALLED) ## label sample images with the embedded model and write a CO
 	$(BIN)/tcl-annotate playground scenes --out "$(OUT)/scenes" --count $(SCENES) --seed $(SEED)
 	@echo "== Labeling them with the embedded model"
 	$(BIN)/tcl-annotate prelabel "$(OUT)/scenes" --labels "$(OUT)/scenes/labels.yaml" --model playground \
-	    --out "$(OUT)/annotations.json" --preview "$(OUT)/preview" --min-area 60 --small merge
+	    --out "$(OUT)/annotations.json" --preview "$(OUT)/preview"
 	@echo "== Checking the COCO file"
 	$(BIN)/tcl-annotate validate-coco "$(OUT)/annotations.json" --images "$(OUT)/scenes"
 	@echo
@@ -72,6 +72,13 @@ benchmark: $(INSTALLED) ## measure polygons and speed on this machine
 benchmark-against: $(INSTALLED_TEST) ## compare the speed with another revision: make benchmark-against REVISION=56cd0a1
 	@test -n "$(REVISION)" || { echo "Which revision? Say make benchmark-against REVISION=56cd0a1" >&2; exit 2; }
 	$(BIN)/python benchmarks/compare_revision.py "$(REVISION)"
+
+readers: ## install libraries that read COCO files into .venv-readers, for the slow test of our files
+	$(PYTHON) -m venv .venv-readers
+	.venv-readers/bin/python -m pip install --quiet $(PIP_ARGS) -r tests/readers/requirements.txt
+
+readers-table: $(INSTALLED_TEST) ## write the table of docs/coco-readers.md anew
+	$(BIN)/python -W ignore -m tests.readers.table
 
 train-playground: $(INSTALLED) ## train the embedded model again (under two hours on two cores)
 	$(KEEP_MEMORY) $(BIN)/python -m training.playground

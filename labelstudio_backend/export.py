@@ -61,7 +61,7 @@ def export_tasks(
     out: Path,
     *,
     annotators: Annotators = "latest",
-    geometry: Geometry = "auto",
+    geometry: Geometry = "polygon",
     size_of: Callable[[Mapping[str, Any]], tuple[int, int]],
     overwrite: bool = False,
 ) -> ExportSummary:

@@ -15,13 +15,14 @@ from labelstudio_backend.prompts import Added
 from tcl_core.errors import SettingsError
 from tcl_core.images import DEFAULT_MAX_PIXELS
 from tcl_core.polygons import tolerance_in_pixels
+from tcl_core.segmentation.specks import MinArea, check_min_area
 
 if TYPE_CHECKING:
     from tcl_core.segmentation.segmenter import Segmenter
 
 __all__ = ["FAILED_VERSION", "ModelOptions", "model_version"]
 
-_RESULTS_FORMAT = 1
+_RESULTS_FORMAT = 2
 """Raise it when equal settings begin to give other regions."""
 
 FAILED_VERSION = "tcl-annotate-failed"
@@ -40,7 +41,8 @@ class ModelOptions:
         precision: see :func:`tcl_core.devices.select_precision`.
         batch_size: most windows that go through the network together.
         tolerance: of the polygons, see :func:`tcl_core.polygons.tolerance_in_pixels`.
-        min_area: regions of fewer pixels are left out.
+        min_area: regions of fewer pixels are merged into their surroundings; ``"auto"`` takes what follows from the
+            model's patch, 0 keeps all.
         max_pixels: larger images are refused.
 
     Raises:
@@ -54,12 +56,11 @@ class ModelOptions:
     precision: str = "auto"
     batch_size: int = 8
     tolerance: str | float = "fine"
-    min_area: int = 64
+    min_area: MinArea = "auto"
     max_pixels: int = DEFAULT_MAX_PIXELS
 
     def __post_init__(self) -> None:
-        if self.min_area < 0:
-            raise SettingsError(f"min_area is {self.min_area}; give a number of pixels, 0 or more")
+        check_min_area(self.min_area)
         if self.max_pixels < 1:
             raise SettingsError(f"max_pixels is {self.max_pixels}; give a number of pixels, 1 or more")
         tolerance_in_pixels(self.tolerance)

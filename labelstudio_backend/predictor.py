@@ -171,11 +171,16 @@ class Predictor:
         columns = np.flatnonzero(segmentation.label_map.any(axis=0))
         if not rows.size:
             return []
-        # A margin, so that only the image's own frame is taken for a frame.
-        top, left = max(int(rows[0]) - 1, 0), max(int(columns[0]) - 1, 0)
-        part = slice(top, int(rows[-1]) + 2), slice(left, int(columns[-1]) + 2)
+        wanted = self.options.min_area
+        min_area = self.segmenter.speck_area(segmentation.size) if wanted == "auto" else wanted
+        # A margin, so that only the image's own frame is taken for a frame, and that none of the background around is
+        # taken for a speck.
+        shorter = min(int(np.ptp(rows)), int(np.ptp(columns))) + 1
+        margin = max(1, -(-min_area // shorter))
+        top, left = max(int(rows[0]) - margin, 0), max(int(columns[0]) - margin, 0)
+        part = slice(top, int(rows[-1]) + margin + 1), slice(left, int(columns[-1]) + margin + 1)
         cropped = Segmentation(segmentation.label_map[part], segmentation.score_map[part], segmentation.vocabulary)
-        regions = label_map_to_regions(cropped, min_area=self.options.min_area, tolerance=tolerance, shared=shared)
+        regions = label_map_to_regions(cropped, min_area=min_area, small="merge", tolerance=tolerance, shared=shared)
         return [_moved(region, left, top) for region in regions] if (top, left) != (0, 0) else regions
 
     def _known(self, vocabulary: Vocabulary, values: Sequence[str]) -> _Labels:

@@ -64,7 +64,7 @@ def export_coco(
     vocabulary: Vocabulary,
     settings: Mapping[str, Any],
     *,
-    geometry: Geometry = "auto",
+    geometry: Geometry = "polygon",
     tolerance: str | float = "default",
 ) -> None:
     """Write a COCO file, in place of one that is there.
@@ -74,7 +74,7 @@ def export_coco(
         images: one by one, so that memory does not grow with their number.
         vocabulary: gives the categories.
         settings: how the labels were made, for the file's ``info``.
-        geometry: ``"rle"`` keeps every pixel; ``"auto"`` and ``"polygon"`` see `tcl_core.export.coco.geometry`.
+        geometry: ``"rle"`` keeps every pixel; others see `tcl_core.export.coco.geometry`.
         tolerance: of polygons, see `tcl_core.polygons.tolerance_in_pixels`.
 
     Raises:

@@ -26,6 +26,7 @@ from tcl_core.images import image_size, load_image
 from tcl_core.prelabel.inputs import ImageList, find_images
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession, ProgressCallback
+from tcl_core.segmentation.specks import MinArea, without_specks
 from tcl_core.types import Segmentation
 from tcl_core.vocabulary import Vocabulary
 
@@ -119,13 +120,19 @@ class FolderJob:
         return ImageState(file_name, "waiting")
 
     def run(
-        self, segmenter: Segmenter, on_progress: Callable[[str], ProgressCallback] | None = None
+        self,
+        segmenter: Segmenter,
+        on_progress: Callable[[str], ProgressCallback] | None = None,
+        *,
+        min_area: MinArea = "auto",
     ) -> Iterator[ImageState]:
         """Label what is waiting, image by image; stopping between two images costs nothing.
 
         Args:
             segmenter: with the job's settings.
             on_progress: given a file name, what to tell about the steps of its work.
+            min_area: pieces of fewer pixels join their surroundings; ``"auto"`` takes what follows from the model's
+                patch, 0 keeps all.
 
         Yields:
             The new state of each image; an image that cannot be read costs only itself.
@@ -145,6 +152,7 @@ class FolderJob:
                     raise ImageError("the file's name is not valid UTF-8, so COCO cannot hold it; rename it")
                 session = ImageSession(segmenter, load_image(self.images.root / name))
                 found = session.segment(self.vocabulary, None if on_progress is None else on_progress(name))
+                found = without_specks(found, segmenter.model, min_area)
                 self.save(name, found.label_map, found.score_map, corrected=False)
                 self._failed.pop(name, None)
             except ImageError as error:
@@ -203,7 +211,7 @@ class FolderJob:
             part.unlink(missing_ok=True)
 
     def export(
-        self, path: str | os.PathLike[str], *, geometry: Geometry = "auto", tolerance: str | float = "default"
+        self, path: str | os.PathLike[str], *, geometry: Geometry = "polygon", tolerance: str | float = "default"
     ) -> int:
         """Write a COCO file of all images that are done.
 

@@ -100,7 +100,7 @@ def write_shapes(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     for place in sorted(outlines):
         regions = [_region(names.index(name) + 1, name, polygon, (height, width)) for name, polygon in outlines[place]]
         file_name = own.get("file_name") or _slice_name(attributes, place)
-        annotations = regions_to_annotations(regions, (height, width), "auto")
+        annotations = regions_to_annotations(regions, (height, width))
         results.append(ImageResult(file_name, height, width, annotations))
     write_coco_file(path, results, vocabulary, _SETTINGS, overwrite=True)
     return [path]

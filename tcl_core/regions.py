@@ -11,9 +11,10 @@ from scipy import ndimage
 from tcl_core.errors import SettingsError
 from tcl_core.polygons import simplify_apart, simplify_coverage
 from tcl_core.polygons.arcs import faces_of
+from tcl_core.specks import absorb_small
 from tcl_core.types import Region, Segmentation
 
-__all__ = ["absorb_small", "drop_small", "label_map_to_regions"]
+__all__ = ["drop_small", "label_map_to_regions"]
 
 
 def label_map_to_regions(
@@ -32,8 +33,9 @@ def label_map_to_regions(
     Args:
         segmentation: label map, score map and vocabulary of one image.
         min_area: regions of fewer pixels are removed first; 0 keeps all.
-        small: what happens to them: ``"drop"`` leaves background (0) in their place, ``"merge"`` gives their pixels to
-            the label (or background) around them with the longest shared border.
+        small: what happens to them: ``"drop"`` leaves background (0) in their place, ``"merge"`` gives their pixels,
+            and those of pieces of background as small, to the label (or background) around them with the longest shared
+            border.
         tolerance: of the polygons, see :func:`tcl_core.polygons.tolerance_in_pixels`; ``None`` makes no polygons.
         shared: whether neighbors keep one border (:func:`tcl_core.polygons.simplify_coverage`); otherwise each
             polygon is simplified by itself, many times faster (:func:`tcl_core.polygons.simplify_apart`).
@@ -108,60 +110,6 @@ def drop_small(label_map: NDArray[np.int32], min_area: int) -> NDArray[np.int32]
     faces = faces_of(label_map)
     area = np.bincount(faces.ravel())
     return np.where(area[faces] < min_area, 0, label_map).astype(np.int32)
-
-
-def absorb_small(label_map: NDArray[np.int32], min_area: int) -> NDArray[np.int32]:
-    """Merge regions of fewer than ``min_area`` pixels into the label around them with the longest shared border.
-
-    The smallest go first (ties: reading order), so that a speck inside a small region joins it before that region
-    is checked. Equal borders go to the smaller label. Pieces of background (0) are not regions and stay; a region that
-    fills the image stays.
-
-    Args:
-        label_map: int32 ``[H, W]``, 0 is background.
-        min_area: pixels.
-
-    Returns:
-        A new label map, in which every region that has a neighbor has at least ``min_area`` pixels.
-
-    Examples:
-        >>> absorb_small(np.array([[1, 1, 1], [1, 2, 0], [1, 1, 1]], dtype=np.int32), 2).tolist()
-        [[1, 1, 1], [1, 1, 0], [1, 1, 1]]
-    """
-    result = label_map.astype(np.int32, copy=True)
-    while True:
-        faces = faces_of(result)
-        area = np.bincount(faces.ravel())
-        count = len(area)
-        label_of = np.zeros(count, dtype=np.int64)
-        label_of[faces] = result
-        is_small = (area < min_area) & (label_of > 0)
-        is_small[0] = False
-        pairs = np.concatenate(
-            [
-                np.stack([faces[:, 1:].ravel(), faces[:, :-1].ravel()], axis=1),
-                np.stack([faces[1:].ravel(), faces[:-1].ravel()], axis=1),
-            ]
-        )
-        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-        pairs = np.concatenate([pairs, pairs[:, ::-1]])
-        pairs = pairs[is_small[pairs[:, 0]]]
-        if len(pairs) == 0:
-            return result
-        # Only the smallest of touching small regions moves in one round: two must not swap labels.
-        rank = np.empty(count, dtype=np.int64)
-        rank[np.lexsort((np.arange(count), area))] = np.arange(count)
-        waits = np.zeros(count, dtype=bool)
-        waits[pairs[is_small[pairs[:, 1]] & (rank[pairs[:, 1]] < rank[pairs[:, 0]]), 0]] = True
-        pairs = pairs[~waits[pairs[:, 0]]]
-        labels = int(label_of.max()) + 1
-        key, border = np.unique(pairs[:, 0] * labels + label_of[pairs[:, 1]], return_counts=True)
-        face, label = key // labels, key % labels
-        best = np.lexsort((label, -border, face))
-        first = best[np.append(True, face[best][1:] != face[best][:-1])]
-        new_label = label_of.copy()
-        new_label[face[first]] = label[first]
-        result = new_label[faces].astype(np.int32)
 
 
 def _check(label_map: NDArray[np.int32], score_map: NDArray[np.float32], labels: int) -> None:

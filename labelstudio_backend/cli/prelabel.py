@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from labelstudio_backend.cli.options import image_options, read_token, server_options
 from tcl_core.cli.main import EXIT_FINE, EXIT_INTERRUPTED, EXIT_ISSUES
-from tcl_core.cli.options import model_options
+from tcl_core.cli.options import min_area_option, model_options
 
 __all__ = ["command"]
 
@@ -31,7 +32,7 @@ Examples:
 @click.option("--only-unlabeled", is_flag=True, help="Leave out tasks that somebody has annotated.")
 @model_options
 @image_options
-@click.option("--min-area", type=click.IntRange(min=0), default=64, show_default=True, metavar="N")
+@min_area_option
 @click.option(
     "--tolerance",
     default="fine",
@@ -56,7 +57,7 @@ def command(
     allow_hosts: tuple[str, ...],
     allow_addresses: tuple[str, ...],
     local_root: Path | None,
-    min_area: int,
+    min_area: Any,
     tolerance: str,
     state_dir: Path | None,
     quiet: bool,

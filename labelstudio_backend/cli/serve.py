@@ -12,7 +12,7 @@ import click
 from labelstudio_backend.cli.options import TOKEN_VARIABLE, image_options, read_token
 from labelstudio_backend.settings import read_settings_file, settings_from
 from tcl_core.cli.main import EXIT_FINE
-from tcl_core.cli.options import model_options
+from tcl_core.cli.options import min_area_option, model_options
 
 __all__ = ["command"]
 
@@ -27,7 +27,7 @@ Examples:
 
 \b
 A settings file:
-  model: {min_area: 64, tolerance: fine}
+  model: {min_area: auto, tolerance: fine}
   images:
     label_studio_url: http://label-studio:8080
     label_studio_aliases: [http://localhost:8080]
@@ -51,7 +51,7 @@ A settings file:
     help=f"File with Label Studio's token, personal or legacy, for images; by default the variable {TOKEN_VARIABLE}.",
 )
 @image_options
-@click.option("--min-area", type=click.IntRange(min=0), metavar="N", help="Leave out regions of fewer pixels; 64.")
+@min_area_option
 @click.option(
     "--tolerance",
     metavar="D",
@@ -75,7 +75,7 @@ def command(
     allow_hosts: tuple[str, ...],
     allow_addresses: tuple[str, ...],
     local_root: Path | None,
-    min_area: int | None,
+    min_area: Any,
     tolerance: str | None,
     queue: int | None,
     state_dir: Path | None,
@@ -95,6 +95,7 @@ def command(
         device=device,
         precision=precision,
         batch_size=batch_size,
+        min_area=min_area,
     )
     top = {
         **file,
@@ -110,7 +111,7 @@ def command(
     }
     if "option_values" in given:
         given["options"] = {**_options_of(file), **given.pop("option_values")}
-    settings = settings_from(top, {**given, "min_area": min_area, "tolerance": tolerance}, images, config_file)
+    settings = settings_from(top, {**given, "tolerance": tolerance}, images, config_file)
     # Reads the file once: a wrong name ends here, and the hash is known before the first request.
     settings.model.identity()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

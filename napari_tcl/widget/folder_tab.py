@@ -77,6 +77,7 @@ class FolderTab(Widget):
         try:
             vocabulary = self.owner.vocabulary()
             choice = self.owner.model.choice()
+            least = self.owner.polygons.least()
         except TclError as error:
             self.owner.fail(str(error))
             return
@@ -99,7 +100,7 @@ class FolderTab(Widget):
 
                 return tell
 
-            for state in job.run(segmenter, told):
+            for state in job.run(segmenter, told, min_area=least):
                 reporter.tell(state)
             return job
 

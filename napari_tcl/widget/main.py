@@ -25,6 +25,7 @@ from napari_tcl.widget.overlays import Overlays
 from napari_tcl.widget.tasks import OnEnd, OnNews, Outcome, Task, TaskList, Work
 from napari_tcl.widget.workers import SegmentRun, SliceDone, Step
 from tcl_core.errors import TclError
+from tcl_core.segmentation.specks import without_specks
 from tcl_core.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -139,11 +140,12 @@ class SegmentWidget(QWidget):
             layer, reader, index = self.image_form.reader()
             vocabulary = self.vocabulary()
             choice = self.model.choice()
+            least = self.polygons.least()
         except TclError as error:
             self.fail(str(error))
             return
         indices = list(reader.indices()) if every_slice else [index]
-        run = SegmentRun(self.engine, choice, reader, indices, vocabulary)
+        run = SegmentRun(self.engine, choice, reader, indices, vocabulary, least)
         ids = self.labels.ids
 
         def on_news(news: object) -> None:
@@ -203,7 +205,7 @@ class SegmentWidget(QWidget):
         results, index = current
         session = results.sessions.get(index)
         try:
-            vocabulary = self.vocabulary()
+            vocabulary, least = self.vocabulary(), self.polygons.least()
         except TclError:
             # Half-typed labels are checked when Segment is pressed.
             return
@@ -222,7 +224,11 @@ class SegmentWidget(QWidget):
                 self._summary_stale = True
                 self.overlays.follow()
 
-        self.start(lambda reporter: session.segment(vocabulary), on_end, quiet=True)
+        self.start(
+            lambda reporter: without_specks(session.segment(vocabulary), session.segmenter.model, least),
+            on_end,
+            quiet=True,
+        )
 
     def export(self, path: str | Path) -> None:
         """Write the image's labels, or all labeled slices of a stack, to a COCO file."""

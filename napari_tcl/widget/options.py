@@ -18,6 +18,7 @@ from tcl_core.methods import list_methods
 from tcl_core.models import list_models
 from tcl_core.models.registry import split_method
 from tcl_core.polygons import TOLERANCES
+from tcl_core.segmentation.specks import MinArea, read_min_area
 from tcl_core.vocabulary.files import background_names_from_text
 
 if TYPE_CHECKING:
@@ -212,10 +213,17 @@ class PolygonForm(Container):
             value=TOLERANCES["default"],
             tooltip="How far, in pixels, polygons may leave the mask: 0 is exact, larger is coarser with fewer points.",
         )
+        self.min_area = LineEdit(
+            label="Min. area",
+            value="auto",
+            tooltip="Regions of the model of fewer pixels join their surroundings; auto: a quarter of the model's "
+            "patch; 0 keeps all. Your own strokes stay as they are.",
+        )
         self.geometry = ComboBox(
             label="Export as",
-            choices=["auto", "polygon", "rle"],
-            tooltip="auto: polygons, and RLE for regions with holes; polygon: always; rle: every pixel.",
+            choices=["polygon", "keyhole", "rle"],
+            tooltip="polygon: simple rings, holes cut open; keyhole: one ring, holes bridged; rle: every pixel, but "
+            "many readers drop it.",
         )
         self.polygons = CheckBox(
             text="Polygons layer", value=False, tooltip="Show the polygons as a Shapes layer that can be edited."
@@ -223,8 +231,18 @@ class PolygonForm(Container):
         self.scores = CheckBox(
             text="Score map layers", value=False, tooltip="Show each label's score map as an image layer."
         )
-        super().__init__(widgets=[self.tolerance, self.geometry, self.polygons, self.scores], labels=True)
+        super().__init__(
+            widgets=[self.min_area, self.tolerance, self.geometry, self.polygons, self.scores], labels=True
+        )
         _finish(self)
+
+    def least(self) -> MinArea:
+        """The smallest area of a region.
+
+        Raises:
+            SettingsError: it is neither ``auto`` nor a number.
+        """
+        return read_min_area(self.min_area.value)
 
 
 def _finish(form: Container) -> None:

@@ -11,6 +11,7 @@ from napari_tcl.model_cache import Engine, ModelChoice
 from napari_tcl.slices import Index, SliceReader
 from napari_tcl.widget.tasks import Reporter
 from tcl_core.segmentation.session import ImageSession, Progress
+from tcl_core.segmentation.specks import MinArea, without_specks
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Vocabulary
 
@@ -52,6 +53,7 @@ class SegmentRun:
         reader: of the slices.
         indices: which of them.
         vocabulary: the labels.
+        min_area: pieces of fewer pixels join their surroundings.
     """
 
     engine: Engine
@@ -59,6 +61,7 @@ class SegmentRun:
     reader: SliceReader
     indices: Sequence[Index]
     vocabulary: Vocabulary
+    min_area: MinArea = "auto"
 
     def __call__(self, reporter: Reporter) -> int:
         """Do the work; returns the number of slices."""
@@ -69,6 +72,7 @@ class SegmentRun:
             reporter.tell(Step(f"{where}reading the image"))
             session = self.engine.session(self.choice, self.reader.read(index))
             found = session.segment(self.vocabulary, partial(_tell, reporter, where))
+            found = without_specks(found, session.segmenter.model, self.min_area)
             reporter.tell(SliceDone(index, session, found))
         return len(self.indices)
 

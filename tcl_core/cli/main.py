@@ -25,6 +25,7 @@ __all__ = ["COMMANDS", "cli", "main", "run"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "prelabel": ("tcl_core.cli.prelabel", "Label images from text and write a COCO file."),
     "segment": ("tcl_core.cli.segment", "Segment one image and show what was found."),
+    "convert": ("tcl_core.cli.convert", "Turn annotations or masks into COCO, YOLO or semantic masks."),
     "validate-coco": ("tcl_core.cli.validate_coco", "Check a COCO file and print each fault with its place."),
     "models": ("tcl_core.cli.models", "List, fetch and import models."),
     "benchmark": ("tcl_core.cli.benchmark", "Measure polygons and speed on this machine."),

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_MODEL",
     "check_folder",
+    "check_holds_nothing",
     "check_outputs",
     "geometry_option",
     "make_segmenter",
     "make_vocabulary",
+    "min_area_option",
     "model_options",
     "vocabulary_options",
 ]
@@ -36,12 +38,39 @@ DEFAULT_MODEL = "playground"
 
 geometry_option = click.option(
     "--geometry",
-    type=click.Choice(["auto", "polygon", "rle"]),
-    default="auto",
+    type=click.Choice(["polygon", "keyhole", "rle"]),
+    default="polygon",
     show_default=True,
-    help="auto writes polygons, and RLE where a hole would be lost; polygon keeps holes by bridges; rle is exact.",
+    help="How every region of the COCO file is written: polygon cuts holes open into simple rings; keyhole bridges "
+    "them to one ring; rle is exact, but many readers drop it.",
 )
 """``--geometry``: how regions are written to COCO."""
+
+
+class _MinAreaType(click.ParamType):
+    """A number of pixels, or ``auto``."""
+
+    name = "pixels"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """The number, or ``"auto"``."""
+        # Not `read_min_area`, whose package loads the network's library.
+        if value == "auto" or isinstance(value, int):
+            return value
+        if not (value.isascii() and value.isdigit()):
+            self.fail(f"{value!r} is neither auto nor a number of pixels from 0 up", param, ctx)
+        return int(value)
+
+
+min_area_option = click.option(
+    "--min-area",
+    type=_MinAreaType(),
+    default="auto",
+    show_default=True,
+    metavar="N",
+    help="Merge regions of fewer pixels into their surroundings; auto is a quarter of the model's patch, 0 keeps all.",
+)
+"""``--min-area``: when a region of a prediction is taken for noise."""
 
 
 def vocabulary_options(function: F) -> F:
@@ -214,6 +243,18 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | st
         if path.exists() and not replace:
             raise SettingsError(f"{option} {path}: is there already; add --overwrite, or name another file")
         taken[place] = option
+
+
+def check_holds_nothing(option: str, folder: Path, inputs: Iterable[Path | str | None]) -> None:
+    """Refuse a folder to write that is, or holds, something that is read.
+
+    Raises:
+        SettingsError: with the option's name.
+    """
+    place = os.path.realpath(folder)
+    for path in inputs:
+        if path is not None and os.path.commonpath([place, real := os.path.realpath(path)]) == place:
+            raise SettingsError(f"{option} {folder}: holds {real}, an input of this command; name another folder")
 
 
 def check_folder(option: str, folder: Path) -> None:

@@ -14,10 +14,12 @@ from tcl_core.cli.explain import choose_names, explain_names, explain_option
 from tcl_core.cli.main import EXIT_FINE, EXIT_INTERRUPTED, EXIT_ISSUES
 from tcl_core.cli.options import (
     check_folder,
+    check_holds_nothing,
     check_outputs,
     geometry_option,
     make_segmenter,
     make_vocabulary,
+    min_area_option,
     model_options,
     vocabulary_options,
 )
@@ -40,6 +42,7 @@ Examples:
   tcl-annotate prelabel 'photos/**/*.jpg' extra/one.png --label "Sofa=sofa,couch" --label Lamp \\
       --out labels.json --preview preview
   tcl-annotate prelabel photos --labels labels.yaml --out labels.json --resume
+  tcl-annotate prelabel photos --labels labels.yaml --format yolo-seg --out dataset
 
 \b
 A label file:
@@ -54,7 +57,7 @@ A label file:
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @vocabulary_options
 @model_options
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="COCO file to write.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="What to write.")
 @click.option(
     "--preview", type=click.Path(path_type=Path), metavar="DIR", help="Folder for a preview page that works offline."
 )
@@ -74,20 +77,13 @@ A label file:
     "that an edge may move.",
 )
 @click.option("--merge", is_flag=True, help="One annotation for each label of an image instead of each region.")
-@click.option(
-    "--min-area",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Leave out regions of fewer pixels.",
-)
+@min_area_option
 @click.option(
     "--small",
-    type=click.Choice(["drop", "merge"]),
-    default="drop",
+    type=click.Choice(["merge", "drop"]),
+    default="merge",
     show_default=True,
-    help="What becomes of regions under --min-area: dropped, or merged into their surroundings.",
+    help="What becomes of regions under --min-area: merged into their surroundings, or dropped.",
 )
 @click.option(
     "--max-pixels",
@@ -103,7 +99,7 @@ A label file:
     default="coco",
     show_default=True,
     metavar="NAME",
-    help="Format of FILE; installed packages can bring others.",
+    help="coco writes a file; yolo-seg and semantic-png write a folder; installed packages can bring others.",
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped; failed images are tried again.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE and the preview if they are there.")
@@ -132,7 +128,7 @@ def command(
     geometry: Any,
     tolerance: str,
     merge: bool,
-    min_area: int,
+    min_area: Any,
     small: Any,
     max_pixels: int,
     format_name: str,
@@ -151,27 +147,33 @@ def command(
     vocabulary = make_vocabulary(
         labels_file, label_options, background, background_threshold, background_names, templates
     )
-    _check_places(out, failures, preview, resume, overwrite)
+    from tcl_core.export.base import create_exporter
+
+    # These two are COCO's own.
+    exporter = create_exporter(format_name, **({"geometry": geometry, "merge": merge} if format_name == "coco" else {}))
+    _check_own_options(format_name)
+    if exporter.writes_folder:
+        exporter.check_target(out)
+    _check_places(out, failures, preview, resume, overwrite, folder=exporter.writes_folder)
 
     from tcl_core.prelabel.inputs import find_images
 
-    left_out = [path for path in (preview,) if path is not None]
+    left_out = [path for path in (preview, out if exporter.writes_folder else None) if path is not None]
     images = find_images(inputs, root, exclude=left_out)
     read = [labels_file, model, *(images.path(index) for index in range(len(images)))]
     check_outputs({"--failures": failures}, [*read, out], resume or overwrite)
-    if out.parent.is_dir():
+    if exporter.writes_folder:
+        check_holds_nothing("--out", out, read)
+    elif out.parent.is_dir():
         # Whether it may exist was judged above, with --resume in mind.
         check_outputs({"--out": out}, read, True)
     if failures is not None and failures.exists():
         _check_own_failures(failures)
 
-    from tcl_core.export.base import create_exporter
     from tcl_core.prelabel.interrupt import InterruptGuard
     from tcl_core.prelabel.job import PrelabelSettings, run_prelabel
 
     settings = PrelabelSettings(tolerance, min_area, small, max_pixels)
-    # These two are COCO's own.
-    exporter = create_exporter(format_name, **({"geometry": geometry, "merge": merge} if format_name == "coco" else {}))
     # From here on a polite kill (SIGTERM) ends like Ctrl-C.
     with InterruptGuard():
         segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size)
@@ -202,7 +204,18 @@ def command(
     return _report(summary, out, quiet)
 
 
-def _check_places(out: Path, failures: Path | None, preview: Path | None, resume: bool, overwrite: bool) -> None:
+def _check_own_options(format_name: str) -> None:
+    """What another format would pass over in silence."""
+    context = click.get_current_context()
+    for option in ("geometry", "merge"):
+        given = context.get_parameter_source(option) is not click.core.ParameterSource.DEFAULT
+        if given and format_name != "coco":
+            raise SettingsError(f"--{option}: belongs to COCO, not to {format_name}; leave it out")
+
+
+def _check_places(
+    out: Path, failures: Path | None, preview: Path | None, resume: bool, overwrite: bool, *, folder: bool
+) -> None:
     """What would otherwise be found only after the model was loaded, or after hours of work."""
     from tcl_core.prelabel.journal import journal_path
 
@@ -210,13 +223,13 @@ def _check_places(out: Path, failures: Path | None, preview: Path | None, resume
         raise SettingsError("--resume and --overwrite exclude each other; give one of them")
     if not (resume or overwrite):
         for path, what in ((out, "is there already"), (journal_path(out), "is left from a run that was stopped")):
-            if path.is_file():
+            if path.is_file() or (folder and path.is_dir()):
                 raise SettingsError(
                     f"{path}: {what}; add --resume to go on, --overwrite to begin anew, or name another"
                 )
     places = [("--out", out), *([("--failures", failures)] if failures is not None else [])]
     for option, path in places:
-        if path.is_dir():
+        if path.is_dir() and not (folder and path is out):
             raise SettingsError(f"{option} {path}: is a folder; name a file")
         parent = path.absolute().parent
         if path is failures:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tcl_core.cli.explain import choose_names, explain_names, explain_option, explain_shares
 from tcl_core.cli.main import EXIT_FINE
-from tcl_core.cli.options import check_outputs, make_segmenter, make_vocabulary, model_options, vocabulary_options
+from tcl_core.cli.options import (
+    check_outputs,
+    make_segmenter,
+    make_vocabulary,
+    min_area_option,
+    model_options,
+    vocabulary_options,
+)
 from tcl_core.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -38,6 +46,7 @@ Examples:
     "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the regions as a COCO file."
 )
 @explain_option
+@min_area_option
 @click.option("--overwrite", is_flag=True, help="Replace the files of --out and --json if they are there.")
 @click.option(
     "--max-pixels",
@@ -64,6 +73,7 @@ def command(
     out: Path | None,
     json_file: Path | None,
     explain: bool,
+    min_area: Any,
     overwrite: bool,
     max_pixels: int,
 ) -> int:
@@ -83,7 +93,8 @@ def command(
     segmenter.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
     choice = choose_names(segmenter, vocabulary)
     segmentation, unlabeled = segmenter.explain(segmenter.encode(image), vocabulary)
-    regions = label_map_to_regions(segmentation)
+    least = segmenter.speck_area(segmentation.size) if min_area == "auto" else min_area
+    regions = label_map_to_regions(segmentation, min_area=least, small="merge")
     click.echo(f"{path}: {image.shape[1]} x {image.shape[0]} pixels, model {segmenter.model.name}")
     click.echo(_table(segmentation, regions))
     if explain:
@@ -98,9 +109,11 @@ def command(
         click.echo(f"regions: {json_file}")
     if out is not None:
         from tcl_core.preview.drawing import draw_overlay
+        from tcl_core.specks import absorb_small
 
         try:
-            draw_overlay(image, segmentation).save(out)
+            merged = replace(segmentation, label_map=absorb_small(segmentation.label_map, least))
+            draw_overlay(image, merged).save(out)
         except OSError as error:
             raise SettingsError(f"--out {out}: cannot be written ({error.strerror or error})") from error
         click.echo(f"overlay: {out}")
@@ -120,7 +133,7 @@ def _table(segmentation: Segmentation, regions: list[Region]) -> str:
         area = sum(region.area for region in own)
         score = f"{sum(region.score * region.area for region in own) / area:.2f}" if area else "-"
         rows.append((name, str(len(own)), f"{area / pixels:.1%}", score))
-    free = int((segmentation.label_map == 0).sum())
+    free = pixels - sum(region.area for region in regions)
     rows.append(("(background)", "", f"{free / pixels:.1%}", ""))
     heads = ("label", "regions", "share", "score")
     widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(4)]

@@ -72,6 +72,8 @@ class Exporter(ABC):
     """
 
     name: ClassVar[str] = ""
+    writes_folder: ClassVar[bool] = False
+    """Whether an output is a folder."""
 
     @property
     def needs_polygons(self) -> bool:
@@ -81,6 +83,26 @@ class Exporter(ABC):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What the output depends on besides the regions, fit for JSON."""
+
+    def check_target(self, out: Path) -> None:
+        """Refuse, before any work, a place that an output could not take.
+
+        Raises:
+            ExportError: what is there cannot be replaced.
+        """
+        if out.exists() and not out.is_file():
+            raise ExportError(f"{out} is not a file; name a file to write")
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Refuse, before any work, images that an output could not tell apart; by default there are none.
+
+        Args:
+            names: file names of all images.
+
+        Raises:
+            ExportError: with two of them.
+        """
+        return None
 
     @abstractmethod
     def open(self, out: Path, vocabulary: Vocabulary, info: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from tcl_core.prelabel.journal import Journal, journal_path
 from tcl_core.prelabel.progress import Progress
 from tcl_core.preview.page import PreviewWriter, check_preview_folder
 from tcl_core.regions import label_map_to_regions
+from tcl_core.segmentation.specks import MinArea, check_min_area
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Vocabulary
 
@@ -53,8 +54,9 @@ class PrelabelSettings:
 
     Attributes:
         tolerance: of the polygons, see :func:`tcl_core.polygons.tolerance_in_pixels`.
-        min_area: regions of fewer pixels are not annotated.
-        small: what becomes of them: ``"drop"`` or ``"merge"`` into their surroundings.
+        min_area: regions of fewer pixels are not annotated; ``"auto"`` takes what follows from the model's patch
+            (:func:`tcl_core.segmentation.specks.speck_area`), 0 keeps all.
+        small: what becomes of them: ``"merge"`` into their surroundings, or ``"drop"``.
         max_pixels: larger images are skipped.
 
     Raises:
@@ -62,15 +64,14 @@ class PrelabelSettings:
     """
 
     tolerance: str | float = "default"
-    min_area: int = 0
-    small: Literal["drop", "merge"] = "drop"
+    min_area: MinArea = "auto"
+    small: Literal["drop", "merge"] = "merge"
     max_pixels: int = DEFAULT_MAX_PIXELS
 
     def __post_init__(self) -> None:
         if self.small not in ("drop", "merge"):
             raise SettingsError(f"--small {self.small}: choose drop or merge")
-        if self.min_area < 0:
-            raise SettingsError(f"--min-area {self.min_area}: give a number of pixels, 0 or more")
+        check_min_area(self.min_area, "--min-area")
         if self.max_pixels < 1:
             raise SettingsError(f"--max-pixels {self.max_pixels}: give a number of pixels, 1 or more")
         tolerance_in_pixels(self.tolerance)
@@ -150,6 +151,7 @@ def run_prelabel(
         raise SettingsError(
             f"--preview {preview}: holds a preview already; name another folder, --resume or --overwrite"
         )
+    exporter.check_names(images.file_names)
     info = {**segmenter.settings(), **exporter.settings(), **asdict(settings)}
     begun = journal_path(out).exists()
     with Journal.open(out, exporter, vocabulary, info, resume=resume, overwrite=overwrite) as journal:
@@ -299,7 +301,9 @@ class _Job:
         needs_polygons = self._journal.exporter.needs_polygons or self._pages is not None
         return label_map_to_regions(
             segmentation,
-            min_area=settings.min_area,
+            min_area=self._segmenter.speck_area(segmentation.size)
+            if settings.min_area == "auto"
+            else settings.min_area,
             small=settings.small,
             tolerance=settings.tolerance if needs_polygons else None,
         )

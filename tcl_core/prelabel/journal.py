@@ -97,8 +97,7 @@ class Journal:
         journal = journal_path(out)
         if resume and overwrite:
             raise ExportError(f"{out}: resume and overwrite exclude each other; ask for one of them")
-        if out.exists() and not out.is_file():
-            raise ExportError(f"{out} is not a file; name a file to write")
+        exporter.check_target(out)
         if not resume and not overwrite:
             if journal.exists():
                 raise ExportError(f"{journal} is left from an unfinished run; resume it, or ask to overwrite it")

@@ -16,7 +16,15 @@ from tcl_core.errors import ImageError
 from tcl_core.methods.base import Features
 from tcl_core.refinement.base import Guide
 
-__all__ = ["FeatureCache", "FeatureKey", "ImageFeatures", "check_image", "content_hash", "resize_image"]
+__all__ = [
+    "FeatureCache",
+    "FeatureKey",
+    "ImageFeatures",
+    "PreparedImage",
+    "check_image",
+    "content_hash",
+    "resize_image",
+]
 
 _STRIP_VALUES = 1 << 24
 
@@ -142,3 +150,16 @@ def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
 
 def _bilinear(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image cut into normalized windows ``[n, 3, h, w]``."""
+
+    windows: Tensor
+    image_guide: Guide | None
+    origins: tuple[tuple[int, int], ...]
+    working_size: tuple[int, int]
+    score_size: tuple[int, int]
+    size: tuple[int, int]
+    key: FeatureKey

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import islice
 from typing import Any
@@ -27,6 +26,7 @@ from tcl_core.segmentation.features import (
     FeatureCache,
     FeatureKey,
     ImageFeatures,
+    PreparedImage,
     check_image,
     content_hash,
     resize_image,
@@ -34,6 +34,7 @@ from tcl_core.segmentation.features import (
 from tcl_core.segmentation.model import SegmentationModel
 from tcl_core.segmentation.name_plane import NamePlane
 from tcl_core.segmentation.sliding_window import merge_windows, split_windows, working_size
+from tcl_core.segmentation.specks import speck_area
 from tcl_core.segmentation.texts import Texts
 from tcl_core.types import Segmentation, Unlabeled
 from tcl_core.vocabulary import Label, Vocabulary
@@ -45,19 +46,6 @@ __all__ = ["Segmenter"]
 _SCORE_BYTES = 256 << 20
 # Score maps made together: enough that fixed costs do not count, few enough that a cancelled work ends soon.
 _MAPS_TOGETHER = 64
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """An image cut into normalized windows ``[n, 3, h, w]``."""
-
-    windows: Tensor
-    image_guide: Guide | None
-    origins: tuple[tuple[int, int], ...]
-    working_size: tuple[int, int]
-    score_size: tuple[int, int]
-    size: tuple[int, int]
-    key: FeatureKey
 
 
 class Segmenter:
@@ -148,6 +136,10 @@ class Segmenter:
         height = heights.get(name, heights.get("plain"))
         return self.method.background.height(name) if height is None else float(height)
 
+    def speck_area(self, size: tuple[int, int]) -> int:
+        """Pixels below which a region of an image of ``size`` (height, width) is noise; see `specks.speck_area`."""
+        return speck_area(self.model, size)
+
     def score_identity(self, vocabulary_templates: str | None) -> str:
         """What scores depend on besides features and prompts, as canonical JSON; with them a key of cached scores."""
         templates = self._templates_of(vocabulary_templates)
@@ -208,7 +200,7 @@ class Segmenter:
                 missing[key] = image
             else:
                 found[key] = cached
-        by_window: dict[tuple[int, ...], list[_Prepared]] = {}
+        by_window: dict[tuple[int, ...], list[PreparedImage]] = {}
         for key, image in missing.items():
             prepared = self._prepare(image, key)
             by_window.setdefault(tuple(prepared.windows.shape[1:]), []).append(prepared)
@@ -231,7 +223,7 @@ class Segmenter:
                     self.cache.put(features.key, features)
         return [found[key] for key in keys]
 
-    def _prepare(self, image: NDArray[np.uint8], key: FeatureKey) -> _Prepared:
+    def _prepare(self, image: NDArray[np.uint8], key: FeatureKey) -> PreparedImage:
         preprocess = self.model.preprocess
         height, width = image.shape[:2]
         size = working_size(height, width, preprocess.short_side, preprocess.max_long_side)
@@ -243,9 +235,9 @@ class Segmenter:
         if self.refiner is not None:
             guide = self.method.image_guide(self.refiner, pixels[None].to(self.model.device), score_size)
         windows, origins = split_windows(pixels, preprocess.window, preprocess.stride)
-        return _Prepared(windows, guide, tuple(origins), size, score_size, (height, width), key)
+        return PreparedImage(windows, guide, tuple(origins), size, score_size, (height, width), key)
 
-    def _embed(self, group: list[_Prepared], advance: Callable[[int], None]) -> Iterator[ImageFeatures]:
+    def _embed(self, group: list[PreparedImage], advance: Callable[[int], None]) -> Iterator[ImageFeatures]:
         """Run images whose windows have one size through the network; each is given out once it is complete."""
         queue = ((image, index) for image in group for index in range(len(image.windows)))
         parts: list[Features] = []

@@ -18,7 +18,7 @@ __all__ = ["background_names_from_text", "labels_from_options", "read_vocabulary
 
 _MAX_BYTES = 4 * 1024 * 1024
 _TOP_KEYS = ("labels", "background", "templates")
-_LABEL_KEYS = ("name", "prompts", "threshold", "color")
+_LABEL_KEYS = ("name", "prompts", "threshold", "color", "value")
 _HEX_COLOR = re.compile(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 
 
@@ -154,7 +154,7 @@ def _parse_label(entry: object, where: str) -> Label:
         raise VocabularyError(f"{where}.name: this key is missing; give the label a name")
     try:
         texts: tuple[Any, ...] = _parse_prompts(entry["prompts"]) if "prompts" in entry else ()
-        return Label(entry["name"], texts, entry.get("threshold"), _parse_color(entry.get("color")))
+        return Label(entry["name"], texts, entry.get("threshold"), _parse_color(entry.get("color")), entry.get("value"))
     except VocabularyError as error:
         raise VocabularyError(f"{where}.{error}") from error
 

@@ -15,6 +15,8 @@ from tcl_core.vocabulary.colors import Color
 
 __all__ = ["Label", "check_threshold", "name_key"]
 
+_LARGEST_VALUE = 65_534
+
 
 @dataclass(frozen=True)
 class Label:
@@ -26,9 +28,10 @@ class Label:
             Without any, the name is the prompt.
         threshold: the label competes at a pixel only where its score is at least this, in ``[0, 1]``.
         color: RGB, each 0 to 255; ``None`` takes a default color.
+        value: its number in semantic masks, 1 to 65534; ``None`` takes its place in the vocabulary, counted from 1.
 
     Raises:
-        VocabularyError: for an empty name or prompt, a prompt given twice, or a threshold or color out of range.
+        VocabularyError: for an empty name or prompt, a prompt given twice, or a threshold, color or value out of range.
 
     Examples:
         >>> Label("Sofa", ("sofa", "couch")).prompts
@@ -41,6 +44,7 @@ class Label:
     prompts: tuple[str, ...] = ()
     threshold: float | None = None
     color: Color | None = None
+    value: int | None = None
 
     def __post_init__(self) -> None:
         name = _check_text(self.name, "name", "the label")
@@ -56,11 +60,15 @@ class Label:
             object.__setattr__(self, "threshold", check_threshold(self.threshold, "threshold"))
         if self.color is not None:
             object.__setattr__(self, "color", _check_color(self.color))
+        if self.value is not None:
+            _check_value(self.value)
 
     def to_dict(self) -> dict[str, Any]:
         """The label as it would stand in a label file."""
         color = None if self.color is None else list(self.color)
-        return {"name": self.name, "prompts": list(self.prompts), "threshold": self.threshold, "color": color}
+        plain = {"name": self.name, "prompts": list(self.prompts), "threshold": self.threshold, "color": color}
+        # What was made before there were values has the same fingerprint as without one.
+        return plain if self.value is None else {**plain, "value": self.value}
 
 
 def name_key(name: str) -> str:
@@ -102,3 +110,10 @@ def _check_color(value: object) -> Color:
         )
     red, green, blue = channels
     return (red, green, blue)
+
+
+def _check_value(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST_VALUE:
+        raise VocabularyError(
+            f"value: {value!r} is no number of a mask; write a whole number from 1 to {_LARGEST_VALUE}"
+        )

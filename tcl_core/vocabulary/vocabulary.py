@@ -107,8 +107,8 @@ class Vocabulary:
         """Read a label file (YAML, UTF-8).
 
         The file is a list of names, or a mapping with ``labels`` (names, or mappings with ``name``, ``prompts``,
-        ``threshold``, ``color``), ``background`` (``true``, ``false``, a threshold, or a mapping with ``threshold`` and
-        ``names``) and ``templates``.
+        ``threshold``, ``color``, ``value``), ``background`` (``true``, ``false``, a threshold, or a mapping with
+        ``threshold`` and ``names``) and ``templates``.
 
         Raises:
             VocabularyError: if it cannot be read or holds a mistake; the message names the file and the field.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import signal
@@ -261,3 +262,40 @@ def test_a_signal_leaves_a_valid_file_and_says_how_to_go_on(place: Path, fast: l
     assert 20 <= len(partial["images"]) < 400
     assert run([*command[3:], "--resume", "--quiet"]) == 0
     assert len(json.loads((place / "o.json").read_text())["images"]) == 400
+
+
+@pytest.mark.parametrize(("format_name", "files"), [("yolo-seg", "labels/*.txt"), ("semantic-png", "masks/*.png")])
+def test_formats_that_are_folders(
+    place: Path, fast: list[str], format_name: str, files: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # They are looked up by entry points, which an older installation of this package lacks.
+    importlib.import_module("tcl_core.export.yolo_seg")
+    importlib.import_module("tcl_core.export.semantic_png")
+    words = ["prelabel", "pics", *LABELS, *fast, "--format", format_name, "--quiet"]
+    assert run([*words, "--out", "made"]) == 0
+    assert len(list((place / "made").glob(files))) == 5
+    assert run([*words, "--out", "made"]) == 2
+    assert "made: is there already; add --resume" in capsys.readouterr().err
+    assert run([*words, "--out", "made", "--overwrite"]) == 0
+    for arguments, message in (
+        (["--out", "pics", "--overwrite"], f"pics holds files that {format_name} did not write"),
+        (["--out", "made", "--resume"], f"a finished {format_name} output cannot be resumed"),
+        (["--out", "other", "--merge"], f"--merge: belongs to COCO, not to {format_name}"),
+        (["--out", "other", "--min-area", "few"], "'few' is neither auto nor a number of pixels from 0 up"),
+    ):
+        assert run([*words, *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    save_image(place / "pics" / "0.jpg", 0)
+    assert run([*words, "--out", "other"]) == 2
+    assert "0.jpg and 0.png would both be" in capsys.readouterr().err
+    assert sorted(path.name for path in place.iterdir()) == ["made", "pics"]
+
+
+def test_segment_merges_specks_unless_all_are_asked_for(place: Path, fast: list[str]) -> None:
+    areas = {}
+    for min_area in ("60", "0"):
+        words = ["segment", "pics/0.png", *LABELS, *fast, "--min-area", min_area, "--json", f"{min_area}.json"]
+        assert run(words) == 0
+        areas[min_area] = [one["area"] for one in json.loads((place / f"{min_area}.json").read_text())["annotations"]]
+    assert min(areas["0"]) < 60 <= min(areas["60"])

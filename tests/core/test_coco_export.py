@@ -21,7 +21,7 @@ from tcl_core.export.coco import (
     validate_coco,
     write_coco_file,
 )
-from tcl_core.export.coco.geometry import describes, has_hole, pixel_outline, polygon_rings
+from tcl_core.export.coco.geometry import describes, pixel_outline, polygon_rings
 from tcl_core.export.coco.rle import Runs, counts_of_crop
 from tcl_core.regions import label_map_to_regions
 from tcl_core.types import Region, Segmentation
@@ -54,29 +54,37 @@ def test_every_region_comes_back_with_area_and_box_of_its_mask(seed: int, geomet
         assert annotation["category_id"] == one.label_id
 
 
-def test_auto_uses_run_lengths_for_holes_only() -> None:
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_a_file_has_one_geometry(geometry: str) -> None:
     kinds = {
-        (has_hole(one.mask), type(region_to_annotation(one, SIZE, "auto")["segmentation"]))
+        type(region_to_annotation(one, SIZE, geometry)["segmentation"])
         for seed in range(3)
         for one in regions_of(blobs(seed, SIZE))
     }
-    assert kinds == {(True, dict), (False, list)}
+    assert kinds == {dict if geometry == "rle" else list}
 
 
-def test_auto_keeps_a_hole_that_its_simplified_polygon_has_lost() -> None:
+@pytest.mark.parametrize("geometry", ["polygon", "keyhole"])
+def test_a_hole_that_its_simplified_polygon_has_lost_is_kept(geometry: str) -> None:
     speck = np.pad(np.zeros((1, 1), dtype=bool), 5, constant_values=True)
-    filled = shapely.box(3, 2, 14, 13)
-    annotation = region_to_annotation(region(speck, polygon=filled), SIZE, "auto")
+    filled = shapely.box(3, 2, 6, 13)
+    annotation = region_to_annotation(region(speck, polygon=filled), SIZE, geometry)
     assert not drawn(annotation["segmentation"], SIZE)[7, 8]
 
 
-def test_polygon_mode_keeps_a_hole_by_a_bridge() -> None:
-    annotation = region_to_annotation(region(RING), SIZE, "polygon")
+def test_keyhole_mode_keeps_a_hole_by_a_bridge() -> None:
+    annotation = region_to_annotation(region(RING), SIZE, "keyhole")
     assert len(annotation["segmentation"]) == 1
     assert np.array_equal(drawn(annotation["segmentation"], SIZE), region(RING).full_mask(SIZE))
 
 
-@pytest.mark.parametrize("geometry", ["auto", "polygon"])
+def test_polygon_mode_cuts_a_hole_open() -> None:
+    annotation = region_to_annotation(region(RING), SIZE, "polygon")
+    assert len(annotation["segmentation"]) == 2
+    assert np.array_equal(drawn(annotation["segmentation"], SIZE), region(RING).full_mask(SIZE))
+
+
+@pytest.mark.parametrize("geometry", ["polygon", "keyhole"])
 def test_a_polygon_that_no_longer_describes_its_mask_is_replaced_by_the_outline(geometry: str) -> None:
     gone = shapely.Polygon([(3, 2), (12, 2), (12, 2.01)])
     elsewhere = shapely.box(20, 20, 29, 21)
@@ -88,7 +96,7 @@ def test_a_polygon_that_no_longer_describes_its_mask_is_replaced_by_the_outline(
 def test_a_polygon_that_describes_its_mask_is_kept() -> None:
     disc = np.hypot(*(np.mgrid[:21, :21] - 10)) <= 10
     polygon = shapely.affinity.translate(shapely.coverage_simplify([pixel_union(disc)], 1.5)[0], 3, 2)
-    annotation = region_to_annotation(region(disc, polygon=polygon), SIZE, "auto")
+    annotation = region_to_annotation(region(disc, polygon=polygon), SIZE, "polygon")
     ring = np.asarray(annotation["segmentation"][0]).reshape(-1, 2)
     assert {tuple(p) for p in ring.tolist()} == {tuple(p) for p in polygon.exterior.coords}
     assert iou(drawn(annotation["segmentation"], SIZE), region(disc).full_mask(SIZE)) > 0.9
@@ -99,8 +107,9 @@ def test_describes_says_no_for_each_kind_of_difference() -> None:
     assert describes([[10, 10, 20, 10, 20, 20, 10, 20]], square)
     assert describes([[10, 10, 20, 10, 20, 20, 11, 20]], square)
     assert not describes([], square)
-    assert not describes([[10, 10, 20, 10, 20, 16, 10, 16]], square)
-    assert not describes([[13, 10, 23, 10, 23, 20, 13, 20]], square)
+    assert describes([[10, 10, 20, 10, 20, 16, 10, 16]], square)
+    assert not describes([[10, 10, 20, 10, 20, 14, 10, 14]], square)
+    assert not describes([[15, 10, 25, 10, 25, 20, 15, 20]], square)
     thin = Runs(counts_of_crop(np.eye(12, dtype=bool), (10, 10), SIZE), SIZE)
     assert not describes([[10, 22, 22, 10, 23, 11, 11, 23]], thin)
 
@@ -113,7 +122,7 @@ def test_parts_that_meet_at_corners_only_are_several_rings() -> None:
 
 
 def test_the_outline_has_corners_only() -> None:
-    assert len(polygon_rings(pixel_outline(np.ones((5, 8), dtype=bool)))[0]) == 8
+    assert len(polygon_rings(pixel_outline(np.ones((5, 8), dtype=bool)), (5, 8))[0]) == 8
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
@@ -132,8 +141,7 @@ def test_merging_unites_the_regions_of_a_label(geometry: str, seed: int) -> None
         assert annotation["bbox"] == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
         mean = np.average([r.score for r in own], weights=[r.area for r in own])
         assert annotation["score"] == pytest.approx(mean, abs=1e-6)
-        if geometry != "auto":
-            assert isinstance(annotation["segmentation"], dict) == (geometry == "rle")
+        assert isinstance(annotation["segmentation"], dict) == (geometry == "rle")
 
 
 def test_an_annotation_is_plain_json() -> None:
@@ -156,7 +164,7 @@ def test_masks_that_cannot_be_are_refused() -> None:
         region_to_annotation(region(BAR, x=36), SIZE)
     with pytest.raises(CocoError, match="counted from 1"):
         region_to_annotation(Region(0, "none", 0.5, 9, (3, 2, 9, 1), BAR), SIZE)
-    with pytest.raises(SettingsError, match="auto, polygon, rle"):
+    with pytest.raises(SettingsError, match="polygon, keyhole, rle"):
         region_to_annotation(region(BAR), SIZE, "mask")  # type: ignore[arg-type]
 
 

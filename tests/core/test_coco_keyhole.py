@@ -35,7 +35,7 @@ def xor_drawn(polygon: shapely.Polygon, size: tuple[int, int]) -> np.ndarray:
 @pytest.mark.parametrize("margin", [0, 3])
 def test_holes_come_back_to_the_last_pixel(mask: np.ndarray, margin: int) -> None:
     mask = np.pad(mask, margin)
-    rings = [ring for polygon in polygons_of(mask) for ring in polygon_rings(polygon)]
+    rings = [ring for polygon in polygons_of(mask) for ring in polygon_rings(polygon, mask.shape, "keyhole")]
     assert len(rings) == len(polygons_of(mask))
     assert np.array_equal(drawn(rings, mask.shape), mask)
 
@@ -119,12 +119,12 @@ def test_rounding_keeps_coordinates_to_two_decimals_and_the_polygon_valid() -> N
     for _ in range(8):
         blob = shapely.MultiPoint(generator.random((40, 2)) * 4).buffer(0.31)
         for polygon in shapely.get_parts(blob):
-            for ring in polygon_rings(polygon):
+            for ring in polygon_rings(polygon, (5, 5), "keyhole"):
                 values = np.asarray(ring)
                 assert np.array_equal(values, np.round(values, 2))
                 assert first_crossing(values.reshape(-1, 2)) is None
     sliver = shapely.Polygon([(0, 0), (1, 0.004), (2, 0), (1, 0.001)])
-    assert polygon_rings(sliver) == []
+    assert polygon_rings(sliver, (2, 2), "keyhole") == []
 
 
 def test_the_hole_of_a_ring_is_worth_a_third_of_its_overlap() -> None:
@@ -132,7 +132,7 @@ def test_the_hole_of_a_ring_is_worth_a_third_of_its_overlap() -> None:
     ring &= np.hypot(*(np.mgrid[:40, :40] - 19.5)) >= 12
     filled = [keyhole_ring(shapely.Polygon(polygons_of(ring)[0].exterior)).ravel().tolist()]
     assert iou(drawn(filled, ring.shape), ring) < 0.65
-    assert iou(drawn(polygon_rings(polygons_of(ring)[0]), ring.shape), ring) == 1.0
+    assert iou(drawn(polygon_rings(polygons_of(ring)[0], ring.shape, "keyhole"), ring.shape), ring) == 1.0
 
 
 def points(*values: float) -> np.ndarray:

@@ -403,7 +403,7 @@ def test_file_names_are_given_with_forward_slashes() -> None:
 
 
 def test_an_unknown_geometry_is_one_sentence() -> None:
-    with pytest.raises(SettingsError, match="--geometry mask: choose auto, polygon or rle"):
+    with pytest.raises(SettingsError, match="--geometry mask: choose polygon, keyhole or rle"):
         create_exporter("coco", geometry="mask")
 
 

@@ -187,7 +187,8 @@ def test_every_image_is_listed_with_the_segmenters_regions(
     tmp_path: Path, images: ImageList, segmenter: TroubledSegmenter
 ) -> None:
     out = tmp_path / "out.json"
-    summary = run_prelabel(images, segmenter, VOCABULARY, out, exporter=CocoExporter("rle"))
+    exact = PrelabelSettings(min_area=0)
+    summary = run_prelabel(images, segmenter, VOCABULARY, out, exporter=CocoExporter("rle"), settings=exact)
     assert summary == PrelabelSummary(14, 14, {}, False)
     assert validate_coco(out, images.root) == []
     data = read(out)
@@ -218,7 +219,25 @@ def test_bad_images_cost_only_themselves(tmp_path: Path, bad_images: ImageList, 
     assert page.count("<figure") == 18 and page.count('data-kind="failed"') == 4
 
 
-@pytest.mark.parametrize("geometry", ["auto", "rle"])
+def test_specks_join_their_surroundings_unless_all_are_asked_for(
+    tmp_path: Path, images: ImageList, segmenter: TroubledSegmenter
+) -> None:
+    areas = {}
+    for min_area in ("auto", 0):
+        out = tmp_path / f"{min_area}.json"
+        settings = PrelabelSettings(min_area=min_area)  # type: ignore[arg-type]
+        run_prelabel(images, segmenter, VOCABULARY, out, exporter=CocoExporter("rle"), settings=settings)
+        sizes = {image["id"]: (image["height"], image["width"]) for image in read(out)["images"]}
+        assert read(out)["info"]["settings"]["min_area"] == min_area
+        areas[min_area] = [
+            (annotation["area"], segmenter.speck_area(sizes[annotation["image_id"]]))
+            for annotation in read(out)["annotations"]
+        ]
+    assert any(area < least for area, least in areas[0])
+    assert areas["auto"] and all(area >= least for area, least in areas["auto"])
+
+
+@pytest.mark.parametrize("geometry", ["polygon", "rle"])
 def test_interrupted_and_resumed_gives_the_same_bytes(
     tmp_path: Path, bad_images: ImageList, model: Model, geometry: str
 ) -> None:

@@ -22,6 +22,7 @@ from tcl_core.errors import ImageError, VocabularyError
 from tcl_core.images import load_image
 from tcl_core.polygons.rasterize import mask_iou
 from tcl_core.segmentation.session import ImageSession
+from tcl_core.segmentation.specks import without_specks
 from tcl_core.types import Segmentation
 
 SIZE = (96, 128)
@@ -106,6 +107,22 @@ def test_polygons_lie_where_the_masks_are(predictor: Predictor, image: bytes) ->
     for value in drawn["polygonlabels"]:
         outline = mask_of_value("polygonlabels", value, SIZE)
         assert max(mask_iou(outline, mask) for mask in masks) >= 0.98
+
+
+@pytest.mark.parametrize("min_area", ["auto", 150, 600])
+def test_specks_of_a_part_are_those_of_the_image(predictor: Predictor, image: bytes, min_area: int | str) -> None:
+    """Regions are found in a part of the image, beside which there is background that is no speck."""
+    label_map = np.zeros(SIZE, dtype=np.int32)
+    label_map[10:40, 20:50] = 1
+    label_map[11:14, 22:25] = label_map[30:40, 30:50] = 2
+    label_map[10, 20] = label_map[14, 60] = 3
+    maps = Segmentation(label_map, (label_map > 0).astype(np.float32), PLAIN.vocabulary())
+    few = Predictor(predictor.segmenter, replace(predictor.options, min_area=min_area), cache_bytes=0)
+    found = np.zeros(SIZE, dtype=np.int32)
+    for region in few._regions(maps, None, shared=False):
+        found[region.full_mask(SIZE)] = region.label_id
+    expected = without_specks(maps, predictor.segmenter.model, min_area).label_map
+    assert np.array_equal(found, expected) and not np.array_equal(expected, label_map)
 
 
 def test_a_typed_prompt_is_learned_by_its_label(predictor: Predictor, image: bytes) -> None:

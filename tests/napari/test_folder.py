@@ -14,6 +14,7 @@ from tcl_core.export.coco import validate_coco
 from tcl_core.models import Model, load_model
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import Progress
+from tcl_core.segmentation.specks import without_specks
 from tcl_core.vocabulary import Vocabulary
 from tests.napari.coco_pixels import label_maps_of
 
@@ -47,8 +48,18 @@ def test_interrupted_job_is_taken_up(
 
     assert job.export(tmp_path / "labels.json", geometry="rle") == 3
     assert validate_coco(tmp_path / "labels.json", job.images.root) == []
-    expected = segmenter.segment_image(image, VOCABULARY).label_map
+    found = segmenter.segment_image(image, VOCABULARY)
+    expected = without_specks(found, segmenter.model, "auto").label_map
     assert np.array_equal(label_maps_of(tmp_path / "labels.json")["a.png"], expected)
+    assert not np.array_equal(found.label_map, expected)
+
+
+def test_all_regions_are_kept_where_no_area_is_too_small(
+    opened: Callable[[], FolderJob], segmenter: Segmenter, image: np.ndarray
+) -> None:
+    job = opened()
+    next(iter(job.run(segmenter, min_area=0)))
+    assert np.array_equal(job.load("a.png").label_map, segmenter.segment_image(image, VOCABULARY).label_map)
 
 
 def test_corrections_are_kept_and_exported(

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
 
 from napari_tcl.metadata import METADATA_KEY
 from napari_tcl.writers import write_labels, write_shapes
 from tcl_core.errors import CocoError
 from tcl_core.export.coco import validate_coco
+from tests.core.coco_helpers import drawn
 from tests.napari.coco_pixels import label_maps_of
 
 SQUARE = np.array([[0.5, 1.5], [0.5, 5.5], [3.5, 5.5], [3.5, 1.5]])
@@ -117,7 +117,7 @@ def test_holes_of_our_polygons_come_back(tmp_path: Path) -> None:
     attributes: dict[str, Any] = {"features": {"label": ["Ring"]}, "metadata": {METADATA_KEY: own}}
     write_shapes(str(tmp_path / "a.json"), [polygon_vertices(region)], attributes)
     (annotation,) = json.loads((tmp_path / "a.json").read_text())["annotations"]
-    assert np.array_equal(coco_mask.decode(annotation["segmentation"]), ring)
+    assert np.array_equal(drawn(annotation["segmentation"], ring.shape), ring)
 
 
 def test_shapes_of_a_stack(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pycocotools import mask as coco_mask
 
 from tcl_core.errors import CocoError, SettingsError
-from tcl_core.export.coco.geometry import GEOMETRIES, Geometry, segmentation_of
+from tcl_core.export.coco.geometry import GEOMETRIES, Geometry, rasterize_rings, rings_of
 from tcl_core.export.coco.rle import Runs, decode_counts, encode_crop
 from tcl_core.types import Region
 
@@ -32,17 +32,17 @@ def categories_of(vocabulary: Vocabulary) -> list[dict[str, Any]]:
     ]
 
 
-def region_to_annotation(region: Region, image_size: tuple[int, int], geometry: Geometry = "auto") -> dict[str, Any]:
+def region_to_annotation(region: Region, image_size: tuple[int, int], geometry: Geometry = "polygon") -> dict[str, Any]:
     """One region as a COCO annotation without ids.
 
     Args:
         region: with its exact mask; its polygon is used where ``geometry`` asks for one, else the mask's exact
             outline.
         image_size: ``(height, width)`` of the image.
-        geometry: ``"auto"``, ``"polygon"`` or ``"rle"``, see `tcl_core.export.coco.geometry`.
+        geometry: ``"polygon"``, ``"keyhole"`` or ``"rle"``, see `tcl_core.export.coco.geometry`.
 
     Returns:
-        ``category_id``, ``segmentation``, ``area`` and ``bbox`` (both of the mask, whatever the geometry),
+        ``category_id``, ``segmentation``, ``area`` and ``bbox`` (both of the pixels that the segmentation covers),
         ``iscrowd`` 0 and ``score`` (rounded to six decimals).
 
     Raises:
@@ -59,16 +59,16 @@ def region_to_annotation(region: Region, image_size: tuple[int, int], geometry: 
 
 
 def regions_to_annotations(
-    regions: Iterable[Region], image_size: tuple[int, int], geometry: Geometry = "auto", *, merge: bool = False
+    regions: Iterable[Region], image_size: tuple[int, int], geometry: Geometry = "polygon", *, merge: bool = False
 ) -> list[dict[str, Any]]:
     """The annotations of one image.
 
     Args:
         regions: in the order the annotations shall have.
         image_size: ``(height, width)`` of the image.
-        geometry: ``"auto"``, ``"polygon"`` or ``"rle"``.
+        geometry: ``"polygon"``, ``"keyhole"`` or ``"rle"``.
         merge: one annotation for each label (in the order of the label ids) instead of one for each region: its
-            geometry is the union (several rings, or one RLE if any of the regions needs it), its score the mean
+            geometry is the union (all their rings, or one RLE), its score the mean
             weighted by area.
 
     Returns:
@@ -93,20 +93,20 @@ def _annotation(regions: list[Region], size: tuple[int, int], geometry: Geometry
     size = (int(size[0]), int(size[1]))
     for region in regions:
         _check(region, size)
-    masks = [encode_crop(region.mask, region.bbox[:2], size) for region in regions]
-    union = coco_mask.merge(masks) if len(masks) > 1 else None
-    encoded = masks[0] if union is None else {"size": list(size), "counts": union["counts"].decode("ascii")}
-    runs = Runs(decode_counts(encoded["counts"]), size)
-    parts = [segmentation_of(r.mask, r.bbox[:2], r.polygon, size, geometry) for r in regions]
-    rings: list[list[float]] = []
-    for part in parts:
-        if isinstance(part, list):
-            rings += part
+    segmentation: dict[str, Any] | list[list[float]]
+    if geometry == "rle":
+        masks = [encode_crop(region.mask, region.bbox[:2], size) for region in regions]
+        union = coco_mask.merge(masks)["counts"].decode("ascii") if len(masks) > 1 else masks[0]["counts"]
+        segmentation = {"size": list(size), "counts": union}
+        runs = Runs(decode_counts(union), size)
+    else:
+        segmentation = [ring for r in regions for ring in rings_of(r.mask, r.bbox[:2], r.polygon, size, geometry)]
+        runs = rasterize_rings(segmentation, size)
     areas = [int(region.mask.sum()) for region in regions]
     score = sum(float(region.score) * area for region, area in zip(regions, areas, strict=True)) / sum(areas)
     return {
         "category_id": int(regions[0].label_id),
-        "segmentation": rings if all(isinstance(part, list) for part in parts) else encoded,
+        "segmentation": segmentation,
         "area": runs.area,
         "bbox": list(runs.bbox),
         "iscrowd": 0,

@@ -23,16 +23,16 @@ class CocoExporter(Exporter):
     """One COCO file of all images.
 
     Args:
-        geometry: ``"auto"``, ``"polygon"`` or ``"rle"``, see :mod:`tcl_core.export.coco.geometry`.
+        geometry: ``"polygon"``, ``"keyhole"`` or ``"rle"``, see :mod:`tcl_core.export.coco.geometry`.
         merge: one annotation for each label of an image instead of one for each region.
 
     Raises:
         SettingsError: an unknown geometry.
     """
 
-    def __init__(self, geometry: Geometry = "auto", merge: bool = False) -> None:
+    def __init__(self, geometry: Geometry = "polygon", merge: bool = False) -> None:
         if geometry not in GEOMETRIES:
-            raise SettingsError(f"--geometry {geometry}: choose auto, polygon or rle")
+            raise SettingsError(f"--geometry {geometry}: choose polygon, keyhole or rle")
         self.geometry = geometry
         self.merge = merge
         self._file: CocoFile | None = None

@@ -1,8 +1,12 @@
 """From a region's mask and polygon to a COCO ``segmentation`` that gives the mask back.
 
+* ``polygon``: simple rings in pixel-edge coordinates; a region with a hole is cut into pieces without one.
+* ``keyhole``: one ring for each part, its holes joined by bridges of no width.
 * ``rle``: the exact mask, always.
-* ``polygon``: closed rings in pixel-edge coordinates; holes are kept by keyhole bridges.
-* ``auto``: polygons, and RLE for a region with a hole, since many readers treat bridged rings carelessly.
+
+A file has one geometry: readers that take polygons drop or refuse RLE, and simplified polygons beside exact masks would
+cover pixels of their common borders twice or not at all. ``polygon`` is the one that no reader drops, see
+``docs/coco-readers.md``.
 
 A simplified polygon that no longer describes its mask (a speck that rasterizes to nothing, a cut-off spur: see
 `describes`) is replaced by the mask's exact outline along the pixel edges, which rasterizes to the mask itself.
@@ -10,7 +14,7 @@ A simplified polygon that no longer describes its mask (a speck that rasterizes 
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import shapely
@@ -18,10 +22,11 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 from shapely import MultiPolygon, Polygon
+from shapely.geometry.polygon import orient
 
 from tcl_core.export.coco.keyhole import keyhole_ring
 from tcl_core.export.coco.rle import Runs, counts_of_crop, decode_counts, encode_counts
-from tcl_core.export.coco.tolerance import polygon_area_tolerance, polygon_box_tolerance
+from tcl_core.export.coco.simple_rings import cut_mask, simple_rings
 
 __all__ = [
     "GEOMETRIES",
@@ -33,14 +38,17 @@ __all__ = [
     "pixel_outline",
     "polygon_rings",
     "rasterize_rings",
-    "segmentation_of",
+    "rings_of",
 ]
 
-Geometry = Literal["auto", "polygon", "rle"]
+Geometry = Literal["polygon", "keyhole", "rle"]
 GEOMETRIES: tuple[Geometry, ...] = get_args(Geometry)
 
-MIN_IOU = 0.75
-"""Below this overlap with its mask a simplified polygon is replaced by the exact outline."""
+MIN_IOU = 0.5
+"""Below this overlap with its mask a simplified polygon is replaced by the exact outline.
+
+No higher, because an exact outline beside simplified neighbors covers pixels of the border twice, or leaves some
+out."""
 
 _DECIMALS = 2
 
@@ -79,14 +87,18 @@ def pixel_outline(mask: NDArray[np.bool_], origin: tuple[int, int] = (0, 0)) -> 
     return shapely.simplify(union, 0)
 
 
-def polygon_rings(polygon: Polygon | MultiPolygon) -> list[list[float]]:
-    """COCO's rings of a polygon, one for each part, its holes joined by keyhole bridges.
+def polygon_rings(
+    polygon: Polygon | MultiPolygon, size: tuple[int, int], geometry: Geometry = "polygon"
+) -> list[list[float]]:
+    """COCO's rings of a polygon.
 
     Coordinates are rounded to two decimals; where that would make the polygon invalid it is snapped to the grid of
     hundredths by `shapely.set_precision`, which keeps it valid.
 
     Args:
         polygon: valid, in pixel-edge coordinates.
+        size: ``(height, width)`` of the image.
+        geometry: ``"polygon"`` cuts parts with holes into simple rings, ``"keyhole"`` joins holes by bridges.
 
     Returns:
         ``[[x0, y0, x1, y1, ...], ...]``, each with at least three points; whole numbers as int. Empty where nothing
@@ -96,7 +108,29 @@ def polygon_rings(polygon: Polygon | MultiPolygon) -> list[list[float]]:
     if not rounded.is_valid:
         rounded = shapely.set_precision(polygon, 10.0**-_DECIMALS)
     parts = [part for part in shapely.get_parts(rounded) if isinstance(part, Polygon) and part.area > 0]
-    return [_plain_numbers(keyhole_ring(part)) for part in parts]
+    rings: list[list[float]] = []
+    for part in parts:
+        pieces = simple_rings(part) if geometry == "polygon" else [keyhole_ring(part)]
+        if pieces is None:
+            # The pixels that its bridges would draw: more vertices, but the same pixels.
+            drawn = rasterize_rings([_plain_numbers(keyhole_ring(part))], size)
+            rings += _outline_rings(drawn.pixels(), (0, 0))
+        else:
+            rings += [_plain_numbers(piece) for piece in pieces]
+    return rings
+
+
+def _outline_rings(mask: NDArray[np.bool_], origin: tuple[int, int]) -> list[list[float]]:
+    """Simple rings along a mask's pixel edges, which meet in points alone."""
+    x, y = origin
+    rings = []
+    for (left, top), piece, cut in cut_mask(mask):
+        ring = shapely.get_coordinates(orient(pixel_outline(piece, (x + left, y + top))).exterior)[:-1]
+        if cut:
+            # Too little for pycocotools to see.
+            ring[ring[:, 1] == y + top, 1] += 10.0**-_DECIMALS
+        rings.append(_plain_numbers(np.round(ring, _DECIMALS)))
+    return rings
 
 
 def rasterize_rings(rings: list[list[float]], size: tuple[int, int]) -> Runs:
@@ -123,10 +157,7 @@ def drawn_twice(rings: list[list[float]], drawn: Runs) -> int:
 
 
 def describes(rings: list[list[float]], runs: Runs) -> bool:
-    """Whether rings, once rasterized, stand for a mask.
-
-    They do if the overlap (IoU) is at least `MIN_IOU`, and area and box agree within the tolerances that the checker
-    of COCO files applies to polygons.
+    """Whether rings, once rasterized, stand for a mask: their overlap (IoU) is at least `MIN_IOU`.
 
     Args:
         rings: COCO rings.
@@ -134,55 +165,36 @@ def describes(rings: list[list[float]], runs: Runs) -> bool:
     """
     if not rings:
         return False
-    drawn = rasterize_rings(rings, runs.size)
-    border = sum(_ring_length(ring) for ring in rings)
-    if abs(drawn.area - runs.area) > polygon_area_tolerance(runs.area, border):
-        return False
-    (x, y, w, h), (dx, dy, dw, dh) = runs.bbox, drawn.bbox
-    across, down = polygon_box_tolerance(w), polygon_box_tolerance(h)
-    if max(abs(dx - x), abs(dx + dw - x - w)) > across or max(abs(dy - y), abs(dy + dh - y - h)) > down:
-        return False
-    pair = [encode_counts(one.counts, one.size) for one in (drawn, runs)]
+    pair = [encode_counts(one.counts, one.size) for one in (rasterize_rings(rings, runs.size), runs)]
     return float(coco_mask.iou(pair[:1], pair[1:], [0])[0, 0]) >= MIN_IOU
 
 
-def segmentation_of(
+def rings_of(
     mask: NDArray[np.bool_],
     origin: tuple[int, int],
     polygon: Polygon | MultiPolygon | None,
     size: tuple[int, int],
     geometry: Geometry,
-) -> dict[str, Any] | list[list[float]]:
-    """A region's COCO ``segmentation``.
+) -> list[list[float]]:
+    """A region's COCO ``segmentation`` as rings.
 
     Args:
         mask: bool ``[h, w]``, the exact mask, cropped, at least one pixel.
         origin: ``(x, y)`` of the crop's upper left pixel.
         polygon: the region's outline in pixel-edge coordinates; ``None`` takes the mask's exact outline.
         size: ``(height, width)`` of the image.
-        geometry: one of `GEOMETRIES`.
-
-    Returns:
-        Compressed RLE ``{"size": [h, w], "counts": str}``, or a list of rings.
+        geometry: ``"polygon"`` or ``"keyhole"``.
 
     Raises:
         ValueError: the mask sticks out of the image.
     """
-    counts = counts_of_crop(mask, origin, size)
-    if geometry == "rle" or (geometry == "auto" and (_polygon_has_hole(polygon) or has_hole(mask))):
-        return encode_counts(counts, size)
-    rings = [] if polygon is None else polygon_rings(polygon)
-    return rings if describes(rings, Runs(counts, size)) else polygon_rings(pixel_outline(mask, origin))
-
-
-def _polygon_has_hole(polygon: Polygon | MultiPolygon | None) -> bool:
-    return polygon is not None and any(len(part.interiors) for part in shapely.get_parts(polygon))
+    rings = [] if polygon is None else polygon_rings(polygon, size, geometry)
+    if describes(rings, Runs(counts_of_crop(mask, origin, size), size)):
+        return rings
+    if geometry == "polygon":
+        return _outline_rings(mask, origin)
+    return polygon_rings(pixel_outline(mask, origin), size, geometry)
 
 
 def _plain_numbers(ring: NDArray[np.float64]) -> list[float]:
     return [int(value) if value.is_integer() else value for value in ring.ravel().tolist()]
-
-
-def _ring_length(ring: list[float]) -> float:
-    points = np.asarray(ring).reshape(-1, 2)
-    return float(np.hypot(*(points - np.roll(points, 1, axis=0)).T).sum())

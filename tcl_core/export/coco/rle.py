@@ -33,6 +33,16 @@ class Runs:
     counts: NDArray[np.int64]
     size: tuple[int, int]
 
+    def pixels(self) -> NDArray[np.bool_]:
+        """The mask, bool ``[height, width]``.
+
+        Example:
+            >>> Runs(np.array([1, 2, 1]), (2, 2)).pixels().astype(int).tolist()
+            [[0, 1], [1, 0]]
+        """
+        flags = np.arange(len(self.counts)) % 2 == 1
+        return np.repeat(flags, self.counts).reshape(self.size[::-1]).T
+
     @property
     def area(self) -> int:
         """Number of pixels of the mask."""

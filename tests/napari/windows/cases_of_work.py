@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tcl_core.export.coco import validate_coco
 from tcl_core.segmentation.segmenter import Segmenter
+from tcl_core.segmentation.specks import without_specks
 from tcl_core.vocabulary import Vocabulary
 from tests.napari.coco_pixels import label_maps_of
 from tests.napari.steps import brush, idle, press_key, segmented
@@ -24,11 +25,20 @@ def test_result_is_that_of_the_library(widget: SegmentWidget, image: NDArray[np.
     loaded = widget.engine.loaded
     assert isinstance(loaded, Segmenter)
     vocabulary = Vocabulary.from_options(["Cat=cat,dog", "Sky=sky"], background=False)
-    expected = loaded.segment_image(image, vocabulary).label_map
+    expected = without_specks(loaded.segment_image(image, vocabulary), loaded.model, "auto").label_map
     assert np.array_equal(results.draft.data, expected)
     assert len(np.unique(results.draft.data)) == 2
     assert results.draft.colormap.map(1)[:3] == pytest.approx(np.array(widget.labels.shown_labels()[0].color) / 255)
     assert "label: Cat" in str(results.draft.get_status(tuple(np.argwhere(expected == 1)[0])))
+
+
+def test_all_regions_are_kept_where_no_area_is_too_small(widget: SegmentWidget, image: NDArray[np.uint8]) -> None:
+    widget.polygons.min_area.value = "0"
+    results = segmented(widget, image)
+    loaded = widget.engine.loaded
+    assert isinstance(loaded, Segmenter)
+    vocabulary = Vocabulary.from_options(["Cat=cat,dog", "Sky=sky"], background=False)
+    assert np.array_equal(results.draft.data, loaded.segment_image(image, vocabulary).label_map)
 
 
 def test_one_label_of_a_training_free_method_does_not_cover_the_image(
@@ -45,7 +55,7 @@ def test_one_label_of_a_training_free_method_does_not_cover_the_image(
     assert isinstance(loaded, Segmenter) and loaded.method.name == "naclip"
     vocabulary = widget.vocabulary()
     assert len(vocabulary.labels) == 1 and loaded.background_names(vocabulary).names
-    expected = loaded.segment_image(image, vocabulary).label_map
+    expected = without_specks(loaded.segment_image(image, vocabulary), loaded.model, "auto").label_map
     assert np.array_equal(results.draft.data, expected) and not expected.all()
     # Hiding a label changes what is seen, not what competes.
     widget.labels.add_row("Sky", "sky")
@@ -96,7 +106,8 @@ def test_competing_names_are_those_of_the_field(widget: SegmentWidget, image: ND
             ["Cat=cat,dog", "Sky=sky"], background_threshold=0.0, background_names=names
         )
         assert widget.vocabulary().background_names == names
-        expected = loaded.segment_image(image, vocabulary).label_map
+        found_map = loaded.segment_image(image, vocabulary)
+        expected = without_specks(found_map, loaded.model, "auto").label_map
         assert np.mean(results.draft.data != expected) < 1e-3
         found[text] = results.draft.data.copy()
     assert (found["none"] > 0).all() and (found["auto"] == 0).any()

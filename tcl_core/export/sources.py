@@ -1,0 +1,242 @@
+"""Annotations that people or other programs made, image by image: from a COCO file, or from a folder of masks."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from tcl_core.errors import CocoError, ExportError
+from tcl_core.export.coco.rle import read_rle
+from tcl_core.export.folder import INFO_FILE
+from tcl_core.export.semantic_png import IGNORED, values_of
+from tcl_core.images import DEFAULT_MAX_PIXELS
+from tcl_core.vocabulary import Label, Vocabulary
+from tcl_core.vocabulary.labels import name_key
+
+__all__ = ["CocoSource", "MaskSource", "Source", "SourceImage", "open_source"]
+
+_ONE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """What is known about one image.
+
+    Attributes:
+        file_name: relative, with forward slashes.
+        height: in pixels.
+        width: in pixels.
+        annotations: COCO annotations without ids, whose categories are places in the vocabulary from 1; ``None`` where
+            there is a label map.
+        label_map: int32 ``[H, W]``, 0 is nothing; ``None`` where there are annotations.
+    """
+
+    file_name: str
+    height: int
+    width: int
+    annotations: Sequence[Mapping[str, Any]] | None = None
+    label_map: NDArray[np.int32] | None = None
+
+
+@dataclass
+class Source:
+    """Images with annotations.
+
+    Attributes:
+        vocabulary: the labels.
+        names: file names of the images, in order.
+        left_out: how often something was not taken over, by its reason; filled as images are read.
+    """
+
+    vocabulary: Vocabulary
+    names: list[str]
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def images(self) -> Iterator[SourceImage]:
+        """The images, read one by one.
+
+        Raises:
+            ExportError: one cannot be read; nothing after it is.
+        """
+        raise NotImplementedError
+
+
+class CocoSource(Source):
+    """A COCO file.
+
+    Args:
+        path: the file.
+        vocabulary: labels to take over, found by the categories' names; ``None`` takes all categories.
+
+    Raises:
+        CocoError: it cannot be read, or is no COCO file of instances.
+    """
+
+    def __init__(self, path: Path, vocabulary: Vocabulary | None) -> None:
+        self._path = path
+        data = _read_json(path)
+        try:
+            categories = {int(category["id"]): str(category["name"]) for category in data["categories"]}
+            self._entries = [
+                (int(image["id"]), str(image["file_name"]), int(image["height"]), int(image["width"]))
+                for image in data["images"]
+            ]
+            self._annotations: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+            for annotation in data["annotations"]:
+                self._annotations[int(annotation["image_id"])].append(annotation)
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else "a field has another type"
+            raise CocoError(
+                f"{path} is no COCO file of instances ({what}); tcl-annotate validate-coco says more"
+            ) from None
+        if vocabulary is None:
+            vocabulary = Vocabulary(tuple(Label(categories[number]) for number in sorted(categories)))
+        places = {name_key(name): place for place, name in enumerate(vocabulary.names, start=1)}
+        self._place_of = {number: places.get(name_key(name)) for number, name in categories.items()}
+        self._categories = categories
+        super().__init__(vocabulary, [entry[1] for entry in self._entries])
+
+    def images(self) -> Iterator[SourceImage]:
+        """The images of the file, in its order."""
+        for number, name, height, width in self._entries:
+            if height < 1 or width < 1:
+                raise CocoError(f"{self._path}: the image {name} has a size of {width}x{height}")
+            kept = [self._taken_over(one, (height, width)) for one in self._annotations.get(number, [])]
+            yield SourceImage(name, height, width, [one for one in kept if one is not None])
+
+    def _taken_over(self, annotation: Mapping[str, Any], size: tuple[int, int]) -> Mapping[str, Any] | None:
+        category = annotation.get("category_id")
+        place = self._place_of.get(category) if isinstance(category, int) else None
+        if place is None:
+            name = self._categories.get(category, category) if isinstance(category, int) else category
+            self.left_out[f"of the category {name!r}, which the labels do not have"] += 1
+            return None
+        fault = _fault(annotation.get("segmentation"), size)
+        if fault is not None:
+            self.left_out[fault] += 1
+            return None
+        plain = {key: value for key, value in annotation.items() if key not in ("id", "image_id")}
+        return {**plain, "category_id": place}
+
+
+def _fault(segmentation: object, size: tuple[int, int]) -> str | None:
+    """Why a segmentation cannot be drawn."""
+    if isinstance(segmentation, Mapping):
+        try:
+            return None if read_rle(segmentation, size).area else "without a pixel"
+        except ValueError as error:
+            return f"with RLE that cannot be read ({error})"
+    if not isinstance(segmentation, list) or not segmentation:
+        return "without a segmentation"
+    for ring in segmentation:
+        if not isinstance(ring, list) or len(ring) < 6 or len(ring) % 2:
+            return "with a ring of fewer than three points"
+        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in ring):
+            return "with a coordinate that is no number"
+        if min(ring) < -size[1] - size[0] or max(ring) > 2 * (size[0] + size[1]):
+            return "with a ring far outside its image"
+    return None
+
+
+class MaskSource(Source):
+    """A folder, with its sub-folders, of PNG masks whose pixels are numbers of labels.
+
+    A number is the label's ``value`` in the label file, or else its place there counted from 1. 0, numbers that no
+    label has and, with 8 bits, 255 are nothing.
+
+    Args:
+        folder: of the masks, or one that the exporter ``semantic-png`` wrote.
+        vocabulary: the labels.
+
+    Raises:
+        ExportError: there is no mask.
+    """
+
+    def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
+        self._root, known = folder, {}
+        if (folder / INFO_FILE).is_file() and (folder / "masks").is_dir():
+            known = _read_json(folder / INFO_FILE).get("images", {})
+            self._root = folder / "masks"
+        paths = [path.relative_to(self._root).as_posix() for path in self._root.rglob("*") if _is_mask(path)]
+        # In the order of the folder's making where that is known.
+        order = {name: place for place, name in enumerate(known)}
+        self._paths = sorted(paths, key=lambda path: (order.get(f"masks/{path}", len(order)), path))
+        if not self._paths:
+            raise ExportError(f"{folder}: there is no PNG file in it; name a COCO file or a folder of masks")
+        self._table = np.zeros(1 << 16, dtype=np.int32)
+        self._table[values_of(vocabulary)] = np.arange(1, len(vocabulary.labels) + 1)
+        super().__init__(vocabulary, [known.get(f"masks/{path}", path) for path in self._paths])
+
+    def images(self) -> Iterator[SourceImage]:
+        """The masks, in the order of their names."""
+        for path, name in zip(self._paths, self.names, strict=True):
+            values = _read_mask(self._root / path)
+            table = self._table
+            if values.dtype == np.uint8:
+                table = table[:256].copy()
+                table[IGNORED] = 0
+            label_map = table[values]
+            stray = np.unique(values[(label_map == 0) & (values > 0)])
+            for value in stray.tolist():
+                if not (value == IGNORED and values.dtype == np.uint8):
+                    self.left_out[f"with pixels of {value}, which no label has"] += 1
+            height, width = values.shape
+            yield SourceImage(name, height, width, label_map=label_map)
+
+
+def open_source(path: Path, vocabulary: Vocabulary | None) -> Source:
+    """A COCO file or a folder of masks.
+
+    Args:
+        path: of either.
+        vocabulary: the labels; ``None`` takes those of a COCO file.
+
+    Raises:
+        ExportError: it is neither, or masks come without a vocabulary.
+    """
+    if not path.exists():
+        raise ExportError(f"{path}: there is no such file or folder; name a COCO file or a folder of masks")
+    if path.is_file():
+        return CocoSource(path, vocabulary)
+    if vocabulary is None:
+        raise ExportError(f"{path}: masks hold numbers only; say with --labels FILE which labels they are")
+    return MaskSource(path, vocabulary)
+
+
+def _is_mask(path: Path) -> bool:
+    return path.suffix.lower() == ".png" and not path.name.startswith(".") and path.is_file()
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise CocoError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError):
+        raise CocoError(f"{path} is no JSON file; name a COCO file or a folder of masks") from None
+    if not isinstance(data, dict):
+        raise CocoError(f"{path} holds no JSON object; name a COCO file or a folder of masks")
+    return data
+
+
+def _read_mask(path: Path) -> NDArray[Any]:
+    """Pixels of a mask, uint8 or uint16 ``[H, W]``."""
+    try:
+        with Image.open(path) as mask:
+            if mask.mode not in _ONE_CHANNEL:
+                raise ExportError(f"{path} is a color image ({mask.mode}); a mask has one channel of label numbers")
+            if mask.width * mask.height > DEFAULT_MAX_PIXELS:
+                raise ExportError(f"{path} has {mask.width}x{mask.height} pixels, more than {DEFAULT_MAX_PIXELS:,}")
+            values = np.asarray(mask)
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ExportError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return values.astype(np.uint8 if values.dtype in (np.bool_, np.uint8) else np.uint16)
