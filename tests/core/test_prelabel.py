@@ -28,7 +28,7 @@ from tcl_core.prelabel.progress import Progress
 from tcl_core.preview.page import PreviewWriter
 from tcl_core.segmentation.features import ImageFeatures
 from tcl_core.segmentation.segmenter import Segmenter
-from tcl_core.types import Segmentation
+from tcl_core.types import Segmentation, Unlabeled
 from tcl_core.vocabulary import Vocabulary
 from tests.core.prelabel_helpers import run_prelabel
 
@@ -144,11 +144,11 @@ class TroubledSegmenter(Segmenter):
         self.company = [*getattr(self, "company", []), tuple(f.key.content for f in features)]
         return features
 
-    def segment(self, features: ImageFeatures, vocabulary: Vocabulary) -> Segmentation:
+    def explain(self, features: ImageFeatures, vocabulary: Vocabulary) -> tuple[Segmentation, Unlabeled]:
         if self.calls == self.at:
             self.trouble()
         self.calls += 1
-        return super().segment(features, vocabulary)
+        return super().explain(features, vocabulary)
 
 
 @pytest.fixture(scope="module")
