@@ -10,6 +10,7 @@ import click
 from labelstudio_backend.cli.options import read_token, server_options
 from tcl_core.cli.main import EXIT_FINE
 from tcl_core.cli.options import make_vocabulary, vocabulary_options
+from tcl_core.cli.places import INPUT_PATH
 
 __all__ = ["command"]
 
@@ -42,12 +43,8 @@ Examples:
     help="The backend, as Label Studio reaches it.",
 )
 @click.option("--no-backend", is_flag=True, help="Connect no backend; predict with 'label-studio prelabel' alone.")
-@click.option(
-    "--auth-file", type=click.Path(path_type=Path), metavar="FILE", help="The backend's file of name:password lines."
-)
-@click.option(
-    "--upload", type=click.Path(path_type=Path), multiple=True, metavar="PATH", help="Images or folders to upload."
-)
+@click.option("--auth-file", type=INPUT_PATH, metavar="FILE", help="The backend's file of name:password lines.")
+@click.option("--upload", type=INPUT_PATH, multiple=True, metavar="PATH", help="Images or folders to upload.")
 @click.option("--local-files", metavar="DIR", help="Folder of the server's to take tasks from, as the server sees it.")
 def command(
     labels_file: Path | None,

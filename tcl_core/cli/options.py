@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tcl_core.cli.places import INPUT_PATH
 from tcl_core.errors import SettingsError
 from tcl_core.vocabulary import Vocabulary
 from tcl_core.vocabulary.files import background_names_from_text
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_MODEL",
-    "check_folder",
-    "check_outputs",
     "geometry_option",
     "make_segmenter",
     "make_vocabulary",
@@ -48,9 +46,7 @@ def vocabulary_options(function: F) -> F:
     """``--labels``, ``--label``, ``--background``, its threshold and names, and ``--templates``."""
     for option in reversed(
         [
-            click.option(
-                "--labels", "labels_file", type=click.Path(path_type=Path), metavar="FILE", help="Label file (YAML)."
-            ),
+            click.option("--labels", "labels_file", type=INPUT_PATH, metavar="FILE", help="Label file (YAML)."),
             click.option(
                 "--label",
                 "label_options",
@@ -186,46 +182,6 @@ def model_options(function: F) -> F:
     ):
         function = option(function)
     return function
-
-
-def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | str | None], replace: bool) -> None:
-    """See to it, before any work, that outputs can be written and land on nothing that the user wants to keep.
-
-    Args:
-        outputs: files to write, by their options.
-        inputs: images, label file and model that are read; what does not exist is passed over.
-        replace: whether outputs that exist may be replaced; an input never is.
-
-    Raises:
-        SettingsError: if an output is a folder, in no folder, an input, the same as another, or exists.
-    """
-    given = {option: path for option, path in outputs.items() if path is not None}
-    read = {os.path.realpath(path): path for path in inputs if path is not None and os.path.exists(path)}
-    taken: dict[str, str] = {}
-    for option, path in given.items():
-        if path.is_dir():
-            raise SettingsError(f"{option} {path}: is a folder; name a file")
-        check_folder(option, path.absolute().parent)
-        place = os.path.realpath(path)
-        if place in read:
-            raise SettingsError(f"{option} {path}: is an input of this command; name another file")
-        if place in taken:
-            raise SettingsError(f"{option} {path}: is the same file as {taken[place]}; name another")
-        if path.exists() and not replace:
-            raise SettingsError(f"{option} {path}: is there already; add --overwrite, or name another file")
-        taken[place] = option
-
-
-def check_folder(option: str, folder: Path) -> None:
-    """Refuse a folder that is missing or cannot be written to.
-
-    Raises:
-        SettingsError: with the option's name.
-    """
-    if not folder.is_dir():
-        raise SettingsError(f"{option}: there is no folder {folder}; make it, or name another")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise SettingsError(f"{option}: the folder {folder} cannot be written to; change its permissions")
 
 
 def make_segmenter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,15 +13,15 @@ import click
 
 from tcl_core.cli.main import EXIT_FINE, EXIT_INTERRUPTED, EXIT_ISSUES
 from tcl_core.cli.options import (
-    check_folder,
-    check_outputs,
     geometry_option,
     make_segmenter,
     make_vocabulary,
     model_options,
     vocabulary_options,
 )
-from tcl_core.errors import SettingsError
+from tcl_core.cli.places import INPUT_PATH, OUTPUT_PATH, check_file, check_folder, check_outputs
+from tcl_core.errors import SettingsError, reason_of
+from tcl_core.export.names import printable
 
 if TYPE_CHECKING:
     from tcl_core.prelabel.job import PrelabelSummary
@@ -53,13 +54,11 @@ A label file:
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @vocabulary_options
 @model_options
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="COCO file to write.")
-@click.option(
-    "--preview", type=click.Path(path_type=Path), metavar="DIR", help="Folder for a preview page that works offline."
-)
+@click.option("--out", required=True, type=OUTPUT_PATH, metavar="FILE", help="COCO file to write.")
+@click.option("--preview", type=OUTPUT_PATH, metavar="DIR", help="Folder for a preview page that works offline.")
 @click.option(
     "--root",
-    type=click.Path(path_type=Path),
+    type=INPUT_PATH,
     metavar="DIR",
     help="Folder that the file names in FILE are relative to; by default the deepest one that holds every INPUT.",
 )
@@ -106,9 +105,7 @@ A label file:
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped; failed images are tried again.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE and the preview if they are there.")
-@click.option(
-    "--failures", type=click.Path(path_type=Path), metavar="FILE", help="Write skipped images and reasons as CSV."
-)
+@click.option("--failures", type=OUTPUT_PATH, metavar="FILE", help="Write skipped images and reasons as CSV.")
 @click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")
 def command(
     inputs: tuple[str, ...],
@@ -191,38 +188,39 @@ def command(
             overwrite=overwrite,
             quiet=quiet,
         )
+    code = _report(summary, out, quiet)
     if failures is not None:
-        _write_failures(failures, summary.failed)
-    return _report(summary, out, quiet)
+        # Last, because nothing else may be lost with it.
+        _write_failures(failures, summary.failed, out)
+    return code
 
 
 def _check_places(out: Path, failures: Path | None, preview: Path | None, resume: bool, overwrite: bool) -> None:
     """What would otherwise be found only after the model was loaded, or after hours of work."""
-    from tcl_core.prelabel.journal import journal_path
+    from tcl_core.prelabel.journal import LONGEST_SUFFIX, is_in_use, journal_path
 
     if resume and overwrite:
         raise SettingsError("--resume and --overwrite exclude each other; give one of them")
+    check_file("--out", out, suffix=LONGEST_SUFFIX, make_folders=True)
+    if is_in_use(out):
+        raise SettingsError(f"--out {out}: another run is writing it; wait until that has ended, or name another file")
     if not (resume or overwrite):
         for path, what in ((out, "is there already"), (journal_path(out), "is left from a run that was stopped")):
             if path.is_file():
                 raise SettingsError(
                     f"{path}: {what}; add --resume to go on, --overwrite to begin anew, or name another"
                 )
-    places = [("--out", out), *([("--failures", failures)] if failures is not None else [])]
-    for option, path in places:
-        if path.is_dir():
-            raise SettingsError(f"{option} {path}: is a folder; name a file")
-        parent = path.absolute().parent
-        if path is failures:
-            check_folder(option, parent)
-            continue
-        while not parent.exists():
-            parent = parent.parent
-        check_folder(option, parent)
+    if failures is not None:
+        check_file("--failures", failures)
     if failures is not None and failures.absolute() == out.absolute():
         raise SettingsError(f"--failures {failures}: is the same file as --out; name another")
     if preview is not None and out.absolute() == preview.absolute():
         raise SettingsError(f"--preview {preview}: is the same path as --out; name another folder")
+    if preview is not None:
+        folder = preview.absolute()
+        while not os.path.lexists(folder):
+            folder = folder.parent
+        check_folder("--preview", folder)
 
 
 def _check_own_failures(path: Path) -> None:
@@ -232,14 +230,17 @@ def _check_own_failures(path: Path) -> None:
         raise SettingsError(f"--failures {path}: is no list of failures that could be replaced; name another file")
 
 
-def _write_failures(path: Path, failed: Mapping[str, str]) -> None:
+def _write_failures(path: Path, failed: Mapping[str, str], out: Path) -> None:
     try:
-        with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with open(path, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(_FAILURES_HEAD)
-            writer.writerows(sorted(failed.items()))
+            writer.writerows((printable(name), printable(reason)) for name, reason in sorted(failed.items()))
     except OSError as error:
-        raise SettingsError(f"--failures {path}: cannot be written ({error.strerror})") from error
+        raise SettingsError(
+            f"--failures {path}: cannot be written ({reason_of(error)}); mend that and run again with --resume for the "
+            f"list ({out} is written)"
+        ) from error
 
 
 def _report(summary: PrelabelSummary, out: Path, quiet: bool) -> int:

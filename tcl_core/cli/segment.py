@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tcl_core.cli.main import EXIT_FINE
-from tcl_core.cli.options import check_outputs, make_segmenter, make_vocabulary, model_options, vocabulary_options
+from tcl_core.cli.options import make_segmenter, make_vocabulary, model_options, vocabulary_options
+from tcl_core.cli.places import INPUT_PATH, OUTPUT_PATH, check_outputs
 from tcl_core.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -26,15 +27,11 @@ Examples:
   tcl-annotate segment room.jpg --label "Sofa=sofa,couch" --label Lamp
   tcl-annotate segment room.jpg --labels labels.yaml --out overlay.png --json room.json""",
 )
-@click.argument("path", metavar="IMAGE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="IMAGE", type=INPUT_PATH)
 @vocabulary_options
 @model_options
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the image under its masks, with a legend."
-)
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the regions as a COCO file."
-)
+@click.option("--out", type=OUTPUT_PATH, metavar="FILE", help="Write the image under its masks, with a legend.")
+@click.option("--json", "json_file", type=OUTPUT_PATH, metavar="FILE", help="Write the regions as a COCO file.")
 @click.option("--overwrite", is_flag=True, help="Replace the files of --out and --json if they are there.")
 @click.option(
     "--max-pixels",

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tcl_core.cli.main import EXIT_FINE, EXIT_ISSUES
+from tcl_core.cli.places import INPUT_PATH
 
 __all__ = ["command"]
 
@@ -19,10 +20,10 @@ Examples:
   tcl-annotate validate-coco labels.json
   tcl-annotate validate-coco labels.json --images photos""",
 )
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=INPUT_PATH)
 @click.option(
     "--images",
-    type=click.Path(path_type=Path),
+    type=INPUT_PATH,
     metavar="DIR",
     help="Folder that the file names are relative to: check that the images are there and of the stated size.",
 )

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from tcl_core.errors import ExportError
+from tcl_core.errors import ExportError, is_full, reason_of, remedy_of
 from tcl_core.export.base import Exporter, ImageRegions, journal_path
 from tcl_core.export.info import run_info
 from tcl_core.export.names import NOT_TEXT, is_text, printable
@@ -27,7 +27,10 @@ from tcl_core.prelabel.regions_json import region_from_json, region_to_json
 from tcl_core.prelabel.resume import check_same_run
 from tcl_core.vocabulary import Vocabulary
 
-__all__ = ["Journal", "journal_path"]
+__all__ = ["LONGEST_SUFFIX", "Journal", "is_in_use", "journal_path"]
+
+LONGEST_SUFFIX = ".journal.lock"
+"""What is appended to an output's name at most, for the files that lie beside it while its job runs."""
 
 _FORMAT = 2
 _SECONDS_BETWEEN_SYNCS = 1.0
@@ -225,7 +228,11 @@ class Journal:
             if final and exporter is None:
                 journal_path(self.out_path).unlink(missing_ok=True)
         except OSError as error:
-            raise _refused(target, error) from error
+            raise self._stopped(error, target) from error
+        except ExportError as error:
+            if isinstance(error.__cause__, OSError):
+                raise self._stopped(error.__cause__, target) from error
+            raise
         finally:
             writer.abort()
 
@@ -234,6 +241,8 @@ class Journal:
         if not self._file.closed:
             try:
                 self._sync()
+            except OSError as error:
+                raise self._stopped(error) from error
             finally:
                 _let_go(self._lock, self._file)
 
@@ -241,9 +250,14 @@ class Journal:
         """The journal itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Close the journal, whatever happened."""
-        self.close()
+        try:
+            self.close()
+        except ExportError:
+            # What happened first is what the user has to know.
+            if kind is None:
+                raise
 
     @classmethod
     def _rebuild(
@@ -331,7 +345,7 @@ class Journal:
             if time.monotonic() - self._synced_at > _SECONDS_BETWEEN_SYNCS:
                 self._sync()
         except OSError as error:
-            raise ExportError(f"{journal_path(self.out_path)} cannot be written: {error.strerror}") from error
+            raise self._stopped(error) from error
         return offset
 
     def _export_image(self, writer: Exporter, name: str, line: Mapping[str, Any]) -> None:
@@ -352,6 +366,15 @@ class Journal:
         """Why an image failed; a finished output holds its name as it can be printed."""
         return self._failed.get(name, self._failed.get(printable(name)))
 
+    def _stopped(self, error: OSError, path: Path | None = None) -> ExportError:
+        """Why the job cannot go on now, and that nothing it has is lost."""
+        journal = journal_path(self.out_path)
+        mend = "free some space on that disk" if is_full(error) else "see to it that it can be written"
+        return ExportError(
+            f"{path or journal} cannot be written: {reason_of(error)}; {mend} and resume the run (--resume), "
+            f"for {journal} keeps what is done"
+        )
+
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
         self._synced_at = time.monotonic()
@@ -362,17 +385,39 @@ def _entry(name: str, height: int, width: int) -> dict[str, Any]:
 
 
 def _refused(out: Path, error: OSError) -> ExportError:
-    return ExportError(f"{out} cannot be written: {error.strerror}; choose another folder or file name")
+    return ExportError(f"{out} cannot be written: {reason_of(error)}; {remedy_of(error)}")
 
 
-def _locked(journal: Path) -> FileLock:
-    """Keep a second run from writing the same journal; the lock dies with the process."""
-    path = journal.with_name(journal.name + ".lock")
+def is_in_use(out_path: str | os.PathLike[str]) -> bool:
+    """Whether a living run writes an output; what a dead one left does not count."""
+    path = _lock_path(journal_path(out_path))
+    if not path.exists():
+        return False
     lock = FileLock(path, timeout=0, thread_local=False)
     try:
         lock.acquire()
     except Timeout:
-        raise ExportError(f"{journal} is in use by another run; wait for it or choose another name") from None
+        return True
+    except OSError:
+        # Opening the journal will say what is wrong.
+        return False
+    lock.release()
+    return False
+
+
+def _lock_path(journal: Path) -> Path:
+    return journal.with_name(journal.name + ".lock")
+
+
+def _locked(journal: Path) -> FileLock:
+    """Keep a second run from writing the same journal; the lock dies with the process."""
+    lock = FileLock(_lock_path(journal), timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ExportError(
+            f"{journal} is in use by another run; wait until that has ended, or choose another name"
+        ) from None
     return lock
 
 

@@ -117,7 +117,7 @@ def labels_from_options(options: Sequence[str]) -> tuple[Label, ...]:
             parts = [part.strip() for part in name.split(",") if part.strip()]
             several = " ".join(f'--label "{part}"' for part in parts)
             raise VocabularyError(
-                f'{where}: a label has no commas unless its prompts follow; write {several} for several labels, '
+                f"{where}: a label has no commas unless its prompts follow; write {several} for several labels, "
                 f'or --label "NAME={",".join(parts)}" for one label with several prompts'
             )
         try:

@@ -130,7 +130,7 @@ def test_a_bad_image_is_named_and_the_exit_code_says_so(
         (["prelabel", "nowhere", "--out", "o.json", "--label", "a"], "nowhere: there is no such file or folder"),
         (["prelabel", "void", "--out", "o.json", "--label", "a"], "void: no images found"),
         (["prelabel", "pics", "--out", "pics", "--label", "a"], "--out pics: is a folder"),
-        (["prelabel", "pics", "--out", "l.yaml/o.json", "--label", "a"], "--out: there is no folder"),
+        (["prelabel", "pics", "--out", "l.yaml/o.json", "--label", "a"], "l.yaml is not a folder"),
         (["prelabel", "pics", "--out", "l.yaml", "--label", "a"], "l.yaml: is there already; add --resume"),
         (["prelabel", "pics", "--out", "o.json", "--label", "a", "--failures", "x/f.csv"], "--failures: there is no"),
         (["prelabel", "pics", "--out", "o.json", "--label", "a", "--failures", "o.json"], "is the same file as --out"),

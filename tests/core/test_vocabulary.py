@@ -186,8 +186,8 @@ def test_options() -> None:
         ([], "labels: there is no label"),
         (
             ["a", "bed, car"],
-            '--label "bed, car": a label has no commas unless its prompts follow; write --label "bed" --label "car" for '
-            'several labels, or --label "NAME=bed,car" for one label with several prompts',
+            '--label "bed, car": a label has no commas unless its prompts follow; write --label "bed" --label "car" '
+            'for several labels, or --label "NAME=bed,car" for one label with several prompts',
         ),
     ],
 )
