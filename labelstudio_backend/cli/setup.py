@@ -75,6 +75,8 @@ def command(
     xml = labeling_config_xml(vocabulary, shape)
     credentials = read_auth_file(auth_file)[0] if auth_file is not None else None
     images = find_images([str(path) for path in upload]) if upload else None
+    if images is not None and images.left_out:
+        click.echo(images.left_out_message(), err=True)
     token = read_token(token_file)
     with LabelStudioClient(url, str(token)) as client:
         project = client.create_project(title, xml)

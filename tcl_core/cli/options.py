@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_MODEL",
+    "bit_depth_option",
     "geometry_option",
     "make_segmenter",
     "make_vocabulary",
@@ -40,6 +41,26 @@ geometry_option = click.option(
     help="auto writes polygons, and RLE where a hole would be lost; polygon keeps holes by bridges; rle is exact.",
 )
 """``--geometry``: how regions are written to COCO."""
+
+
+def _read_bit_depth(_: click.Context, __: click.Parameter, given: str) -> int | None:
+    if given == "auto":
+        return None
+    if given.isascii() and given.isdigit() and 1 <= int(given) <= 16:
+        return int(given)
+    raise SettingsError(f"--bit-depth {given}: give auto, or a number of bits from 1 to 16")
+
+
+bit_depth_option = click.option(
+    "--bit-depth",
+    default="auto",
+    show_default=True,
+    callback=_read_bit_depth,
+    metavar="BITS",
+    help="Bits that 16-bit images use, such as 12: their highest value is white. auto takes 8, 10, 12, 14 or 16 by the "
+    "values of each image.",
+)
+"""``--bit-depth``: how bright images of more than 8 bits are."""
 
 
 def vocabulary_options(function: F) -> F:

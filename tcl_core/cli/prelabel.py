@@ -13,6 +13,7 @@ import click
 
 from tcl_core.cli.main import EXIT_FINE, EXIT_INTERRUPTED, EXIT_ISSUES
 from tcl_core.cli.options import (
+    bit_depth_option,
     geometry_option,
     make_segmenter,
     make_vocabulary,
@@ -95,6 +96,7 @@ A label file:
     metavar="N",
     help="Skip images of more pixels.",
 )
+@bit_depth_option
 @click.option(
     "--format",
     "format_name",
@@ -103,7 +105,11 @@ A label file:
     metavar="NAME",
     help="Format of FILE; installed packages can bring others.",
 )
-@click.option("--resume", is_flag=True, help="Go on with a run that was stopped; failed images are tried again.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with a run that was stopped; images that failed or have changed since are labeled again.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace FILE and the preview if they are there.")
 @click.option("--failures", type=OUTPUT_PATH, metavar="FILE", help="Write skipped images and reasons as CSV.")
 @click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")
@@ -130,6 +136,7 @@ def command(
     min_area: int,
     small: Any,
     max_pixels: int,
+    bit_depth: int | None,
     format_name: str,
     resume: bool,
     overwrite: bool,
@@ -139,18 +146,21 @@ def command(
     """Label images from text and write a COCO file.
 
     INPUT is an image, a folder (searched through its sub-folders) or a pattern such as 'photos/*.jpg'. An image that
-    cannot be read is reported and skipped, and the exit code is then 1. Stopped by Ctrl-C or in any other way, the job
-    goes on with --resume and ends with the same file.
+    cannot be read is reported and skipped, and the exit code is then 1; files in folders that do not end like images
+    are counted. Stopped by Ctrl-C or in any other way, the job goes on with --resume and ends with the same file.
     """
     vocabulary = make_vocabulary(
         labels_file, label_options, background, background_threshold, background_names, templates
     )
     _check_places(out, failures, preview, resume, overwrite)
 
+    from tcl_core.export.base import journal_path
     from tcl_core.prelabel.inputs import find_images
 
-    left_out = [path for path in (preview,) if path is not None]
-    images = find_images(inputs, root, exclude=left_out)
+    own = [path for path in (preview, labels_file, out, journal_path(out), failures) if path is not None]
+    images = find_images(inputs, root, exclude=own)
+    if images.left_out:
+        click.echo(images.left_out_message(), err=True)
     read = [labels_file, model, *(images.path(index) for index in range(len(images)))]
     check_outputs({"--failures": failures}, [*read, out], resume or overwrite)
     if out.parent.is_dir():
@@ -163,7 +173,7 @@ def command(
     from tcl_core.prelabel.interrupt import InterruptGuard
     from tcl_core.prelabel.job import PrelabelSettings, run_prelabel
 
-    settings = PrelabelSettings(tolerance, min_area, small, max_pixels)
+    settings = PrelabelSettings(tolerance, min_area, small, max_pixels, bit_depth)
     # These two are COCO's own.
     exporter = create_exporter(format_name, **({"geometry": geometry, "merge": merge} if format_name == "coco" else {}))
     # From here on a polite kill (SIGTERM) ends like Ctrl-C.
@@ -247,6 +257,10 @@ def _report(summary: PrelabelSummary, out: Path, quiet: bool) -> int:
     click.echo(f"{out}: {summary.done:,} of {_count(summary.total, 'image')}")
     if summary.preview is not None:
         click.echo(f"preview: {summary.preview}")
+    if quiet and summary.changed:
+        click.echo(f"changed since the last run and labeled again: {_count(len(summary.changed), 'image')}", err=True)
+    for name, warning in sorted(summary.warnings.items())[:20] if quiet else ():
+        click.echo(f"warning: {name}: {warning}", err=True)
     if summary.failed:
         blame = f", {summary.internal:,} by internal errors of the program; please report them"
         click.echo(f"skipped: {_count(len(summary.failed), 'image')}{blame if summary.internal else ''}", err=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tcl_core.cli.main import EXIT_FINE
-from tcl_core.cli.options import make_segmenter, make_vocabulary, model_options, vocabulary_options
+from tcl_core.cli.options import bit_depth_option, make_segmenter, make_vocabulary, model_options, vocabulary_options
 from tcl_core.cli.places import INPUT_PATH, OUTPUT_PATH, check_outputs
 from tcl_core.errors import SettingsError
 
@@ -41,6 +41,7 @@ Examples:
     metavar="N",
     help="Refuse images of more pixels.",
 )
+@bit_depth_option
 def command(
     path: Path,
     labels_file: Path | None,
@@ -59,6 +60,7 @@ def command(
     json_file: Path | None,
     overwrite: bool,
     max_pixels: int,
+    bit_depth: int | None,
 ) -> int:
     """Segment IMAGE and print, for each label, its regions, its share of the image and its mean score."""
     vocabulary = make_vocabulary(
@@ -70,7 +72,7 @@ def command(
     from tcl_core.images import load_image
     from tcl_core.regions import label_map_to_regions
 
-    image = load_image(path, max_pixels=max_pixels)
+    image = load_image(path, max_pixels=max_pixels, bit_depth=bit_depth, on_warning=_warn)
     segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size)
     segmentation = segmenter.segment_image(image, vocabulary)
     regions = label_map_to_regions(segmentation)
@@ -92,6 +94,10 @@ def command(
             raise SettingsError(f"--out {out}: cannot be written ({error.strerror or error})") from error
         click.echo(f"overlay: {out}")
     return EXIT_FINE
+
+
+def _warn(message: str) -> None:
+    click.echo(f"warning: {message}", err=True)
 
 
 def _check_ending(out: Path | None) -> None:

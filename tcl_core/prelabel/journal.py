@@ -25,6 +25,7 @@ from tcl_core.export.info import run_info
 from tcl_core.export.names import NOT_TEXT, is_text, printable
 from tcl_core.prelabel.regions_json import region_from_json, region_to_json
 from tcl_core.prelabel.resume import check_same_run
+from tcl_core.prelabel.sources import Source
 from tcl_core.vocabulary import Vocabulary
 
 __all__ = ["LONGEST_SUFFIX", "Journal", "is_in_use", "journal_path"]
@@ -32,7 +33,8 @@ __all__ = ["LONGEST_SUFFIX", "Journal", "is_in_use", "journal_path"]
 LONGEST_SUFFIX = ".journal.lock"
 """What is appended to an output's name at most, for the files that lie beside it while its job runs."""
 
-_FORMAT = 2
+_FORMAT = 3
+_SOURCES = "sources"
 _SECONDS_BETWEEN_SYNCS = 1.0
 _HEADER_PREFIX = b'{"journal": '
 
@@ -62,6 +64,7 @@ class Journal:
         self._end = 0
         self._done: dict[str, int] = {}
         self._failed: dict[str, str] = {}
+        self._sources: dict[str, Source] = {}
         self._synced_at = time.monotonic()
 
     @classmethod
@@ -145,12 +148,29 @@ class Journal:
         """Reason of each image that failed, by file name."""
         return dict(self._failed)
 
-    def add(self, image: ImageRegions, prepared: Any = None) -> None:
+    def forget_changed(self, root: Path) -> list[str]:
+        """Take no result for done whose image has changed since, so that it is labeled again.
+
+        Args:
+            root: folder of the images.
+
+        Returns:
+            Their file names, in the order they were done. Images whose source was not kept are not among them.
+        """
+        changed = [
+            name for name in self._done if name in self._sources and self._sources[name].has_changed(root / name)
+        ]
+        for name in changed:
+            del self._done[name], self._sources[name]
+        return changed
+
+    def add(self, image: ImageRegions, prepared: Any = None, source: Source | None = None) -> None:
         """Keep an image's result.
 
         Args:
             image: what was found.
             prepared: of the exporter's `prepare`, where it was called already.
+            source: of the image's file, so that a change of it is noticed when the job is resumed.
 
         An image whose name is not text (bytes that are not valid UTF-8) is kept as a failure instead: strict readers
         of JSON refuse a whole file with such a name in it.
@@ -171,6 +191,9 @@ class Journal:
             "regions": [region_to_json(region) for region in image.regions],
             "exported": self.exporter.prepare(image) if prepared is None else prepared,
         }
+        if source is not None:
+            line["source"] = source.to_json(modified=True)
+            self._sources[image.file_name] = source
         self._done[image.file_name] = self._append(line, image.file_name)
         self._failed.pop(image.file_name, None)
 
@@ -215,7 +238,12 @@ class Journal:
         writer, target = exporter or self.exporter, out or self.out_path
         try:
             self._sync()
-            writer.open(target, self._vocabulary, self._header["info"])
+            sources = {
+                name: self._sources[name].to_json(modified=False)
+                for name in names
+                if name in self._done and name in self._sources
+            }
+            writer.open(target, self._vocabulary, {**self._header["info"], **({_SOURCES: sources} if sources else {})})
             # A handle of its own, because the journal's is where lines are appended.
             with open(journal_path(self.out_path), "rb") as lines:
                 for name in names:
@@ -266,12 +294,15 @@ class Journal:
         """Write the journal of a finished output under another name, for a journal that is there must be whole."""
         try:
             finished = exporter.read_finished(out)
-            check_same_run({**header, "info": finished.info}, header, out)
+            about = dict(finished.info)
+            sources = about.pop(_SOURCES, {})
+            check_same_run({**header, "info": about}, header, out)
             with open(part, "w+b", buffering=0) as file:
                 draft = cls(out, exporter, vocabulary, header, file)
                 draft._append(header, "the settings")
                 for name, height, width, content in finished.images:
-                    draft._append({"image": _entry(name, height, width), "exported": content}, name)
+                    line = {"image": _entry(name, height, width), "exported": content}
+                    draft._append({**line, "source": sources[name]} if name in sources else line, name)
                 for name, reason in finished.failed:
                     draft._append({"failure": {"file_name": name, "reason": reason}}, name)
                 draft._sync()
@@ -319,9 +350,15 @@ class Journal:
                     return
                 self._done[name] = offset
                 self._failed.pop(name, None)
+                self._sources.pop(name, None)
+                if "source" in line:
+                    self._sources[name] = Source.from_json(line["source"])
             else:
-                self._failed[line["failure"]["file_name"]] = line["failure"]["reason"]
-        except (KeyError, TypeError):
+                name = line["failure"]["file_name"]
+                self._failed[name] = line["failure"]["reason"]
+                # It was labeled once, then changed, and cannot be read any more.
+                self._done.pop(name, None)
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise ExportError(
                 f"{journal_path(self.out_path)}, byte {offset}: neither an image nor a failure; ask to overwrite it"
             ) from None
