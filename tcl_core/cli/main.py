@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prelabel": ("tcl_core.cli.prelabel", "Label images from text and write a COCO file."),
     "segment": ("tcl_core.cli.segment", "Segment one image and show what was found."),
     "validate-coco": ("tcl_core.cli.validate_coco", "Check a COCO file and print each fault with its place."),
+    "score": ("tcl_core.cli.score", "Score detections against ground truth by COCO's metric."),
     "models": ("tcl_core.cli.models", "List, fetch and import models."),
     "benchmark": ("tcl_core.cli.benchmark", "Measure polygons and speed on this machine."),
     "playground": ("tcl_core.cli.playground", "Draw sample scenes and score a model on them."),
@@ -81,6 +82,7 @@ Examples:
   tcl-annotate prelabel photos --labels labels.yaml --model playground --out labels.json --preview preview
   tcl-annotate segment room.jpg --label "Sofa=sofa,couch" --label Lamp --out overlay.png
   tcl-annotate validate-coco labels.json --images photos
+  tcl-annotate score --gt annotations.json --dt labels.json
 
 Exit codes: 0 all is well, 1 done but something was found or skipped, 2 bad input, 130 interrupted.""",
 )
