@@ -6,7 +6,20 @@ without a traceback and exits with a non-zero code.
 
 from __future__ import annotations
 
-__all__ = ["CocoError", "ExportError", "ImageError", "SettingsError", "TclError", "VocabularyError", "WeightsError"]
+import errno
+
+__all__ = [
+    "CocoError",
+    "ExportError",
+    "ImageError",
+    "SettingsError",
+    "TclError",
+    "VocabularyError",
+    "WeightsError",
+    "is_full",
+    "reason_of",
+    "remedy_of",
+]
 
 
 class TclError(Exception):
@@ -35,3 +48,30 @@ class CocoError(ExportError):
 
 class SettingsError(TclError):
     """An option whose value is out of range or does not fit the others."""
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk, a quota or a limit on the size of files has no room left.
+
+    >>> is_full(OSError(errno.ENOSPC, "No space left on device")), is_full(OSError(errno.EACCES, "Permission denied"))
+    (True, False)
+    """
+    return error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+
+
+def reason_of(error: OSError) -> str:
+    """What the operating system says, without number and path.
+
+    >>> reason_of(OSError(errno.EACCES, "Permission denied", "/x")), reason_of(OSError("encoder error"))
+    ('Permission denied', 'encoder error')
+    """
+    return error.strerror or " ".join(str(error).split()) or type(error).__name__
+
+
+def remedy_of(error: OSError) -> str:
+    """How to go on after a file could not be written.
+
+    >>> remedy_of(OSError(errno.ENOSPC, "No space left on device"))
+    'free some space on that disk'
+    """
+    return "free some space on that disk" if is_full(error) else "choose another folder or file name"

@@ -10,7 +10,8 @@ import click
 
 from labelstudio_backend.cli.options import image_options, read_token, server_options
 from tcl_core.cli.main import EXIT_FINE, EXIT_ISSUES
-from tcl_core.cli.options import check_outputs, geometry_option
+from tcl_core.cli.options import geometry_option
+from tcl_core.cli.places import OUTPUT_PATH, check_outputs
 
 __all__ = ["command"]
 
@@ -25,7 +26,7 @@ Examples:
 )
 @server_options
 @click.option("--project", type=click.IntRange(min=1), required=True, metavar="N", help="The project's number.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="COCO file to write.")
+@click.option("--out", type=OUTPUT_PATH, required=True, metavar="FILE", help="COCO file to write.")
 @click.option(
     "--annotators",
     type=click.Choice(["latest", "all", "consensus"]),

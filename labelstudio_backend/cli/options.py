@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from labelstudio_backend.image_fetch.tokens import read_token_file
+from tcl_core.cli.places import INPUT_PATH
 from tcl_core.errors import SettingsError
 
 __all__ = ["TOKEN_VARIABLE", "image_options", "read_token", "server_options"]
@@ -32,7 +33,7 @@ def server_options(function: F) -> F:
             ),
             click.option(
                 "--token-file",
-                type=click.Path(path_type=Path),
+                type=INPUT_PATH,
                 metavar="FILE",
                 help=f"File with Label Studio's token, personal or legacy; by default the variable {TOKEN_VARIABLE}.",
             ),
@@ -62,7 +63,7 @@ def image_options(function: F) -> F:
             ),
             click.option(
                 "--local-root",
-                type=click.Path(path_type=Path),
+                type=INPUT_PATH,
                 metavar="DIR",
                 help="Read /data/local-files/ from this folder instead of asking Label Studio.",
             ),

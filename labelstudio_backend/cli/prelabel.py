@@ -12,6 +12,7 @@ import click
 from labelstudio_backend.cli.options import image_options, read_token, server_options
 from tcl_core.cli.main import EXIT_FINE, EXIT_INTERRUPTED, EXIT_ISSUES
 from tcl_core.cli.options import min_area_option, model_options
+from tcl_core.cli.places import INPUT_PATH
 
 __all__ = ["command"]
 
@@ -40,7 +41,7 @@ Examples:
     metavar="D",
     help="How far polygons may leave the masks: full (not at all), fine, default, coarse, or a number of pixels.",
 )
-@click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder of typed prompts.")
+@click.option("--state-dir", type=INPUT_PATH, metavar="DIR", help="Folder of typed prompts.")
 @click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")
 def command(
     url: str,

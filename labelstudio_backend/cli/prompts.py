@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tcl_core.cli.main import EXIT_FINE
+from tcl_core.cli.places import INPUT_PATH
 from tcl_core.errors import SettingsError
 
 __all__ = ["command"]
@@ -23,7 +24,7 @@ Examples:
 @click.option("--project", metavar="KEY", help="Only this project, by its number or by number and time of creation.")
 @click.option("--clear", is_flag=True, help="Forget the prompts of the project.")
 @click.option("--label", metavar="NAME", help="With --clear: only the prompts of this label.")
-@click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="The server's folder.")
+@click.option("--state-dir", type=INPUT_PATH, metavar="DIR", help="The server's folder.")
 def command(project: str | None, clear: bool, label: str | None, state_dir: Path | None) -> int:
     """List the prompts that annotators typed, by project and label, or clear them."""
     from labelstudio_backend.prompts import PromptStore

@@ -13,6 +13,7 @@ from labelstudio_backend.cli.options import TOKEN_VARIABLE, image_options, read_
 from labelstudio_backend.settings import read_settings_file, settings_from
 from tcl_core.cli.main import EXIT_FINE
 from tcl_core.cli.options import min_area_option, model_options
+from tcl_core.cli.places import INPUT_PATH
 
 __all__ = ["command"]
 
@@ -39,14 +40,14 @@ A settings file:
 @click.option("--port", type=click.IntRange(1, 65535), default=9090, show_default=True, metavar="N", help="Port.")
 @click.option(
     "--auth-file",
-    type=click.Path(path_type=Path),
+    type=INPUT_PATH,
     metavar="FILE",
     help="Lines name:password; only they may use the server.",
 )
 @click.option("--url", metavar="URL", help="Label Studio's address, http://localhost:8080 if nothing says otherwise.")
 @click.option(
     "--token-file",
-    type=click.Path(path_type=Path),
+    type=INPUT_PATH,
     metavar="FILE",
     help=f"File with Label Studio's token, personal or legacy, for images; by default the variable {TOKEN_VARIABLE}.",
 )
@@ -58,8 +59,8 @@ A settings file:
     help="How far polygons may leave the masks: full (not at all), fine, default, coarse, or a number of pixels; fine.",
 )
 @click.option("--queue", type=click.IntRange(min=1), metavar="N", help="Requests that may be worked on or wait; 16.")
-@click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder for typed prompts.")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Settings file (YAML).")
+@click.option("--state-dir", type=INPUT_PATH, metavar="DIR", help="Folder for typed prompts.")
+@click.option("--config", "config_file", type=INPUT_PATH, metavar="FILE", help="Settings file (YAML).")
 def command(
     model: str,
     refine: bool,

@@ -10,6 +10,7 @@ import click
 from labelstudio_backend.cli.options import read_token, server_options
 from tcl_core.cli.main import EXIT_FINE
 from tcl_core.cli.options import make_vocabulary, vocabulary_options
+from tcl_core.cli.places import INPUT_PATH
 
 __all__ = ["command"]
 
@@ -42,12 +43,8 @@ Examples:
     help="The backend, as Label Studio reaches it.",
 )
 @click.option("--no-backend", is_flag=True, help="Connect no backend; predict with 'label-studio prelabel' alone.")
-@click.option(
-    "--auth-file", type=click.Path(path_type=Path), metavar="FILE", help="The backend's file of name:password lines."
-)
-@click.option(
-    "--upload", type=click.Path(path_type=Path), multiple=True, metavar="PATH", help="Images or folders to upload."
-)
+@click.option("--auth-file", type=INPUT_PATH, metavar="FILE", help="The backend's file of name:password lines.")
+@click.option("--upload", type=INPUT_PATH, multiple=True, metavar="PATH", help="Images or folders to upload.")
 @click.option("--local-files", metavar="DIR", help="Folder of the server's to take tasks from, as the server sees it.")
 def command(
     labels_file: Path | None,
@@ -78,6 +75,8 @@ def command(
     xml = labeling_config_xml(vocabulary, shape)
     credentials = read_auth_file(auth_file)[0] if auth_file is not None else None
     images = find_images([str(path) for path in upload]) if upload else None
+    if images is not None and images.left_out:
+        click.echo(images.left_out_message(), err=True)
     token = read_token(token_file)
     with LabelStudioClient(url, str(token)) as client:
         project = client.create_project(title, xml)

@@ -8,6 +8,7 @@ import click
 
 from tcl_core.cli.main import EXIT_FINE
 from tcl_core.cli.options import DEFAULT_MODEL
+from tcl_core.cli.places import OUTPUT_PATH
 from tcl_core.errors import SettingsError
 
 __all__ = ["command"]
@@ -42,9 +43,7 @@ Examples:
     metavar="D",
     help="Detail of the polygons, as of 'tcl-annotate prelabel'.",
 )
-@click.option(
-    "--image", type=click.Path(path_type=Path), metavar="FILE", help="Also draw some of the maps and their polygons."
-)
+@click.option("--image", type=OUTPUT_PATH, metavar="FILE", help="Also draw some of the maps and their polygons.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def polygons_command(maps: int, seed: int, tolerance: str, image: Path | None, quiet: bool) -> int:
     """Measure how close polygons are to their masks, with how few points, and whether neighbors fit together.

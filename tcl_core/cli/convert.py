@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from tcl_core.cli.main import EXIT_FINE, EXIT_ISSUES
-from tcl_core.cli.options import check_folder, check_holds_nothing, check_outputs, geometry_option
+from tcl_core.cli.options import geometry_option
+from tcl_core.cli.places import check_folder, check_holds_nothing, check_outputs
 from tcl_core.errors import SettingsError
 from tcl_core.vocabulary import Vocabulary
 

@@ -7,6 +7,7 @@ by an entry point of the group ``tcl_annotate.commands``, whose value is a click
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -17,7 +18,7 @@ from importlib.metadata import EntryPoint
 import click
 
 import tcl_core
-from tcl_core.errors import SettingsError, TclError
+from tcl_core.errors import SettingsError, TclError, is_full, reason_of, remedy_of
 from tcl_core.plugins import installed, load
 
 __all__ = ["COMMANDS", "cli", "main", "run"]
@@ -27,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "segment": ("tcl_core.cli.segment", "Segment one image and show what was found."),
     "convert": ("tcl_core.cli.convert", "Turn annotations or masks into COCO, YOLO or semantic masks."),
     "validate-coco": ("tcl_core.cli.validate_coco", "Check a COCO file and print each fault with its place."),
+    "score": ("tcl_core.cli.score", "Score detections against ground truth by COCO's metric."),
     "models": ("tcl_core.cli.models", "List, fetch and import models."),
     "benchmark": ("tcl_core.cli.benchmark", "Measure polygons and speed on this machine."),
     "playground": ("tcl_core.cli.playground", "Draw sample scenes and score a model on them."),
@@ -81,6 +83,7 @@ Examples:
   tcl-annotate prelabel photos --labels labels.yaml --model playground --out labels.json --preview preview
   tcl-annotate segment room.jpg --label "Sofa=sofa,couch" --label Lamp --out overlay.png
   tcl-annotate validate-coco labels.json --images photos
+  tcl-annotate score --gt annotations.json --dt labels.json
 
 Exit codes: 0 all is well, 1 done but something was found or skipped, 2 bad input, 130 interrupted.""",
 )
@@ -117,16 +120,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has seen enough; Python would complain once more while it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return EXIT_ISSUES
+    except OSError as error:
+        if not is_full(error):
+            return _internal(error)
+        _drop_output()
+        place = error.filename or "standard output or a temporary file"
+        return _error(f"{place} cannot be written: {reason_of(error)}; {remedy_of(error)} and run the command again")
     except Exception as error:
-        if os.environ.get("TCL_ANNOTATE_DEBUG") == "1":
-            traceback.print_exc()
-        message = " ".join(str(error).split())
-        click.echo(
-            f"internal error: {type(error).__name__}: {message} (set TCL_ANNOTATE_DEBUG=1 for the traceback)", err=True
-        )
-        return EXIT_INTERNAL
+        return _internal(error)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -137,6 +140,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _error(message: str) -> int:
     click.echo(f"error: {message}", err=True)
     return EXIT_BAD_INPUT
+
+
+def _internal(error: Exception) -> int:
+    if os.environ.get("TCL_ANNOTATE_DEBUG") == "1":
+        traceback.print_exception(error)
+    message = " ".join(str(error).split())
+    click.echo(
+        f"internal error: {type(error).__name__}: {message} (set TCL_ANNOTATE_DEBUG=1 for the traceback)", err=True
+    )
+    return EXIT_INTERNAL
+
+
+def _drop_output() -> None:
+    """Let what is still held back for standard output go nowhere, or Python would fail once more at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _accept_any_name() -> None:

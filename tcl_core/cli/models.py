@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tcl_core.cli.main import EXIT_FINE
+from tcl_core.cli.places import INPUT_PATH, OUTPUT_PATH
 
 __all__ = ["command"]
 
@@ -84,18 +85,18 @@ Examples:
   tcl-annotate models import tcl.pth --name my-tcl
   tcl-annotate models import training.pth --out my-tcl.safetensors""",
 )
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=INPUT_PATH)
 @click.option("--name", metavar="NAME", help="Name to load the model by; by default that of FILE.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=OUTPUT_PATH,
     metavar="FILE",
     help="Model file to write (.safetensors); by default NAME in the folder of models.",
 )
 @click.option(
     "--clip",
     "clip_file",
-    type=click.Path(path_type=Path),
+    type=INPUT_PATH,
     metavar="FILE",
     help="Safetensors file with the frozen CLIP, which is kept in the model file; for checkpoints of another CLIP than "
     "OpenAI's ViT-B/16 that lack it, and for models that need no download.",

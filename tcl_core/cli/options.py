@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tcl_core.cli.places import INPUT_PATH
 from tcl_core.errors import SettingsError
 from tcl_core.vocabulary import Vocabulary
 from tcl_core.vocabulary.files import background_names_from_text
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_MODEL",
-    "check_folder",
-    "check_holds_nothing",
-    "check_outputs",
+    "bit_depth_option",
     "geometry_option",
     "make_segmenter",
     "make_vocabulary",
@@ -73,13 +71,31 @@ min_area_option = click.option(
 """``--min-area``: when a region of a prediction is taken for noise."""
 
 
+def _read_bit_depth(_: click.Context, __: click.Parameter, given: str) -> int | None:
+    if given == "auto":
+        return None
+    if given.isascii() and given.isdigit() and 1 <= int(given) <= 16:
+        return int(given)
+    raise SettingsError(f"--bit-depth {given}: give auto, or a number of bits from 1 to 16")
+
+
+bit_depth_option = click.option(
+    "--bit-depth",
+    default="auto",
+    show_default=True,
+    callback=_read_bit_depth,
+    metavar="BITS",
+    help="Bits that 16-bit images use, such as 12: their highest value is white. auto takes 8, 10, 12, 14 or 16 by the "
+    "values of each image.",
+)
+"""``--bit-depth``: how bright images of more than 8 bits are."""
+
+
 def vocabulary_options(function: F) -> F:
     """``--labels``, ``--label``, ``--background``, its threshold and names, and ``--templates``."""
     for option in reversed(
         [
-            click.option(
-                "--labels", "labels_file", type=click.Path(path_type=Path), metavar="FILE", help="Label file (YAML)."
-            ),
+            click.option("--labels", "labels_file", type=INPUT_PATH, metavar="FILE", help="Label file (YAML)."),
             click.option(
                 "--label",
                 "label_options",
@@ -215,58 +231,6 @@ def model_options(function: F) -> F:
     ):
         function = option(function)
     return function
-
-
-def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | str | None], replace: bool) -> None:
-    """See to it, before any work, that outputs can be written and land on nothing that the user wants to keep.
-
-    Args:
-        outputs: files to write, by their options.
-        inputs: images, label file and model that are read; what does not exist is passed over.
-        replace: whether outputs that exist may be replaced; an input never is.
-
-    Raises:
-        SettingsError: if an output is a folder, in no folder, an input, the same as another, or exists.
-    """
-    given = {option: path for option, path in outputs.items() if path is not None}
-    read = {os.path.realpath(path): path for path in inputs if path is not None and os.path.exists(path)}
-    taken: dict[str, str] = {}
-    for option, path in given.items():
-        if path.is_dir():
-            raise SettingsError(f"{option} {path}: is a folder; name a file")
-        check_folder(option, path.absolute().parent)
-        place = os.path.realpath(path)
-        if place in read:
-            raise SettingsError(f"{option} {path}: is an input of this command; name another file")
-        if place in taken:
-            raise SettingsError(f"{option} {path}: is the same file as {taken[place]}; name another")
-        if path.exists() and not replace:
-            raise SettingsError(f"{option} {path}: is there already; add --overwrite, or name another file")
-        taken[place] = option
-
-
-def check_holds_nothing(option: str, folder: Path, inputs: Iterable[Path | str | None]) -> None:
-    """Refuse a folder to write that is, or holds, something that is read.
-
-    Raises:
-        SettingsError: with the option's name.
-    """
-    place = os.path.realpath(folder)
-    for path in inputs:
-        if path is not None and os.path.commonpath([place, real := os.path.realpath(path)]) == place:
-            raise SettingsError(f"{option} {folder}: holds {real}, an input of this command; name another folder")
-
-
-def check_folder(option: str, folder: Path) -> None:
-    """Refuse a folder that is missing or cannot be written to.
-
-    Raises:
-        SettingsError: with the option's name.
-    """
-    if not folder.is_dir():
-        raise SettingsError(f"{option}: there is no folder {folder}; make it, or name another")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise SettingsError(f"{option}: the folder {folder} cannot be written to; change its permissions")
 
 
 def make_segmenter(

@@ -12,6 +12,7 @@ import click
 
 from tcl_core.cli.main import EXIT_FINE
 from tcl_core.cli.options import DEFAULT_MODEL, make_segmenter, model_options
+from tcl_core.cli.places import OUTPUT_PATH, check_file
 from tcl_core.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ Examples:
   tcl-annotate playground scenes --out scenes
   tcl-annotate playground scenes --out scenes --count 40 --size 320 240 --seed 7 --ground-truth""",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder for the images.")
+@click.option("--out", type=OUTPUT_PATH, required=True, metavar="DIR", help="Folder for the images.")
 @click.option("--count", type=click.IntRange(min=1), default=12, show_default=True, metavar="N", help="How many.")
 @click.option("--seed", type=_SEED, default=0, show_default=True, metavar="N", help="Same seed, same scenes.")
 @click.option(
@@ -95,13 +96,16 @@ Examples:
 @click.option(
     "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16 or float16."
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Also write the table here.")
+@click.option("--json", "json_file", type=OUTPUT_PATH, metavar="FILE", help="Also write the table here.")
 def evaluate_command(models: tuple[str, ...], scenes: int, device: str, precision: str, json_file: Path | None) -> int:
     """Print the mean IoU of models and of their parts, on scenes that took no part in training.
 
     One half of the scenes has kind-color combinations that occur in training, the other only combinations that never
     do. Every class of the world competes in every scene.
     """
+    if json_file is not None:
+        check_file("--json", json_file)
+
     from tqdm import tqdm
 
     from tcl_core.evaluation.playground import evaluate_playground, format_rows, rows_to_json

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +14,7 @@ import click
 from tcl_core.cli.explain import choose_names, explain_names, explain_option
 from tcl_core.cli.main import EXIT_FINE, EXIT_INTERRUPTED, EXIT_ISSUES
 from tcl_core.cli.options import (
-    check_folder,
-    check_holds_nothing,
-    check_outputs,
+    bit_depth_option,
     geometry_option,
     make_segmenter,
     make_vocabulary,
@@ -23,7 +22,9 @@ from tcl_core.cli.options import (
     model_options,
     vocabulary_options,
 )
-from tcl_core.errors import SettingsError
+from tcl_core.cli.places import INPUT_PATH, OUTPUT_PATH, check_file, check_folder, check_holds_nothing, check_outputs
+from tcl_core.errors import SettingsError, reason_of
+from tcl_core.export.names import printable
 
 if TYPE_CHECKING:
     from tcl_core.prelabel.job import PrelabelSummary
@@ -57,13 +58,11 @@ A label file:
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @vocabulary_options
 @model_options
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="What to write.")
-@click.option(
-    "--preview", type=click.Path(path_type=Path), metavar="DIR", help="Folder for a preview page that works offline."
-)
+@click.option("--out", required=True, type=OUTPUT_PATH, metavar="FILE", help="What to write.")
+@click.option("--preview", type=OUTPUT_PATH, metavar="DIR", help="Folder for a preview page that works offline.")
 @click.option(
     "--root",
-    type=click.Path(path_type=Path),
+    type=INPUT_PATH,
     metavar="DIR",
     help="Folder that the file names in FILE are relative to; by default the deepest one that holds every INPUT.",
 )
@@ -93,6 +92,7 @@ A label file:
     metavar="N",
     help="Skip images of more pixels.",
 )
+@bit_depth_option
 @click.option(
     "--format",
     "format_name",
@@ -101,11 +101,13 @@ A label file:
     metavar="NAME",
     help="coco writes a file; yolo-seg and semantic-png write a folder; installed packages can bring others.",
 )
-@click.option("--resume", is_flag=True, help="Go on with a run that was stopped; failed images are tried again.")
-@click.option("--overwrite", is_flag=True, help="Replace FILE and the preview if they are there.")
 @click.option(
-    "--failures", type=click.Path(path_type=Path), metavar="FILE", help="Write skipped images and reasons as CSV."
+    "--resume",
+    is_flag=True,
+    help="Go on with a run that was stopped; images that failed or have changed since are labeled again.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace FILE and the preview if they are there.")
+@click.option("--failures", type=OUTPUT_PATH, metavar="FILE", help="Write skipped images and reasons as CSV.")
 @explain_option
 @click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")
 def command(
@@ -131,6 +133,7 @@ def command(
     min_area: Any,
     small: Any,
     max_pixels: int,
+    bit_depth: int | None,
     format_name: str,
     resume: bool,
     overwrite: bool,
@@ -141,8 +144,8 @@ def command(
     """Label images from text and write a COCO file.
 
     INPUT is an image, a folder (searched through its sub-folders) or a pattern such as 'photos/*.jpg'. An image that
-    cannot be read is reported and skipped, and the exit code is then 1. Stopped by Ctrl-C or in any other way, the job
-    goes on with --resume and ends with the same file.
+    cannot be read is reported and skipped, and the exit code is then 1; files in folders that do not end like images
+    are counted. Stopped by Ctrl-C or in any other way, the job goes on with --resume and ends with the same file.
     """
     vocabulary = make_vocabulary(
         labels_file, label_options, background, background_threshold, background_names, templates
@@ -156,10 +159,13 @@ def command(
         exporter.check_target(out)
     _check_places(out, failures, preview, resume, overwrite, folder=exporter.writes_folder)
 
+    from tcl_core.export.base import journal_path
     from tcl_core.prelabel.inputs import find_images
 
-    left_out = [path for path in (preview, out if exporter.writes_folder else None) if path is not None]
-    images = find_images(inputs, root, exclude=left_out)
+    own = [path for path in (preview, labels_file, out, journal_path(out), failures) if path is not None]
+    images = find_images(inputs, root, exclude=own)
+    if images.left_out:
+        click.echo(images.left_out_message(), err=True)
     read = [labels_file, model, *(images.path(index) for index in range(len(images)))]
     check_outputs({"--failures": failures}, [*read, out], resume or overwrite)
     if exporter.writes_folder:
@@ -173,7 +179,7 @@ def command(
     from tcl_core.prelabel.interrupt import InterruptGuard
     from tcl_core.prelabel.job import PrelabelSettings, run_prelabel
 
-    settings = PrelabelSettings(tolerance, min_area, small, max_pixels)
+    settings = PrelabelSettings(tolerance, min_area, small, max_pixels, bit_depth)
     # From here on a polite kill (SIGTERM) ends like Ctrl-C.
     with InterruptGuard():
         segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size)
@@ -199,9 +205,11 @@ def command(
             overwrite=overwrite,
             quiet=quiet,
         )
+    code = _report(summary, out, quiet)
     if failures is not None:
-        _write_failures(failures, summary.failed)
-    return _report(summary, out, quiet)
+        # Last, because nothing else may be lost with it.
+        _write_failures(failures, summary.failed, out)
+    return code
 
 
 def _check_own_options(format_name: str) -> None:
@@ -217,31 +225,33 @@ def _check_places(
     out: Path, failures: Path | None, preview: Path | None, resume: bool, overwrite: bool, *, folder: bool
 ) -> None:
     """What would otherwise be found only after the model was loaded, or after hours of work."""
-    from tcl_core.prelabel.journal import journal_path
+    from tcl_core.prelabel.journal import LONGEST_SUFFIX, is_in_use, journal_path
 
     if resume and overwrite:
         raise SettingsError("--resume and --overwrite exclude each other; give one of them")
+    if folder and out.is_dir():
+        check_folder("--out", out.absolute().parent)
+    else:
+        check_file("--out", out, suffix=LONGEST_SUFFIX, make_folders=True)
+    if is_in_use(out):
+        raise SettingsError(f"--out {out}: another run is writing it; wait until that has ended, or name another file")
     if not (resume or overwrite):
         for path, what in ((out, "is there already"), (journal_path(out), "is left from a run that was stopped")):
             if path.is_file() or (folder and path.is_dir()):
                 raise SettingsError(
                     f"{path}: {what}; add --resume to go on, --overwrite to begin anew, or name another"
                 )
-    places = [("--out", out), *([("--failures", failures)] if failures is not None else [])]
-    for option, path in places:
-        if path.is_dir() and not (folder and path is out):
-            raise SettingsError(f"{option} {path}: is a folder; name a file")
-        parent = path.absolute().parent
-        if path is failures:
-            check_folder(option, parent)
-            continue
-        while not parent.exists():
-            parent = parent.parent
-        check_folder(option, parent)
+    if failures is not None:
+        check_file("--failures", failures)
     if failures is not None and failures.absolute() == out.absolute():
         raise SettingsError(f"--failures {failures}: is the same file as --out; name another")
     if preview is not None and out.absolute() == preview.absolute():
         raise SettingsError(f"--preview {preview}: is the same path as --out; name another folder")
+    if preview is not None:
+        above = preview.absolute()
+        while not os.path.lexists(above):
+            above = above.parent
+        check_folder("--preview", above)
 
 
 def _check_own_failures(path: Path) -> None:
@@ -251,20 +261,27 @@ def _check_own_failures(path: Path) -> None:
         raise SettingsError(f"--failures {path}: is no list of failures that could be replaced; name another file")
 
 
-def _write_failures(path: Path, failed: Mapping[str, str]) -> None:
+def _write_failures(path: Path, failed: Mapping[str, str], out: Path) -> None:
     try:
-        with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with open(path, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(_FAILURES_HEAD)
-            writer.writerows(sorted(failed.items()))
+            writer.writerows((printable(name), printable(reason)) for name, reason in sorted(failed.items()))
     except OSError as error:
-        raise SettingsError(f"--failures {path}: cannot be written ({error.strerror})") from error
+        raise SettingsError(
+            f"--failures {path}: cannot be written ({reason_of(error)}); mend that and run again with --resume for the "
+            f"list ({out} is written)"
+        ) from error
 
 
 def _report(summary: PrelabelSummary, out: Path, quiet: bool) -> int:
     click.echo(f"{out}: {summary.done:,} of {_count(summary.total, 'image')}")
     if summary.preview is not None:
         click.echo(f"preview: {summary.preview}")
+    if quiet and summary.changed:
+        click.echo(f"changed since the last run and labeled again: {_count(len(summary.changed), 'image')}", err=True)
+    for name, warning in sorted(summary.warnings.items())[:20] if quiet else ():
+        click.echo(f"warning: {name}: {warning}", err=True)
     if summary.failed:
         blame = f", {summary.internal:,} by internal errors of the program; please report them"
         click.echo(f"skipped: {_count(len(summary.failed), 'image')}{blame if summary.internal else ''}", err=True)

@@ -12,13 +12,14 @@ import click
 from tcl_core.cli.explain import choose_names, explain_names, explain_option, explain_shares
 from tcl_core.cli.main import EXIT_FINE
 from tcl_core.cli.options import (
-    check_outputs,
+    bit_depth_option,
     make_segmenter,
     make_vocabulary,
     min_area_option,
     model_options,
     vocabulary_options,
 )
+from tcl_core.cli.places import INPUT_PATH, OUTPUT_PATH, check_outputs
 from tcl_core.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -36,15 +37,11 @@ Examples:
   tcl-annotate segment room.jpg --labels labels.yaml --out overlay.png --json room.json
   tcl-annotate segment room.jpg --label Lamp --explain""",
 )
-@click.argument("path", metavar="IMAGE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="IMAGE", type=INPUT_PATH)
 @vocabulary_options
 @model_options
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the image under its masks, with a legend."
-)
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the regions as a COCO file."
-)
+@click.option("--out", type=OUTPUT_PATH, metavar="FILE", help="Write the image under its masks, with a legend.")
+@click.option("--json", "json_file", type=OUTPUT_PATH, metavar="FILE", help="Write the regions as a COCO file.")
 @explain_option
 @min_area_option
 @click.option("--overwrite", is_flag=True, help="Replace the files of --out and --json if they are there.")
@@ -56,6 +53,7 @@ Examples:
     metavar="N",
     help="Refuse images of more pixels.",
 )
+@bit_depth_option
 def command(
     path: Path,
     labels_file: Path | None,
@@ -76,6 +74,7 @@ def command(
     min_area: Any,
     overwrite: bool,
     max_pixels: int,
+    bit_depth: int | None,
 ) -> int:
     """Segment IMAGE and print, for each label, its regions, its share of the image and its mean score."""
     vocabulary = make_vocabulary(
@@ -87,7 +86,7 @@ def command(
     from tcl_core.images import load_image
     from tcl_core.regions import label_map_to_regions
 
-    image = load_image(path, max_pixels=max_pixels)
+    image = load_image(path, max_pixels=max_pixels, bit_depth=bit_depth, on_warning=_warn)
     segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size)
     # Wrong words are found in a moment, the image takes seconds.
     segmenter.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
@@ -118,6 +117,10 @@ def command(
             raise SettingsError(f"--out {out}: cannot be written ({error.strerror or error})") from error
         click.echo(f"overlay: {out}")
     return EXIT_FINE
+
+
+def _warn(message: str) -> None:
+    click.echo(f"warning: {message}", err=True)
 
 
 def _check_ending(out: Path | None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tcl_core.cli.main import EXIT_FINE, EXIT_ISSUES
+from tcl_core.cli.places import INPUT_PATH
 
 __all__ = ["command"]
 
@@ -19,25 +20,43 @@ Examples:
   tcl-annotate validate-coco labels.json
   tcl-annotate validate-coco labels.json --images photos""",
 )
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=INPUT_PATH)
 @click.option(
     "--images",
-    type=click.Path(path_type=Path),
+    type=INPUT_PATH,
     metavar="DIR",
     help="Folder that the file names are relative to: check that the images are there and of the stated size.",
 )
-def command(file: Path, images: Path | None) -> int:
-    """Check any COCO instance FILE: ids, references, sizes, boxes, areas, polygons and RLE.
+@click.option("--strict", is_flag=True, help="Let the exit code be 1 for warnings too.")
+@click.option("--all", "show_all", is_flag=True, help="Print each finding, also where many are alike.")
+def command(file: Path, images: Path | None, strict: bool, show_all: bool) -> int:
+    """Check any COCO FILE: ids, references, sizes, boxes, areas, polygons and RLE.
 
-    Prints each issue with its location; the exit code is 1 if there is any.
+    Files of instances, of boxes alone, of keypoints, panoptic segments and captions are told apart. Errors make a
+    reader crash, lose or misread data, or falsify scores; warnings are odd, and harmless to most. Findings that are
+    alike are counted. The exit code is 1 if there is any error.
     """
-    from tcl_core.export.coco.validate.validate import validate_coco
+    from tcl_core.export.coco.validate.issues import IssueGroup, group_issues
+    from tcl_core.export.coco.validate.kinds import Kind
+    from tcl_core.export.coco.validate.validate import check_coco
 
-    issues = validate_coco(file, images)
-    for issue in issues:
-        click.echo(str(issue))
-    if not issues:
-        click.echo(f"{file}: no issues found", err=True)
-        return EXIT_FINE
-    click.echo(f"{file}: {len(issues):,} issue{'s' if len(issues) > 1 else ''}", err=True)
-    return EXIT_ISSUES
+    check = check_coco(file, images)
+    groups = group_issues(check.issues)
+    if show_all:
+        groups = [IssueGroup((issue,)) for group in groups for issue in group.issues]
+    for group in groups:
+        first, *more = group.lines()
+        lines = [f"{group.severity}: {first}", *more]
+        if len(lines) == len(group.issues):
+            lines = [f"{group.severity}: {issue}" for issue in group.issues]
+        click.echo("\n".join(lines))
+    errors = sum(issue.severity == "error" for issue in check.issues)
+    warnings = len(check.issues) - errors
+    counts = [_count(number, word) for number, word in ((errors, "error"), (warnings, "warning")) if number]
+    kind = f" ({check.kind})" if check.kind not in (None, Kind.INSTANCES) else ""
+    click.echo(f"{file}: {', '.join(counts) or 'no issues found'}{kind}", err=True)
+    return EXIT_ISSUES if errors or (strict and warnings) else EXIT_FINE
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tcl_core.errors import ImageError, SettingsError
-from tcl_core.images import SUPPORTED_EXTENSIONS, is_supported
+from tcl_core.images import HEIF_EXTENSIONS, HEIF_REMEDY, SUPPORTED_EXTENSIONS, is_supported
 from tcl_core.preview.page import CARDS_FILE, is_preview_folder
 
 __all__ = ["ImageList", "find_images"]
+
+_ENDINGS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,13 @@ class ImageList:
     Attributes:
         root: absolute folder that the file names are relative to.
         file_names: one to an image, relative to ``root``, with ``/`` between the parts; none twice.
+        left_out: how many files of the folders are no images by their ending (lower case), the most frequent first;
+            hidden files and what was excluded do not count.
     """
 
     root: Path
     file_names: tuple[str, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.file_names)
@@ -39,13 +45,24 @@ class ImageList:
         """Absolute path of image ``index`` (counted from 0)."""
         return self.root / self.file_names[index]
 
+    def left_out_message(self) -> str:
+        """What became of the files that are no images; empty where there are none.
+
+        >>> ImageList(Path("/"), (), {".txt": 3}).left_out_message()
+        '3 files left out: .txt'
+        >>> ImageList(Path("/"), (), {".txt": 2, "": 1}).left_out_message()
+        '3 files left out: .txt (2), without an ending (1)'
+        """
+        return _left_out_message(self.left_out)
+
 
 def find_images(inputs: Sequence[str], root: Path | None = None, exclude: Sequence[Path] = ()) -> ImageList:
     """List the images that ``inputs`` name, each once.
 
     A file is taken whatever it is called; a folder is searched through all its sub-folders, in the order of names, for
     files that end like images (hidden ones, whose name begins with a dot, and the copies in the folder of a preview
-    are left out); a pattern with ``*``, ``?``, ``[...]`` or ``**`` is expanded here too, so that it may be quoted.
+    are left out), and what ends otherwise is counted; a pattern with ``*``, ``?``, ``[...]`` or ``**`` is expanded here
+    too, so that it may be quoted.
 
     Args:
         inputs: what the user named, in order.
@@ -58,21 +75,38 @@ def find_images(inputs: Sequence[str], root: Path | None = None, exclude: Sequen
     """
     left_out = frozenset(_absolute(str(path)) for path in exclude)
     found: dict[str, None] = {}
+    others: dict[str, None] = {}
     anchors: list[str] = []
     for named in inputs:
         for match in _expand(named):
             path = _absolute(match)
             if os.path.isdir(path):
                 anchors.append(path)
-                found.update(dict.fromkeys(_walk(path, left_out)))
+                for file in _walk(path, left_out):
+                    (found if is_supported(file) else others)[file] = None
             else:
                 anchors.append(os.path.dirname(path))
                 found[path] = None
+    # A file that is named by itself is taken, although the walk through its folder passed it over.
+    counts = Counter(os.path.splitext(path)[1].lower() for path in others if path not in found)
+    endings = dict(counts.most_common())
     if not found:
-        endings = ", ".join(SUPPORTED_EXTENSIONS)
-        raise ImageError(f"{', '.join(inputs)}: no images found; they are told by their endings {endings}")
+        known = ", ".join(SUPPORTED_EXTENSIONS)
+        message = f"{', '.join(inputs)}: no images found; they are told by their endings {known}"
+        raise ImageError(f"{message}; {_left_out_message(endings)}" if endings else message)
     base = _root(root, anchors)
-    return ImageList(Path(base), tuple(_relative(path, base) for path in found))
+    return ImageList(Path(base), tuple(_relative(path, base) for path in found), endings)
+
+
+def _left_out_message(endings: Mapping[str, int]) -> str:
+    if not endings:
+        return ""
+    shown = {ending or "without an ending": count for ending, count in list(endings.items())[:_ENDINGS_SHOWN]}
+    total = sum(endings.values())
+    text = next(iter(shown)) if len(endings) == 1 else ", ".join(f"{name} ({n:,})" for name, n in shown.items())
+    more = ", and others" if len(endings) > _ENDINGS_SHOWN else ""
+    remedy = f"; for HEIF images, {HEIF_REMEDY}" if set(endings) & set(HEIF_EXTENSIONS) else ""
+    return f"{total:,} file{'' if total == 1 else 's'} left out: {text}{more}{remedy}"
 
 
 def _expand(named: str) -> list[str]:
@@ -102,7 +136,7 @@ def _walk(folder: str, left_out: frozenset[str]) -> Iterator[str]:
         )
         for name in sorted(files):
             path = os.path.join(current, name)
-            if is_supported(name) and not name.startswith(".") and path not in left_out:
+            if not name.startswith(".") and path not in left_out:
                 yield path
 
 

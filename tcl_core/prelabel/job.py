@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +28,7 @@ from tcl_core.prelabel.inputs import ImageList
 from tcl_core.prelabel.interrupt import InterruptGuard
 from tcl_core.prelabel.journal import Journal, journal_path
 from tcl_core.prelabel.progress import Progress
+from tcl_core.prelabel.sources import Source
 from tcl_core.preview.page import PreviewWriter, check_preview_folder
 from tcl_core.regions import label_map_to_regions
 from tcl_core.segmentation.specks import MinArea, check_min_area
@@ -58,6 +60,7 @@ class PrelabelSettings:
             (:func:`tcl_core.segmentation.specks.speck_area`), 0 keeps all.
         small: what becomes of them: ``"merge"`` into their surroundings, or ``"drop"``.
         max_pixels: larger images are skipped.
+        bit_depth: bits that 16-bit images use, 1 to 16; ``None`` takes those that the values of each suggest.
 
     Raises:
         SettingsError: if a value is out of range.
@@ -67,6 +70,7 @@ class PrelabelSettings:
     min_area: MinArea = "auto"
     small: Literal["drop", "merge"] = "merge"
     max_pixels: int = DEFAULT_MAX_PIXELS
+    bit_depth: int | None = None
 
     def __post_init__(self) -> None:
         if self.small not in ("drop", "merge"):
@@ -74,6 +78,8 @@ class PrelabelSettings:
         check_min_area(self.min_area, "--min-area")
         if self.max_pixels < 1:
             raise SettingsError(f"--max-pixels {self.max_pixels}: give a number of pixels, 1 or more")
+        if self.bit_depth is not None and not 1 <= self.bit_depth <= 16:
+            raise SettingsError(f"--bit-depth {self.bit_depth}: give auto, or a number of bits from 1 to 16")
         tolerance_in_pixels(self.tolerance)
 
 
@@ -87,6 +93,8 @@ class PrelabelSummary:
         failed: reason for each image that does not, by file name.
         interrupted: whether the run was stopped before its end.
         preview: first page of the preview, if there is one.
+        changed: images that were done before, but had changed since, and were therefore labeled again.
+        warnings: what is odd about an image that was labeled all the same, by file name.
     """
 
     total: int
@@ -94,6 +102,8 @@ class PrelabelSummary:
     failed: Mapping[str, str]
     interrupted: bool
     preview: Path | None = None
+    changed: tuple[str, ...] = ()
+    warnings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def internal(self) -> int:
@@ -130,8 +140,8 @@ def run_prelabel(
         settings: which regions there are.
         preview: folder for a preview page; ``None`` makes none.
         preview_title: its heading.
-        resume: go on with an interrupted run; images that failed are tried again. There may be more images than
-            before, never fewer.
+        resume: go on with an interrupted run; images that failed or have changed since are tried again. There may be
+            more images than before, never fewer.
         overwrite: replace what is there.
         quiet: show no progress.
 
@@ -173,7 +183,8 @@ def run_prelabel(
             names = set(images.file_names)
             failed = {name: reason for name, reason in journal.failed.items() if name in names}
             done = sum(name in names for name in journal.done)
-            return PrelabelSummary(len(images), done, failed, interrupted, index)
+            changed, warnings = tuple(job.changed), dict(job.warnings)
+            return PrelabelSummary(len(images), done, failed, interrupted, index, changed, warnings)
         finally:
             if pages is not None:
                 pages.close()
@@ -201,15 +212,25 @@ class _Job:
         self._annotated = journal.done
         self._shown = pages.names() if pages is not None else set()
         self._internal_failures = 0
+        self._sources: dict[str, Source] = {}
+        self.changed: list[str] = []
+        self.warnings: dict[str, str] = {}
         self._quiet = quiet
 
     def run(self, guard: InterruptGuard) -> bool:
         """Work off what is not done yet; returns whether a signal stopped it."""
+        try:
+            self.changed = self._journal.forget_changed(self._images.root)
+        except KeyboardInterrupt:
+            return True
+        self._shown -= set(self.changed)
         total = len(self._images)
         already = sum(not self._is_wanted(name) for name in self._images.file_names)
         progress = Progress(total, already, quiet=self._quiet)
         if already:
             progress.say(f"{already:,} of {total:,} images are done already")
+        if self.changed:
+            progress.say(f"{len(self.changed):,} of them have changed since they were labeled and are labeled again")
         try:
             size = self._segmenter.batch_size
             for begin in range(0, total, size):
@@ -243,9 +264,7 @@ class _Job:
                     raise ImageError(
                         f"{_printable(name)}: the file's name is not valid UTF-8, so COCO cannot hold it; rename it"
                     )
-                image = load_image(
-                    self._images.root / name, max_pixels=self._settings.max_pixels, name=_printable(name)
-                )
+                image = self._load(name, progress)
             except Exception as error:
                 self._fail(name, error, guard, progress)
                 continue
@@ -255,6 +274,27 @@ class _Job:
                 self._label(pending, guard, progress)
                 pending, pixels = [], 0
         self._label(pending, guard, progress)
+
+    def _load(self, name: str, progress: Progress) -> NDArray[np.uint8]:
+        path = self._images.root / name
+        wanted = self._is_wanted(name)
+        before = os.stat(path) if wanted and path.is_file() else None
+
+        def warn(message: str) -> None:
+            if wanted:
+                self.warnings[name] = message.removeprefix(f"{_printable(name)}: ")
+                progress.say(f"warning: {message}")
+
+        image = load_image(
+            path,
+            max_pixels=self._settings.max_pixels,
+            name=_printable(name),
+            bit_depth=self._settings.bit_depth,
+            on_warning=warn,
+        )
+        if before is not None:
+            self._sources[name] = Source.of(path, before)
+        return image
 
     def _label(
         self, pending: Sequence[tuple[str, NDArray[np.uint8]]], guard: InterruptGuard, progress: Progress
@@ -278,7 +318,7 @@ class _Job:
                 if self._pages is not None and name not in self._shown:
                     self._pages.add_image(name, image, regions, unlabeled)
                 if name not in self._annotated:
-                    self._journal.add(found, prepared)
+                    self._journal.add(found, prepared, self._sources.pop(name, None))
                 progress.advance()
 
     def _encoded(

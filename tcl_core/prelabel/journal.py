@@ -19,17 +19,22 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from tcl_core.errors import ExportError
+from tcl_core.errors import ExportError, is_full, reason_of, remedy_of
 from tcl_core.export.base import Exporter, ImageRegions, journal_path
 from tcl_core.export.info import run_info
 from tcl_core.export.names import NOT_TEXT, is_text, printable
 from tcl_core.prelabel.regions_json import region_from_json, region_to_json
 from tcl_core.prelabel.resume import check_same_run
+from tcl_core.prelabel.sources import Source
 from tcl_core.vocabulary import Vocabulary
 
-__all__ = ["Journal", "journal_path"]
+__all__ = ["LONGEST_SUFFIX", "Journal", "is_in_use", "journal_path"]
 
-_FORMAT = 2
+LONGEST_SUFFIX = ".journal.lock"
+"""What is appended to an output's name at most, for the files that lie beside it while its job runs."""
+
+_FORMAT = 3
+_SOURCES = "sources"
 _SECONDS_BETWEEN_SYNCS = 1.0
 _HEADER_PREFIX = b'{"journal": '
 
@@ -59,6 +64,7 @@ class Journal:
         self._end = 0
         self._done: dict[str, int] = {}
         self._failed: dict[str, str] = {}
+        self._sources: dict[str, Source] = {}
         self._synced_at = time.monotonic()
 
     @classmethod
@@ -141,12 +147,29 @@ class Journal:
         """Reason of each image that failed, by file name."""
         return dict(self._failed)
 
-    def add(self, image: ImageRegions, prepared: Any = None) -> None:
+    def forget_changed(self, root: Path) -> list[str]:
+        """Take no result for done whose image has changed since, so that it is labeled again.
+
+        Args:
+            root: folder of the images.
+
+        Returns:
+            Their file names, in the order they were done. Images whose source was not kept are not among them.
+        """
+        changed = [
+            name for name in self._done if name in self._sources and self._sources[name].has_changed(root / name)
+        ]
+        for name in changed:
+            del self._done[name], self._sources[name]
+        return changed
+
+    def add(self, image: ImageRegions, prepared: Any = None, source: Source | None = None) -> None:
         """Keep an image's result.
 
         Args:
             image: what was found.
             prepared: of the exporter's `prepare`, where it was called already.
+            source: of the image's file, so that a change of it is noticed when the job is resumed.
 
         An image whose name is not text (bytes that are not valid UTF-8) is kept as a failure instead: strict readers
         of JSON refuse a whole file with such a name in it.
@@ -167,6 +190,9 @@ class Journal:
             "regions": [region_to_json(region) for region in image.regions],
             "exported": self.exporter.prepare(image) if prepared is None else prepared,
         }
+        if source is not None:
+            line["source"] = source.to_json(modified=True)
+            self._sources[image.file_name] = source
         self._done[image.file_name] = self._append(line, image.file_name)
         self._failed.pop(image.file_name, None)
 
@@ -211,7 +237,12 @@ class Journal:
         writer, target = exporter or self.exporter, out or self.out_path
         try:
             self._sync()
-            writer.open(target, self._vocabulary, self._header["info"])
+            sources = {
+                name: self._sources[name].to_json(modified=False)
+                for name in names
+                if name in self._done and name in self._sources
+            }
+            writer.open(target, self._vocabulary, {**self._header["info"], **({_SOURCES: sources} if sources else {})})
             # A handle of its own, because the journal's is where lines are appended.
             with open(journal_path(self.out_path), "rb") as lines:
                 for name in names:
@@ -224,7 +255,11 @@ class Journal:
             if final and exporter is None:
                 journal_path(self.out_path).unlink(missing_ok=True)
         except OSError as error:
-            raise _refused(target, error) from error
+            raise self._stopped(error, target) from error
+        except ExportError as error:
+            if isinstance(error.__cause__, OSError):
+                raise self._stopped(error.__cause__, target) from error
+            raise
         finally:
             writer.abort()
 
@@ -233,6 +268,8 @@ class Journal:
         if not self._file.closed:
             try:
                 self._sync()
+            except OSError as error:
+                raise self._stopped(error) from error
             finally:
                 _let_go(self._lock, self._file)
 
@@ -240,9 +277,14 @@ class Journal:
         """The journal itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Close the journal, whatever happened."""
-        self.close()
+        try:
+            self.close()
+        except ExportError:
+            # What happened first is what the user has to know.
+            if kind is None:
+                raise
 
     @classmethod
     def _rebuild(
@@ -251,12 +293,15 @@ class Journal:
         """Write the journal of a finished output under another name, for a journal that is there must be whole."""
         try:
             finished = exporter.read_finished(out)
-            check_same_run({**header, "info": finished.info}, header, out)
+            about = dict(finished.info)
+            sources = about.pop(_SOURCES, {})
+            check_same_run({**header, "info": about}, header, out)
             with open(part, "w+b", buffering=0) as file:
                 draft = cls(out, exporter, vocabulary, header, file)
                 draft._append(header, "the settings")
                 for name, height, width, content in finished.images:
-                    draft._append({"image": _entry(name, height, width), "exported": content}, name)
+                    line = {"image": _entry(name, height, width), "exported": content}
+                    draft._append({**line, "source": sources[name]} if name in sources else line, name)
                 for name, reason in finished.failed:
                     draft._append({"failure": {"file_name": name, "reason": reason}}, name)
                 draft._sync()
@@ -304,9 +349,15 @@ class Journal:
                     return
                 self._done[name] = offset
                 self._failed.pop(name, None)
+                self._sources.pop(name, None)
+                if "source" in line:
+                    self._sources[name] = Source.from_json(line["source"])
             else:
-                self._failed[line["failure"]["file_name"]] = line["failure"]["reason"]
-        except (KeyError, TypeError):
+                name = line["failure"]["file_name"]
+                self._failed[name] = line["failure"]["reason"]
+                # It was labeled once, then changed, and cannot be read any more.
+                self._done.pop(name, None)
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise ExportError(
                 f"{journal_path(self.out_path)}, byte {offset}: neither an image nor a failure; ask to overwrite it"
             ) from None
@@ -330,7 +381,7 @@ class Journal:
             if time.monotonic() - self._synced_at > _SECONDS_BETWEEN_SYNCS:
                 self._sync()
         except OSError as error:
-            raise ExportError(f"{journal_path(self.out_path)} cannot be written: {error.strerror}") from error
+            raise self._stopped(error) from error
         return offset
 
     def _export_image(self, writer: Exporter, name: str, line: Mapping[str, Any]) -> None:
@@ -351,6 +402,15 @@ class Journal:
         """Why an image failed; a finished output holds its name as it can be printed."""
         return self._failed.get(name, self._failed.get(printable(name)))
 
+    def _stopped(self, error: OSError, path: Path | None = None) -> ExportError:
+        """Why the job cannot go on now, and that nothing it has is lost."""
+        journal = journal_path(self.out_path)
+        mend = "free some space on that disk" if is_full(error) else "see to it that it can be written"
+        return ExportError(
+            f"{path or journal} cannot be written: {reason_of(error)}; {mend} and resume the run (--resume), "
+            f"for {journal} keeps what is done"
+        )
+
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
         self._synced_at = time.monotonic()
@@ -361,17 +421,39 @@ def _entry(name: str, height: int, width: int) -> dict[str, Any]:
 
 
 def _refused(out: Path, error: OSError) -> ExportError:
-    return ExportError(f"{out} cannot be written: {error.strerror}; choose another folder or file name")
+    return ExportError(f"{out} cannot be written: {reason_of(error)}; {remedy_of(error)}")
 
 
-def _locked(journal: Path) -> FileLock:
-    """Keep a second run from writing the same journal; the lock dies with the process."""
-    path = journal.with_name(journal.name + ".lock")
+def is_in_use(out_path: str | os.PathLike[str]) -> bool:
+    """Whether a living run writes an output; what a dead one left does not count."""
+    path = _lock_path(journal_path(out_path))
+    if not path.exists():
+        return False
     lock = FileLock(path, timeout=0, thread_local=False)
     try:
         lock.acquire()
     except Timeout:
-        raise ExportError(f"{journal} is in use by another run; wait for it or choose another name") from None
+        return True
+    except OSError:
+        # Opening the journal will say what is wrong.
+        return False
+    lock.release()
+    return False
+
+
+def _lock_path(journal: Path) -> Path:
+    return journal.with_name(journal.name + ".lock")
+
+
+def _locked(journal: Path) -> FileLock:
+    """Keep a second run from writing the same journal; the lock dies with the process."""
+    lock = FileLock(_lock_path(journal), timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ExportError(
+            f"{journal} is in use by another run; wait until that has ended, or choose another name"
+        ) from None
     return lock
 
 

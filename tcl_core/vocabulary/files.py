@@ -21,6 +21,8 @@ _TOP_KEYS = ("labels", "background", "templates")
 _LABEL_KEYS = ("name", "prompts", "threshold", "color", "value")
 _HEX_COLOR = re.compile(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 
+_UNQUOTED_COLOR = re.compile(r"[:\[,]\s+#[0-9a-fA-F]{3}")
+
 
 class _UniqueKeyLoader(yaml.SafeLoader):
     """The safe loader, which by itself lets the last of two equal keys win in silence."""
@@ -37,7 +39,32 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                     f"line {line}: the key {key_node.value!r} is written twice; remove one of the two"
                 )
             seen.add(key)
+        for key_node, value_node in node.value:
+            _refuse_comment(value_node, f"the key {getattr(key_node, 'value', '')!r}")
         return super().construct_mapping(node, deep=deep)
+
+    def construct_sequence(self, node: yaml.SequenceNode, deep: bool = False) -> list[Any]:
+        for item in node.value:
+            _refuse_comment(item, "the entry")
+        return super().construct_sequence(node, deep=deep)
+
+
+def _refuse_comment(node: yaml.Node, what: str) -> None:
+    """Raise where nothing but a comment stands in a value's place, for it was meant as the value (``color: #ff0000``).
+
+    An empty value without a comment, ``null`` and ``~`` stand for nothing on purpose.
+    """
+    if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:null" or node.value != "":
+        return
+    mark = node.start_mark
+    if mark.buffer is None:
+        return
+    rest = re.split(r"[\r\n\0\x85\u2028\u2029]", mark.buffer[mark.pointer :], maxsplit=1)[0].strip()
+    if rest.startswith("#"):
+        raise VocabularyError(
+            f"line {mark.line + 1}: {what} has no value, because '#' begins a comment in YAML; "
+            f'put the value in quotes, such as "{rest}"'
+        )
 
 
 def read_vocabulary_file(path: Path) -> Any:
@@ -67,7 +94,8 @@ def read_vocabulary_file(path: Path) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = " ".join(str(error.problem or error.context).split())
-        raise VocabularyError(f"{path}: {place}not valid YAML ({problem})") from error
+        hint = "; put colors in quotes, for '#' begins a comment" if _UNQUOTED_COLOR.search(text) else ""
+        raise VocabularyError(f"{path}: {place}not valid YAML ({problem}){hint}") from error
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         problem = " ".join(str(error).split())
         raise VocabularyError(f"{path}: not valid YAML ({problem})") from error
@@ -85,6 +113,13 @@ def labels_from_options(options: Sequence[str]) -> tuple[Label, ...]:
     for option in options:
         where = f'--label "{option}"'
         name, equals, prompts = option.partition("=")
+        if not equals and "," in name:
+            parts = [part.strip() for part in name.split(",") if part.strip()]
+            several = " ".join(f'--label "{part}"' for part in parts)
+            raise VocabularyError(
+                f"{where}: a label has no commas unless its prompts follow; write {several} for several labels, "
+                f'or --label "NAME={",".join(parts)}" for one label with several prompts'
+            )
         try:
             label = Label(name, tuple(prompts.split(",")) if equals else ())
         except VocabularyError as error:
@@ -144,6 +179,11 @@ def _parse_label(entry: object, where: str) -> Label:
             raise VocabularyError(
                 f"{where}: {entry!r} is the form of the option --label; "
                 f"write {{name: {name.strip()}, prompts: [{prompts}]}}"
+            )
+        if "," in entry:
+            raise VocabularyError(
+                f"{where}: {entry!r} holds a comma; write each label on a line of its own, or "
+                f"{{name: ..., prompts: [{entry}]}} for one label with several prompts"
             )
         entry = {"name": entry}
     if not isinstance(entry, Mapping):

@@ -131,7 +131,7 @@ def test_a_bad_image_is_named_and_the_exit_code_says_so(
         (["prelabel", "nowhere", "--out", "o.json", "--label", "a"], "nowhere: there is no such file or folder"),
         (["prelabel", "void", "--out", "o.json", "--label", "a"], "void: no images found"),
         (["prelabel", "pics", "--out", "pics", "--label", "a"], "--out pics: is a folder"),
-        (["prelabel", "pics", "--out", "l.yaml/o.json", "--label", "a"], "--out: there is no folder"),
+        (["prelabel", "pics", "--out", "l.yaml/o.json", "--label", "a"], "l.yaml is not a folder"),
         (["prelabel", "pics", "--out", "l.yaml", "--label", "a"], "l.yaml: is there already; add --resume"),
         (["prelabel", "pics", "--out", "o.json", "--label", "a", "--failures", "x/f.csv"], "--failures: there is no"),
         (["prelabel", "pics", "--out", "o.json", "--label", "a", "--failures", "o.json"], "is the same file as --out"),
@@ -186,7 +186,7 @@ def test_an_internal_error_is_one_line_unless_debugging(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("two\nlines")
 
-    monkeypatch.setattr("tcl_core.export.coco.validate.validate.validate_coco", broken)
+    monkeypatch.setattr("tcl_core.export.coco.validate.validate.check_coco", broken)
     assert run(["validate-coco", "x.json"]) == 70
     assert capsys.readouterr().err == (
         "internal error: ZeroDivisionError: two lines (set TCL_ANNOTATE_DEBUG=1 for the traceback)\n"
@@ -217,12 +217,12 @@ def test_segment_prints_a_table_and_writes_what_is_asked_for(
 
 
 def test_validate_coco_prints_issues_with_locations(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    image = {"id": 0, "file_name": "a.png", "width": 4, "height": 4}
+    image = {"id": 1, "file_name": "a.png", "width": 0, "height": 4}
     (place / "bad.json").write_text(json.dumps({"images": [image], "annotations": [], "categories": []}))
     assert run(["validate-coco", "bad.json"]) == 1
     streams = capsys.readouterr()
-    assert "images[0]" in streams.out and "[zero-id]" in streams.out
-    assert "issue" in streams.err
+    assert streams.out.startswith("error: images[0] (id 1): ") and "[image-size]" in streams.out
+    assert streams.err == "bad.json: 1 error\n"
 
 
 def test_models_list_names_the_embedded_one(capsys: pytest.CaptureFixture[str]) -> None:

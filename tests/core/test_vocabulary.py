@@ -119,7 +119,22 @@ MISTAKES = [
     (b"- A\x00\n", "not valid YAML"),
     (b"- caf\xe9\n", "is not UTF-8 text (byte 5)"),
     ("- A\n".encode("utf-16"), "is not UTF-8 text (byte 0)"),
+    ("labels:\n- name: A\n  color: #ff0000\n", "line 3: the key 'color' has no value, because '#' begins a comment"),
+    ("labels:\n- name: A\n  color: #ff0000\n", 'put the value in quotes, such as "#ff0000"'),
+    ("labels:\n- name: #1\n", "line 2: the key 'name' has no value, because '#'"),
+    ("labels:\n- name: A\n  prompts: #a\n", "line 3: the key 'prompts' has no value, because '#'"),
+    ("labels: [A]\ntemplates: #1", "line 2: the key 'templates' has no value, because '#'"),
+    ("labels: [A]\nbackground: #1", "line 2: the key 'background' has no value, because '#'"),
+    ("labels:\n- A\n- #B\n", "line 3: the entry has no value, because '#' begins a comment"),
+    ("labels: [{name: A, color: #ff0000}]\n", "; put colors in quotes, for '#' begins a comment"),
+    ("- bed, car\n", "labels[0]: 'bed, car' holds a comma; write each label on a line of its own"),
 ]
+
+
+def test_comments_where_no_value_is_lost(tmp_path: Path) -> None:
+    text = "labels: # all\n- A # the first\n- name: B\n  color: # red\n    '#ff0000'\n  threshold: null # none\n"
+    labels = Vocabulary.from_file(write(tmp_path, text + "- name: 'C, D'\n  color:\n")).labels
+    assert labels == (Label("A"), Label("B", color=(255, 0, 0)), Label("C, D"))
 
 
 @pytest.mark.parametrize(("text", "message"), MISTAKES, ids=[str(i) for i in range(len(MISTAKES))])
@@ -169,6 +184,11 @@ def test_options() -> None:
         (["A", "A=b"], '--label "A=b": the label \'A\' is already given by --label "A"'),
         (["background"], "--label \"background\": 'background' is not a label"),
         ([], "labels: there is no label"),
+        (
+            ["a", "bed, car"],
+            '--label "bed, car": a label has no commas unless its prompts follow; write --label "bed" --label "car" '
+            'for several labels, or --label "NAME=bed,car" for one label with several prompts',
+        ),
     ],
 )
 def test_option_mistakes(options: list[str], message: str) -> None:

@@ -53,7 +53,7 @@ def declared_distributions(*extras: str) -> set[str]:
 
 
 def test_dependencies_are_those_that_are_imported() -> None:
-    assert imported_distributions("tcl_core") == declared_distributions("hub-tokenizers")
+    assert imported_distributions("tcl_core") == declared_distributions("heif", "hub-tokenizers")
 
 
 def test_the_napari_extra_has_all_that_the_plugin_imports() -> None:
@@ -68,7 +68,7 @@ def test_the_label_studio_extra_has_all_that_the_backend_imports() -> None:
 
 @pytest.mark.parametrize("folder", ["training", "benchmarks", "tests", "docs"])
 def test_the_test_extra_has_all_that_the_rest_imports(folder: str) -> None:
-    assert imported_distributions(folder) <= declared_distributions("test", "docs", "label-studio", "napari")
+    assert imported_distributions(folder) <= declared_distributions("test", "docs", "heif", "label-studio", "napari")
 
 
 def test_library_does_not_import_training_or_tests() -> None:

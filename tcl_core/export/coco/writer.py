@@ -6,6 +6,7 @@ clock (COCO's ``date_created`` is therefore left out).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from tcl_core.errors import CocoError
+from tcl_core.errors import CocoError, reason_of, remedy_of
 from tcl_core.export.base import journal_path, slashed
 from tcl_core.export.coco.annotations import categories_of
 from tcl_core.export.info import run_info
@@ -136,12 +137,14 @@ class CocoFile:
 
     def abort(self) -> None:
         """Remove what was written so far; does nothing after `close`."""
-        for part in self._parts:
-            part.close()
-        self._parts = []
+        parts, self._parts = self._parts, []
+        for part in parts:
+            # On a full disk closing fails too, as it writes what was held back; the part is gone all the same.
+            with contextlib.suppress(OSError):
+                part.close()
 
     def _refused(self, error: OSError) -> CocoError:
-        return CocoError(f"{self.out} cannot be written: {error.strerror}; choose another folder or file name")
+        return CocoError(f"{self.out} cannot be written: {reason_of(error)}; {remedy_of(error)}")
 
 
 def write_coco_file(

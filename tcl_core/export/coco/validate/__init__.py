@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from tcl_core.export.coco.validate.issues import CODES, Issue
-from tcl_core.export.coco.validate.validate import validate_coco
+from tcl_core.export.coco.validate.issues import CODES, WARNINGS, Issue, IssueGroup, group_issues
+from tcl_core.export.coco.validate.kinds import Kind
+from tcl_core.export.coco.validate.validate import CocoCheck, check_coco, validate_coco
 
-__all__ = ["CODES", "Issue", "validate_coco"]
+__all__ = [
+    "CODES",
+    "WARNINGS",
+    "CocoCheck",
+    "Issue",
+    "IssueGroup",
+    "Kind",
+    "check_coco",
+    "group_issues",
+    "validate_coco",
+]

@@ -18,7 +18,7 @@ from tcl_core.export.coco.tolerance import (
     polygon_area_tolerance,
     polygon_box_tolerance,
 )
-from tcl_core.export.coco.validate.issues import Report, is_number
+from tcl_core.export.coco.validate.issues import Report, Severity, is_number
 from tcl_core.export.coco.validate.rings import first_crossing
 
 __all__ = ["OUTSIDE_TOLERANCE", "check_geometry"]
@@ -47,7 +47,14 @@ class Extent:
     border: float | None
 
 
-def check_geometry(entry: Mapping[str, Any], location: str, size: tuple[int, int] | None, report: Report) -> None:
+def check_geometry(
+    entry: Mapping[str, Any],
+    location: str,
+    size: tuple[int, int] | None,
+    report: Report,
+    *,
+    needs_segmentation: bool = True,
+) -> None:
     """Check ``segmentation``, ``area`` and ``bbox`` of an annotation.
 
     Args:
@@ -55,19 +62,27 @@ def check_geometry(entry: Mapping[str, Any], location: str, size: tuple[int, int
         location: its location in the file.
         size: ``(height, width)`` of its image; ``None`` where that is not known, then only the form is checked.
         report: receives the issues.
+        needs_segmentation: whether the segmentation may be missing or empty, as in files of boxes.
     """
-    extent = _segmentation(entry, location, size, report)
+    boxed = not needs_segmentation and not entry.get("segmentation")
+    extent = None if boxed else _segmentation(entry, location, size, report)
     area = report.number(entry, "area", location)
     if area is not None and area <= 0:
-        report.add(location, "bad-area", f"area is {area:.10g}; it must be positive")
+        severity: Severity = "error" if area < 0 else "warning"
+        report.add(location, "bad-area", f"area is {area:.10g}; it must be positive", severity)
         area = None
     box = _box(entry, location, size, report)
+    if boxed and area is not None and box is not None and area > box[2] * box[3] + polygon_area_tolerance(area, 0):
+        # It may be that of a mask that is not in the file, but not more than the box holds.
+        report.add(location, "area-mismatch", f"area is {area:.10g}, the box holds {box[2] * box[3]:.10g} pixels")
     if extent is None:
         return
+    # Crowds are left out of every score, whatever their area and box.
+    crowd: Severity | None = "warning" if entry.get("iscrowd") == 1 else None
     if area is not None:
-        _compare_area(area, extent, location, report)
+        _compare_area(area, extent, location, report, crowd)
     if box is not None:
-        _compare_box(box, extent, location, report)
+        _compare_box(box, extent, location, report, crowd)
 
 
 def _segmentation(
@@ -205,7 +220,7 @@ def _box(
     return x, y, width, height
 
 
-def _compare_area(area: float, extent: Extent, location: str, report: Report) -> None:
+def _compare_area(area: float, extent: Extent, location: str, report: Report, severity: Severity | None) -> None:
     low, high = extent.areas
     if extent.border is None:
         tolerance = exact_area_tolerance(area)
@@ -217,10 +232,13 @@ def _compare_area(area: float, extent: Extent, location: str, report: Report) ->
             location,
             "area-mismatch",
             f"area is {area:.10g}, the segmentation covers {right} pixels (tolerance {tolerance:.3g})",
+            severity,
         )
 
 
-def _compare_box(box: tuple[float, float, float, float], extent: Extent, location: str, report: Report) -> None:
+def _compare_box(
+    box: tuple[float, float, float, float], extent: Extent, location: str, report: Report, severity: Severity | None
+) -> None:
     across = EXACT_BOX_TOLERANCE if extent.border is None else polygon_box_tolerance(box[2])
     down = EXACT_BOX_TOLERANCE if extent.border is None else polygon_box_tolerance(box[3])
     tolerances = (across, down, across, down)
@@ -228,7 +246,12 @@ def _compare_box(box: tuple[float, float, float, float], extent: Extent, locatio
         if not low - tolerance <= edge <= high + tolerance:
             left, top, right, bottom = ((a + b) / 2 for a, b in zip(extent.low, extent.high, strict=True))
             around = _box_text([left, top, right - left, bottom - top])
-            report.add(location, "bbox-mismatch", f"bbox is {_box_text(list(box))}, the segmentation lies in {around}")
+            report.add(
+                location,
+                "bbox-mismatch",
+                f"bbox is {_box_text(list(box))}, the segmentation lies in {around}",
+                severity,
+            )
             return
 
 

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["CODES", "Issue", "Report", "is_not_finite", "is_number"]
+__all__ = [
+    "CODES",
+    "WARNINGS",
+    "Issue",
+    "IssueGroup",
+    "Report",
+    "Severity",
+    "group_issues",
+    "is_not_finite",
+    "is_number",
+]
+
+Severity = Literal["error", "warning"]
+"""``error``: a reader crashes, loses or misreads data, or scores are wrong; ``warning``: odd, and harmless to most."""
 
 CODES: dict[str, str] = {
     "absolute-file-name": "a file name is an absolute path",
     "area-mismatch": "the area is not that of the geometry",
     "bad-area": "the area is zero or negative",
+    "bad-keypoints": "keypoints are of the wrong number, or have an unknown visibility",
     "bad-iscrowd": "iscrowd is neither 0 nor 1",
+    "bad-skeleton": "an edge of a skeleton joins no two points of its category",
     "bbox-empty": "the box has no width or height",
     "bbox-mismatch": "the box does not lie around the geometry",
     "bbox-outside": "the box leaves the image",
@@ -28,6 +44,8 @@ CODES: dict[str, str] = {
     "file-name-not-text": "a file name holds bytes that are not UTF-8",
     "image-size": "a width or height is below 1, or the image is too large for run lengths",
     "invalid-json": "the file is not JSON",
+    "keypoint-outside": "a labeled point lies outside the image",
+    "keypoints-count": "num_keypoints is not the number of labeled points",
     "missing-key": "a key is missing",
     "negative-id": "an id is negative",
     "non-finite": "a number is NaN or infinite, which is not JSON",
@@ -40,14 +58,33 @@ CODES: dict[str, str] = {
     "polygon-outside": "a ring leaves the image",
     "rle-size": "the run-length encoding is of another size than its image",
     "rle-undecodable": "the run-length encoding does not decode",
+    "segment-id": "a segment's id does not fit into the colors of a PNG",
     "self-crossing": "a ring crosses itself",
     "too-few-points": "a ring has less than three different points",
     "unknown-category": "no category has this id",
     "unknown-image": "no image has this id",
     "wrong-type": "a value is of the wrong type",
-    "zero-id": "an id is 0",
+    "zero-id": "the id of an annotation or segment is 0",
 }
 """Every code an issue can have, and what it means."""
+
+WARNINGS = frozenset(
+    {
+        "area-mismatch",
+        "bad-skeleton",
+        "duplicate-category-name",
+        "duplicate-file-name",
+        "empty-segmentation",
+        "keypoint-outside",
+        "keypoints-count",
+        "negative-id",
+        "self-crossing",
+    }
+)
+"""Codes of issues that are warnings; all others are errors."""
+
+_SHOWN_ONE_BY_ONE = 3
+_PARTICULAR = re.compile(r"'[^']*'|[-+]?\d[\d.,ex+-]*|\bnan\b|\binf\b")
 
 
 @dataclass(frozen=True)
@@ -58,6 +95,7 @@ class Issue:
         location: where, such as ``annotations[12] (id 13)``, indices from 0.
         code: one of `CODES`.
         message: the field and what is wrong with it.
+        severity: ``"error"`` or ``"warning"``.
 
     Example:
         >>> print(Issue("annotations[12] (id 13)", "bad-iscrowd", "iscrowd is 2; it must be 0 or 1"))
@@ -67,11 +105,56 @@ class Issue:
     location: str
     code: str
     message: str
+    severity: Severity = "error"
 
     def __str__(self) -> str:
         """The issue as one line that any terminal can show, whatever characters the file holds."""
         line = f"{self.location}: {self.message} [{self.code}]"
         return line.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@dataclass(frozen=True)
+class IssueGroup:
+    """Issues that say the same of several entries of one list.
+
+    Attributes:
+        issues: in the order of the file; at least one.
+    """
+
+    issues: tuple[Issue, ...]
+
+    @property
+    def severity(self) -> Severity:
+        """Of each of them."""
+        return self.issues[0].severity
+
+    def lines(self) -> list[str]:
+        """A few issues as they are; of more the first, how many there are, and where the last one is.
+
+        >>> IssueGroup(tuple(Issue(f"annotations[{i}]", "zero-id", "id is 0") for i in range(1200))).lines()
+        ['annotations[0]: id is 0 [zero-id]', '    and 1,199 more like it, the last at annotations[1199]']
+        """
+        if len(self.issues) <= _SHOWN_ONE_BY_ONE:
+            return [str(issue) for issue in self.issues]
+        rest = f"    and {len(self.issues) - 1:,} more like it, the last at {self.issues[-1].location}"
+        return [str(self.issues[0]), rest.encode("utf-8", "backslashreplace").decode("utf-8")]
+
+
+def group_issues(issues: Sequence[Issue]) -> list[IssueGroup]:
+    """Put together what differs only in numbers and quoted names; errors come first.
+
+    Args:
+        issues: in the order of the file.
+
+    Returns:
+        Groups in the order of their first issues, those of errors before those of warnings.
+    """
+    groups: dict[tuple[str, str, str, str], list[Issue]] = {}
+    for issue in issues:
+        section = issue.location.partition("[")[0]
+        key = (issue.severity, issue.code, section, _PARTICULAR.sub("#", issue.message))
+        groups.setdefault(key, []).append(issue)
+    return sorted((IssueGroup(tuple(group)) for group in groups.values()), key=lambda group: group.severity)
 
 
 class Report:
@@ -80,9 +163,9 @@ class Report:
     def __init__(self) -> None:
         self.issues: list[Issue] = []
 
-    def add(self, location: str, code: str, message: str) -> None:
-        """Note one issue."""
-        self.issues.append(Issue(location, code, message))
+    def add(self, location: str, code: str, message: str, severity: Severity | None = None) -> None:
+        """Note one issue, by default with the severity of its code."""
+        self.issues.append(Issue(location, code, message, severity or ("warning" if code in WARNINGS else "error")))
 
     def integer(self, entry: Mapping[str, Any], key: str, location: str) -> int | None:
         """A whole number, or ``None`` after reporting that it is missing or something else."""
@@ -117,13 +200,18 @@ class Report:
             return None
         return value
 
-    def identity(self, entry: Mapping[str, Any], location: str, seen: dict[int, int], index: int) -> int | None:
-        """An entry's id, checked to be positive and new; ``seen`` maps ids to the index of their first use."""
+    def identity(
+        self, entry: Mapping[str, Any], location: str, seen: dict[int, int], index: int, *, zero: str | None = None
+    ) -> int | None:
+        """An entry's id, checked to be new; ``seen`` maps ids to the index of their first use.
+
+        ``zero`` says what harm an id of 0 does, which is none to images and categories.
+        """
         value = self.integer(entry, "id", location)
         if value is None:
             return None
-        if value == 0:
-            self.add(location, "zero-id", "id is 0, which COCOeval and many loaders take for 'none'; count from 1")
+        if value == 0 and zero is not None:
+            self.add(location, "zero-id", f"id is 0, which {zero}; count from 1")
         elif value < 0:
             self.add(location, "negative-id", f"id is {value}; count from 1")
         if value in seen:

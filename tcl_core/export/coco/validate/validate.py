@@ -1,4 +1,4 @@
-"""Checking any COCO instance file, with the location of every fault.
+"""Checking any COCO file, with the location of every fault.
 
 Tolerances: an area may miss run lengths by 1 % (at least 1 pixel), and a polygon by 10 % or by a quarter of a pixel
 along its whole border; a box by 1 pixel, and by 5 % (at least 0.75 pixel). Polygons are measured both as drawn by
@@ -16,18 +16,28 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tcl_core.errors import CocoError, ImageError
 from tcl_core.export.coco.validate.geometry_checks import check_geometry
 from tcl_core.export.coco.validate.issues import Issue, Report, is_not_finite
+from tcl_core.export.coco.validate.kinds import (
+    Kind,
+    check_caption,
+    check_keypoint_category,
+    check_keypoints,
+    check_segments,
+    kind_of,
+)
 from tcl_core.export.names import is_text
 from tcl_core.images import image_size
 
-__all__ = ["validate_coco"]
+__all__ = ["CocoCheck", "check_coco", "validate_coco"]
 
+Sizes = dict[int, tuple[int, int] | None]
 _SECTIONS = ("images", "categories", "annotations")
 # Run lengths are 32-bit numbers.
 _MAX_PIXELS = 2**32 - 1
@@ -36,8 +46,26 @@ _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
 _MAYBE_NOT_FINITE = re.compile(r"NaN|Infinity|\d[eE]\+?\d{3}|\d{300}")
 
 
+@dataclass(frozen=True)
+class CocoCheck:
+    """What a check found.
+
+    Attributes:
+        kind: of the file; ``None`` where it could not be read so far.
+        issues: in the order of the file.
+    """
+
+    kind: Kind | None
+    issues: list[Issue]
+
+
 def validate_coco(path: str | os.PathLike[str], images_dir: str | os.PathLike[str] | None = None) -> list[Issue]:
-    """Check a COCO instance file.
+    """The issues of `check_coco`, errors and warnings; empty for a file without fault."""
+    return check_coco(path, images_dir).issues
+
+
+def check_coco(path: str | os.PathLike[str], images_dir: str | os.PathLike[str] | None = None) -> CocoCheck:
+    """Check a COCO file of instances, boxes, keypoints, panoptic segments or captions.
 
     Args:
         path: the JSON file.
@@ -45,8 +73,7 @@ def validate_coco(path: str | os.PathLike[str], images_dir: str | os.PathLike[st
             rotation, the size that the file states. Only headers are read.
 
     Returns:
-        The issues in the order of the file; empty for a file without fault. The codes are those of
-        `tcl_core.export.coco.validate.issues.CODES`.
+        The kind of the file and the issues, whose codes are those of `tcl_core.export.coco.validate.issues.CODES`.
 
     Raises:
         CocoError: the file, or the folder, is not there or cannot be read.
@@ -63,14 +90,22 @@ def validate_coco(path: str | os.PathLike[str], images_dir: str | os.PathLike[st
     text = _decode(raw, report)
     data = None if text is None else _parse(text, report)
     if text is None or data is None:
-        return report.issues
+        return CocoCheck(None, report.issues)
     if _MAYBE_NOT_FINITE.search(text):
         _report_non_finite(data, report)
-    sections = _sections(data, report)
+    kind = kind_of(data)
+    sections = _sections(data, kind, report)
     sizes = _check_images(sections.get("images"), folder, report)
     categories = _check_categories(sections.get("categories"), report)
-    _check_annotations(sections.get("annotations"), sizes, categories, report)
-    return report.issues
+    annotations = sections.get("annotations")
+    if kind is Kind.PANOPTIC:
+        _check_panoptic(annotations, sizes, categories, report)
+    elif kind is Kind.CAPTIONS:
+        for _, location, entry in _annotations(annotations, sizes, report):
+            check_caption(entry, location, report)
+    else:
+        _check_annotations(annotations, sizes, categories, kind, report)
+    return CocoCheck(kind, report.issues)
 
 
 def _decode(raw: bytes, report: Report) -> str | None:
@@ -93,6 +128,13 @@ def _parse(text: str, report: Report) -> dict[str, Any] | None:
         return None
     except (RecursionError, ValueError) as error:
         report.add("file", "invalid-json", f"the file cannot be read as JSON: {error}")
+        return None
+    if isinstance(data, list) and data and isinstance(data[0], dict) and "image_id" in data[0]:
+        report.add(
+            "file",
+            "wrong-type",
+            "the file is a list of results, not a data set; 'tcl-annotate score --gt FILE --dt FILE' scores it",
+        )
         return None
     if not isinstance(data, dict):
         report.add("file", "wrong-type", f"the file holds a {type(data).__name__}; it must be an object")
@@ -137,19 +179,21 @@ class _Repeats:
                 self._walk(child, location, f"{inner}[{index}]", report)
 
 
-def _sections(data: dict[str, Any], report: Report) -> dict[str, list[Any]]:
+def _sections(data: dict[str, Any], kind: Kind, report: Report) -> dict[str, list[Any]]:
     """The three lists that are there; what is not a list is reported."""
     found: dict[str, list[Any]] = {}
     for key in _SECTIONS:
         if key not in data:
-            report.add("file", "missing-key", f"{key} is missing")
+            # Captions are of no category.
+            if not (kind is Kind.CAPTIONS and key == "categories"):
+                report.add("file", "missing-key", f"{key} is missing")
         elif not isinstance(data[key], list):
             report.add(key, "wrong-type", f"{key} is a {type(data[key]).__name__}; it must be a list")
         else:
             found[key] = data[key]
-    for key, kind in (("info", dict), ("licenses", list)):
-        if key in data and not isinstance(data[key], kind):
-            report.add(key, "wrong-type", f"{key} is a {type(data[key]).__name__}; it must be a {kind.__name__}")
+    for key, wanted in (("info", dict), ("licenses", list)):
+        if key in data and not isinstance(data[key], wanted):
+            report.add(key, "wrong-type", f"{key} is a {type(data[key]).__name__}; it must be a {wanted.__name__}")
     return found
 
 
@@ -234,45 +278,88 @@ def _check_image(folder: Path, name: str, size: tuple[int, int] | None, location
         )
 
 
-def _check_categories(entries: list[Any] | None, report: Report) -> set[int] | None:
+def _check_categories(entries: list[Any] | None, report: Report) -> dict[int, int | None] | None:
+    """How many keypoints each category has by id, ``None`` where it names none."""
     if entries is None:
         return None
     ids: dict[int, int] = {}
+    counts: dict[int, int | None] = {}
     names: dict[str, int] = {}
     for index, location, entry in _entries("categories", entries, report):
-        report.identity(entry, location, ids, index)
+        identity = report.identity(entry, location, ids, index)
+        count = check_keypoint_category(entry, location, report)
+        if identity is not None:
+            counts.setdefault(identity, count)
         name = report.text(entry, "name", location)
         if name is not None and names.setdefault(name, index) != index:
             report.add(
                 location, "duplicate-category-name", f"name {name!r} is that of categories[{names[name]}] already"
             )
-    return set(ids)
+    return counts
+
+
+def _annotations(
+    entries: list[Any] | None, sizes: Sizes | None, report: Report, *, with_ids: bool = True
+) -> Iterator[tuple[int | None, str, dict[str, Any]]]:
+    """Image, location and entry of each annotation; its id and image are checked.
+
+    A list of images that is missing altogether makes no reference to it wrong.
+    """
+    ids: dict[int, int] = {}
+    for index, location, entry in _entries("annotations", entries, report):
+        if with_ids:
+            harm = "COCOeval takes for 'no match', so that a found object counts as missed"
+            report.identity(entry, location, ids, index, zero=harm)
+        image = report.integer(entry, "image_id", location)
+        if image is not None and sizes is not None and image not in sizes:
+            report.add(location, "unknown-image", f"image_id is {image}; no image has this id")
+        yield image, location, entry
+
+
+def _check_category_of(
+    entry: Mapping[str, Any], location: str, categories: dict[int, int | None] | None, report: Report
+) -> int | None:
+    """The id of an entry's category, which must be known if there is a list of them."""
+    category = report.integer(entry, "category_id", location)
+    if category is not None and categories is not None and category not in categories:
+        report.add(location, "unknown-category", f"category_id is {category}; no category has this id")
+    return category
+
+
+def _check_panoptic(
+    entries: list[Any] | None, sizes: Sizes | None, categories: dict[int, int | None] | None, report: Report
+) -> None:
+    for image, location, entry in _annotations(entries, sizes, report, with_ids=False):
+        name = report.text(entry, "file_name", location)
+        if name is not None:
+            _names_inside(name, location, report)
+        size = None if image is None or sizes is None else sizes.get(image)
+        for place, segment in check_segments(entry, location, report):
+            _check_category_of(segment, place, categories, report)
+            check_geometry(segment, place, size, report, needs_segmentation=False)
+            _check_crowd(segment, place, report)
 
 
 def _check_annotations(
     entries: list[Any] | None,
-    sizes: dict[int, tuple[int, int] | None] | None,
-    categories: set[int] | None,
+    sizes: Sizes | None,
+    categories: dict[int, int | None] | None,
+    kind: Kind,
     report: Report,
 ) -> None:
-    """Check the annotations; a list that is missing altogether makes no reference to it wrong."""
-    ids: dict[int, int] = {}
-    for index, location, entry in _entries("annotations", entries, report):
-        report.identity(entry, location, ids, index)
-        image = report.integer(entry, "image_id", location)
-        if image is not None and sizes is not None and image not in sizes:
-            report.add(location, "unknown-image", f"image_id is {image}; no image has this id")
-        category = report.integer(entry, "category_id", location)
-        if category is not None and categories is not None and category not in categories:
-            report.add(location, "unknown-category", f"category_id is {category}; no category has this id")
+    for image, location, entry in _annotations(entries, sizes, report):
+        category = _check_category_of(entry, location, categories, report)
         size = None if image is None or sizes is None else sizes.get(image)
-        check_geometry(entry, location, size, report)
+        check_geometry(entry, location, size, report, needs_segmentation=kind is Kind.INSTANCES)
+        if kind is Kind.KEYPOINTS:
+            count = None if category is None or categories is None else categories.get(category)
+            check_keypoints(entry, location, size, count, report)
         _check_crowd(entry, location, report)
         if "score" in entry:
             report.number(entry, "score", location)
 
 
-def _check_crowd(entry: dict[str, Any], location: str, report: Report) -> None:
+def _check_crowd(entry: Mapping[str, Any], location: str, report: Report) -> None:
     if "iscrowd" not in entry:
         report.add(location, "missing-key", "iscrowd is missing")
     elif is_not_finite(entry["iscrowd"]):

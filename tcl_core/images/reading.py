@@ -11,23 +11,46 @@ import io
 import os
 import stat
 import struct
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from tcl_core.errors import ImageError, SettingsError
+from tcl_core.images.depth import depth_of, is_deep_color, mend_planes, other_bytes, scale, stretch
+from tcl_core.images.jpeg_end import with_end_marker
 
-__all__ = ["DEFAULT_MAX_PIXELS", "SUPPORTED_EXTENSIONS", "ImageSource", "image_size", "is_supported", "load_image"]
+try:
+    from pillow_heif import HeifImageFile
+except ImportError:
+    HeifImageFile = None
+
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "HEIF_EXTENSIONS",
+    "HEIF_REMEDY",
+    "SUPPORTED_EXTENSIONS",
+    "ImageSource",
+    "image_size",
+    "is_supported",
+    "load_image",
+]
 
 ImageSource = str | os.PathLike[str] | bytes
 
 DEFAULT_MAX_PIXELS = 200_000_000
 """Largest image decoded unless the caller says otherwise: 200 megapixels, 0.6 GB as 8-bit RGB."""
+
+HEIF_EXTENSIONS = (".heic", ".heif", ".hif")
+"""Endings of HEIF images, which are read where pillow-heif is installed."""
+HEIF_REMEDY = "install pillow-heif (pip install 'tcl-annotate[heif]') or save as JPEG"
+"""What to do about HEIF images where it is not."""
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 
 _EXTENSIONS_OF_FORMAT = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -44,16 +67,18 @@ _EXTENSIONS_OF_FORMAT = {
 
 def _readable_formats() -> dict[str, tuple[str, ...]]:
     Image.init()
-    return {name: extensions for name, extensions in _EXTENSIONS_OF_FORMAT.items() if name in Image.OPEN}
+    found = {name: extensions for name, extensions in _EXTENSIONS_OF_FORMAT.items() if name in Image.OPEN}
+    return found if HeifImageFile is None else {**found, "HEIF": HEIF_EXTENSIONS}
 
 
 SUPPORTED_EXTENSIONS: tuple[str, ...] = tuple(sorted(e for es in _readable_formats().values() for e in es))
-"""Lower-case file name endings that a walk over a folder takes as images; AVIF only where Pillow can read it."""
+"""Lower-case file name endings that a walk over a folder takes as images; AVIF only where Pillow can read it, HEIF
+where pillow-heif is installed."""
 
 _ORIENTATION_TAG = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_PHOTOMETRIC = 256, 257, 258, 262
 _TIFF_WHITE_IS_ZERO = 0
-_ROWS_AT_ONCE = 256
+_AUTOMATIC: Literal["auto"] = "auto"
 
 
 def is_supported(path: str | os.PathLike[str]) -> bool:
@@ -66,7 +91,12 @@ def is_supported(path: str | os.PathLike[str]) -> bool:
 
 
 def load_image(
-    source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS, name: str | None = None
+    source: ImageSource,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    name: str | None = None,
+    bit_depth: int | None = None,
+    on_warning: Callable[[str], None] | None = None,
 ) -> NDArray[np.uint8]:
     """Decode an image to 8-bit RGB, upright.
 
@@ -74,22 +104,29 @@ def load_image(
     * Transparent images (RGBA, LA, palette or color-key transparency) are composited on **white**.
     * Gray is repeated over the three channels; CMYK, YCbCr and palettes are converted by Pillow, without a color
       profile.
-    * More than 8 bits are scaled from the format's full range (16-bit: 65535 becomes 255), never clipped. Gray values
+    * More than 8 bits are scaled so that the largest value of that depth becomes 255. 16-bit files often hold fewer
+      bits: the depth is then the smallest of 8, 10, 12, 14 and 16 bits that has room for every value of the image, or
+      ``bit_depth``. Files that state another depth (TIFF of 12 bits, PGM with a maximum) have that. Gray values
       without a defined white (float, 32-bit and signed integers): floats within [0, 1] are multiplied by 255, values
       within [0, 255] are taken as they are, anything else is stretched from its minimum to its maximum; NaN and
       negative infinity become black, positive infinity white.
+    * A JPEG that lacks nothing but its end marker is read, with a warning; one that lacks any pixel is not.
 
     Args:
         source: path of the file, or the encoded bytes themselves.
         max_pixels: largest width x height to decode; compared with the header before decoding.
         name: what error messages call the image; the path by default.
+        bit_depth: bits that 16-bit files use, 1 to 16; higher values become white. ``None`` takes those that the values
+            of each image suggest.
+        on_warning: is told, in a sentence that begins with the name, what is odd about an image that is read all the
+            same; by default Python's `warnings` are.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB, contiguous and writable.
 
     Raises:
         ImageError: the file is missing, unreadable, not an image, damaged, truncated or above ``max_pixels``.
-        SettingsError: ``max_pixels`` is not positive.
+        SettingsError: ``max_pixels`` is not positive, or ``bit_depth`` out of range.
 
     >>> encoded = io.BytesIO()
     >>> Image.new("LA", (3, 2), (0, 0)).save(encoded, "PNG")
@@ -98,6 +135,8 @@ def load_image(
     """
     if max_pixels < 1:
         raise SettingsError(f"max_pixels is {max_pixels}; give the largest number of pixels to decode, at least 1.")
+    if bit_depth is not None and not 1 <= bit_depth <= 16:
+        raise SettingsError(f"bit_depth is {bit_depth}; give a number of bits from 1 to 16, or none for automatic.")
     shown = _shown_name(source, name)
     with _opened(source, shown) as (image, handle):
         height, width = _upright_size(image, handle)
@@ -108,12 +147,16 @@ def load_image(
             )
         orientation = _orientation(image, handle)
         white_is_zero = _is_16_bit_white_is_zero(image)
-        bits = _bits_per_sample(image)
-        image.load()
+        bits, stated = _bits_per_sample(image)
+        deep = is_deep_color(image)
+        whole = _load(image, handle, shown, on_warning or _warn)
         # Pillow turns TIFFs itself while it loads them, and then drops the tag.
         if image.format == "TIFF" and _ORIENTATION_TAG not in image.tag_v2:  # type: ignore[attr-defined]
             orientation = 1
-        pixels = _to_rgb(image, bits, white_is_zero)
+        if deep and (exact := _deep_color(whole, handle, shown, bit_depth)) is not None:
+            pixels = _on_white(exact)
+        else:
+            pixels = _to_rgb(whole, bits, None if stated else bit_depth or _AUTOMATIC, white_is_zero)
     pixels = _turn(pixels, orientation)
     if pixels.shape[0] * pixels.shape[1] > max_pixels or pixels.shape[:2] != (height, width):
         raise ImageError(
@@ -151,7 +194,7 @@ def _opened(source: ImageSource, shown: str) -> Iterator[tuple[ImageFile.ImageFi
     """Open an image lazily; whatever a decoder raises inside the block becomes one `ImageError`."""
     with _binary_handle(source, shown) as handle:
         try:
-            image = _identify(handle)
+            image = _identify(handle, shown)
             try:
                 yield image, handle
             finally:
@@ -200,14 +243,22 @@ def _binary_handle(source: ImageSource, shown: str) -> Iterator[BinaryIO]:
         yield handle
 
 
-def _identify(handle: BinaryIO) -> ImageFile.ImageFile:
+def _identify(handle: BinaryIO, shown: str) -> ImageFile.ImageFile:
     """Let the allowed plugins read the header.
 
     `PIL.Image.open` would also compare the size with a process-wide limit; going through its plugin table leaves that
     limit, and the warnings that belong to it, to the other users of the process.
     """
-    prefix = handle.read(16)
+    start = handle.read(256)
+    if _is_heif(start):
+        if HeifImageFile is None:
+            raise ImageError(f"{shown}: is a HEIF image, whatever its ending; {HEIF_REMEDY}.")
+        handle.seek(0)
+        return HeifImageFile(handle, "")
+    prefix = start[:16]
     for name in _readable_formats():
+        if name == "HEIF":
+            continue
         factory, accept = Image.OPEN[name]
         accepted = accept is None or accept(prefix)
         if isinstance(accepted, str) or not accepted:
@@ -218,8 +269,17 @@ def _identify(handle: BinaryIO) -> ImageFile.ImageFile:
         # The plugins' way to say "not mine after all".
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
             raise ValueError(f"its {name} header cannot be read: {error}") from error
+        mend_planes(image)
         return image
     raise UnidentifiedImageError("no decoder accepts it")
+
+
+def _is_heif(start: bytes) -> bool:
+    """Whether a file's first box says HEIF (ISO 23008-12) with HEVC inside; AVIF shares the container."""
+    if start[4:8] != b"ftyp":
+        return False
+    brands = start[8 : min(int.from_bytes(start[:4], "big"), len(start))]
+    return any(brands[place : place + 4] in _HEIF_BRANDS for place in range(0, len(brands), 4))
 
 
 def _upright_size(image: ImageFile.ImageFile, handle: BinaryIO) -> tuple[int, int]:
@@ -287,23 +347,84 @@ def _is_16_bit_white_is_zero(image: ImageFile.ImageFile) -> bool:
     return image.tag_v2.get(_TIFF_PHOTOMETRIC) == _TIFF_WHITE_IS_ZERO  # type: ignore[attr-defined]
 
 
-def _bits_per_sample(image: ImageFile.ImageFile) -> int | None:
-    """Bits of an unsigned gray image deeper than 8 bits, or None where the values have no defined white."""
+def _bits_per_sample(image: ImageFile.ImageFile) -> tuple[int | None, bool]:
+    """Bits of an unsigned gray image deeper than 8 bits, or None where the values have no defined white.
+
+    The second value says whether the file states them, or only that it stores 16.
+    """
     if image.mode.startswith("I;16"):
-        if image.format == "TIFF":
-            return int(image.tag_v2.get(_TIFF_BITS, (16,))[0])  # type: ignore[attr-defined]
-        return 16
+        stored = image.tag_v2.get(_TIFF_BITS, (16,))[0] if image.format == "TIFF" else 16  # type: ignore[attr-defined]
+        return int(stored), int(stored) != 16
     # 16-bit PGM, and 16-bit PNG in older Pillow, arrive as 32-bit integers of range 65535.
-    return 16 if image.mode == "I" and image.format in ("PNG", "PPM") else None
+    if image.mode == "I" and image.format in ("PNG", "PPM"):
+        # A PGM that states its highest value is scaled by Pillow; one that states 65535 may hold less.
+        return 16, image.format == "PPM" and any(tile.codec_name != "raw" for tile in image.tile)
+    return None, True
 
 
-def _to_rgb(image: Image.Image, bits: int | None, white_is_zero: bool) -> NDArray[np.uint8]:
+def _load(image: ImageFile.ImageFile, handle: BinaryIO, shown: str, warn: Callable[[str], None]) -> ImageFile.ImageFile:
+    """Decode an image; the one that is decoded is another where a file had to be mended."""
+    try:
+        image.load()
+        return image
+    except OSError:
+        if image.format not in ("JPEG", "MPO"):
+            raise
+        handle.seek(0)
+        mended = with_end_marker(handle.read())
+        if mended is None:
+            raise
+    again = _identify(io.BytesIO(mended), shown)
+    again.load()
+    warn(f"{shown}: the end marker of the JPEG is missing, though the image is whole; save it again to mend the file.")
+    return again
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
+
+
+def _deep_color(
+    image: ImageFile.ImageFile, handle: BinaryIO, shown: str, bit_depth: int | None
+) -> NDArray[np.uint8] | None:
+    """A color image of 16-bit values scaled by all its bits; ``None`` where the upper 8 bits are all that is shown.
+
+    Returns:
+        uint8 ``[H, W, 4]``, RGB and opacity.
+    """
+    upper = np.asarray(image)
+    if bit_depth is None and depth_of(int(upper[..., :3].max()) << 8 | 0xFF) == 16:
+        return None
+    handle.seek(0)
+    values = upper.astype(np.uint16) << 8 | other_bytes(_identify(handle, shown))
+    depth = bit_depth or depth_of(int(values[..., :3].max()))
+    opaque = np.full((*upper.shape[:2], 1), 255, dtype=np.uint8)
+    opacity = upper[..., 3:] if upper.shape[2] == 4 else opaque
+    key = image.info.get("transparency")
+    if isinstance(key, tuple):
+        opacity = np.where((values[..., :3] == key).all(axis=2, keepdims=True), 0, opaque)
+    return np.concatenate([scale(values[..., :3], depth), opacity.astype(np.uint8)], axis=2)
+
+
+def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    image = Image.fromarray(rgba)
+    canvas = Image.new("RGB", image.size, (255, 255, 255))
+    canvas.paste(image, mask=image.getchannel("A"))
+    return np.array(canvas)
+
+
+def _to_rgb(
+    image: Image.Image, bits: int | None, depth: int | Literal["auto"] | None, white_is_zero: bool
+) -> NDArray[np.uint8]:
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
-        gray = _stretch(values) if bits is None else _scale(values, bits)
+        key = image.info.get("transparency")
+        if bits is not None and depth is not None:
+            # The value that stands for "nothing here" may be higher than any other.
+            bits = depth_of(int(values.max(where=values != key, initial=0))) if depth == _AUTOMATIC else depth
+        gray = stretch(values) if bits is None else scale(values, bits)
         if white_is_zero:
             gray = 255 - gray
-        key = image.info.get("transparency")
         if isinstance(key, int):
             gray[values == key] = 255
         return np.repeat(gray[:, :, None], 3, axis=2)
@@ -313,33 +434,5 @@ def _to_rgb(image: Image.Image, bits: int | None, white_is_zero: bool) -> NDArra
             image.info["transparency"] = tuple(value >> 8 for value in key)
         # Pillow converts the pre-multiplied and palette modes to straight alpha only step by step.
         straight = image.convert("LA") if image.mode == "La" else image
-        rgba = straight.convert("RGBA")
-        canvas = Image.new("RGB", image.size, (255, 255, 255))
-        canvas.paste(rgba, mask=rgba.getchannel("A"))
-        return np.array(canvas)
+        return _on_white(np.asarray(straight.convert("RGBA")))
     return np.array(image.convert("RGB"))
-
-
-def _scale(values: NDArray[np.generic], bits: int) -> NDArray[np.uint8]:
-    """Unsigned integers of ``bits`` bits to 8 bits, rounded to nearest, a few rows at a time."""
-    white = (1 << bits) - 1
-    gray = np.empty(values.shape, dtype=np.uint8)
-    for top in range(0, len(values), _ROWS_AT_ONCE):
-        rows = np.clip(values[top : top + _ROWS_AT_ONCE].astype(np.int64), 0, white)
-        gray[top : top + _ROWS_AT_ONCE] = (rows * 255 + white // 2) // white
-    return gray
-
-
-def _stretch(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Values without a defined white to 8 bits (the rule in `load_image`)."""
-    numbers = values.astype(np.float64)
-    finite = numbers[np.isfinite(numbers)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    if low >= 0 and high <= 1 and values.dtype.kind == "f":
-        low, high = 0.0, 1.0
-    elif low >= 0 and high <= 255:
-        low, high = 0.0, 255.0
-    numbers = np.nan_to_num(numbers, nan=low, neginf=low, posinf=high if high > low else low + 1)
-    span = high - low
-    scaled = (numbers - low) * (255.0 / span) if span > 0 else np.zeros_like(numbers)
-    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
