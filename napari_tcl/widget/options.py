@@ -120,7 +120,7 @@ class ModelForm(Container):
         self.refine = CheckBox(
             text="Refine edges (PAMR)",
             value=True,
-            tooltip="Let masks follow the image's edges. Off is faster and coarser.",
+            tooltip="Let masks follow the image's edges. Off is coarser.",
         )
         widgets = [self.model, self.file, self.method, self.device, self.precision, self.refine]
         super().__init__(widgets=widgets, labels=True)

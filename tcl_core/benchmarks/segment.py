@@ -15,19 +15,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from tcl_core.errors import SettingsError
+from tcl_core.regions import label_map_to_regions
 from tcl_core.segmentation.features import FeatureCache, ImageFeatures
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession
+from tcl_core.types import Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
 from tcl_core.vocabulary.templates import get_templates
 
 if TYPE_CHECKING:
     from tcl_core.models import Model
 
-__all__ = ["BenchmarkRow", "format_rows", "run"]
+__all__ = ["BenchmarkRow", "StageRow", "format_rows", "format_stages", "run", "run_stages"]
 
+_FIELD_SCALE = 12.0
 _OPEN_PROMPTS = ("sofa", "lamp", "cat", "sky", "door", "tree", "cup", "road")
 
 
@@ -46,6 +50,21 @@ class BenchmarkRow:
     seconds: float
     compared_with: str = ""
     ratio: float = 1.0
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """What one part of labeling a new image takes.
+
+    Attributes:
+        what: the part.
+        seconds: for one image, shortest of the repetitions.
+        share: of the sum of all parts, in ``[0, 1]``.
+    """
+
+    what: str
+    seconds: float
+    share: float
 
 
 def run(
@@ -117,6 +136,75 @@ def run(
             "new label in a session, background names", min(competing), "no names", min(alone) / min(competing)
         ),
     ]
+
+
+def run_stages(
+    model: Model,
+    *,
+    size: tuple[int, int] = (480, 640),
+    batch_size: int = 8,
+    refine: bool = True,
+    repeats: int = 3,
+    seed: int = 0,
+) -> list[StageRow]:
+    """Measure where the time of a new image goes.
+
+    Args:
+        model: from `tcl_core.models.load_model`.
+        size: height and width of the image, which is noise.
+        batch_size: windows per batch.
+        refine: with PAMR; without, the part is left out.
+        repeats: repetitions, of which the shortest counts.
+        seed: of the image, and of the label map that regions are made of (smooth fields: some hundred regions, as in a
+            photograph of a street).
+
+    Returns:
+        Network, scores and arg-max, refinement, regions with polygons.
+
+    Raises:
+        SettingsError: a number is under 1.
+    """
+    if min(*size, batch_size, repeats) < 1:
+        raise SettingsError("the benchmark's numbers of pixels, windows and repetitions must be at least 1.")
+    other, image = _draw(2, size, seed)
+    vocabulary = _vocabularies(model)[0]
+    fields = [
+        gaussian_filter(field, _FIELD_SCALE)
+        for field in np.random.default_rng(seed).standard_normal((len(vocabulary.labels), *size))
+    ]
+    drawn = np.argmax(fields, axis=0).astype(np.int32) + 1
+    segmentation = Segmentation(drawn, np.ones(size, dtype=np.float32), vocabulary)
+    seconds: dict[str, list[float]] = {"network": [], "plain": [], "refined": [], "regions": []}
+    for _ in range(repeats + 1):
+        for what, with_refinement in (("plain", False), ("refined", True)):
+            if with_refinement and not refine:
+                continue
+            segmenter = Segmenter(model, refine=with_refinement, batch_size=batch_size)
+            # The texts of a job, the background's names among them, are embedded with its first image.
+            segmenter.segment_image(other, vocabulary)
+            if not with_refinement:
+                seconds["network"].append(_seconds(model, partial(segmenter.encode, image)))
+            seconds[what].append(_seconds(model, partial(segmenter.segment_image, image, vocabulary)))
+        seconds["regions"].append(_seconds(model, partial(label_map_to_regions, segmentation)))
+    # The first round pays for memory and kernel selection.
+    best = {what: min(times[1:]) for what, times in seconds.items() if times}
+    parts = {"network": best["network"], "scores and arg-max": max(0.0, best["plain"] - best["network"])}
+    if refine:
+        parts["refinement (PAMR)"] = max(0.0, best["refined"] - best["plain"])
+    parts["regions and polygons"] = best["regions"]
+    total = sum(parts.values())
+    return [StageRow(what, value, value / total) for what, value in parts.items()]
+
+
+def format_stages(rows: Sequence[StageRow]) -> str:
+    """The parts as a plain table, one line each.
+
+    >>> print(format_stages([StageRow("network", 1.5, 0.75), StageRow("regions", 0.5, 0.25)]))
+    network  1.500 s  75.0 %
+    regions  0.500 s  25.0 %
+    """
+    width = max((len(row.what) for row in rows), default=0)
+    return "\n".join(f"{row.what:<{width}}  {row.seconds:.3f} s  {row.share:.1%}".replace("%", " %") for row in rows)
 
 
 def format_rows(rows: Sequence[BenchmarkRow]) -> str:

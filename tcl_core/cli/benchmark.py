@@ -101,12 +101,14 @@ def segment_command(
     refine: bool,
     repeats: int,
 ) -> int:
-    """Measure what encoding an image once, and images in batches, is worth."""
-    from tcl_core.benchmarks.segment import format_rows, run
+    """Measure where the time goes, and what encoding an image once, and images in batches, is worth."""
+    from tcl_core.benchmarks.segment import format_rows, format_stages, run, run_stages
     from tcl_core.models import load_model
 
     loaded = load_model(model, device=device, precision=precision)
     rows = run(loaded, count=images, size=size[::-1], batch_size=batch_size, refine=refine, repeats=repeats)
     click.echo(f"model {loaded.name} on {loaded.device}, {images} images of {size[0]} x {size[1]}")
     click.echo(format_rows(rows))
+    stages = run_stages(loaded, size=size[::-1], batch_size=batch_size, refine=refine, repeats=repeats)
+    click.echo(f"\none new image\n{format_stages(stages)}")
     return EXIT_FINE

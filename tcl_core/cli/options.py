@@ -198,7 +198,8 @@ def model_options(function: F) -> F:
             click.option(
                 "--refine/--no-refine",
                 default=True,
-                help="Whether masks follow the image's edges (PAMR); on by default, off is quicker.",
+                help="Whether masks follow the image's edges (PAMR); on by default. Off is coarser, and saves little "
+                "time unless the model is small.",
             ),
             click.option(
                 "--option",

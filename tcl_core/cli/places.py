@@ -75,7 +75,9 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | st
         taken[place] = option
 
 
-def check_file(option: str, path: Path, *, suffix: str = "", make_folders: bool = False) -> None:
+def check_file(
+    option: str, path: Path, *, suffix: str = "", make_folders: bool = False, folder_is_fine: bool = False
+) -> None:
     """Refuse a path that no file can be written to.
 
     Args:
@@ -83,6 +85,7 @@ def check_file(option: str, path: Path, *, suffix: str = "", make_folders: bool 
         path: the file to be; it may exist.
         suffix: is appended to the name for a helping file.
         make_folders: folders that are missing will be made.
+        folder_is_fine: a folder may be there, because that is what will be written.
 
     Raises:
         SettingsError: it is a folder or a device, its name is too long, or its folder cannot be written to.
@@ -93,9 +96,9 @@ def check_file(option: str, path: Path, *, suffix: str = "", make_folders: bool 
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise SettingsError(f"{option} {path}: cannot be used ({reason_of(error)}); name another file") from error
     else:
-        if stat.S_ISDIR(found.st_mode):
+        if stat.S_ISDIR(found.st_mode) and not folder_is_fine:
             raise SettingsError(f"{option} {path}: is a folder; name a file")
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
             raise SettingsError(f"{option} {path}: is not a regular file; name another")
     try:
         os.lstat(path.with_name(path.name + suffix))

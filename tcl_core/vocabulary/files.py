@@ -180,11 +180,6 @@ def _parse_label(entry: object, where: str) -> Label:
                 f"{where}: {entry!r} is the form of the option --label; "
                 f"write {{name: {name.strip()}, prompts: [{prompts}]}}"
             )
-        if "," in entry:
-            raise VocabularyError(
-                f"{where}: {entry!r} holds a comma; write each label on a line of its own, or "
-                f"{{name: ..., prompts: [{entry}]}} for one label with several prompts"
-            )
         entry = {"name": entry}
     if not isinstance(entry, Mapping):
         hint = "; put it in quotes" if isinstance(entry, (bool, int, float)) else ""

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from tcl_core.cli.main import run
-from tcl_core.errors import ExportError
+from tcl_core.cli.places import check_file
+from tcl_core.errors import ExportError, SettingsError
 from tcl_core.export.coco import CocoExporter
 from tcl_core.prelabel.journal import Journal, is_in_use, journal_path
 from tcl_core.vocabulary import Vocabulary
@@ -88,6 +89,12 @@ def test_places_that_no_file_can_be_made_at(
 ) -> None:
     assert message in error_of(["prelabel", "pics", *LABELS, "--out", out], capsys)
     assert [path.name for path in place.iterdir()] == ["pics"]
+
+
+def test_a_folder_where_a_folder_is_written(tmp_path: Path) -> None:
+    check_file("--out", tmp_path, folder_is_fine=True)
+    with pytest.raises(SettingsError, match="is a folder; name a file"):
+        check_file("--out", tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a file system that nobody can write to")

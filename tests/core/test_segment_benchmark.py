@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tcl_core.benchmarks.segment import _vocabularies, format_rows, run
+from tcl_core.benchmarks.segment import _vocabularies, format_rows, format_stages, run, run_stages
 from tcl_core.errors import SettingsError
 from tcl_core.models import Model, load_model
 from tcl_core.segmentation import Segmenter
@@ -27,3 +27,17 @@ def test_the_embedded_model_knows_the_prompts_it_is_measured_with() -> None:
     first, second = _vocabularies(loaded)
     assert len(first.labels) == len(second.labels) == 4
     Segmenter(loaded).embed_prompts([prompt for _, prompt in (*first.prompts, *second.prompts)])
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_the_parts_of_a_new_image_are_all_of_it(model: Model, refine: bool) -> None:  # noqa: F811
+    rows = run_stages(model, size=(48, 40), batch_size=2, refine=refine, repeats=1)
+    names = ["network", "scores and arg-max", *(["refinement (PAMR)"] if refine else []), "regions and polygons"]
+    assert [row.what for row in rows] == names
+    assert sum(row.share for row in rows) == pytest.approx(1)
+    total = sum(row.seconds for row in rows)
+    assert all(row.share == pytest.approx(row.seconds / total) for row in rows)
+    shown = format_stages(rows).splitlines()
+    assert all(line.startswith(row.what) and line.endswith(" %") for line, row in zip(shown, rows, strict=True))
+    with pytest.raises(SettingsError, match="at least 1"):
+        run_stages(model, repeats=0)
