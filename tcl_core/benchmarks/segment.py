@@ -183,9 +183,9 @@ def run_stages(
             # The texts of a job, the background's names among them, are embedded with its first image.
             segmenter.segment_image(other, vocabulary)
             if not with_refinement:
-                seconds["network"].append(_seconds(model, partial(segmenter.encode, image)))
-            seconds[what].append(_seconds(model, partial(segmenter.segment_image, image, vocabulary)))
-        seconds["regions"].append(_seconds(model, partial(label_map_to_regions, segmentation)))
+                seconds["network"].append(_seconds(model.device, partial(segmenter.encode, image)))
+            seconds[what].append(_seconds(model.device, partial(segmenter.segment_image, image, vocabulary)))
+        seconds["regions"].append(_seconds(model.device, partial(label_map_to_regions, segmentation)))
     # The first round pays for memory and kernel selection.
     best = {what: min(times[1:]) for what, times in seconds.items() if times}
     parts = {"network": best["network"], "scores and arg-max": max(0.0, best["plain"] - best["network"])}

@@ -229,10 +229,7 @@ def _check_places(
 
     if resume and overwrite:
         raise SettingsError("--resume and --overwrite exclude each other; give one of them")
-    if folder and out.is_dir():
-        check_folder("--out", out.absolute().parent)
-    else:
-        check_file("--out", out, suffix=LONGEST_SUFFIX, make_folders=True)
+    check_file("--out", out, suffix=LONGEST_SUFFIX, make_folders=True, folder_is_fine=folder)
     if is_in_use(out):
         raise SettingsError(f"--out {out}: another run is writing it; wait until that has ended, or name another file")
     if not (resume or overwrite):
