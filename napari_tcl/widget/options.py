@@ -167,6 +167,7 @@ class BackgroundForm(Container):
             "that an image may hold, none, or your own with commas between them.",
         )
         competing = Container(widgets=[self.names], labels=True)
+        competing.tooltip = self.names.tooltip
         competing.margins = (0, 0, 0, 0)
         super().__init__(widgets=[self.on, self.own, self.threshold, competing], labels=False)
         _finish(self)

@@ -554,7 +554,9 @@ class Segmenter:
             SettingsError: the features come from another model or other settings.
             VocabularyError: the model does not know a word of a prompt.
         """
-        return self.explain(features, vocabulary)[0]
+        scores = self.score_maps(features, vocabulary)
+        label_map, score_map = label_map_from_scores(scores, vocabulary, self.background_threshold, features.size)
+        return Segmentation(label_map, score_map, vocabulary)
 
     @torch.no_grad()
     def explain(self, features: ImageFeatures, vocabulary: Vocabulary) -> tuple[Segmentation, Unlabeled]:

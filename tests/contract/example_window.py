@@ -27,6 +27,7 @@ def run() -> None:
     widget.model.method.value, widget.model.model.value = _MODEL.split(":")
     widget.model.device.value = "cpu"
     widget.background.on.value = False
+    widget.polygons.min_area.value = "0"
     image, segmenter = playground_stack()[0][0][1], Segmenter(load_model(_MODEL, device="cpu"))
     options: list[str] = []
     for name, prompts in _LABELS:

@@ -18,6 +18,9 @@ def imported_packages(folder: Path) -> set[str]:
     """Top-level names of everything that the modules of a folder import."""
     names: set[str] = set()
     for path in folder.rglob("*.py"):
+        # Runs in an environment of its own, see tests/readers/requirements.txt.
+        if path == REPOSITORY / "tests" / "readers" / "read_coco.py":
+            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names |= {alias.name.partition(".")[0] for alias in node.names}
