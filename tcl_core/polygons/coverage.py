@@ -18,10 +18,9 @@ import shapely
 from numpy.typing import NDArray
 
 from tcl_core.errors import SettingsError
-from tcl_core.polygons.arcs import EdgeGraph, trace_edges
+from tcl_core.polygons.arcs import trace_edges
 from tcl_core.polygons.coverage_check import CoverageCheck
-from tcl_core.polygons.simplify import Runs, fit_vertices, join_runs, merge_runs, straight_runs
-from tcl_core.polygons.vertex_refinement import refine_vertices
+from tcl_core.polygons.fitting import fit_coverage
 
 __all__ = ["TOLERANCES", "tolerance_in_pixels", "simplify_apart", "simplify_coverage"]
 
@@ -96,37 +95,9 @@ def simplify_coverage(
     if faces.size == 0:
         return np.empty(0, dtype=object)
     graph = trace_edges(faces)
-    on_frame = (graph.left == 0) | (graph.right == 0)
-    check = CoverageCheck(graph, faces, np.ones(int(faces.max()), dtype=bool) if wanted is None else wanted, pixels)
-    runs = straight_runs(graph, pixels**2)
-    merged = merge_runs(runs)
-    refined, attempts = False, 0
-    while True:
-        loose = np.zeros(len(graph.left), dtype=bool)
-        loose[runs.arc[runs.price > 0]] = True
-        loose &= ~on_frame
-        fault = _arcs_in_short_rings(graph, merged)[merged.arc]
-        if not (fault & loose[merged.arc]).any():
-            fitted = fit_vertices(graph, merged, ~loose)
-            if refined:
-                fitted = refine_vertices(graph, fitted, faces, loose)
-            polygons = graph.polygons(fitted.points, fitted.starts)
-            fault = check.runs_at_fault(fitted, polygons, merged, loose, 1.0 if refined else _EASE)
-        fault &= loose[merged.arc]
-        if not fault.any():
-            if refined or not loose.any():
-                return polygons
-            refined, attempts = True, 0
-            continue
-        finer = fault[np.searchsorted(merged.first, runs.first, side="right") - 1]
-        factor = _FINER_REFINED if refined else _FINER
-        # Every attempt makes some run finer, and a run that is exact is at fault no more, so this ends.
-        runs.price[finer] *= factor if attempts < _ATTEMPTS else 0.0
-        runs.price[runs.price < _EXACT_BELOW * pixels**2] = 0
-        attempts += 1
-        again = np.zeros(len(graph.left), dtype=bool)
-        again[merged.arc[fault]] = True
-        merged = join_runs(merged.select(~again[merged.arc]), merge_runs(runs.select(again[runs.arc])))
+    faces_there = int(max(graph.left.max(), graph.right.max()))
+    held = np.ones(faces_there, dtype=bool) if wanted is None else wanted
+    return fit_coverage(CoverageCheck.of(graph, faces, held, pixels))
 
 
 def simplify_apart(faces: NDArray[np.int64], tolerance: str | float, wanted: NDArray[np.bool_]) -> NDArray[np.object_]:
@@ -181,13 +152,3 @@ def _simplify_rings(
     fine = shapely.is_valid(polygons)
     fine[owner[collapsed]] = False
     return polygons, fine
-
-
-def _arcs_in_short_rings(graph: EdgeGraph, runs: Runs) -> NDArray[np.bool_]:
-    """Bool ``[A]``: arcs of rings that have fewer than three lines left."""
-    lines = np.bincount(runs.arc, minlength=len(graph.left))
-    arc = graph.ring_arcs // 2
-    short = np.add.reduceat(lines[arc], graph.ring_starts[:-1]) < 3
-    result = np.zeros(len(graph.left), dtype=bool)
-    result[arc[np.repeat(short, np.diff(graph.ring_starts))]] = True
-    return result

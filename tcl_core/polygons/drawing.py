@@ -1,0 +1,198 @@
+"""The simplified arcs of an edge graph while they are worked on: lines between vertices that can be moved and removed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tcl_core.polygons.arcs import EdgeGraph
+from tcl_core.polygons.simplify import FittedArcs, Runs, join_following, join_runs, merge_within
+
+__all__ = ["UNITS", "Drawing", "snap"]
+
+UNITS = 1000
+"""Steps per pixel of every coordinate, so that crossings are decided in whole numbers, without rounding."""
+
+_ALWAYS_BESIDE = 0.5  # pixels that half the corners of a slanting edge lie off it, on either side
+
+
+def snap(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Round coordinates to the nearest step."""
+    return np.rint(points * UNITS) / UNITS
+
+
+@dataclass
+class Drawing:
+    """Lines of all arcs and the places of their vertices.
+
+    A vertex keeps its number for good: every corner of the pixel edges has one, whether a line ends in it or not, and
+    corners where arcs meet have one in common.
+
+    Attributes:
+        graph: the pixel edges.
+        base: their axis-parallel runs with the price that each has now.
+        runs: the lines, in the order of the arcs.
+        vertex_of: int64 ``[N]``, the vertex of each point of the graph.
+        home: float64 ``[V, 2]``, the pixel corner of each vertex.
+        place: float64 ``[V, 2]``, where it is now.
+        low: float64 ``[V, 2]``, the smallest coordinates it may have.
+        high: float64 ``[V, 2]``, the largest.
+        is_node: bool ``[V]``, whether it is the end of an arc.
+        held: bool ``[V]``, vertices that stay where they are.
+        on_frame: bool ``[A]``, arcs along the image's frame.
+    """
+
+    graph: EdgeGraph
+    base: Runs
+    runs: Runs
+    vertex_of: NDArray[np.int64]
+    home: NDArray[np.float64]
+    place: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    is_node: NDArray[np.bool_]
+    held: NDArray[np.bool_]
+    on_frame: NDArray[np.bool_]
+
+    @classmethod
+    def begin(cls, graph: EdgeGraph, base: Runs, reach: float) -> Drawing:
+        """Make the exact drawing: every run is a line, every vertex is at home.
+
+        Args:
+            graph: the pixel edges.
+            base: their runs, from :func:`tcl_core.polygons.simplify.straight_runs`.
+            reach: pixels by which a vertex may leave the box of a face beside it.
+        """
+        height, width = graph.size
+        points = graph.points
+        last = graph.starts[1:] - 1
+        ends = np.concatenate([graph.starts[:-1], last])
+        key = points[:, 1] * (width + 1) + points[:, 0]
+        nodes, shared = np.unique(key[ends], return_inverse=True)
+        vertex_of = len(nodes) + np.arange(len(points))
+        vertex_of[ends] = shared
+        home = np.empty((len(nodes) + len(points), 2))
+        home[len(nodes) :] = points
+        home[shared] = points[ends]
+        is_node = np.arange(len(home)) < len(nodes)
+        low, high = _bounds(graph, vertex_of, len(home), reach)
+        # The frame is straight: what lies on it moves along it, and the image's corners stay.
+        for axis, size in ((0, width), (1, height)):
+            on_edge = (home[:, axis] == 0) | (home[:, axis] == size)
+            low[on_edge, axis] = high[on_edge, axis] = home[on_edge, axis]
+        on_frame = (graph.left == 0) | (graph.right == 0)
+        held = (low == high).all(axis=1)
+        return cls(graph, base, base, vertex_of, home, home.copy(), low, high, is_node, held, on_frame)
+
+    def ends(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Vertices at the beginning and at the end of each line, int64 ``[R]`` each."""
+        first = self.runs.first
+        following = np.append(first[1:], len(self.graph.points) - 1)
+        last = np.minimum(following, self.graph.starts[self.runs.arc + 1] - 1)
+        return self.vertex_of[first], self.vertex_of[last]
+
+    def sides(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Faces on the left and on the right of each line, int64 ``[R]`` each."""
+        return self.graph.left[self.runs.arc], self.graph.right[self.runs.arc]
+
+    def exact(self) -> NDArray[np.bool_]:
+        """Bool ``[R]``: lines that are runs of pixel edges and can be made no finer."""
+        return np.asarray(self.on_frame[self.runs.arc] | (self.runs.price <= 0))
+
+    def hold_exact(self) -> None:
+        """Put the vertices of exact lines back to their pixel corners, for good."""
+        head, tail = self.ends()
+        exact = (self.runs.price <= 0) & ~self.on_frame[self.runs.arc]
+        vertices = np.concatenate([head[exact], tail[exact]])
+        self.held[vertices] = True
+        self.place[vertices] = self.home[vertices]
+
+    def clip(self, place: NDArray[np.float64], which: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Places of the vertices ``which``, moved into their bounds and rounded to steps."""
+        return snap(place.clip(self.low[which], self.high[which]))
+
+    def make_finer(self, lines: NDArray[np.bool_], factor: float, floor: float) -> NDArray[np.bool_]:
+        """Split lines into finer ones.
+
+        Args:
+            lines: bool ``[R]``, lines to split.
+            factor: what their price is multiplied by.
+            floor: a lower price becomes 0, which is exact.
+
+        Returns:
+            Bool ``[R]`` of the new lines: those that are parts of split ones. Their inner vertices are at home.
+        """
+        owner = np.searchsorted(self.runs.first, self.base.first, side="right") - 1
+        inside = lines[owner]
+        price = self.base.price[inside] * factor
+        price[price < floor] = 0
+        self.base.price[inside] = price
+        parts = merge_within(self.base.select(inside), owner[inside])
+        is_inner = np.zeros(len(self.graph.points), dtype=bool)
+        is_inner[parts.first] = True
+        is_inner[self.runs.first[lines]] = False
+        inner = self.vertex_of[is_inner]
+        self.place[inner] = self.home[inner]
+        self.runs = join_runs(self.runs.select(~lines), parts)
+        is_inner[parts.first] = True
+        return np.asarray(is_inner[self.runs.first])
+
+    def join_lines(self, first: NDArray[np.int64]) -> None:
+        """Make one line of each line in ``first`` and the one that follows it on its arc, which is in no other pair."""
+        self.runs = join_following(self.runs, first)
+
+    def release(self, arcs: NDArray[np.bool_], price: float) -> None:
+        """Let the exact lines of some arcs (bool ``[A]``) move and be joined again, as if they had this price."""
+        for runs in (self.base, self.runs):
+            runs.price[arcs[runs.arc] & (runs.price <= 0)] = price
+        self.held = (self.low == self.high).all(axis=1)
+        self.hold_exact()
+
+    def arcs(self) -> FittedArcs:
+        """The lines as points of all arcs, both ends of each arc included."""
+        head, tail = self.ends()
+        count = np.bincount(self.runs.arc, minlength=len(self.graph.left))
+        starts = np.concatenate([[0], np.cumsum(count + 1)])
+        vertex = np.empty(starts[-1], dtype=np.int64)
+        is_last = np.zeros(starts[-1], dtype=bool)
+        is_last[starts[1:] - 1] = True
+        vertex[~is_last] = head
+        vertex[is_last] = tail[np.cumsum(count) - 1]
+        return FittedArcs(self.place[vertex], starts)
+
+    def polygons(self) -> NDArray[np.object_]:
+        """Shapely polygons of all faces."""
+        arcs = self.arcs()
+        return self.graph.polygons(arcs.points, arcs.starts)
+
+    def lines_of_ring(self) -> NDArray[np.int64]:
+        """How many lines each ring of the graph has, int64."""
+        lines = np.bincount(self.runs.arc, minlength=len(self.graph.left))
+        return np.asarray(np.add.reduceat(lines[self.graph.ring_arcs // 2], self.graph.ring_starts[:-1]))
+
+
+def _bounds(
+    graph: EdgeGraph, vertex_of: NDArray[np.int64], vertices: int, reach: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where each vertex may be: at most ``reach`` outside the box of each face beside it."""
+    faces = int(max(graph.left.max(), graph.right.max())) + 1
+    low_of_arc = np.minimum.reduceat(graph.points, graph.starts[:-1], axis=0)
+    high_of_arc = np.maximum.reduceat(graph.points, graph.starts[:-1], axis=0)
+    face_low = np.full((faces, 2), np.inf)
+    face_high = np.full((faces, 2), -np.inf)
+    for side in (graph.left, graph.right):
+        np.minimum.at(face_low, side, low_of_arc)
+        np.maximum.at(face_high, side, high_of_arc)
+    face_low[0], face_high[0] = -np.inf, np.inf
+    arc_low = np.maximum(face_low[graph.left], face_low[graph.right]) - reach
+    arc_high = np.minimum(face_high[graph.left], face_high[graph.right]) + reach
+    low, high = np.full((vertices, 2), -np.inf), np.full((vertices, 2), np.inf)
+    arc = np.repeat(np.arange(len(graph.left)), np.diff(graph.starts))
+    low[vertex_of], high[vertex_of] = arc_low[arc], arc_high[arc]
+    for end in (graph.starts[:-1], graph.starts[1:] - 1):
+        np.maximum.at(low, vertex_of[end], arc_low)
+        np.minimum.at(high, vertex_of[end], arc_high)
+    height, width = graph.size
+    return np.maximum(low, 0), np.minimum(high, np.array([width, height], dtype=np.float64))
