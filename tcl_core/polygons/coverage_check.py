@@ -21,7 +21,7 @@ _MARGIN = 2
 _DRAWN_LOSS = 2.0
 _SMALL_AREA = 64  # pixels; one pixel is so much of a smaller region that it may lose more
 _TINY_AREA = 4  # pixels; regions up to here stay as they are
-_ROUNDED = 1.0  # pixels of border length that pycocotools misplaces at most by rounding
+_ROUNDED = 0.5  # pixels of border length that pycocotools misplaces at most by rounding
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,9 @@ class CoverageCheck:
         result[face[np.where(is_hole, area <= 0, area >= 0)]] = True
         return np.asarray(result)
 
-    def drawn_badly(self, polygons: NDArray[np.object_], asked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def drawn_badly(
+        self, polygons: NDArray[np.object_], asked: NDArray[np.int64], misplaced: Misplaced
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """Wanted faces that lose too much when pycocotools draws them, or whose polygon covers too little of them.
 
         It rounds to fifths of a pixel, which can cost a thin region more than the pixel centers say; only faces that
@@ -130,16 +132,19 @@ class CoverageCheck:
 
         Args:
             polygons: of all faces.
-            asked: bool ``[F]``, faces to look at.
+            asked: int64, faces to look at, from 0.
+            misplaced: what lies on the wrong side by pixel centers.
 
         Returns:
-            Bool ``[F]``.
+            Bool ``[F]``, and float64 ``[P, 2]``, the centers ``(x, y)`` of the pixels that these faces misplace.
         """
         height, width = self.graph.size
         allowed = np.minimum(_DRAWN_LOSS * self.allowed_loss(), _LARGEST_LOSS)
         low = np.zeros(len(self.wanted), dtype=bool)
-        thin = _ROUNDED * self.border > (allowed - self.allowed_loss()) * self.area
-        for face in np.flatnonzero(asked & self.wanted & thin & ~self.tiny()):
+        pixels = [np.empty((0, 2))]
+        room = allowed - (1 - misplaced.iou(self.area))
+        thin = _ROUNDED * self.border > room * self.area
+        for face in asked[(self.wanted & thin & ~self.tiny())[asked]]:
             left, top, right, bottom = shapely.bounds(polygons[face])
             left, top = max(int(left) - _MARGIN, 0), max(int(top) - _MARGIN, 0)
             right, bottom = min(int(right) + _MARGIN + 1, width), min(int(bottom) + _MARGIN + 1, height)
@@ -148,5 +153,8 @@ class CoverageCheck:
             # What lies outside this window is lost.
             inside = int(np.count_nonzero(mask & drawn))
             union = self.area[face] + int(np.count_nonzero(drawn)) - inside
-            low[face] = inside < (1 - allowed[face]) * union
-        return low
+            if inside < (1 - allowed[face]) * union:
+                low[face] = True
+                row, column = np.nonzero(mask != drawn)
+                pixels.append(np.stack([column + left, row + top], axis=1) + 0.5)
+        return low, np.concatenate(pixels)

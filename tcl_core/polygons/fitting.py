@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from tcl_core.polygons.coarsening import remove_vertices
 from tcl_core.polygons.coverage_check import CoverageCheck
-from tcl_core.polygons.crossings import crossing_lines
+from tcl_core.polygons.crossings import crossing_lines, line_tree
 from tcl_core.polygons.drawing import Drawing
 from tcl_core.polygons.misplaced import Misplaced, RowCrossings, edge_crossings, find_misplaced
 from tcl_core.polygons.simplify import merge_runs, solve_vertices, straight_runs
@@ -22,16 +23,18 @@ from tcl_core.polygons.vertex_refinement import refine_vertices
 __all__ = ["fit_coverage"]
 
 _FINEST_FIT = 1.0  # pixels; coarser drawings are made from a valid one of this tolerance
-_FINER = 0.3  # a line at fault gets so much of its price
-_ROUNDS = 6  # of mending, then lines at fault become exact at once
+_FINER = float(os.environ.get("FINER",.3))  # a line at fault gets so much of its price
+_ROUNDS = int(os.environ.get("ROUNDS",6))  # of mending, then lines at fault become exact at once
 _EXACT_BELOW = 0.01
-_RAMP = (0.0, 0.5, 1.0)
+_RAMP = eval(os.environ.get('RAMP','(0,.5,1)'))
 _WORTH = float(os.environ.get('WORTH', 2.0))
-_REFINEMENTS = 14
-_LATER_REFINEMENTS = 4
-_EASE = 1.3  # before refinement, which corrects about half of the misplaced pixels, so much more loss passes
+_REFINEMENTS = int(os.environ.get("REF",14))
+_LATER_REFINEMENTS = int(os.environ.get("LREF",4))
+_BESIDE = 2.0  # pixels between a misplaced pixel's center and a line that is to blame for it
+_EASE = float(os.environ.get("EASE",1.3))  # before refinement, which corrects about half of the misplaced pixels, so much more loss passes
 
 
+STAT={}
 def fit_coverage(check: CoverageCheck) -> NDArray[np.object_]:
     """Polygons of all faces.
 
@@ -42,7 +45,7 @@ def fit_coverage(check: CoverageCheck) -> NDArray[np.object_]:
         Shapely polygons, a valid coverage.
     """
     graph, pixels = check.graph, min(check.pixels, _FINEST_FIT)
-    base = straight_runs(graph, pixels**2)
+    base = straight_runs(graph, float(os.environ.get("PRICE", 1)) * pixels**2)
     on_frame = (graph.left == 0) | (graph.right == 0)
     base.price[(check.arcs_of(check.tiny()) & ~on_frame)[base.arc]] = 0
     drawing = Drawing.begin(graph, base, check.pixels)
@@ -51,7 +54,10 @@ def fit_coverage(check: CoverageCheck) -> NDArray[np.object_]:
     _mend_short_rings(drawing)
     drawing.hold_exact()
     place_vertices(drawing, np.ones(len(drawing.runs.arc), dtype=bool))
+    C=lambda n: STAT.__setitem__(n,STAT.get(n,0)+len(drawing.runs.arc))
+    C('0fit')
     misplaced = _mend(drawing, check, edges, None, _EASE)
+    C('1mend')
     misplaced = refine_vertices(drawing, edges, check.faces, _REFINEMENTS)
     for attempt in range(_ROUNDS + 1):
         fault = _beside_losses(drawing, check, misplaced, 1.0)
@@ -62,15 +68,16 @@ def fit_coverage(check: CoverageCheck) -> NDArray[np.object_]:
         if attempt < _ROUNDS:
             changed = _near(drawing, (drawing.place != before).any(axis=1))
             misplaced = refine_vertices(drawing, edges, check.faces, _LATER_REFINEMENTS, changed)
+    C('2losses')
     # Exact lines may move and go again, except those of tiny regions, which cannot be at fault.
     drawing.release(~check.arcs_of(check.tiny()), 2 * _EXACT_BELOW * check.pixels**2)
     for share in _RAMP:
-        for _ in range(3):
-            before = drawing.place.copy()
-            if remove_vertices(drawing, check, misplaced, share * _WORTH * check.pixels, ~drawing.held) == 0:
-                break
+        if remove_vertices(drawing, check, misplaced, share * _WORTH * check.pixels, ~drawing.held):
             misplaced = refine_vertices(drawing, edges, check.faces, _LATER_REFINEMENTS)
-    return _accept(drawing, check, edges)
+    C('3removed')
+    r=_accept(drawing, check, edges, misplaced)
+    C('4accept')
+    return r
 
 
 def _near(drawing: Drawing, vertices: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -146,14 +153,26 @@ def _beside_losses(
         return fault
     padded = np.append(False, low)
     spans = padded[misplaced.right] | padded[misplaced.wrong]
-    lines = misplaced.lines[spans].ravel()
-    fault[lines[lines >= 0]] = True
-    fault &= ~drawing.exact()
-    # Where no line can be blamed, all of a face are.
+    return _nearest(drawing, check, low, misplaced.centers(spans)) & ~drawing.on_frame[drawing.runs.arc]
+
+
+def _nearest(
+    drawing: Drawing, check: CoverageCheck, low: NDArray[np.bool_], pixels: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Bool ``[R]``: lines of the ``low`` faces nearest to pixel centers; all of a face where there is none."""
+    fault = np.zeros(len(drawing.runs.arc), dtype=bool)
+    if not low.any():
+        return fault
+    head, tail = drawing.ends()
+    lines = np.flatnonzero(check.arcs_of(low)[drawing.runs.arc] & ~drawing.exact())
+    if len(lines):
+        tree = line_tree(drawing.place[head[lines]], drawing.place[tail[lines]])
+        _, nearest = tree.query_nearest(shapely.points(pixels), max_distance=_BESIDE, all_matches=False)
+        fault[lines[nearest]] = True
     left, right = drawing.sides()
-    helped = np.zeros(len(padded), dtype=bool)
+    helped = np.zeros(len(low) + 1, dtype=bool)
     helped[left[fault]] = helped[right[fault]] = True
-    return np.asarray(fault | (check.arcs_of(low & ~helped[1:]) & ~drawing.on_frame)[drawing.runs.arc])
+    return np.asarray(fault | check.arcs_of(low & ~helped[1:])[drawing.runs.arc])
 
 
 def _in_short_rings(drawing: Drawing) -> NDArray[np.bool_]:
@@ -175,21 +194,33 @@ def _mend_short_rings(drawing: Drawing) -> None:
         drawing.make_finer(short, _FINER, _EXACT_BELOW)
 
 
-def _accept(drawing: Drawing, check: CoverageCheck, edges: RowCrossings) -> NDArray[np.object_]:
+def _accept(
+    drawing: Drawing, check: CoverageCheck, edges: RowCrossings, misplaced: Misplaced
+) -> NDArray[np.object_]:
     """Let GEOS and pycocotools look at the result; what they refuse becomes exact."""
-    asked = np.ones(len(check.wanted), dtype=bool)
+    asked = np.arange(len(check.wanted))
+    rounds = 0
     while True:
         polygons = drawing.polygons()
-        refused = check.invalid(polygons) | check.drawn_badly(polygons, asked)
-        fault = check.arcs_of(refused)[drawing.runs.arc] & ~drawing.exact()
+        refused = np.zeros(len(polygons), dtype=bool)
+        refused[asked] = check.invalid(polygons[asked])
+        exact = rounds >= _ROUNDS or bool(refused.any())
+        fault = check.arcs_of(refused)[drawing.runs.arc]
+        if not refused.any():
+            refused, pixels = check.drawn_badly(polygons, asked, misplaced)
+            fault = _nearest(drawing, check, refused, pixels)
+            if exact:
+                fault |= check.arcs_of(refused)[drawing.runs.arc]
+        fault &= ~drawing.exact()
         if not fault.any():
             return polygons
+        rounds += 1
         before = drawing.place.copy()
-        _mend(drawing, check, edges, fault, 1.0, exact=True)
+        misplaced = _mend(drawing, check, edges, fault, 1.0, exact=exact)
         head, tail = drawing.ends()
         moved = (drawing.place != before).any(axis=1)
         left, right = drawing.sides()
-        asked = np.zeros(len(check.wanted) + 1, dtype=bool)
         lines = moved[head] | moved[tail]
-        asked[left[lines]] = asked[right[lines]] = True
-        asked = asked[1:] | refused
+        touched = np.zeros(len(check.wanted) + 1, dtype=bool)
+        touched[left[lines]] = touched[right[lines]] = True
+        asked = np.flatnonzero(touched[1:] | refused)

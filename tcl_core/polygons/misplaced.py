@@ -56,6 +56,13 @@ class Misplaced:
     lines: NDArray[np.int64]
     disordered: NDArray[np.bool_]
 
+    def centers(self, spans: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Centers ``(x, y)`` of all pixels of some spans (bool ``[S]``), float64 ``[P, 2]``."""
+        length = self.length[spans]
+        which = np.repeat(np.flatnonzero(spans), length)
+        within = np.arange(len(which)) - np.repeat(np.cumsum(length) - length, length)
+        return np.stack([self.column[which] + within, self.row[which]], axis=1) + 0.5
+
     def iou(self, area: NDArray[np.int64]) -> NDArray[np.float64]:
         """IoU of each face to its pixels by pixel centers, float64 ``[F]``; ``area`` is int64 ``[F]``."""
         count = len(area) + 1

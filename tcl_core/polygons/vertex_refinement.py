@@ -7,20 +7,25 @@ their ends, and a push is kept where it corrects more pixels than it misplaces.
 
 from __future__ import annotations
 
+import os
 import numpy as np
 from numpy.typing import NDArray
 
+from tcl_core.polygons.crossings import near_lines
 from tcl_core.polygons.drawing import Drawing, snap
 from tcl_core.polygons.misplaced import Misplaced, RowCrossings, find_misplaced
 from tcl_core.polygons.moves import Lines, allowed_shifts, apart, shift_sweeps
 
 __all__ = ["refine_vertices"]
 
-_MARGIN = 0.06  # pixels by which a line passes a center, more than pycocotools rounds by on average
-_STEP = 0.9  # pixels a vertex may move in one push
+_MARGIN = float(os.environ.get('MARGIN',.06))  # pixels by which a line passes a center, more than pycocotools rounds by on average
+ALL=int(os.environ.get('ALL',0))
+_BESIDE = float(os.environ.get('BES',1.0))
+_STEP = float(os.environ.get('STEP',.9))  # pixels a vertex may move in one push
 _FARTHEST = 1.5  # pixels a vertex may move in all
-_TRIES = 4  # pushes of a vertex that are counted out in one round
-_ENOUGH = 0.02  # the last rounds that correct less than this share of the misplaced pixels are not worth their time
+_TRIES = int(os.environ.get('TRIES',4))  # pushes of a vertex that are counted out in one round
+TH=int(os.environ.get('TH',0))
+_ENOUGH = float(os.environ.get("ENOUGH",.02))  # the last rounds that correct less than this share of the misplaced pixels are not worth their time
 
 
 def refine_vertices(
@@ -54,9 +59,9 @@ def refine_vertices(
         ok = (np.hypot(*(target - begin[vertex]).T) <= _FARTHEST) & (target != drawing.place[vertex]).any(axis=1)
         vertex, target = vertex[ok], target[ok]
         gain = shift_sweeps(drawing, lines, vertex, target).gains(flat, len(vertex))
-        better = np.flatnonzero(gain < 0)
+        better = np.flatnonzero(gain < TH)
         if len(better) == 0:
-            break
+            continue
         better = better[np.lexsort((gain[better], vertex[better]))]
         better = better[np.append(True, np.diff(vertex[better]) > 0)]
         rank = np.full(len(drawing.place), np.inf)
@@ -78,7 +83,11 @@ def _pushes(
     column = misplaced.column + np.floor(rng.random(len(misplaced.row)) * misplaced.length)
     center = np.stack([column, misplaced.row], axis=1) + 0.5
     span, side = np.nonzero(misplaced.lines >= 0)
-    line, center = misplaced.lines[span, side], center[span]
+    line = misplaced.lines[span, side]
+    # A line that runs along a row does not cross it beside the pixels that it misplaces.
+    alone = np.flatnonzero((misplaced.lines < 0).all(axis=1) | ALL)
+    lone, beside = near_lines(lines.tree, center[alone] - _BESIDE, center[alone] + _BESIDE)
+    line, center = np.concatenate([line, beside]), np.concatenate([center[span], center[alone[lone]]])
     by_head = np.repeat([True, False], len(line))
     line, center = np.tile(line, 2), np.tile(center, (2, 1))
     mover = np.where(by_head, lines.head[line], lines.tail[line])
