@@ -1,8 +1,8 @@
-"""Take vertices out of a valid coverage, one here and one there, so that it stays valid after each.
+"""Take vertices out of a valid coverage, a few at a time, so that it stays valid.
 
 A vertex between two lines goes if the triangle that they make with the new line holds no other vertex, if that
 misplaces few pixels more than it corrects, and if no region loses more than it may. What the triangle holds is counted
-exactly. Lines meet where others would have been at fault, so nothing needs to be put back.
+exactly. Nothing is ever put back.
 """
 
 from __future__ import annotations
@@ -13,14 +13,47 @@ from numpy.typing import NDArray
 from tcl_core.polygons.coverage_check import CoverageCheck
 from tcl_core.polygons.crossings import in_triangle, near_lines, whole
 from tcl_core.polygons.drawing import Drawing
-from tcl_core.polygons.misplaced import Misplaced
+from tcl_core.polygons.misplaced import Misplaced, RowCrossings
 from tcl_core.polygons.moves import Lines, Sweeps, within_budget
+from tcl_core.polygons.vertex_refinement import refine_vertices
 
-__all__ = ["remove_vertices"]
+__all__ = ["coarsen", "remove_vertices"]
+
+_WORTH = 1.0  # pixels that one vertex less may misplace at a tolerance of one pixel
+_GROWTH = 2.0  # power of the tolerance that it grows with
+_STEP = 1.5  # it grows by degrees, so that vertices that cost least go first
+_PASSES = 2
+_COUNTED = 4.0  # a triangle of so many times the pixels that it may misplace can be balanced
+
+
+def coarsen(
+    drawing: Drawing, check: CoverageCheck, edges: RowCrossings, misplaced: Misplaced, refinements: int
+) -> Misplaced:
+    """Remove what vertices the tolerance can spare.
+
+    Args:
+        drawing: a valid coverage, which stays valid.
+        check: the tolerance, and what regions may lose.
+        edges: of the pixel edges.
+        misplaced: what the drawing misplaces now.
+        refinements: rounds of refinement after each step.
+
+    Returns:
+        What it misplaces at the end.
+    """
+    worth, most = _WORTH * min(check.pixels, 1.0), _WORTH * max(check.pixels, check.pixels**_GROWTH)
+    while True:
+        for _ in range(_PASSES if most > worth or check.pixels > 1 else 1):
+            if remove_vertices(drawing, check, misplaced, worth) == 0:
+                break
+            misplaced = refine_vertices(drawing, edges, check.faces, None, refinements)
+        if worth >= most:
+            return misplaced
+        worth = min(worth * _STEP, most)
 
 
 def remove_vertices(
-    drawing: Drawing, check: CoverageCheck, misplaced: Misplaced, pixels: float, movable: NDArray[np.bool_]
+    drawing: Drawing, check: CoverageCheck, misplaced: Misplaced, pixels: float
 ) -> int:
     """Remove vertices that misplace at most ``pixels`` more pixels each, once over the image.
 
@@ -29,20 +62,21 @@ def remove_vertices(
         check: what regions may lose.
         misplaced: what the drawing misplaces now.
         pixels: the most that one vertex less may cost.
-        movable: bool ``[V]``, vertices that may go.
 
     Returns:
         How many are removed.
     """
     lines = Lines.of(drawing, 0.0)
     runs, graph = drawing.runs, drawing.graph
-    first = np.flatnonzero((runs.arc[1:] == runs.arc[:-1]) & movable[lines.tail[:-1]])
+    first = np.flatnonzero((runs.arc[1:] == runs.arc[:-1]) & ~drawing.held[lines.tail[:-1]])
     a, v, b = lines.head[first], lines.tail[first], lines.tail[first + 1]
-    corners = (drawing.place[v], drawing.place[b], drawing.place[a])
-    # Nobody needs to count out a triangle that is much larger than what may be misplaced.
-    chord, step = corners[1] - corners[0], corners[2] - corners[0]
+    chord, step = drawing.place[b] - drawing.place[v], drawing.place[a] - drawing.place[v]
     area = np.abs(chord[:, 0] * step[:, 1] - chord[:, 1] * step[:, 0]) / 2
-    small = area <= 4 * pixels + 4
+    length = np.maximum(np.hypot(*(drawing.place[b] - drawing.place[a]).T), 1e-9)
+    along = ((drawing.place[v] - drawing.place[a]) * (drawing.place[b] - drawing.place[a])).sum(axis=1) / length
+    beyond = np.maximum(np.maximum(-along, along - length), 0)
+    # Triangles much larger than what may be misplaced need not be counted out.
+    small = (area <= _COUNTED * (pixels + 1)) & (np.hypot(2 * area / length, beyond) <= check.pixels)
     first, a, v, b, area = first[small], a[small], v[small], b[small], area[small]
     if len(first) == 0:
         return 0

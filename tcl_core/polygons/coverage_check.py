@@ -15,7 +15,7 @@ from tcl_core.polygons.rasterize import mask_iou, polygon_to_mask
 
 __all__ = ["CoverageCheck"]
 
-_LOSS_PER_PIXEL = 0.02
+_LOSS, _LOSS_GROWTH = 0.02, 0.9  # of its IoU at a tolerance of one pixel, and the power of the tolerance
 _LARGEST_LOSS = 0.25
 _MARGIN = 2
 _DRAWN_LOSS = 2.0
@@ -59,7 +59,7 @@ class CoverageCheck:
 
     def allowed_loss(self) -> NDArray[np.float64]:
         """What each face may lose of its IoU, float64 ``[F]``; infinite for those that are not wanted."""
-        loss = _LOSS_PER_PIXEL * self.pixels * np.sqrt(np.maximum(1, _SMALL_AREA / self.area))
+        loss = _LOSS * self.pixels**_LOSS_GROWTH * np.sqrt(np.maximum(1, _SMALL_AREA / self.area))
         return np.where(self.wanted, np.minimum(loss, _LARGEST_LOSS), np.inf)
 
     def room(self, misplaced: Misplaced) -> NDArray[np.float64]:

@@ -15,8 +15,6 @@ __all__ = ["UNITS", "Drawing", "snap"]
 UNITS = 1000
 """Steps per pixel of every coordinate, so that crossings are decided in whole numbers, without rounding."""
 
-_ALWAYS_BESIDE = 0.5  # pixels that half the corners of a slanting edge lie off it, on either side
-
 
 def snap(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Round coordinates to the nearest step."""
@@ -96,6 +94,14 @@ class Drawing:
     def sides(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Faces on the left and on the right of each line, int64 ``[R]`` each."""
         return self.graph.left[self.runs.arc], self.graph.right[self.runs.arc]
+
+    def beside(self, vertices: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Bool ``[V]``: these vertices (bool ``[V]``) and those at the other ends of their lines."""
+        head, tail = self.ends()
+        result = vertices.copy()
+        result[head[vertices[tail]]] = True
+        result[tail[vertices[head]]] = True
+        return result
 
     def exact(self) -> NDArray[np.bool_]:
         """Bool ``[R]``: lines that are runs of pixel edges and can be made no finer."""

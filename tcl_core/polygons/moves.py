@@ -14,7 +14,7 @@ import shapely
 from numpy.typing import NDArray
 
 from tcl_core.polygons.crossings import in_triangle, meet, near_lines, whole
-from tcl_core.polygons.drawing import Drawing
+from tcl_core.polygons.drawing import UNITS, Drawing
 from tcl_core.polygons.misplaced import sweep_pixels
 
 __all__ = ["Lines", "Sweeps", "allowed_shifts", "apart", "shift_sweeps", "within_budget"]
@@ -160,7 +160,7 @@ def allowed_shifts(
     _, line = lines.beside(vertices)
     line = np.flatnonzero(np.bincount(line, minlength=len(lines.head)))
     head, tail = lines.head, lines.tail
-    places = np.stack([old[head[line]], old[tail[line]], new[head[line]], new[tail[line]]]) / 1000
+    places = np.stack([old[head[line]], old[tail[line]], new[head[line]], new[tail[line]]]) / UNITS
     low, high = places.min(axis=0) - lines.slack, places.max(axis=0) + lines.slack
     box, two = near_lines(lines.tree, low, high)
     one = line[box]

@@ -7,7 +7,6 @@ their ends, and a push is kept where it corrects more pixels than it misplaces.
 
 from __future__ import annotations
 
-import os
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,20 +17,19 @@ from tcl_core.polygons.moves import Lines, allowed_shifts, apart, shift_sweeps
 
 __all__ = ["refine_vertices"]
 
-_MARGIN = float(os.environ.get('MARGIN',.06))  # pixels by which a line passes a center, more than pycocotools rounds by on average
-ALL=int(os.environ.get('ALL',0))
-_BESIDE = float(os.environ.get('BES',1.0))
-_STEP = float(os.environ.get('STEP',.9))  # pixels a vertex may move in one push
+_MARGIN = 0.06  # pixels by which a line passes a center, more than pycocotools rounds by on average
+_BESIDE = 1.0  # pixels around a pixel in which a line is looked for that no row of centers crosses beside it
+_STEP = 0.9  # pixels a vertex may move in one push
 _FARTHEST = 1.5  # pixels a vertex may move in all
-_TRIES = int(os.environ.get('TRIES',4))  # pushes of a vertex that are counted out in one round
-TH=int(os.environ.get('TH',0))
-_ENOUGH = float(os.environ.get("ENOUGH",.02))  # the last rounds that correct less than this share of the misplaced pixels are not worth their time
+_TRIES = 4  # pushes of a vertex that are counted out in one round
+_ENOUGH = 0.02  # the last rounds that correct less than this share of the misplaced pixels are not worth their time
 
 
 def refine_vertices(
     drawing: Drawing,
     edges: RowCrossings,
     faces: NDArray[np.int64],
+    misplaced: Misplaced | None,
     rounds: int,
     movable: NDArray[np.bool_] | None = None,
 ) -> Misplaced:
@@ -41,6 +39,7 @@ def refine_vertices(
         drawing: a valid coverage, whose vertices are moved; it stays valid.
         edges: of the graph, from :func:`tcl_core.polygons.misplaced.edge_crossings`.
         faces: int64 ``[H, W]``, the face of each pixel.
+        misplaced: what the drawing misplaces now; ``None`` = to be found.
         rounds: the most that are made.
         movable: bool ``[V]``, vertices that may move; ``None`` = all that are not held.
 
@@ -52,14 +51,15 @@ def refine_vertices(
     free = ~drawing.held if movable is None else movable & ~drawing.held
     flat = faces.ravel()
     rng = np.random.default_rng(0)
-    misplaced = find_misplaced(drawing, edges)
+    if misplaced is None:
+        misplaced = find_misplaced(drawing, edges)
     for _ in range(rounds):
         vertex, target = _pushes(drawing, lines, misplaced, free, rng)
         target = drawing.clip(target, vertex)
         ok = (np.hypot(*(target - begin[vertex]).T) <= _FARTHEST) & (target != drawing.place[vertex]).any(axis=1)
         vertex, target = vertex[ok], target[ok]
         gain = shift_sweeps(drawing, lines, vertex, target).gains(flat, len(vertex))
-        better = np.flatnonzero(gain < TH)
+        better = np.flatnonzero(gain < 0)
         if len(better) == 0:
             continue
         better = better[np.lexsort((gain[better], vertex[better]))]
@@ -85,7 +85,7 @@ def _pushes(
     span, side = np.nonzero(misplaced.lines >= 0)
     line = misplaced.lines[span, side]
     # A line that runs along a row does not cross it beside the pixels that it misplaces.
-    alone = np.flatnonzero((misplaced.lines < 0).all(axis=1) | ALL)
+    alone = np.flatnonzero((misplaced.lines < 0).all(axis=1))
     lone, beside = near_lines(lines.tree, center[alone] - _BESIDE, center[alone] + _BESIDE)
     line, center = np.concatenate([line, beside]), np.concatenate([center[span], center[alone[lone]]])
     by_head = np.repeat([True, False], len(line))
