@@ -8,7 +8,10 @@ from numpy.typing import NDArray
 
 from tcl_core.polygons.drawing import UNITS, Drawing
 
-__all__ = ["crossing_lines", "in_triangle", "line_tree", "near_lines", "whole"]
+__all__ = ["crossing_lines", "in_triangle", "line_tree", "meet", "near_lines", "whole"]
+
+
+_CELL = 16  # pixels
 
 
 def whole(place: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -90,15 +93,31 @@ def crossing_lines(drawing: Drawing, changed: NDArray[np.bool_] | None = None) -
     result = np.zeros(len(head), dtype=bool)
     if len(asked) == 0:
         return result
-    tree = line_tree(start, end)
-    box, two = near_lines(tree, np.minimum(start, end)[asked], np.maximum(start, end)[asked])
-    one = asked[box]
+    low, high = np.minimum(start, end), np.maximum(start, end)
+    near = np.arange(len(head)) if changed is None else np.flatnonzero(_near_some(low, high, asked, drawing.graph.size))
+    box, two = near_lines(line_tree(start[near], end[near]), low[asked], high[asked])
+    one, two = asked[box], near[two]
     kept = one < two if changed is None else one != two
     one, two = one[kept], two[kept]
     crossed = meet(whole(drawing.place), head, tail, one, two)
     result[one[crossed]] = result[two[crossed]] = True
     result[asked] |= (start == end).all(axis=1)[asked]
     return result
+
+
+def _near_some(
+    low: NDArray[np.float64], high: NDArray[np.float64], asked: NDArray[np.int64], size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Boxes that may meet one of those that are asked for: both touch one cell of a coarse grid. Bool ``[R]``."""
+    first, last = (low // _CELL).astype(np.int64), (high // _CELL).astype(np.int64) + 1
+    grid = np.zeros((size[0] // _CELL + 3, size[1] // _CELL + 3), dtype=np.int64)
+    # Corners of the boxes' cells, summed up along both axes, count the boxes that touch each cell.
+    for y, x, sign in ((first, first, 1), (first, last, -1), (last, first, -1), (last, last, 1)):
+        np.add.at(grid, (y[asked, 1], x[asked, 0]), sign)
+    touched = grid.cumsum(axis=0).cumsum(axis=1) > 0
+    total = np.pad(touched, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+    (left, top), (right, bottom) = first.T, last.T
+    return np.asarray(total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left] > 0)
 
 
 def in_triangle(

@@ -53,6 +53,7 @@ class Drawing:
     is_node: NDArray[np.bool_]
     held: NDArray[np.bool_]
     on_frame: NDArray[np.bool_]
+    _ends: tuple[Runs, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     @classmethod
     def begin(cls, graph: EdgeGraph, base: Runs, reach: float) -> Drawing:
@@ -86,10 +87,14 @@ class Drawing:
 
     def ends(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Vertices at the beginning and at the end of each line, int64 ``[R]`` each."""
+        if self._ends is not None and self._ends[0] is self.runs:
+            return self._ends[1], self._ends[2]
         first = self.runs.first
         following = np.append(first[1:], len(self.graph.points) - 1)
         last = np.minimum(following, self.graph.starts[self.runs.arc + 1] - 1)
-        return self.vertex_of[first], self.vertex_of[last]
+        head, tail = self.vertex_of[first], self.vertex_of[last]
+        self._ends = (self.runs, head, tail)
+        return head, tail
 
     def sides(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Faces on the left and on the right of each line, int64 ``[R]`` each."""

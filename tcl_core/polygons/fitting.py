@@ -30,6 +30,7 @@ _PRICE = 0.65  # squared distance that a vertex less is worth at a tolerance of 
 _FINER = 0.4  # a line at fault gets so much of its price
 _ROUNDS = 5  # of mending, then lines at fault become exact at once
 _EXACT_BELOW = 0.01  # of the price at the beginning
+_PASSES, _LATER_PASSES = 3, 2  # of least squares
 _REFINEMENTS, _LATER_REFINEMENTS = 8, 2
 _BESIDE = 2.0  # pixels between a misplaced pixel's center and a line that is to blame for it
 
@@ -75,7 +76,7 @@ class _Fit:
         drawing.runs = merge_runs(drawing.base)
         self._give_rings_three_lines()
         drawing.hold_exact()
-        self._place(np.ones(len(drawing.runs.arc), dtype=bool))
+        self._place(np.ones(len(drawing.runs.arc), dtype=bool), _PASSES)
         self._mend(None)
         self._refine(_REFINEMENTS)
         for attempt in range(_ROUNDS + 1):
@@ -101,7 +102,7 @@ class _Fit:
                 return
             self.drawing.make_finer(short, _FINER, self.floor)
 
-    def _place(self, lines: NDArray[np.bool_]) -> None:
+    def _place(self, lines: NDArray[np.bool_], passes: int) -> None:
         """Place the ends of some lines (bool ``[R]``) by least squares, all others staying where they are."""
         drawing = self.drawing
         head, tail = drawing.ends()
@@ -117,7 +118,7 @@ class _Fit:
         number[vertices] = np.arange(len(vertices))
         fixed = (~free[vertices])[:, None] | (drawing.low == drawing.high)[vertices]
         runs, place, home = drawing.runs.select(used), drawing.place[vertices], drawing.home[vertices]
-        placed = solve_vertices(runs, number[head[used]], number[tail[used]], place, home, fixed)
+        placed = solve_vertices(runs, number[head[used]], number[tail[used]], place, home, fixed, passes)
         moved = free[vertices]
         drawing.place[vertices[moved]] = drawing.clip(placed[moved], vertices[moved])
 
@@ -144,7 +145,7 @@ class _Fit:
             before = drawing.place.copy()
             parts = drawing.make_finer(fault, 0.0 if exact or rounds >= _ROUNDS else _FINER, self.floor)
             drawing.hold_exact()
-            self._place(parts)
+            self._place(parts, _LATER_PASSES)
             head, tail = drawing.ends()
             moved = (drawing.place != before).any(axis=1)
             changed = parts | moved[head] | moved[tail]

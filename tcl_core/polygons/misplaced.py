@@ -129,11 +129,14 @@ def find_misplaced(drawing: Drawing, edges: RowCrossings) -> Misplaced:
     head, tail = drawing.ends()
     lines = row_crossings(graph, drawing.place[head], drawing.place[tail], *drawing.sides())
     row = graph.size[1] + 1
-    both = np.sort(np.concatenate([edges.position, lines.position]), kind="stable")
-    position = both[np.append(True, both[1:] != both[:-1])] if len(both) else both
+    both = np.concatenate([edges.position, lines.position])
+    order = np.argsort(both, kind="stable")  # two sorted halves, so it only merges
+    position = both[order]
     # Where lines cross a row at one pixel, the last of them counts.
-    old = np.searchsorted(edges.position, position, side="right") - 1
-    new = np.searchsorted(lines.position, position, side="right") - 1
+    last = np.append(position[1:] != position[:-1], True)
+    old = np.cumsum(order < len(edges.position))[last] - 1
+    new = np.flatnonzero(last) - old - 1
+    position = position[last]
     same_row = edges.position[old] // row == position // row
     right = np.where(same_row & (old >= 0), edges.after[old], 0)
     same_row = lines.position[new] // row == position // row

@@ -30,7 +30,6 @@ _RAMP = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 _STAY = 1e-2  # weight of a vertex's first place, so that one between two collinear lines has a definite place
 _FIXED = 1e7
 _FARTHEST = 1.5  # pixels a vertex may leave its pixel corner
-_PASSES = 3
 _STEPS = 60
 _PRECISION = 1e-3
 
@@ -103,29 +102,65 @@ def merge_runs(runs: Runs) -> Runs:
     Returns:
         The remaining runs; a merged run has the lowest price of its parts.
     """
-    aside = runs.price <= 0
-    exact_arc = np.ones(int(runs.arc.max(initial=-1)) + 1, dtype=bool)
-    exact_arc[runs.arc[~aside]] = False
-    done, runs = runs.select(exact_arc[runs.arc]), runs.select(~exact_arc[runs.arc])
-    error = _line_error(runs.scatter)
+    count = len(runs.arc)
+    kept = np.ones(count, dtype=bool)
+    if count < 2:
+        return runs
+    length, mean, scatter, price = runs.length.copy(), runs.mean.copy(), runs.scatter.copy(), runs.price.copy()
+    error = _line_error(scatter)
+    # A merged run lives on at the place of its first part; the one after it is found by these.
+    following = np.append(np.arange(1, count), 0)
+    before = np.append(count, np.arange(count - 1))
+    cost = np.full(count + 1, np.inf)  # of merging a run with the next one; the last entry stands for no run
+    open_end = np.append(runs.arc[1:] != runs.arc[:-1], True)
+
+    def price_of(index: NDArray[np.int64]) -> None:
+        index = index[~open_end[index] & (price[index] > 0)]
+        index = index[price[following[index]] > 0]
+        after = following[index]
+        merged, _, _ = _moments(length, mean, scatter, index, after)
+        cost[index] = _line_error(merged) - error[index] - error[after]
+
+    price_of(np.arange(count))
     for share in _RAMP:
-        while len(runs.arc) > 1:
-            same = runs.arc[1:] == runs.arc[:-1]
-            merged = _merge(runs)
-            merged_error = _line_error(merged.scatter)
-            cost = merged_error - error[1:] - error[:-1]
-            cost[~same | (merged.price <= 0) | (cost > share * merged.price)] = np.inf
-            before, after = np.append(np.inf, cost[:-1]), np.append(cost[1:], np.inf)
-            chosen = np.isfinite(cost) & (cost < before) & (cost <= after)
-            if not chosen.any():
+        while True:
+            cheap = np.flatnonzero(cost[:-1] < np.inf)
+            cheap = cheap[cost[cheap] <= share * np.minimum(price[cheap], price[following[cheap]])]
+            after = np.where(open_end[following[cheap]], count, following[cheap])
+            chosen = cheap[(cost[cheap] < cost[before[cheap]]) & (cost[cheap] <= cost[after])]
+            if len(chosen) == 0:
                 break
-            index = np.flatnonzero(chosen)
-            for name in ("length", "mean", "scatter", "price"):
-                getattr(runs, name)[index] = getattr(merged, name)[index]
-            error[index] = merged_error[index]
-            kept = np.append(True, ~chosen)
-            runs, error = runs.select(kept), error[kept]
-    return join_runs(runs, done)
+            gone = following[chosen]
+            scatter[chosen], mean[chosen], length[chosen] = _moments(length, mean, scatter, chosen, gone)
+            error[chosen] = _line_error(scatter[chosen])
+            price[chosen] = np.minimum(price[chosen], price[gone])
+            open_end[chosen] = open_end[gone]
+            kept[gone] = False
+            following[chosen] = following[gone]
+            inner = chosen[~open_end[chosen]]
+            before[following[inner]] = inner
+            cost[gone] = cost[chosen] = np.inf
+            previous = before[chosen]
+            previous = previous[previous < count]
+            cost[previous] = np.inf
+            price_of(np.concatenate([chosen, previous]))
+    return Runs(runs.arc, runs.first, length, mean, scatter, price).select(kept)
+
+
+def _moments(
+    length: NDArray[np.float64],
+    mean: NDArray[np.float64],
+    scatter: NDArray[np.float64],
+    one: NDArray[np.int64],
+    two: NDArray[np.int64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Scatter, mean and length of pairs of runs together (parallel-axis rule)."""
+    total = length[one] + length[two]
+    share = length[two] / total
+    dx, dy = (mean[two] - mean[one]).T
+    weight = length[one] * share
+    between = np.stack([dx * dx * weight, dx * dy * weight, dy * dy * weight], axis=1)
+    return scatter[one] + scatter[two] + between, mean[one] + np.stack([dx * share, dy * share], axis=1), total
 
 
 def join_runs(runs: Runs, others: Runs) -> Runs:
@@ -136,25 +171,13 @@ def join_runs(runs: Runs, others: Runs) -> Runs:
 
 def join_following(runs: Runs, first: NDArray[np.int64]) -> Runs:
     """Merge each run in ``first`` with the next one; no run is in two pairs."""
-    merged = _merge(runs)
     joined = Runs(*(getattr(runs, name).copy() for name in _FIELDS))
-    for name in ("length", "mean", "scatter", "price"):
-        getattr(joined, name)[first] = getattr(merged, name)[first]
+    moments = _moments(runs.length, runs.mean, runs.scatter, first, first + 1)
+    joined.scatter[first], joined.mean[first], joined.length[first] = moments
+    joined.price[first] = np.minimum(runs.price[first], runs.price[first + 1])
     kept = np.ones(len(runs.arc), dtype=bool)
     kept[first + 1] = False
     return joined.select(kept)
-
-
-def _merge(runs: Runs) -> Runs:
-    """Moments of each run together with the next (parallel-axis rule)."""
-    one, two = runs.length[:-1], runs.length[1:]
-    total = one + two
-    apart = runs.mean[1:] - runs.mean[:-1]
-    between = np.stack([apart[:, 0] ** 2, apart[:, 0] * apart[:, 1], apart[:, 1] ** 2], axis=1)
-    scatter = runs.scatter[1:] + runs.scatter[:-1] + between * (one * two / total)[:, None]
-    mean = runs.mean[:-1] + apart * (two / total)[:, None]
-    price = np.minimum(runs.price[:-1], runs.price[1:])
-    return Runs(runs.arc[:-1], runs.first[:-1], total, mean, scatter, price)
 
 
 def _line_error(scatter: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -186,8 +209,7 @@ def solve_vertices(
     place: NDArray[np.float64],
     home: NDArray[np.float64],
     fixed: NDArray[np.bool_],
-    passes: int = _PASSES,
-    farthest: float = _FARTHEST,
+    passes: int,
 ) -> NDArray[np.float64]:
     """Places of vertices by least squares, so that every line is nearest to its run of pixel edges.
 
@@ -199,7 +221,6 @@ def solve_vertices(
         home: float64 ``[V, 2]``, the vertices' pixel corners.
         fixed: bool ``[V, 2]``, coordinates that stay as they are in ``place``.
         passes: how often the lines' directions are taken anew.
-        farthest: pixels by which a vertex may leave its corner.
 
     Returns:
         float64 ``[V, 2]``.
@@ -210,7 +231,7 @@ def solve_vertices(
         solved = _solve(runs, head, tail, place, anchor, weight)
         move = solved - anchor
         far = np.hypot(move[:, 0], move[:, 1])
-        solved = anchor + move * np.minimum(1, farthest / np.maximum(far, 1e-12))[:, None]
+        solved = anchor + move * np.minimum(1, _FARTHEST / np.maximum(far, 1e-12))[:, None]
         place = np.where(fixed, place, solved)
     return place
 
