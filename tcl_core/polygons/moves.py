@@ -64,6 +64,12 @@ class Lines:
         return which, self.at[self.at_starts[vertices][which] + within]
 
 
+    def other_line(self, vertices: NDArray[np.int64], lines: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The other one of two lines at each vertex; any line at a vertex where more meet."""
+        one = self.at[self.at_starts[vertices]]
+        return np.where(one == lines, self.at[self.at_starts[vertices + 1] - 1], one)
+
+
 @dataclass(frozen=True)
 class Sweeps:
     """Pixels that change sides.

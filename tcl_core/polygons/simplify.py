@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from tcl_core.polygons.arcs import EdgeGraph
 
-__all__ = ["FittedArcs", "Runs", "join_following", "join_runs", "merge_runs", "merge_within", "solve_vertices", "straight_runs"]
+__all__ = ["FittedArcs", "Runs", "best_lines", "join_following", "join_runs", "merge_runs", "merge_within", "solve_vertices", "straight_runs"]
 
 _FIELDS = ("arc", "first", "length", "mean", "scatter", "price")
 _RAMP = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
@@ -178,6 +178,22 @@ def join_following(runs: Runs, first: NDArray[np.int64]) -> Runs:
     kept = np.ones(len(runs.arc), dtype=bool)
     kept[first + 1] = False
     return joined.select(kept)
+
+
+def best_lines(runs: Runs, first: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Best lines through runs and the next ones, by least squares.
+
+    Args:
+        runs: the runs.
+        first: int64 ``[M]``, the first run of each pair.
+
+    Returns:
+        A point and the direction of each line, float64 ``[M, 2]``.
+    """
+    scatter, mean, _ = _moments(runs.length, runs.mean, runs.scatter, first, first + 1)
+    xx, xy, yy = scatter.T
+    angle = np.arctan2(2 * xy, xx - yy) / 2
+    return mean, np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
 def _line_error(scatter: NDArray[np.float64]) -> NDArray[np.float64]:
