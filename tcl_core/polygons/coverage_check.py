@@ -20,7 +20,8 @@ _LARGEST_LOSS = 0.25
 _MARGIN = 2
 _DRAWN_LOSS = 2.0
 _SMALL_AREA = 64  # pixels; one pixel is so much of a smaller region that it may lose more
-_TINY_AREA = 4  # pixels; regions up to here stay as they are
+_SPECK_AREA = 4  # pixels
+_SLIGHT_AREA, _SLIGHT_WIDTH = 16, 1.05  # pixels
 _ROUNDED = 0.2  # pixels that pycocotools misplaces by rounding, per pixel of border; seen are up to 0.09
 
 
@@ -94,9 +95,13 @@ class CoverageCheck:
         key, index = np.unique(moves * len(allowed) + beside, return_inverse=True)
         return key // len(allowed), key % len(allowed), np.bincount(index, cost, minlength=len(key))
 
-    def tiny(self) -> NDArray[np.bool_]:
-        """Bool ``[F]``: faces of few pixels, which keep their pixel edges."""
-        return np.asarray(self.area <= _TINY_AREA)
+    def slight(self) -> NDArray[np.bool_]:
+        """Bool ``[F]``: faces so small or thin that pixel centers say little about their polygon."""
+        return np.asarray((self.area <= _SLIGHT_AREA) | (2 * self.area < _SLIGHT_WIDTH * self.border))
+
+    def specks(self) -> NDArray[np.bool_]:
+        """Bool ``[A]``: closed arcs around few pixels, which keep their pixel edges: nobody gains by anything else."""
+        return np.asarray(self.arcs_of(self.area <= _SPECK_AREA) & self.graph.is_loop)
 
     def arcs_of(self, which: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Bool ``[A]``: the arcs of the faces for which ``which`` (bool ``[F]``) is true."""
@@ -142,9 +147,15 @@ class CoverageCheck:
         allowed = np.minimum(_DRAWN_LOSS * self.allowed_loss(), _LARGEST_LOSS)
         low = np.zeros(len(self.wanted), dtype=bool)
         pixels = [np.empty((0, 2))]
+        slight = asked[(self.wanted & self.slight())[asked]]
+        if len(slight):
+            exact = self.graph.polygons(self.graph.points.astype(np.float64), self.graph.starts)[slight]
+            common = shapely.area(shapely.intersection(polygons[slight], exact))
+            union = shapely.area(polygons[slight]) + self.area[slight] - common
+            low[slight] = common < (1 - _LARGEST_LOSS) * union
         room = allowed - (1 - misplaced.iou(self.area))
         thin = _ROUNDED * self.border > room * self.area
-        for face in asked[(self.wanted & thin & ~self.tiny())[asked]]:
+        for face in asked[(self.wanted & thin)[asked]]:
             left, top, right, bottom = shapely.bounds(polygons[face])
             left, top = max(int(left) - _MARGIN, 0), max(int(top) - _MARGIN, 0)
             right, bottom = min(int(right) + _MARGIN + 1, width), min(int(bottom) + _MARGIN + 1, height)
@@ -153,7 +164,7 @@ class CoverageCheck:
             # What lies outside this window is lost.
             inside = int(np.count_nonzero(mask & drawn))
             union = self.area[face] + int(np.count_nonzero(drawn)) - inside
-            if inside < (1 - allowed[face]) * union:
+            if low[face] or inside < (1 - allowed[face]) * union:
                 low[face] = True
                 row, column = np.nonzero(mask != drawn)
                 pixels.append(np.stack([column + left, row + top], axis=1) + 0.5)

@@ -25,6 +25,7 @@ from tcl_core.polygons.vertex_refinement import refine_vertices
 
 __all__ = ["fit_coverage"]
 
+RELAX=0
 _COARSEST_FIT = 1.0  # pixels
 _PRICE = 0.65  # squared distance that a vertex less is worth at a tolerance of one pixel
 _FINER = 0.4  # a line at fault gets so much of its price
@@ -47,11 +48,11 @@ def fit_coverage(check: CoverageCheck) -> NDArray[np.object_]:
     price = _PRICE * min(check.pixels, _COARSEST_FIT) ** 2
     base = straight_runs(check.graph, price)
     drawing = Drawing.begin(check.graph, base, check.pixels)
-    tiny = check.arcs_of(check.tiny()) & ~drawing.on_frame
-    base.price[tiny[base.arc]] = 0
+    specks = check.specks() & ~drawing.on_frame
+    base.price[specks[base.arc]] = 0
     if not (base.price[~drawing.on_frame[base.arc]] > 0).any():
         return drawing.polygons()
-    return _Fit(drawing, check, _EXACT_BELOW * price).run(tiny)
+    return _Fit(drawing, check, _EXACT_BELOW * price).run(specks)
 
 
 class _Fit:
@@ -70,8 +71,8 @@ class _Fit:
         self.edges: RowCrossings = edge_crossings(check.graph)
         self.misplaced: Misplaced
 
-    def run(self, tiny: NDArray[np.bool_]) -> NDArray[np.object_]:
-        """Fit, mend, refine and coarsen; ``tiny`` (bool ``[A]``) says which arcs are exact from the beginning."""
+    def run(self, specks: NDArray[np.bool_]) -> NDArray[np.object_]:
+        """Fit, mend, refine and coarsen; ``specks`` (bool ``[A]``) are arcs that stay exact."""
         drawing, check = self.drawing, self.check
         drawing.runs = merge_runs(drawing.base)
         self._give_rings_three_lines()
@@ -87,8 +88,12 @@ class _Fit:
             self._mend(fault, exact=attempt == _ROUNDS)
             if attempt < _ROUNDS:
                 self._refine(_LATER_REFINEMENTS, drawing.beside((drawing.place != before).any(axis=1)))
-        # What was made exact may move and go again, except around tiny regions.
-        drawing.release(~tiny, 2 * self.floor)
+        # What was made exact may move and go again, except around specks.
+        drawing.release(~specks, 2 * self.floor)
+        if RELAX:
+            self._relax()
+            self.misplaced = None
+            self._refine(RELAX)
         self.misplaced = coarsen(drawing, check, self.edges, self.misplaced, _LATER_REFINEMENTS)
         return self._accept()
 
@@ -121,6 +126,17 @@ class _Fit:
         placed = solve_vertices(runs, number[head[used]], number[tail[used]], place, home, fixed, passes)
         moved = free[vertices]
         drawing.place[vertices[moved]] = drawing.clip(placed[moved], vertices[moved])
+
+    def _relax(self):
+        from tcl_core.polygons.moves import Lines, allowed_shifts
+        drawing=self.drawing
+        old=drawing.place.copy()
+        self._place(np.ones(len(drawing.runs.arc),dtype=bool),2)
+        v=np.flatnonzero((drawing.place!=old).any(axis=1))
+        target=drawing.place[v]
+        drawing.place=old
+        ok=allowed_shifts(drawing,Lines.of(drawing,0.),v,target)
+        drawing.place[v[ok]]=target[ok]
 
     def _mend(self, fault: NDArray[np.bool_] | None, *, exact: bool = False) -> None:
         """Make lines at fault finer until the lines fit together.
