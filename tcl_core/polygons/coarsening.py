@@ -23,7 +23,7 @@ from tcl_core.polygons.vertex_refinement import refine_vertices
 
 __all__ = ["coarsen", "remove_vertices"]
 
-_WORTH = 1.0  # pixels that one vertex less may misplace at a tolerance of one pixel
+_WORTH = 2.0  # pixels that one vertex less may misplace at a tolerance of one pixel
 _GROWTH = 2.0  # power of the tolerance that it grows with
 _STEP = 1.5  # it grows by degrees, so that vertices that cost least go first
 _PASSES = 2
@@ -118,7 +118,7 @@ def remove_vertices(drawing: Drawing, check: CoverageCheck, misplaced: Misplaced
     corners = (head[real], tail[real], new[real])
     sweeps = Sweeps.of_triangles(move[real], corners, left[real], right[real], drawing.graph.size)
     gain = sweeps.gains(flat, count)
-    rank = np.where(gain <= pixels, gain + np.arange(count) / count, np.inf)
+    rank = np.where(gain <= pixels * check.breadth()[drawing.runs.arc[joins.line]], gain + np.arange(count) / count, np.inf)
     index = np.flatnonzero(np.isfinite(rank))
     rank[index[~_free(drawing, lines, joins.select(index))]] = np.inf
     rank[~_first_of_all(rank, joins.vertices, len(drawing.home))] = np.inf

@@ -20,8 +20,10 @@ _LARGEST_LOSS = 0.25
 _MARGIN = 2
 _DRAWN_LOSS = 2.0
 _SMALL_AREA = 64  # pixels; one pixel is so much of a smaller region that it may lose more
-_SPECK_AREA = 4  # pixels
-_SLIGHT_AREA, _SLIGHT_WIDTH = 16, 1.05  # pixels
+_SPECK_AREA = 2  # pixels
+_BROAD = 6.0  # pixels of area by pixels of border
+_SLIGHT_IOU = .5
+_SLIGHT_AREA, _SLIGHT_WIDTH = 4, 1.05  # pixels
 _ROUNDED = 0.2  # pixels that pycocotools misplaces by rounding, per pixel of border; seen are up to 0.09
 
 
@@ -95,13 +97,22 @@ class CoverageCheck:
         key, index = np.unique(moves * len(allowed) + beside, return_inverse=True)
         return key // len(allowed), key % len(allowed), np.bincount(index, cost, minlength=len(key))
 
+    def breadth(self) -> NDArray[np.float64]:
+        """Float64 ``[A]`` in ``(0, 1]``: how broad the narrower face beside each arc is, up to where it does not matter.
+
+        A pixel is a large part of a narrow region, so that a vertex less is worth less there.
+        """
+        breadth = np.append(1.0, np.minimum(self.area / self.border / _BROAD, 1.0))
+        breadth[1:][~self.wanted] = 1.0
+        return np.asarray(np.minimum(breadth[self.graph.left], breadth[self.graph.right]))
+
     def slight(self) -> NDArray[np.bool_]:
         """Bool ``[F]``: faces so small or thin that pixel centers say little about their polygon."""
         return np.asarray((self.area <= _SLIGHT_AREA) | (2 * self.area < _SLIGHT_WIDTH * self.border))
 
     def specks(self) -> NDArray[np.bool_]:
-        """Bool ``[A]``: closed arcs around few pixels, which keep their pixel edges: nobody gains by anything else."""
-        return np.asarray(self.arcs_of(self.area <= _SPECK_AREA) & self.graph.is_loop)
+        """Bool ``[A]``: arcs around few pixels, which keep all corners of their pixel edges, almost where they are."""
+        return np.asarray(self.arcs_of(self.area <= _SPECK_AREA))
 
     def arcs_of(self, which: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Bool ``[A]``: the arcs of the faces for which ``which`` (bool ``[F]``) is true."""
@@ -152,7 +163,7 @@ class CoverageCheck:
             exact = self.graph.polygons(self.graph.points.astype(np.float64), self.graph.starts)[slight]
             common = shapely.area(shapely.intersection(polygons[slight], exact))
             union = shapely.area(polygons[slight]) + self.area[slight] - common
-            low[slight] = common < (1 - _LARGEST_LOSS) * union
+            low[slight] = common < _SLIGHT_IOU * union
         room = allowed - (1 - misplaced.iou(self.area))
         thin = _ROUNDED * self.border > room * self.area
         for face in asked[(self.wanted & thin)[asked]]:

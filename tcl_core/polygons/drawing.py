@@ -40,6 +40,7 @@ class Drawing:
         is_node: bool ``[V]``, whether it is the end of an arc.
         held: bool ``[V]``, vertices that stay where they are.
         on_frame: bool ``[A]``, arcs along the image's frame.
+        near: bool ``[A]``, arcs whose exact lines may move a little, until they are at fault.
     """
 
     graph: EdgeGraph
@@ -53,6 +54,7 @@ class Drawing:
     is_node: NDArray[np.bool_]
     held: NDArray[np.bool_]
     on_frame: NDArray[np.bool_]
+    near: NDArray[np.bool_]
     _ends: tuple[Runs, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     @classmethod
@@ -83,7 +85,15 @@ class Drawing:
             low[on_edge, axis] = high[on_edge, axis] = home[on_edge, axis]
         on_frame = (graph.left == 0) | (graph.right == 0)
         held = (low == high).all(axis=1)
-        return cls(graph, base, base, vertex_of, home, home.copy(), low, high, is_node, held, on_frame)
+        return cls(graph, base, base, vertex_of, home, home.copy(), low, high, is_node, held, on_frame, np.zeros_like(on_frame))
+
+    def keep_near(self, arcs: NDArray[np.bool_], reach: float) -> None:
+        """Keep the vertices of some arcs (bool ``[A]``) within ``reach`` of their pixel corners, also of exact lines."""
+        self.near = arcs
+        of_arc = np.repeat(arcs, np.diff(self.graph.starts))
+        vertices = self.vertex_of[of_arc]
+        self.low[vertices] = np.maximum(self.low[vertices], self.home[vertices] - reach)
+        self.high[vertices] = np.minimum(self.high[vertices], self.home[vertices] + reach)
 
     def ends(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Vertices at the beginning and at the end of each line, int64 ``[R]`` each."""
@@ -109,13 +119,13 @@ class Drawing:
         return result
 
     def exact(self) -> NDArray[np.bool_]:
-        """Bool ``[R]``: lines that are runs of pixel edges and can be made no finer."""
-        return np.asarray(self.on_frame[self.runs.arc] | (self.runs.price <= 0))
+        """Bool ``[R]``: lines that are runs of pixel edges and stay so."""
+        return np.asarray(self.on_frame[self.runs.arc] | ((self.runs.price <= 0) & ~self.near[self.runs.arc]))
 
     def hold_exact(self) -> None:
         """Put the vertices of exact lines back to their pixel corners, for good."""
         head, tail = self.ends()
-        exact = (self.runs.price <= 0) & ~self.on_frame[self.runs.arc]
+        exact = (self.runs.price <= 0) & ~(self.on_frame | self.near)[self.runs.arc]
         vertices = np.concatenate([head[exact], tail[exact]])
         self.held[vertices] = True
         self.place[vertices] = self.home[vertices]
@@ -135,6 +145,7 @@ class Drawing:
         Returns:
             Bool ``[R]`` of the new lines: those that are parts of split ones. Their inner vertices are at home.
         """
+        self.near[self.runs.arc[lines]] = False
         owner = np.searchsorted(self.runs.first, self.base.first, side="right") - 1
         inside = lines[owner]
         price = self.base.price[inside] * factor

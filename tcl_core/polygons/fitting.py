@@ -25,10 +25,10 @@ from tcl_core.polygons.vertex_refinement import refine_vertices
 
 __all__ = ["fit_coverage"]
 
-RELAX=0
 _COARSEST_FIT = 1.0  # pixels
-_PRICE = 0.65  # squared distance that a vertex less is worth at a tolerance of one pixel
-_FINER = 0.4  # a line at fault gets so much of its price
+_PRICE = 0.5  # squared distance that a vertex less is worth at a tolerance of one pixel
+_SPECK_REACH = 0.35  # pixels that a corner of a speck may move
+_FINER = 0.5  # a line at fault gets so much of its price
 _ROUNDS = 5  # of mending, then lines at fault become exact at once
 _EXACT_BELOW = 0.01  # of the price at the beginning
 _PASSES, _LATER_PASSES = 3, 2  # of least squares
@@ -50,6 +50,8 @@ def fit_coverage(check: CoverageCheck) -> NDArray[np.object_]:
     drawing = Drawing.begin(check.graph, base, check.pixels)
     specks = check.specks() & ~drawing.on_frame
     base.price[specks[base.arc]] = 0
+    # Nobody gains by another shape of one that touches nothing else.
+    drawing.keep_near(specks & ~check.graph.is_loop, _SPECK_REACH)
     if not (base.price[~drawing.on_frame[base.arc]] > 0).any():
         return drawing.polygons()
     return _Fit(drawing, check, _EXACT_BELOW * price).run(specks)
@@ -90,10 +92,6 @@ class _Fit:
                 self._refine(_LATER_REFINEMENTS, drawing.beside((drawing.place != before).any(axis=1)))
         # What was made exact may move and go again, except around specks.
         drawing.release(~specks, 2 * self.floor)
-        if RELAX:
-            self._relax()
-            self.misplaced = None
-            self._refine(RELAX)
         self.misplaced = coarsen(drawing, check, self.edges, self.misplaced, _LATER_REFINEMENTS)
         return self._accept()
 
@@ -126,17 +124,6 @@ class _Fit:
         placed = solve_vertices(runs, number[head[used]], number[tail[used]], place, home, fixed, passes)
         moved = free[vertices]
         drawing.place[vertices[moved]] = drawing.clip(placed[moved], vertices[moved])
-
-    def _relax(self):
-        from tcl_core.polygons.moves import Lines, allowed_shifts
-        drawing=self.drawing
-        old=drawing.place.copy()
-        self._place(np.ones(len(drawing.runs.arc),dtype=bool),2)
-        v=np.flatnonzero((drawing.place!=old).any(axis=1))
-        target=drawing.place[v]
-        drawing.place=old
-        ok=allowed_shifts(drawing,Lines.of(drawing,0.),v,target)
-        drawing.place[v[ok]]=target[ok]
 
     def _mend(self, fault: NDArray[np.bool_] | None, *, exact: bool = False) -> None:
         """Make lines at fault finer until the lines fit together.
