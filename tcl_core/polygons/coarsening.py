@@ -124,6 +124,7 @@ def remove_vertices(drawing: Drawing, check: CoverageCheck, misplaced: Misplaced
     rank[~_first_of_all(rank, joins.vertices, len(drawing.home))] = np.inf
     rank[~within_budget(rank, *check.loads(sweeps, flat), check.room(misplaced))] = np.inf
     rank[~_keeps_rings(drawing, joins.line, rank)] = np.inf
+    rank[~_keeps_boxes(drawing, check, joins, rank)] = np.inf
     index = np.flatnonzero(np.isfinite(rank))
     index = index[np.argsort(rank[index])]
     chosen = joins.select(index[_apart(joins.select(index))])
@@ -281,6 +282,20 @@ def _apart(joins: _Joins) -> NDArray[np.bool_]:
     worse = np.maximum(move[touching], owner[line[touching]])
     result[worse] = False
     return result
+
+
+def _keeps_boxes(
+    drawing: Drawing, check: CoverageCheck, joins: _Joins, order: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Whether a vertex is left at every side of a face's box, if vertices go in this order; bool ``[M]``."""
+    vertex, item = drawing.edge_vertices(check.boxes, check.reach())
+    begins = np.searchsorted(vertex, joins.vertices[:, 2], side="left")
+    count = np.searchsorted(vertex, joins.vertices[:, 2], side="right") - begins
+    move = np.repeat(np.arange(len(count)), count)
+    held = item[np.arange(len(move)) + np.repeat(begins - np.cumsum(count) + count, count)]
+    spare = np.bincount(item, minlength=4 * len(check.boxes)) - 1.0
+    # Nobody asks for the boxes of faces that are not wanted.
+    return within_budget(order, move, held, check.wanted[held // 4].astype(np.float64), spare)
 
 
 def _keeps_rings(drawing: Drawing, first: NDArray[np.int64], order: NDArray[np.float64]) -> NDArray[np.bool_]:

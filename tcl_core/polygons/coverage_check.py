@@ -20,10 +20,11 @@ _LARGEST_LOSS = 0.25
 _MARGIN = 2
 _DRAWN_LOSS = 2.0
 _SMALL_AREA = 64  # pixels; one pixel is so much of a smaller region that it may lose more
+_BOX_SHARE, _BOX = 0.05, 0.5  # by whole pixels up to this share, and so much that draws no pixel, a side may move
 _SPECK_AREA = 2  # pixels
 _BROAD = 6.0  # pixels of area by pixels of border
-_SLIGHT_IOU = .5
-_SLIGHT_AREA, _SLIGHT_WIDTH = 4, 1.05  # pixels
+_SLIGHT_IOU = 0.5  # of a polygon's area and the pixels, for regions so small or thin that centers say little:
+_SLIGHT_AREA, _SLIGHT_WIDTH = 4, 1.05
 _ROUNDED = 0.2  # pixels that pycocotools misplaces by rounding, per pixel of border; seen are up to 0.09
 
 
@@ -38,6 +39,7 @@ class CoverageCheck:
         pixels: the tolerance.
         area: int64 ``[F]``, pixels of each face.
         border: float64 ``[F]``, the length of its pixel edges.
+        boxes: float64 ``[F, 4]``, left, top, right and bottom of its box.
     """
 
     graph: EdgeGraph
@@ -46,6 +48,7 @@ class CoverageCheck:
     pixels: float
     area: NDArray[np.int64]
     border: NDArray[np.float64]
+    boxes: NDArray[np.float64]
 
     @classmethod
     def of(cls, graph: EdgeGraph, faces: NDArray[np.int64], wanted: NDArray[np.bool_], pixels: float) -> CoverageCheck:
@@ -58,7 +61,21 @@ class CoverageCheck:
         down[graph.starts[1:] - 1] = 0
         swept = np.add.reduceat(down, graph.starts[:-1])
         area = np.bincount(graph.right, swept, minlength=count) - np.bincount(graph.left, swept, minlength=count)
-        return cls(graph, faces, wanted, pixels, np.rint(area[1:]).astype(np.int64), border[1:])
+        boxes = np.concatenate([np.full((count, 2), np.inf), np.full((count, 2), -np.inf)], axis=1)
+        low = np.minimum.reduceat(graph.points, graph.starts[:-1], axis=0)
+        high = np.maximum.reduceat(graph.points, graph.starts[:-1], axis=0)
+        for side in (graph.left, graph.right):
+            np.minimum.at(boxes[:, :2], side, low)
+            np.maximum.at(boxes[:, 2:], side, high)
+        return cls(graph, faces, wanted, pixels, np.rint(area[1:]).astype(np.int64), border[1:], boxes[1:])
+
+    def reach(self) -> NDArray[np.float64]:
+        """Pixels by which each face's box may change, float64 ``[F, 2]``, across and down: at most the tolerance.
+
+        COCO tools compare boxes with polygons, so that a large tolerance does not mean as much for them.
+        """
+        size = self.boxes[:, 2:] - self.boxes[:, :2]
+        return np.minimum(self.pixels, np.floor(_BOX_SHARE * size) + _BOX)
 
     def allowed_loss(self) -> NDArray[np.float64]:
         """What each face may lose of its IoU, float64 ``[F]``; infinite for those that are not wanted."""

@@ -58,13 +58,14 @@ class Drawing:
     _ends: tuple[Runs, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     @classmethod
-    def begin(cls, graph: EdgeGraph, base: Runs, reach: float) -> Drawing:
+    def begin(cls, graph: EdgeGraph, base: Runs, boxes: NDArray[np.float64], reach: NDArray[np.float64]) -> Drawing:
         """Make the exact drawing: every run is a line, every vertex is at home.
 
         Args:
             graph: the pixel edges.
             base: their runs, from :func:`tcl_core.polygons.simplify.straight_runs`.
-            reach: pixels by which a vertex may leave the box of a face beside it.
+            boxes: float64 ``[F, 4]``, left, top, right and bottom of each face.
+            reach: float64 ``[F, 2]``, pixels by which a vertex may leave the box of a face beside it, across and down.
         """
         height, width = graph.size
         points = graph.points
@@ -78,7 +79,7 @@ class Drawing:
         home[len(nodes) :] = points
         home[shared] = points[ends]
         is_node = np.arange(len(home)) < len(nodes)
-        low, high = _bounds(graph, vertex_of, len(home), reach)
+        low, high = _bounds(graph, vertex_of, len(home), boxes, reach)
         # The frame is straight: what lies on it moves along it, and the image's corners stay.
         for axis, size in ((0, width), (1, height)):
             on_edge = (home[:, axis] == 0) | (home[:, axis] == size)
@@ -86,6 +87,41 @@ class Drawing:
         on_frame = (graph.left == 0) | (graph.right == 0)
         held = (low == high).all(axis=1)
         return cls(graph, base, base, vertex_of, home, home.copy(), low, high, is_node, held, on_frame, np.zeros_like(on_frame))
+
+    def edge_vertices(
+        self, boxes: NDArray[np.float64], reach: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Vertices that hold the sides of faces' boxes: those that lie within reach of one, inside or outside.
+
+        Args:
+            boxes: float64 ``[F, 4]``.
+            reach: float64 ``[F, 2]``.
+
+        Returns:
+            Pairs, int64 each: the vertex, and ``4 * (f - 1) + side`` of the face ``f``; each pair is there once.
+        """
+        head, tail = self.ends()
+        left, right = self.sides()
+        vertex, face = np.concatenate([head, head, tail, tail]), np.concatenate([left, right, left, right])
+        vertex, face = vertex[face > 0], face[face > 0] - 1
+        place, box, far = self.place[vertex], boxes[face], reach[face]
+        near = np.concatenate([place <= box[:, :2] + far, place >= box[:, 2:] - far], axis=1)
+        pair, side = np.nonzero(near)
+        key = np.sort(vertex[pair] * (4 * len(boxes)) + 4 * face[pair] + side)
+        key = key[np.append(True, key[1:] != key[:-1])[: len(key)]]
+        return key // (4 * len(boxes)), key % (4 * len(boxes))
+
+    def keep_sides(self, boxes: NDArray[np.float64], reach: NDArray[np.float64]) -> None:
+        """Let vertices that hold the sides of faces' boxes move along these only."""
+        vertex, item = self.edge_vertices(boxes, reach)
+        face, side = item // 4, item % 4
+        for axis in (0, 1):
+            low, high = side == axis, side == axis + 2
+            np.minimum.at(self.high[:, axis], vertex[low], (boxes[:, axis] + reach[:, axis])[face[low]])
+            np.maximum.at(self.low[:, axis], vertex[high], (boxes[:, axis + 2] - reach[:, axis])[face[high]])
+        crossed = self.low > self.high  # the face is smaller than its reach
+        middle = (self.low[crossed] + self.high[crossed]) / 2
+        self.low[crossed] = self.high[crossed] = snap(middle)
 
     def keep_near(self, arcs: NDArray[np.bool_], reach: float) -> None:
         """Keep the vertices of some arcs (bool ``[A]``) within ``reach`` of their pixel corners, also of exact lines."""
@@ -196,20 +232,17 @@ class Drawing:
 
 
 def _bounds(
-    graph: EdgeGraph, vertex_of: NDArray[np.int64], vertices: int, reach: float
+    graph: EdgeGraph,
+    vertex_of: NDArray[np.int64],
+    vertices: int,
+    boxes: NDArray[np.float64],
+    reach: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Where each vertex may be: at most ``reach`` outside the box of each face beside it."""
-    faces = int(max(graph.left.max(), graph.right.max())) + 1
-    low_of_arc = np.minimum.reduceat(graph.points, graph.starts[:-1], axis=0)
-    high_of_arc = np.maximum.reduceat(graph.points, graph.starts[:-1], axis=0)
-    face_low = np.full((faces, 2), np.inf)
-    face_high = np.full((faces, 2), -np.inf)
-    for side in (graph.left, graph.right):
-        np.minimum.at(face_low, side, low_of_arc)
-        np.maximum.at(face_high, side, high_of_arc)
-    face_low[0], face_high[0] = -np.inf, np.inf
-    arc_low = np.maximum(face_low[graph.left], face_low[graph.right]) - reach
-    arc_high = np.minimum(face_high[graph.left], face_high[graph.right]) + reach
+    """Where each vertex may be: not farther outside the boxes of the faces beside it than these reach."""
+    face_low = np.concatenate([[[-np.inf, -np.inf]], boxes[:, :2] - reach])
+    face_high = np.concatenate([[[np.inf, np.inf]], boxes[:, 2:] + reach])
+    arc_low = np.maximum(face_low[graph.left], face_low[graph.right])
+    arc_high = np.minimum(face_high[graph.left], face_high[graph.right])
     low, high = np.full((vertices, 2), -np.inf), np.full((vertices, 2), np.inf)
     arc = np.repeat(np.arange(len(graph.left)), np.diff(graph.starts))
     low[vertex_of], high[vertex_of] = arc_low[arc], arc_high[arc]

@@ -47,7 +47,7 @@ def fit_coverage(check: CoverageCheck) -> NDArray[np.object_]:
     """
     price = _PRICE * min(check.pixels, _COARSEST_FIT) ** 2
     base = straight_runs(check.graph, price)
-    drawing = Drawing.begin(check.graph, base, check.pixels)
+    drawing = Drawing.begin(check.graph, base, check.boxes, check.reach())
     specks = check.specks() & ~drawing.on_frame
     base.price[specks[base.arc]] = 0
     # Nobody gains by another shape of one that touches nothing else.
@@ -91,6 +91,7 @@ class _Fit:
             if attempt < _ROUNDS:
                 self._refine(_LATER_REFINEMENTS, drawing.beside((drawing.place != before).any(axis=1)))
         # What was made exact may move and go again, except around specks.
+        drawing.keep_sides(check.boxes, check.reach())
         drawing.release(~specks, 2 * self.floor)
         self.misplaced = coarsen(drawing, check, self.edges, self.misplaced, _LATER_REFINEMENTS)
         return self._accept()

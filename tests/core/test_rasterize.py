@@ -66,7 +66,7 @@ def test_the_partition_is_where_each_pixel_center_lies():
     label_map[disk((60, 60), 25)] = 2
     faces = faces_of(label_map)
     graph = trace_edges(faces)
-    drawing = Drawing.begin(graph, straight_runs(graph, 3.0), 1.0)
+    drawing = Drawing.begin(graph, straight_runs(graph, 3.0), boxes_of(faces), np.ones((faces.max(), 2)))
     drawing.runs = merge_runs(drawing.base)
     arcs = drawing.arcs()
     drawn = partition_of_arcs(graph, arcs)
