@@ -34,10 +34,10 @@ Examples:
 @click.option("--min-area", type=click.IntRange(min=0), default=64, show_default=True, metavar="N")
 @click.option(
     "--tolerance",
-    default="fine",
+    default="easy-to-edit",
     show_default=True,
     metavar="D",
-    help="How far polygons may leave the masks: full (not at all), fine, default, coarse, or a number of pixels.",
+    help="How far polygons may leave the masks: exact (not at all), fine, default, easy-to-edit, or a number of pixels.",
 )
 @click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder of typed prompts.")
 @click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")

@@ -245,7 +245,7 @@ def _measure(label_map: NDArray[np.int32], pixels: float) -> KindFigures:
     area = np.bincount(faces.ravel())
     wanted = label_of[1:] > 0
     polygons = simplify_coverage(faces, pixels, wanted=wanted)
-    exact = polygons if pixels == 0 else simplify_coverage(faces, "full")
+    exact = polygons if pixels == 0 else simplify_coverage(faces, "exact")
     figures = KindFigures(maps=1)
     labeled = polygons[wanted]
     sound = shapely.is_valid(polygons).all() and shapely.coverage_is_valid(polygons)

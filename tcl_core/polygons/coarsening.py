@@ -24,7 +24,7 @@ from tcl_core.polygons.vertex_refinement import refine_vertices
 __all__ = ["coarsen", "remove_vertices"]
 
 _WORTH = 2.0  # pixels that one vertex less may misplace at a tolerance of one pixel
-_GROWTH = 2.0  # power of the tolerance that it grows with
+_GROWTH = 1.8  # power of the tolerance that it grows with
 _STEP = 1.5  # it grows by degrees, so that vertices that cost least go first
 _PASSES = 2
 _COUNTED = 4.0  # a triangle of so many times the pixels that it may misplace can be balanced

@@ -27,9 +27,11 @@ __all__ = ["TOLERANCES", "tolerance_in_pixels", "simplify_apart", "simplify_cove
 TOLERANCES = {"exact": 0.0, "fine": 0.5, "default": 1.0, "easy-to-edit": 5.0}
 """Words for the tolerance setting, in pixels."""
 
+_FORMER_WORDS = {"full": 0.0, "coarse": 2.0}
+
 _STAIRCASE = 0.5  # pixels that half the corners of a slanting edge lie off it, on either side
 _SHARE_OF_WIDTH = 0.12  # an outline that moves by so much of area / length costs a region about 2 % of its IoU
-_SHARE_GROWTH = 0.9  # power of the tolerance that this grows with
+_SHARE_GROWTH = 0.85 # power of the tolerance that this grows with
 
 
 def tolerance_in_pixels(tolerance: str | float) -> float:
@@ -50,8 +52,9 @@ def tolerance_in_pixels(tolerance: str | float) -> float:
         (1.0, 0.25, 5.0)
     """
     if isinstance(tolerance, str):
-        if tolerance in TOLERANCES:
-            return TOLERANCES[tolerance]
+        words = TOLERANCES | _FORMER_WORDS
+        if tolerance in words:
+            return words[tolerance]
         try:
             tolerance = float(tolerance)
         except ValueError:

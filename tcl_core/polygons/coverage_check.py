@@ -15,12 +15,12 @@ from tcl_core.polygons.rasterize import mask_iou, polygon_to_mask
 
 __all__ = ["CoverageCheck"]
 
-_LOSS, _LOSS_GROWTH = 0.02, 0.9  # of its IoU at a tolerance of one pixel, and the power of the tolerance
+_LOSS, _LOSS_GROWTH = 0.02, 0.85  # of its IoU at a tolerance of one pixel, and the power of the tolerance
 _LARGEST_LOSS = 0.25
 _MARGIN = 2
 _DRAWN_LOSS = 2.0
 _SMALL_AREA = 64  # pixels; one pixel is so much of a smaller region that it may lose more
-_BOX_SHARE, _BOX = 0.05, 0.5  # by whole pixels up to this share, and so much that draws no pixel, a side may move
+_BOX_SHARE, _BOX = 0.05, 0.45  # by whole pixels up to this share, and so much that draws no pixel, a side may move
 _SPECK_AREA = 2  # pixels
 _BROAD = 6.0  # pixels of area by pixels of border
 _SLIGHT_IOU = 0.5  # of a polygon's area and the pixels, for regions so small or thin that centers say little:

@@ -22,7 +22,7 @@ small_maps = st.integers(1, 14).flatmap(
         lambda w: st.integers(1, 4).flatmap(lambda k: arrays(np.int32, (h, w), elements=st.integers(0, k)))
     )
 )
-TOLERANCES = ["full", "fine", "default", "coarse", 5.0]
+TOLERANCES = ["exact", "fine", "default", "easy-to-edit", 5.0]
 
 
 def assert_partition(polygons, size):
@@ -49,7 +49,7 @@ def by_pycocotools(polygon, size):
 @settings(max_examples=150, deadline=None)
 def test_zero_tolerance_is_exact(label_map):
     faces = faces_of(label_map)
-    polygons = simplify_coverage(faces, "full")
+    polygons = simplify_coverage(faces, "exact")
     assert_partition(polygons, label_map.shape)
     assert np.array_equal(shapely.area(polygons), np.bincount(faces.ravel())[1:])
     for number, polygon in enumerate(polygons, 1):
@@ -89,7 +89,7 @@ def test_polygons_by_themselves_are_valid(label_map, tolerance):
     polygons = simplify_apart(faces, tolerance, wanted)
     assert np.array_equal(shapely.is_missing(polygons), ~wanted)
     assert shapely.is_valid(polygons[wanted]).all()
-    if tolerance == "full":
+    if tolerance == "exact":
         assert np.array_equal(shapely.area(polygons[wanted]), np.bincount(faces.ravel())[1:][wanted])
 
 
@@ -97,7 +97,7 @@ def test_polygons_by_themselves_are_valid(label_map, tolerance):
 def test_polygons_by_themselves_hold_the_iou(name):
     faces = faces_of(KINDS[name](np.random.default_rng(4)))
     exact, polygons = (
-        simplify_apart(faces, tolerance, np.ones(faces.max(), dtype=bool)) for tolerance in ("full", "fine")
+        simplify_apart(faces, tolerance, np.ones(faces.max(), dtype=bool)) for tolerance in ("exact", "fine")
     )
     assert (shapely.area(exact & polygons) / shapely.area(exact | polygons) > 0.95).all()
 
@@ -114,7 +114,7 @@ def test_a_polygon_by_itself_keeps_a_hole_that_simplifying_would_lose():
     mask = np.zeros((60, 60), dtype=np.int32)
     mask[disk((30, 30), 25)] = 1
     mask[29:31, 29:31] = 0
-    polygon = simplify_apart(faces_of(mask), "coarse", np.array([False, True, False]))[1]
+    polygon = simplify_apart(faces_of(mask), "easy-to-edit", np.array([False, True, False]))[1]
     assert polygon.is_valid
     assert shapely.get_num_interior_rings(polygon) == 1
 
@@ -132,7 +132,7 @@ def test_rings_that_would_cross_are_noticed():
 def test_collinear_corners_are_removed_at_full_detail():
     label_map = np.zeros((20, 30), dtype=np.int32)
     label_map[5:15, 5:25] = 1
-    square = simplify_coverage(faces_of(label_map), "full")[1]
+    square = simplify_coverage(faces_of(label_map), "exact")[1]
     assert len(square.exterior.coords) == 5
     assert square.equals(shapely.box(5, 5, 25, 15))
 

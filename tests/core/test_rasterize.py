@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import shapely
+from scipy import ndimage
 from skimage.draw import disk
 
 from tcl_core.benchmarks.label_maps import KINDS
@@ -66,7 +67,9 @@ def test_the_partition_is_where_each_pixel_center_lies():
     label_map[disk((60, 60), 25)] = 2
     faces = faces_of(label_map)
     graph = trace_edges(faces)
-    drawing = Drawing.begin(graph, straight_runs(graph, 3.0), boxes_of(faces), np.ones((faces.max(), 2)))
+    extents = ndimage.find_objects(faces)
+    boxes = np.array([[x.start, y.start, x.stop, y.stop] for y, x in extents], dtype=float)
+    drawing = Drawing.begin(graph, straight_runs(graph, 3.0), boxes, np.ones((len(boxes), 2)))
     drawing.runs = merge_runs(drawing.base)
     arcs = drawing.arcs()
     drawn = partition_of_arcs(graph, arcs)
