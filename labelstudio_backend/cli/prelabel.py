@@ -37,7 +37,7 @@ Examples:
     default="easy-to-edit",
     show_default=True,
     metavar="D",
-    help="How far polygons may leave the masks: exact (not at all), fine, default, easy-to-edit, or a number of pixels.",
+    help="How far polygons may leave the masks: exact (not at all), fine, default, easy-to-edit, or pixels.",
 )
 @click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder of typed prompts.")
 @click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")

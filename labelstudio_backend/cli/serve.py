@@ -55,8 +55,8 @@ A settings file:
 @click.option(
     "--tolerance",
     metavar="D",
-    help="How far polygons may leave the masks: exact (not at all), fine, default, easy-to-edit, or a number of pixels; "
-    "easy-to-edit.",
+    help="How far polygons may leave the masks: exact (not at all), fine, default, easy-to-edit, or a number of "
+    "pixels; easy-to-edit.",
 )
 @click.option("--queue", type=click.IntRange(min=1), metavar="N", help="Requests that may be worked on or wait; 16.")
 @click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder for typed prompts.")

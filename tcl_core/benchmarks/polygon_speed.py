@@ -204,7 +204,14 @@ def run_curve(count: int = 20, seed: int = 0, progress: bool = True) -> list[Cur
                 measured += _vertices_and_iou(several, faces)
     means = {tolerance: [np.mean(one, axis=0) for one in three] for tolerance, three in figures.items()}
     return [
-        CurveRow(tolerance, *map(float, ours), faults[tolerance], tuple(coverage.tolist()), tuple(single.tolist()))
+        CurveRow(
+            tolerance,
+            float(ours[0]),
+            float(ours[1]),
+            faults[tolerance],
+            (float(coverage[0]), float(coverage[1])),
+            (float(single[0]), float(single[1])),
+        )
         for tolerance, (ours, coverage, single) in means.items()
     ]
 

@@ -33,7 +33,14 @@ def street_map(rng: np.random.Generator, size: tuple[int, int] = (360, 480)) -> 
     horizon, vanish = float(rng.uniform(0.42, 0.55)), float(rng.uniform(0.35, 0.65))
     for edge, far in ((0.0, vanish - 0.04), (1.0, vanish + 0.04)):
         _row_of_houses(canvas, rng, edge, far, horizon)
-    ground = [(0, 1), (0, horizon + 0.3), (vanish - 0.02, horizon), (vanish + 0.02, horizon), (1, horizon + 0.3), (1, 1)]
+    ground = [
+        (0, 1),
+        (0, horizon + 0.3),
+        (vanish - 0.02, horizon),
+        (vanish + 0.02, horizon),
+        (1, horizon + 0.3),
+        (1, 1),
+    ]
     _fill(canvas, ground, _SIDEWALK)
     left, right = float(rng.uniform(-0.2, 0.2)), float(rng.uniform(0.8, 1.2))
     near = horizon + 0.02
@@ -146,7 +153,9 @@ def _trees(canvas: NDArray[np.int32], rng: np.random.Generator, horizon: float) 
         canvas[line(int(row), int(column), min(int(horizon * height) + 20, height - 1), int(column))] = _POLE
 
 
-def _traffic(canvas: NDArray[np.int32], rng: np.random.Generator, on_ground: Callable[[float, float], tuple[float, float]]) -> None:
+def _traffic(
+    canvas: NDArray[np.int32], rng: np.random.Generator, on_ground: Callable[[float, float], tuple[float, float]]
+) -> None:
     height, width = canvas.shape
     for _ in range(rng.integers(2, 7)):
         depth = float(rng.uniform(0.05, 0.6))

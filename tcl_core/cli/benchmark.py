@@ -70,8 +70,8 @@ def polygons_command(
 ) -> int:
     """Measure how close polygons are to their masks, with how few points, and how long they take.
 
-    Three parts: the quality of polygons on label maps of many kinds, the speed of regions and polygons, and the curve of
-    vertices and IoU over the tolerance. The exit code is 1 if a target is missed.
+    Three parts: the quality of polygons on label maps of many kinds, the speed of regions and polygons, and the curve
+    of vertices and IoU over the tolerance. The exit code is 1 if a target is missed.
     """
     from tcl_core.benchmarks import polygon_speed, polygons
 

@@ -1,9 +1,9 @@
 """Take vertices out of a valid coverage, a few at a time, so that it stays valid.
 
-Two lines become one: the best line through the pixel edges of both, ending where it meets the lines before and after, or
-simply the line between the ends that they have. That is done if what it sweeps over holds no other vertex, if the new
-lines meet no others, if it misplaces few pixels more than it corrects, which is counted exactly, and if no region loses
-more than it may. Nothing is ever put back.
+Two lines become one: the best line through the pixel edges of both, ending where it meets the lines before and after,
+or simply the line between the ends that they have. That is done if what it sweeps over holds no other vertex, if the
+new lines meet no others, if it misplaces few pixels more than it corrects, which is counted exactly, and if no region
+loses more than it may. Nothing is ever put back.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def remove_vertices(drawing: Drawing, check: CoverageCheck, misplaced: Misplaced
     corners = (head[real], tail[real], new[real])
     sweeps = Sweeps.of_triangles(move[real], corners, left[real], right[real], drawing.graph.size)
     gain = sweeps.gains(flat, count)
-    rank = np.where(gain <= pixels * check.breadth()[drawing.runs.arc[joins.line]], gain + np.arange(count) / count, np.inf)
+    rank = np.where(
+        gain <= pixels * check.breadth()[drawing.runs.arc[joins.line]], gain + np.arange(count) / count, np.inf
+    )
     index = np.flatnonzero(np.isfinite(rank))
     rank[index[~_free(drawing, lines, joins.select(index))]] = np.inf
     rank[~_first_of_all(rank, joins.vertices, len(drawing.home))] = np.inf
@@ -137,7 +139,8 @@ def remove_vertices(drawing: Drawing, check: CoverageCheck, misplaced: Misplaced
 def _candidates(drawing: Drawing, lines: Lines, tolerance: float, pixels: float) -> _Joins:
     """Every vertex between two lines that might go, in both ways."""
     runs, count = drawing.runs, len(drawing.runs.arc)
-    first = np.flatnonzero((runs.arc[1:] == runs.arc[:-1]) & ~drawing.held[lines.tail[:-1]])
+    spare = (runs.arc[1:] == runs.arc[:-1]) & (runs.price[1:] > 0) & ~drawing.held[lines.tail[:-1]]
+    first = np.flatnonzero(spare)
     a, v, b = lines.head[first], lines.tail[first], lines.tail[first + 1]
     mean, direction = best_lines(runs, first)
     # Where a and b may move: they are no nodes, so that exactly one line comes before and one after.
@@ -195,7 +198,7 @@ def _meeting_point(
 
 
 def _free(drawing: Drawing, lines: Lines, joins: _Joins) -> NDArray[np.bool_]:
-    """Whether what joins sweep over holds no other vertex, and their new lines meet no line that stays; bool ``[M]``."""
+    """Whether what joins sweep over holds no other vertex, and their lines meet no line that stays; bool ``[M]``."""
     count, total = len(joins.line), len(drawing.home)
     result = np.ones(count, dtype=bool)
     if count == 0:
@@ -238,9 +241,7 @@ def _new_lines(joins: _Joins, total: int) -> tuple[NDArray[np.int64], NDArray[np
     return np.stack([p, new_a, new_b], axis=1), np.stack([new_a, new_b, n], axis=1), there
 
 
-def _replaced(
-    joins: _Joins, lines: Lines, move: NDArray[np.int64], line: NDArray[np.int64]
-) -> NDArray[np.bool_]:
+def _replaced(joins: _Joins, lines: Lines, move: NDArray[np.int64], line: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether a line is one of those that a join replaces."""
     p, a, v, b, n = joins.vertices[move].T
     head, tail = lines.head[line], lines.tail[line]
@@ -293,7 +294,7 @@ def _keeps_boxes(
     count = np.searchsorted(vertex, joins.vertices[:, 2], side="right") - begins
     move = np.repeat(np.arange(len(count)), count)
     held = item[np.arange(len(move)) + np.repeat(begins - np.cumsum(count) + count, count)]
-    spare = np.bincount(item, minlength=4 * len(check.boxes)) - 1.0
+    spare = (np.bincount(item, minlength=4 * len(check.boxes)) - 1).astype(np.float64)
     # Nobody asks for the boxes of faces that are not wanted.
     return within_budget(order, move, held, check.wanted[held // 4].astype(np.float64), spare)
 
@@ -306,5 +307,5 @@ def _keeps_rings(drawing: Drawing, first: NDArray[np.int64], order: NDArray[np.f
     rings[graph.ring_arcs // 2, graph.ring_arcs % 2] = ring
     beside = rings[drawing.runs.arc[first]]
     move, side = np.nonzero(beside >= 0)
-    spare = drawing.lines_of_ring() - 3.0
+    spare = (drawing.lines_of_ring() - 3).astype(np.float64)
     return within_budget(order, move, beside[move, side], np.ones(len(move)), spare)

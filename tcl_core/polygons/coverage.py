@@ -31,7 +31,7 @@ _FORMER_WORDS = {"full": 0.0, "coarse": 2.0}
 
 _STAIRCASE = 0.5  # pixels that half the corners of a slanting edge lie off it, on either side
 _SHARE_OF_WIDTH = 0.12  # an outline that moves by so much of area / length costs a region about 2 % of its IoU
-_SHARE_GROWTH = 0.85 # power of the tolerance that this grows with
+_SHARE_GROWTH = 0.85  # power of the tolerance that this grows with
 
 
 def tolerance_in_pixels(tolerance: str | float) -> float:
@@ -74,11 +74,11 @@ def simplify_coverage(
     """Polygons of all faces of an image, which share their borders exactly.
 
     ``tolerance`` is about how far an edge may move off the pixel staircase; besides, no wanted region may lose more
-    than 2 % of its pixels' IoU at a tolerance of one pixel, counted by pixel centers, or 4 % drawn by pycocotools, which
-    rounds. With the tolerance this grows a little slower than itself, up to 25 %, and a region under 64 pixels may lose
-    more, by the root of 64 / area. Nor may a side of a region's box move by more than half a pixel and 5 % of it, or the
-    tolerance where that is less. So small and thin regions are kept with a smaller tolerance. The outer frame stays
-    straight. Background is part of the coverage, so its borders follow the same rule.
+    than 2 % of its pixels' IoU at a tolerance of one pixel, counted by pixel centers, or 4 % drawn by pycocotools,
+    which rounds. With the tolerance this grows a little slower than itself, up to 25 %, and a region under 64 pixels
+    may lose more, by the root of 64 / area. Nor does a side of a region's box move farther than 5 % of the box and half
+    a pixel, or the tolerance where that is less. So small and thin regions are kept with a smaller tolerance. The outer
+    frame stays straight. Background is part of the coverage, so its borders follow the same rule.
 
     Args:
         faces: int64 ``[H, W]`` from :func:`tcl_core.polygons.arcs.faces_of`.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tcl_core.polygons.arcs import EdgeGraph
 from tcl_core.polygons.misplaced import Misplaced
 from tcl_core.polygons.moves import Sweeps
-from tcl_core.polygons.rasterize import mask_iou, polygon_to_mask
+from tcl_core.polygons.rasterize import polygon_to_mask
 
 __all__ = ["CoverageCheck"]
 
@@ -20,10 +20,11 @@ _LARGEST_LOSS = 0.25
 _MARGIN = 2
 _DRAWN_LOSS = 2.0
 _SMALL_AREA = 64  # pixels; one pixel is so much of a smaller region that it may lose more
-_BOX_SHARE, _BOX = 0.05, 0.45  # by whole pixels up to this share, and so much that draws no pixel, a side may move
+# A side of a box may move by whole pixels up to this share of it, and by so much more, which hardly draws a pixel.
+_BOX_SHARE, _BOX_OF_FINE, _BOX_OF_COARSE = 0.05, 0.65, 0.45
 _SPECK_AREA = 2  # pixels
 _BROAD = 6.0  # pixels of area by pixels of border
-_SLIGHT_IOU = 0.5  # of a polygon's area and the pixels, for regions so small or thin that centers say little:
+_SLIGHT_IOU = 0.65  # of a polygon's area and the pixels, for regions so small or thin that centers say little:
 _SLIGHT_AREA, _SLIGHT_WIDTH = 4, 1.05
 _ROUNDED = 0.2  # pixels that pycocotools misplaces by rounding, per pixel of border; seen are up to 0.09
 
@@ -67,7 +68,8 @@ class CoverageCheck:
         for side in (graph.left, graph.right):
             np.minimum.at(boxes[:, :2], side, low)
             np.maximum.at(boxes[:, 2:], side, high)
-        return cls(graph, faces, wanted, pixels, np.rint(area[1:]).astype(np.int64), border[1:], boxes[1:])
+        whole_area = np.rint(area[1:]).astype(np.int64)
+        return cls(graph, faces, wanted, pixels, whole_area, border[1:].astype(np.float64), boxes[1:])
 
     def reach(self) -> NDArray[np.float64]:
         """Pixels by which each face's box may change, float64 ``[F, 2]``, across and down: at most the tolerance.
@@ -75,7 +77,8 @@ class CoverageCheck:
         COCO tools compare boxes with polygons, so that a large tolerance does not mean as much for them.
         """
         size = self.boxes[:, 2:] - self.boxes[:, :2]
-        return np.minimum(self.pixels, np.floor(_BOX_SHARE * size) + _BOX)
+        more = _BOX_OF_FINE if self.pixels <= 1 else _BOX_OF_COARSE
+        return np.minimum(self.pixels, np.floor(_BOX_SHARE * size) + more)
 
     def allowed_loss(self) -> NDArray[np.float64]:
         """What each face may lose of its IoU, float64 ``[F]``; infinite for those that are not wanted."""
@@ -112,10 +115,10 @@ class CoverageCheck:
         beside = np.concatenate([sweeps.before, sweeps.after])
         cost = np.concatenate([np.where(lost, 1.0, -share[sweeps.before]), np.where(found, -1.0, share[sweeps.after])])
         key, index = np.unique(moves * len(allowed) + beside, return_inverse=True)
-        return key // len(allowed), key % len(allowed), np.bincount(index, cost, minlength=len(key))
+        return key // len(allowed), key % len(allowed), np.bincount(index, cost).astype(np.float64)
 
     def breadth(self) -> NDArray[np.float64]:
-        """Float64 ``[A]`` in ``(0, 1]``: how broad the narrower face beside each arc is, up to where it does not matter.
+        """Float64 ``[A]`` in ``(0, 1]``: how broad the narrower face beside each arc is, up to what matters.
 
         A pixel is a large part of a narrow region, so that a vertex less is worth less there.
         """
@@ -128,7 +131,7 @@ class CoverageCheck:
         return np.asarray((self.area <= _SLIGHT_AREA) | (2 * self.area < _SLIGHT_WIDTH * self.border))
 
     def specks(self) -> NDArray[np.bool_]:
-        """Bool ``[A]``: arcs around few pixels, which keep all corners of their pixel edges, almost where they are."""
+        """Bool ``[A]``: arcs around few pixels, which keep all their corners, almost where they are."""
         return np.asarray(self.arcs_of(self.area <= _SPECK_AREA))
 
     def arcs_of(self, which: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -174,7 +177,7 @@ class CoverageCheck:
         height, width = self.graph.size
         allowed = np.minimum(_DRAWN_LOSS * self.allowed_loss(), _LARGEST_LOSS)
         low = np.zeros(len(self.wanted), dtype=bool)
-        pixels = [np.empty((0, 2))]
+        pixels: list[NDArray[np.float64]] = [np.empty((0, 2))]
         slight = asked[(self.wanted & self.slight())[asked]]
         if len(slight):
             exact = self.graph.polygons(self.graph.points.astype(np.float64), self.graph.starts)[slight]
@@ -195,5 +198,5 @@ class CoverageCheck:
             if low[face] or inside < (1 - allowed[face]) * union:
                 low[face] = True
                 row, column = np.nonzero(mask != drawn)
-                pixels.append(np.stack([column + left, row + top], axis=1) + 0.5)
+                pixels.append(np.stack([column + left + 0.5, row + top + 0.5], axis=1).astype(np.float64))
         return low, np.concatenate(pixels)

@@ -67,7 +67,7 @@ def meet(
         apart |= np.maximum(c[:, axis], d[:, axis]) < np.minimum(a[:, axis], b[:, axis])
     result = ~apart
     # With one vertex in common they meet there; they meet elsewhere where one lies on the other.
-    for i, other_i, turn_i in ((head, tail, 0), (tail, head, 1)):
+    for i, other_i in ((head, tail), (tail, head)):
         for j, other_j in ((head, tail), (tail, head)):
             common = np.flatnonzero(i[one] == j[two])
             base = place[i[one[common]]]

@@ -1,4 +1,4 @@
-"""The simplified arcs of an edge graph while they are worked on: lines between vertices that can be moved and removed."""
+"""The simplified arcs of an edge graph while they are worked on: lines between vertices that move and go."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ class Drawing:
             low[on_edge, axis] = high[on_edge, axis] = home[on_edge, axis]
         on_frame = (graph.left == 0) | (graph.right == 0)
         held = (low == high).all(axis=1)
-        return cls(graph, base, base, vertex_of, home, home.copy(), low, high, is_node, held, on_frame, np.zeros_like(on_frame))
+        return cls(
+            graph, base, base, vertex_of, home, home.copy(), low, high, is_node, held, on_frame, np.zeros_like(on_frame)
+        )
 
     def edge_vertices(
         self, boxes: NDArray[np.float64], reach: NDArray[np.float64]
@@ -124,7 +126,7 @@ class Drawing:
         self.low[crossed] = self.high[crossed] = snap(middle)
 
     def keep_near(self, arcs: NDArray[np.bool_], reach: float) -> None:
-        """Keep the vertices of some arcs (bool ``[A]``) within ``reach`` of their pixel corners, also of exact lines."""
+        """Keep vertices of some arcs (bool ``[A]``) within ``reach`` of their pixel corners, also of exact lines."""
         self.near = arcs
         of_arc = np.repeat(arcs, np.diff(self.graph.starts))
         vertices = self.vertex_of[of_arc]
@@ -198,7 +200,7 @@ class Drawing:
         return np.asarray(is_inner[self.runs.first])
 
     def join_lines(self, first: NDArray[np.int64]) -> None:
-        """Make one line of each line in ``first`` and the one that follows it on its arc, which is in no other pair."""
+        """Make one line of each line in ``first`` and the next one on its arc, which is in no other pair."""
         self.runs = join_following(self.runs, first)
 
     def release(self, arcs: NDArray[np.bool_], price: float) -> None:

@@ -1,8 +1,8 @@
-"""Fit a coverage to the pixel edges of an image: fit all lines once, then mend where something is wrong, and only there.
+"""Fit a coverage to the pixel edges of an image: fit all lines once, then mend where something is wrong.
 
 Lines that meet or lie on the wrong side of others, and lines beside regions that lost too much, are split into finer
-ones; only the vertices beside these are placed again, and only their lines are checked again. After a few rounds what is
-still wrong becomes exact, down to the pixel edges of all arcs, which are valid.
+ones; only the vertices beside these are placed again, and only their lines are checked again. After a few rounds what
+is still wrong becomes exact, down to the pixel edges of all arcs, which are valid.
 
 Faults grow with the tolerance, and splitting puts vertices back. So nothing coarser than a pixel is fitted: coarser
 polygons are made of valid ones, from which vertices are taken as long as they stay valid
@@ -26,10 +26,10 @@ from tcl_core.polygons.vertex_refinement import refine_vertices
 __all__ = ["fit_coverage"]
 
 _COARSEST_FIT = 1.0  # pixels
-_PRICE = 0.5  # squared distance that a vertex less is worth at a tolerance of one pixel
-_SPECK_REACH = 0.35  # pixels that a corner of a speck may move
-_FINER = 0.5  # a line at fault gets so much of its price
-_ROUNDS = 5  # of mending, then lines at fault become exact at once
+_PRICE = 0.47  # squared distance that a vertex less is worth at a tolerance of one pixel
+_SPECK_REACH = 0.2  # pixels that a corner of a speck may move
+_FINER = 0.6  # a line at fault gets so much of its price
+_ROUNDS = 6  # of mending, then lines at fault become exact at once
 _EXACT_BELOW = 0.01  # of the price at the beginning
 _PASSES, _LATER_PASSES = 3, 2  # of least squares
 _REFINEMENTS, _LATER_REFINEMENTS = 8, 2

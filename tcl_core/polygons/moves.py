@@ -63,7 +63,6 @@ class Lines:
         within = np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)
         return which, self.at[self.at_starts[vertices][which] + within]
 
-
     def other_line(self, vertices: NDArray[np.int64], lines: NDArray[np.int64]) -> NDArray[np.int64]:
         """The other one of two lines at each vertex; any line at a vertex where more meet."""
         one = self.at[self.at_starts[vertices]]
@@ -119,9 +118,7 @@ class Sweeps:
         return np.rint(np.bincount(self.move, change, minlength=count)).astype(np.int64)
 
 
-def shift_sweeps(
-    drawing: Drawing, lines: Lines, vertices: NDArray[np.int64], targets: NDArray[np.float64]
-) -> Sweeps:
+def shift_sweeps(drawing: Drawing, lines: Lines, vertices: NDArray[np.int64], targets: NDArray[np.float64]) -> Sweeps:
     """What changes if each vertex moves by itself.
 
     Args:

@@ -23,7 +23,17 @@ from numpy.typing import NDArray
 
 from tcl_core.polygons.arcs import EdgeGraph
 
-__all__ = ["FittedArcs", "Runs", "best_lines", "join_following", "join_runs", "merge_runs", "merge_within", "solve_vertices", "straight_runs"]
+__all__ = [
+    "FittedArcs",
+    "Runs",
+    "best_lines",
+    "join_following",
+    "join_runs",
+    "merge_runs",
+    "merge_within",
+    "solve_vertices",
+    "straight_runs",
+]
 
 _FIELDS = ("arc", "first", "length", "mean", "scatter", "price")
 _RAMP = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)

@@ -8,8 +8,8 @@ from skimage.draw import disk
 
 from tcl_core.benchmarks.label_maps import KINDS
 from tcl_core.polygons.arcs import faces_of, trace_edges
-from tcl_core.polygons.rasterize import mask_iou, partition_of_arcs, polygon_iou, polygon_to_mask
 from tcl_core.polygons.drawing import Drawing
+from tcl_core.polygons.rasterize import mask_iou, partition_of_arcs, polygon_iou, polygon_to_mask
 from tcl_core.polygons.simplify import FittedArcs, merge_runs, straight_runs
 from tcl_core.types import Region
 
