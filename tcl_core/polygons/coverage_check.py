@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import shapely
@@ -126,6 +127,11 @@ class CoverageCheck:
         breadth[1:][~self.wanted] = 1.0
         return np.asarray(np.minimum(breadth[self.graph.left], breadth[self.graph.right]))
 
+    @cached_property
+    def _exact(self) -> NDArray[np.object_]:
+        """Polygons of all faces along the pixel edges."""
+        return self.graph.polygons(self.graph.points.astype(np.float64), self.graph.starts)
+
     def slight(self) -> NDArray[np.bool_]:
         """Bool ``[F]``: faces so small or thin that pixel centers say little about their polygon."""
         return np.asarray((self.area <= _SLIGHT_AREA) | (2 * self.area < _SLIGHT_WIDTH * self.border))
@@ -180,7 +186,7 @@ class CoverageCheck:
         pixels: list[NDArray[np.float64]] = [np.empty((0, 2))]
         slight = asked[(self.wanted & self.slight())[asked]]
         if len(slight):
-            exact = self.graph.polygons(self.graph.points.astype(np.float64), self.graph.starts)[slight]
+            exact = self._exact[slight]
             common = shapely.area(shapely.intersection(polygons[slight], exact))
             union = shapely.area(polygons[slight]) + self.area[slight] - common
             low[slight] = common < _SLIGHT_IOU * union
