@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import scipy.sparse
+import scipy.sparse.csgraph
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -128,40 +130,67 @@ def absorb_small(label_map: NDArray[np.int32], min_area: int) -> NDArray[np.int3
         >>> absorb_small(np.array([[1, 1, 1], [1, 2, 0], [1, 1, 1]], dtype=np.int32), 2).tolist()
         [[1, 1, 1], [1, 1, 0], [1, 1, 1]]
     """
-    result = label_map.astype(np.int32, copy=True)
+    faces = faces_of(label_map)
+    count = int(faces.max(initial=0)) + 1
+    group = np.arange(count)  # which piece each of the first pieces belongs to by now
+    area = np.bincount(faces.ravel(), minlength=count)
+    label_of = np.zeros(count, dtype=np.int64)
+    label_of[faces] = label_map
+    one, two, border = _neighbors(faces)
+    # The image is only looked at here: what follows are pieces and the borders between them.
     while True:
-        faces = faces_of(result)
-        area = np.bincount(faces.ravel())
-        count = len(area)
-        label_of = np.zeros(count, dtype=np.int64)
-        label_of[faces] = result
         is_small = (area < min_area) & (label_of > 0)
         is_small[0] = False
-        pairs = np.concatenate(
-            [
-                np.stack([faces[:, 1:].ravel(), faces[:, :-1].ravel()], axis=1),
-                np.stack([faces[1:].ravel(), faces[:-1].ravel()], axis=1),
-            ]
-        )
-        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-        pairs = np.concatenate([pairs, pairs[:, ::-1]])
-        pairs = pairs[is_small[pairs[:, 0]]]
-        if len(pairs) == 0:
-            return result
         # Only the smallest of touching small regions moves in one round: two must not swap labels.
-        rank = np.empty(count, dtype=np.int64)
-        rank[np.lexsort((np.arange(count), area))] = np.arange(count)
-        waits = np.zeros(count, dtype=bool)
-        waits[pairs[is_small[pairs[:, 1]] & (rank[pairs[:, 1]] < rank[pairs[:, 0]]), 0]] = True
-        pairs = pairs[~waits[pairs[:, 0]]]
+        rank = np.empty(len(area), dtype=np.int64)
+        rank[np.lexsort((np.arange(len(area)), area))] = np.arange(len(area))
+        waits = np.zeros(len(area), dtype=bool)
+        waits[one[is_small[one] & is_small[two] & (rank[two] < rank[one])]] = True
+        asked = is_small[one] & ~waits[one]
+        if not asked.any():
+            return label_of[group][faces].astype(np.int32)
         labels = int(label_of.max()) + 1
-        key, border = np.unique(pairs[:, 0] * labels + label_of[pairs[:, 1]], return_counts=True)
+        key, index = np.unique(one[asked] * labels + label_of[two[asked]], return_inverse=True)
+        shared = np.bincount(index, border[asked])
         face, label = key // labels, key % labels
-        best = np.lexsort((label, -border, face))
+        best = np.lexsort((label, -shared, face))
         first = best[np.append(True, face[best][1:] != face[best][:-1])]
-        new_label = label_of.copy()
-        new_label[face[first]] = label[first]
-        result = new_label[faces].astype(np.int32)
+        label_of[face[first]] = label[first]
+        new = _joined(label_of, one, two)
+        group = new[group]
+        pieces = int(new.max()) + 1
+        area = np.bincount(new, area, minlength=pieces).astype(np.int64)
+        labels_before, label_of = label_of, np.zeros(pieces, dtype=np.int64)
+        label_of[new] = labels_before
+        apart = new[one] != new[two]
+        key, index = np.unique(new[one[apart]] * pieces + new[two[apart]], return_inverse=True)
+        border = np.bincount(index, border[apart])
+        one, two = key // pieces, key % pieces
+
+
+def _neighbors(faces: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Pairs of pieces that share a border, each in both orders, and how many pixel edges they share."""
+    pairs = []
+    for here, there in ((faces[:, 1:], faces[:, :-1]), (faces[1:], faces[:-1])):
+        differ = here != there
+        pairs.append(np.stack([here[differ], there[differ]]))
+    here, there = np.concatenate(pairs, axis=1)
+    pieces = int(faces.max(initial=0)) + 1
+    both = np.concatenate([here * pieces + there, there * pieces + here])
+    key, border = np.unique(both, return_counts=True)
+    return key // pieces, key % pieces, border.astype(np.float64)
+
+
+def _joined(label_of: NDArray[np.int64], one: NDArray[np.int64], two: NDArray[np.int64]) -> NDArray[np.int64]:
+    """New numbers of pieces, neighbors of one label together, in the order of the first of each."""
+    count = len(label_of)
+    same = label_of[one] == label_of[two]
+    links = scipy.sparse.csr_matrix((np.ones(int(same.sum())), (one[same], two[same])), shape=(count, count))
+    _, component = scipy.sparse.csgraph.connected_components(links, directed=False)
+    _, first = np.unique(component, return_index=True)
+    number = np.empty(len(first), dtype=np.int64)
+    number[np.argsort(first)] = np.arange(len(first))
+    return number[component]
 
 
 def _check(label_map: NDArray[np.int32], score_map: NDArray[np.float32], labels: int) -> None:
