@@ -164,7 +164,7 @@ def absorb_small(label_map: NDArray[np.int32], min_area: int) -> NDArray[np.int3
         label_of[new] = labels_before
         apart = new[one] != new[two]
         key, index = np.unique(new[one[apart]] * pieces + new[two[apart]], return_inverse=True)
-        border = np.bincount(index, border[apart])
+        border = np.bincount(index, border[apart]).astype(np.float64)
         one, two = key // pieces, key % pieces
 
 
