@@ -55,7 +55,7 @@ class ModelOptions:
     device: str = "auto"
     precision: str = "auto"
     batch_size: int = 8
-    tolerance: str | float = "fine"
+    tolerance: str | float = "easy-to-edit"
     min_area: MinArea = "auto"
     max_pixels: int = DEFAULT_MAX_PIXELS
 

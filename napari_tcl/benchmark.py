@@ -82,7 +82,7 @@ class _Benchmark:
         viewer.window.add_dock_widget(self.widget, name="Segment from text")
         self.widget.model.device.value = "cpu"
         # Exact polygons take the least time, and how long they take is not measured here.
-        self.widget.polygons.tolerance.value = TOLERANCES["full"]
+        self.widget.polygons.tolerance.value = TOLERANCES["exact"]
         self.widget.labels.set_vocabulary(world_vocabulary(CLASS_NAMES[:_LABELS]))
         self._gaps: list[float] = []
         self._last = 0.0

@@ -36,10 +36,10 @@ Examples:
 @min_area_option
 @click.option(
     "--tolerance",
-    default="fine",
+    default="easy-to-edit",
     show_default=True,
     metavar="D",
-    help="How far polygons may leave the masks: full (not at all), fine, default, coarse, or a number of pixels.",
+    help="How far polygons may leave the masks: exact (not at all), fine, default, easy-to-edit, or pixels.",
 )
 @click.option("--state-dir", type=INPUT_PATH, metavar="DIR", help="Folder of typed prompts.")
 @click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")

@@ -28,7 +28,7 @@ Examples:
 
 \b
 A settings file:
-  model: {min_area: auto, tolerance: fine}
+  model: {min_area: auto, tolerance: easy-to-edit}
   images:
     label_studio_url: http://label-studio:8080
     label_studio_aliases: [http://localhost:8080]
@@ -56,7 +56,8 @@ A settings file:
 @click.option(
     "--tolerance",
     metavar="D",
-    help="How far polygons may leave the masks: full (not at all), fine, default, coarse, or a number of pixels; fine.",
+    help="How far polygons may leave the masks: exact (not at all), fine, default, easy-to-edit, or a number of "
+    "pixels; easy-to-edit.",
 )
 @click.option("--queue", type=click.IntRange(min=1), metavar="N", help="Requests that may be worked on or wait; 16.")
 @click.option("--state-dir", type=INPUT_PATH, metavar="DIR", help="Folder for typed prompts.")

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["BackgroundForm", "ModelForm", "ImageForm", "PolygonForm"]
 
 _NO_AXIS = "none"
+_NO_WORD = "(in pixels)"
+_LARGEST_TOLERANCE = 8  # pixels
 _OWN_METHOD = "the model's own"
 _DEFAULT_BACKGROUND = 0.5
 
@@ -208,10 +210,10 @@ class PolygonForm(Container):
     def __init__(self) -> None:
         self.tolerance = FloatSlider(
             label="Polygon tolerance",
-            min=TOLERANCES["full"],
-            max=4,
+            min=TOLERANCES["exact"],
+            max=_LARGEST_TOLERANCE,
             step=0.25,
-            value=TOLERANCES["default"],
+            value=TOLERANCES["easy-to-edit"],
             tooltip="How far, in pixels, polygons may leave the mask: 0 is exact, larger is coarser with fewer points.",
         )
         self.min_area = LineEdit(
@@ -232,10 +234,26 @@ class PolygonForm(Container):
         self.scores = CheckBox(
             text="Score map layers", value=False, tooltip="Show each label's score map as an image layer."
         )
+        self.word = ComboBox(
+            label="Polygons",
+            choices=[*TOLERANCES, _NO_WORD],
+            value="easy-to-edit",
+            tooltip="How closely polygons follow the mask, in a word: easy-to-edit has few points to drag.",
+        )
+        self.word.changed.connect(self._follow_word)
+        self.tolerance.changed.connect(self._follow_tolerance)
         super().__init__(
-            widgets=[self.min_area, self.tolerance, self.geometry, self.polygons, self.scores], labels=True
+            widgets=[self.min_area, self.word, self.tolerance, self.geometry, self.polygons, self.scores], labels=True
         )
         _finish(self)
+
+    def _follow_word(self, word: str) -> None:
+        if word in TOLERANCES and self.tolerance.value != TOLERANCES[word]:
+            self.tolerance.value = TOLERANCES[word]
+
+    def _follow_tolerance(self, pixels: float) -> None:
+        words = [word for word, tolerance in TOLERANCES.items() if tolerance == pixels]
+        self.word.value = words[0] if words else _NO_WORD
 
     def least(self) -> MinArea:
         """The smallest area of a region.

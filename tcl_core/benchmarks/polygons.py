@@ -49,7 +49,7 @@ class KindFigures:
         best_vertices: the smaller of the two for each region on its own, summed.
         invalid: maps whose coverage GEOS finds fault with, or with an invalid polygon.
         faulty_pixels: pixels not covered exactly once.
-        full_ious: IoU at full tolerance of hole-free regions of any size.
+        full_ious: IoU at tolerance 0 of hole-free regions of any size.
     """
 
     maps: int = 0
@@ -103,7 +103,7 @@ class PolygonFigures:
             (f"vertices per contour vertex at most {LARGEST_RATIO}", total.ratio, total.ratio <= LARGEST_RATIO),
             ("maps with an invalid coverage 0", total.invalid, total.invalid == 0),
             ("pixels in a gap or an overlap 0", total.faulty_pixels, total.faulty_pixels == 0),
-            ("lowest IoU at full tolerance, no holes, 1", full, full == 1.0),
+            ("lowest IoU at tolerance 0, no holes, 1", full, full == 1.0),
         ]
 
     @property
@@ -245,7 +245,7 @@ def _measure(label_map: NDArray[np.int32], pixels: float) -> KindFigures:
     area = np.bincount(faces.ravel())
     wanted = label_of[1:] > 0
     polygons = simplify_coverage(faces, pixels, wanted=wanted)
-    exact = polygons if pixels == 0 else simplify_coverage(faces, "full")
+    exact = polygons if pixels == 0 else simplify_coverage(faces, "exact")
     figures = KindFigures(maps=1)
     labeled = polygons[wanted]
     sound = shapely.is_valid(polygons).all() and shapely.coverage_is_valid(polygons)

@@ -28,7 +28,8 @@ def command() -> None:
     epilog="""\b
 Examples:
   tcl-annotate benchmark polygons
-  tcl-annotate benchmark polygons --maps 40 --tolerance fine --image polygons.png""",
+  tcl-annotate benchmark polygons --maps 40 --tolerance fine --image polygons.png
+  tcl-annotate benchmark polygons --against 56cd0a1""",
 )
 @click.option(
     "--maps", type=click.IntRange(min=1), default=200, show_default=True, metavar="N", help="How many label maps."
@@ -41,26 +42,59 @@ Examples:
     default="default",
     show_default=True,
     metavar="D",
-    help="Detail of the polygons, as of 'tcl-annotate prelabel'.",
+    help="Tolerance of the polygons, as of 'tcl-annotate prelabel'.",
 )
 @click.option("--image", type=OUTPUT_PATH, metavar="FILE", help="Also draw some of the maps and their polygons.")
+@click.option(
+    "--part",
+    "parts",
+    type=click.Choice(["quality", "speed", "curve"]),
+    multiple=True,
+    help="Measure only this; may be repeated.  [default: all three]",
+)
+@click.option(
+    "--against",
+    metavar="REVISION",
+    help="Also time another revision, in a checkout of the project; an old one takes many minutes.",
+)
 @click.option("--quiet", is_flag=True, help="Show no progress.")
-def polygons_command(maps: int, seed: int, tolerance: str, image: Path | None, quiet: bool) -> int:
-    """Measure how close polygons are to their masks, with how few points, and whether neighbors fit together.
+def polygons_command(
+    maps: int,
+    seed: int,
+    tolerance: str,
+    image: Path | None,
+    parts: tuple[str, ...],
+    against: str | None,
+    quiet: bool,
+) -> int:
+    """Measure how close polygons are to their masks, with how few points, and how long they take.
 
-    The exit code is 1 if a target is missed.
+    Three parts: the quality of polygons on label maps of many kinds, the speed of regions and polygons, and the curve
+    of vertices and IoU over the tolerance. The exit code is 1 if a target is missed.
     """
-    from tcl_core.benchmarks import polygons
+    from tcl_core.benchmarks import polygon_speed, polygons
 
-    figures = polygons.run(maps, seed, tolerance, progress=not quiet)
-    click.echo(polygons.format_table(figures))
+    parts = parts or ("quality", "speed", "curve")
+    missed = False
+    if "quality" in parts:
+        figures = polygons.run(maps, seed, tolerance, progress=not quiet)
+        click.echo(polygons.format_table(figures))
+        missed = not figures.passed
     if image is not None:
         try:
             polygons.image(image, min(maps, 6), seed, tolerance)
         except (OSError, ValueError) as error:
             raise SettingsError(f"--image {image}: cannot be written ({error})") from error
         click.echo(f"image: {image}")
-    return figures.exit_code
+    if "speed" in parts:
+        speed = polygon_speed.run_speed(seed, against, progress=not quiet)
+        click.echo(polygon_speed.format_speed(speed, against))
+        missed |= not all(row.met for row in speed)
+    if "curve" in parts:
+        curve = polygon_speed.run_curve(seed=seed, progress=not quiet)
+        click.echo(polygon_speed.format_curve(curve))
+        missed |= not all(row.met for row in curve)
+    return int(missed)
 
 
 @command.command(

@@ -72,8 +72,8 @@ A label file:
     default="default",
     show_default=True,
     metavar="D",
-    help="How closely polygons follow the masks: full (every pixel edge), fine, default, coarse, or a number of pixels "
-    "that an edge may move.",
+    help="How closely polygons follow the masks: exact (every pixel edge), fine, default, easy-to-edit, or a number of "
+    "pixels that an edge may move.",
 )
 @click.option("--merge", is_flag=True, help="One annotation for each label of an image instead of each region.")
 @min_area_option

@@ -14,8 +14,9 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +26,15 @@ from tcl_core.errors import ImageError, SettingsError
 from tcl_core.images.depth import depth_of, is_deep_color, mend_planes, other_bytes, scale, stretch
 from tcl_core.images.jpeg_end import with_end_marker
 
-try:
-    from pillow_heif import HeifImageFile
-except ImportError:
-    HeifImageFile = None
+
+def _heif_reader() -> Any:
+    try:
+        return import_module("pillow_heif").HeifImageFile
+    except ImportError:
+        return None
+
+
+HeifImageFile = _heif_reader()
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",

@@ -6,9 +6,9 @@ Why not ``shapely.coverage_simplify`` alone: it removes pixel corners by the are
 same IoU (0.8 times as many if the staircase's corners are cut first), and its one tolerance cannot spare a small
 region. So the arcs between faces are fitted here, each once for both its neighbors: lines by least squares
 (:mod:`tcl_core.polygons.simplify`), pushed past the pixels they misplace
-(:mod:`tcl_core.polygons.vertex_refinement`). GEOS's coverage validation and pycocotools check every result
-(:mod:`tcl_core.polygons.coverage_check`): lines that fail are fitted again with a smaller tolerance, down to the exact
-pixel edges.
+(:mod:`tcl_core.polygons.vertex_refinement`), and taken together where the tolerance can spare vertices
+(:mod:`tcl_core.polygons.coarsening`). What is wrong is mended where it is wrong (:mod:`tcl_core.polygons.fitting`), at
+worst by the exact pixel edges; GEOS and pycocotools have the last word (:mod:`tcl_core.polygons.coverage_check`).
 """
 
 from __future__ import annotations
@@ -18,30 +18,26 @@ import shapely
 from numpy.typing import NDArray
 
 from tcl_core.errors import SettingsError
-from tcl_core.polygons.arcs import EdgeGraph, trace_edges
+from tcl_core.polygons.arcs import trace_edges
 from tcl_core.polygons.coverage_check import CoverageCheck
-from tcl_core.polygons.simplify import Runs, fit_vertices, join_runs, merge_runs, straight_runs
-from tcl_core.polygons.vertex_refinement import refine_vertices
+from tcl_core.polygons.fitting import fit_coverage
 
 __all__ = ["TOLERANCES", "tolerance_in_pixels", "simplify_apart", "simplify_coverage"]
 
-TOLERANCES = {"full": 0.0, "fine": 0.5, "default": 1.0, "coarse": 2.0}
-"""Names for the tolerance setting, in pixels."""
+TOLERANCES = {"exact": 0.0, "fine": 0.5, "default": 1.0, "easy-to-edit": 5.0}
+"""Words for the tolerance setting, in pixels."""
 
-_FINER, _FINER_REFINED = 0.5, 0.6  # a run at fault gets so much of its price
-_ATTEMPTS = 24  # then runs at fault become exact at once
-_EXACT_BELOW = 0.01
 _STAIRCASE = 0.5  # pixels that half the corners of a slanting edge lie off it, on either side
 _SHARE_OF_WIDTH = 0.12  # an outline that moves by so much of area / length costs a region about 2 % of its IoU
-_EASE = 1.3  # before refinement, which corrects about half of the misplaced pixels, so much more loss passes
+_SHARE_GROWTH = 0.85  # power of the tolerance that this grows with
 
 
 def tolerance_in_pixels(tolerance: str | float) -> float:
     """Read the tolerance setting: about how far, in pixels, an edge may move off the pixel staircase.
 
     Args:
-        tolerance: ``"full"`` (0, the exact pixel edges), ``"fine"`` (0.5), ``"default"`` (1), ``"coarse"`` (2), or a
-            number of pixels from 0 up.
+        tolerance: ``"exact"`` (0, the pixel edges), ``"fine"`` (0.5), ``"default"`` (1), ``"easy-to-edit"`` (5, few
+            enough vertices to drag by hand), or a number of pixels from 0 up, also as text.
 
     Returns:
         Pixels.
@@ -50,8 +46,8 @@ def tolerance_in_pixels(tolerance: str | float) -> float:
         SettingsError: an unknown name, or a number that is negative or not finite.
 
     Examples:
-        >>> tolerance_in_pixels("default"), tolerance_in_pixels(0.25)
-        (1.0, 0.25)
+        >>> tolerance_in_pixels("default"), tolerance_in_pixels(0.25), tolerance_in_pixels("easy-to-edit")
+        (1.0, 0.25, 5.0)
     """
     if isinstance(tolerance, str):
         if tolerance in TOLERANCES:
@@ -75,14 +71,15 @@ def simplify_coverage(
     """Polygons of all faces of an image, which share their borders exactly.
 
     ``tolerance`` is about how far an edge may move off the pixel staircase; besides, no wanted region may lose more
-    than 2 % of its pixels' IoU per pixel of tolerance, counted by pixel centers, or 4 % drawn by pycocotools, which
-    rounds (25 % at most; a region under 64 pixels may lose more, by the root of 64 / area). So small and thin regions
-    are kept with a smaller tolerance. The outer frame stays straight. Background is part of the coverage, so its
-    borders follow the same rule.
+    than 2 % of its pixels' IoU at a tolerance of one pixel, counted by pixel centers, or 4 % drawn by pycocotools,
+    which rounds. With the tolerance this grows a little slower than itself, up to 25 %, and a region under 64 pixels
+    may lose more, by the root of 64 / area. Nor does a side of a region's box move farther than 5 % of the box and half
+    a pixel, or the tolerance where that is less. So small and thin regions are kept with a smaller tolerance. The outer
+    frame stays straight. Background is part of the coverage, so its borders follow the same rule.
 
     Args:
         faces: int64 ``[H, W]`` from :func:`tcl_core.polygons.arcs.faces_of`.
-        tolerance: a name or pixels, see :func:`tolerance_in_pixels`.
+        tolerance: a word or pixels, see :func:`tolerance_in_pixels`.
         wanted: bool ``[faces]``, faces whose IoU is held (``None`` = all); entry ``f - 1`` is face ``f``.
 
     Returns:
@@ -96,37 +93,9 @@ def simplify_coverage(
     if faces.size == 0:
         return np.empty(0, dtype=object)
     graph = trace_edges(faces)
-    on_frame = (graph.left == 0) | (graph.right == 0)
-    check = CoverageCheck(graph, faces, np.ones(int(faces.max()), dtype=bool) if wanted is None else wanted, pixels)
-    runs = straight_runs(graph, pixels**2)
-    merged = merge_runs(runs)
-    refined, attempts = False, 0
-    while True:
-        loose = np.zeros(len(graph.left), dtype=bool)
-        loose[runs.arc[runs.price > 0]] = True
-        loose &= ~on_frame
-        fault = _arcs_in_short_rings(graph, merged)[merged.arc]
-        if not (fault & loose[merged.arc]).any():
-            fitted = fit_vertices(graph, merged, ~loose)
-            if refined:
-                fitted = refine_vertices(graph, fitted, faces, loose)
-            polygons = graph.polygons(fitted.points, fitted.starts)
-            fault = check.runs_at_fault(fitted, polygons, merged, loose, 1.0 if refined else _EASE)
-        fault &= loose[merged.arc]
-        if not fault.any():
-            if refined or not loose.any():
-                return polygons
-            refined, attempts = True, 0
-            continue
-        finer = fault[np.searchsorted(merged.first, runs.first, side="right") - 1]
-        factor = _FINER_REFINED if refined else _FINER
-        # Every attempt makes some run finer, and a run that is exact is at fault no more, so this ends.
-        runs.price[finer] *= factor if attempts < _ATTEMPTS else 0.0
-        runs.price[runs.price < _EXACT_BELOW * pixels**2] = 0
-        attempts += 1
-        again = np.zeros(len(graph.left), dtype=bool)
-        again[merged.arc[fault]] = True
-        merged = join_runs(merged.select(~again[merged.arc]), merge_runs(runs.select(again[runs.arc])))
+    faces_there = int(max(graph.left.max(), graph.right.max()))
+    held = np.ones(faces_there, dtype=bool) if wanted is None else wanted
+    return fit_coverage(CoverageCheck.of(graph, faces, held, pixels))
 
 
 def simplify_apart(faces: NDArray[np.int64], tolerance: str | float, wanted: NDArray[np.bool_]) -> NDArray[np.object_]:
@@ -137,7 +106,7 @@ def simplify_apart(faces: NDArray[np.int64], tolerance: str | float, wanted: NDA
 
     Args:
         faces: int64 ``[H, W]`` from :func:`tcl_core.polygons.arcs.faces_of`.
-        tolerance: a name or pixels, see :func:`tolerance_in_pixels`.
+        tolerance: a word or pixels, see :func:`tolerance_in_pixels`.
         wanted: bool ``[faces]``; entry ``f - 1`` is face ``f``.
 
     Returns:
@@ -153,7 +122,8 @@ def simplify_apart(faces: NDArray[np.int64], tolerance: str | float, wanted: NDA
     graph = trace_edges(faces)
     exact = graph.polygons(graph.points.astype(np.float64), graph.starts)[wanted]
     farthest = pixels + _STAIRCASE if pixels else 0.0
-    distance = np.minimum(farthest, _SHARE_OF_WIDTH * shapely.area(exact) / shapely.length(exact))
+    share = _SHARE_OF_WIDTH * max(1.0, pixels**_SHARE_GROWTH)
+    distance = np.minimum(farthest, share * shapely.area(exact) / shapely.length(exact))
     found, fine = _simplify_rings(exact, distance)
     # Watching over crossings costs many times the rest, and few outlines need it.
     found[~fine] = shapely.simplify(exact[~fine], distance[~fine], preserve_topology=True)
@@ -181,13 +151,3 @@ def _simplify_rings(
     fine = shapely.is_valid(polygons)
     fine[owner[collapsed]] = False
     return polygons, fine
-
-
-def _arcs_in_short_rings(graph: EdgeGraph, runs: Runs) -> NDArray[np.bool_]:
-    """Bool ``[A]``: arcs of rings that have fewer than three lines left."""
-    lines = np.bincount(runs.arc, minlength=len(graph.left))
-    arc = graph.ring_arcs // 2
-    short = np.add.reduceat(lines[arc], graph.ring_starts[:-1]) < 3
-    result = np.zeros(len(graph.left), dtype=bool)
-    result[arc[np.repeat(short, np.diff(graph.ring_starts))]] = True
-    return result

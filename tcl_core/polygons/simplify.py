@@ -15,24 +15,33 @@ curve errs on one side only, a free line errs on both and does so about a third 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse
-import scipy.sparse.linalg
 from numpy.typing import NDArray
 
 from tcl_core.polygons.arcs import EdgeGraph
 
-__all__ = ["FittedArcs", "Runs", "fit_vertices", "join_runs", "merge_runs", "straight_runs"]
+__all__ = [
+    "FittedArcs",
+    "Runs",
+    "best_lines",
+    "join_following",
+    "join_runs",
+    "merge_runs",
+    "merge_within",
+    "solve_vertices",
+    "straight_runs",
+]
 
 _FIELDS = ("arc", "first", "length", "mean", "scatter", "price")
 _RAMP = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 _STAY = 1e-2  # weight of a vertex's first place, so that one between two collinear lines has a definite place
 _FIXED = 1e7
 _FARTHEST = 1.5  # pixels a vertex may leave its pixel corner
-_PASSES = 3
 _STEPS = 60
+_PRECISION = 1e-3
 
 
 @dataclass(frozen=True)
@@ -103,29 +112,65 @@ def merge_runs(runs: Runs) -> Runs:
     Returns:
         The remaining runs; a merged run has the lowest price of its parts.
     """
-    aside = runs.price <= 0
-    exact_arc = np.ones(int(runs.arc.max(initial=-1)) + 1, dtype=bool)
-    exact_arc[runs.arc[~aside]] = False
-    done, runs = runs.select(exact_arc[runs.arc]), runs.select(~exact_arc[runs.arc])
-    error = _line_error(runs.scatter)
+    count = len(runs.arc)
+    kept = np.ones(count, dtype=bool)
+    if count < 2:
+        return runs
+    length, mean, scatter, price = runs.length.copy(), runs.mean.copy(), runs.scatter.copy(), runs.price.copy()
+    error = _line_error(scatter)
+    # A merged run lives on at the place of its first part; the one after it is found by these.
+    following = np.append(np.arange(1, count), 0)
+    before = np.append(count, np.arange(count - 1))
+    cost = np.full(count + 1, np.inf)  # of merging a run with the next one; the last entry stands for no run
+    open_end = np.append(runs.arc[1:] != runs.arc[:-1], True)
+
+    def price_of(index: NDArray[np.int64]) -> None:
+        index = index[~open_end[index] & (price[index] > 0)]
+        index = index[price[following[index]] > 0]
+        after = following[index]
+        merged, _, _ = _moments(length, mean, scatter, index, after)
+        cost[index] = _line_error(merged) - error[index] - error[after]
+
+    price_of(np.arange(count))
     for share in _RAMP:
-        while len(runs.arc) > 1:
-            same = runs.arc[1:] == runs.arc[:-1]
-            merged = _merge(runs)
-            merged_error = _line_error(merged.scatter)
-            cost = merged_error - error[1:] - error[:-1]
-            cost[~same | (merged.price <= 0) | (cost > share * merged.price)] = np.inf
-            before, after = np.append(np.inf, cost[:-1]), np.append(cost[1:], np.inf)
-            chosen = np.isfinite(cost) & (cost < before) & (cost <= after)
-            if not chosen.any():
+        while True:
+            cheap = np.flatnonzero(cost[:-1] < np.inf)
+            cheap = cheap[cost[cheap] <= share * np.minimum(price[cheap], price[following[cheap]])]
+            after = np.where(open_end[following[cheap]], count, following[cheap])
+            chosen = cheap[(cost[cheap] < cost[before[cheap]]) & (cost[cheap] <= cost[after])]
+            if len(chosen) == 0:
                 break
-            index = np.flatnonzero(chosen)
-            for name in ("length", "mean", "scatter", "price"):
-                getattr(runs, name)[index] = getattr(merged, name)[index]
-            error[index] = merged_error[index]
-            kept = np.append(True, ~chosen)
-            runs, error = runs.select(kept), error[kept]
-    return join_runs(runs, done)
+            gone = following[chosen]
+            scatter[chosen], mean[chosen], length[chosen] = _moments(length, mean, scatter, chosen, gone)
+            error[chosen] = _line_error(scatter[chosen])
+            price[chosen] = np.minimum(price[chosen], price[gone])
+            open_end[chosen] = open_end[gone]
+            kept[gone] = False
+            following[chosen] = following[gone]
+            inner = chosen[~open_end[chosen]]
+            before[following[inner]] = inner
+            cost[gone] = cost[chosen] = np.inf
+            previous = before[chosen]
+            previous = previous[previous < count]
+            cost[previous] = np.inf
+            price_of(np.concatenate([chosen, previous]))
+    return Runs(runs.arc, runs.first, length, mean, scatter, price).select(kept)
+
+
+def _moments(
+    length: NDArray[np.float64],
+    mean: NDArray[np.float64],
+    scatter: NDArray[np.float64],
+    one: NDArray[np.int64],
+    two: NDArray[np.int64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Scatter, mean and length of pairs of runs together (parallel-axis rule)."""
+    total = length[one] + length[two]
+    share = length[two] / total
+    dx, dy = (mean[two] - mean[one]).T
+    weight = length[one] * share
+    between = np.stack([dx * dx * weight, dx * dy * weight, dy * dy * weight], axis=1)
+    return scatter[one] + scatter[two] + between, mean[one] + np.stack([dx * share, dy * share], axis=1), total
 
 
 def join_runs(runs: Runs, others: Runs) -> Runs:
@@ -134,16 +179,31 @@ def join_runs(runs: Runs, others: Runs) -> Runs:
     return Runs(*(np.concatenate([getattr(runs, n), getattr(others, n)])[order] for n in _FIELDS))
 
 
-def _merge(runs: Runs) -> Runs:
-    """Moments of each run together with the next (parallel-axis rule)."""
-    one, two = runs.length[:-1], runs.length[1:]
-    total = one + two
-    apart = runs.mean[1:] - runs.mean[:-1]
-    between = np.stack([apart[:, 0] ** 2, apart[:, 0] * apart[:, 1], apart[:, 1] ** 2], axis=1)
-    scatter = runs.scatter[1:] + runs.scatter[:-1] + between * (one * two / total)[:, None]
-    mean = runs.mean[:-1] + apart * (two / total)[:, None]
-    price = np.minimum(runs.price[:-1], runs.price[1:])
-    return Runs(runs.arc[:-1], runs.first[:-1], total, mean, scatter, price)
+def join_following(runs: Runs, first: NDArray[np.int64]) -> Runs:
+    """Merge each run in ``first`` with the next one; no run is in two pairs."""
+    joined = Runs(*(getattr(runs, name).copy() for name in _FIELDS))
+    moments = _moments(runs.length, runs.mean, runs.scatter, first, first + 1)
+    joined.scatter[first], joined.mean[first], joined.length[first] = moments
+    joined.price[first] = np.minimum(runs.price[first], runs.price[first + 1])
+    kept = np.ones(len(runs.arc), dtype=bool)
+    kept[first + 1] = False
+    return joined.select(kept)
+
+
+def best_lines(runs: Runs, first: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Best lines through runs and the next ones, by least squares.
+
+    Args:
+        runs: the runs.
+        first: int64 ``[M]``, the first run of each pair.
+
+    Returns:
+        A point and the direction of each line, float64 ``[M, 2]``.
+    """
+    scatter, mean, _ = _moments(runs.length, runs.mean, runs.scatter, first, first + 1)
+    xx, xy, yy = scatter.T
+    angle = np.arctan2(2 * xy, xx - yy) / 2
+    return mean, np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
 def _line_error(scatter: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -154,59 +214,52 @@ def _line_error(scatter: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.maximum((xx * yy - xy**2) / np.maximum(larger, 1e-12), 0)
 
 
-def fit_vertices(graph: EdgeGraph, runs: Runs, exact: NDArray[np.bool_]) -> FittedArcs:
-    """Place the vertices between runs by least squares over all arcs together.
-
-    Nodes move with the arcs that meet in them, along the frame if they lie on it; the image's corners and all
-    vertices of exact arcs stay.
+def merge_within(runs: Runs, group: NDArray[np.int64]) -> Runs:
+    """Merge runs like :func:`merge_runs`, but never runs of different groups.
 
     Args:
-        graph: the pixel edges.
-        runs: runs of all its arcs.
-        exact: bool ``[A]``, arcs whose vertices must stay on their pixel corners.
+        runs: runs of any arcs.
+        group: int64 ``[R]``, ascending; a group lies within one arc.
+    """
+    names, index = np.unique(group, return_inverse=True)
+    arc = np.zeros(len(names), dtype=np.int64)
+    arc[index] = runs.arc
+    merged = merge_runs(replace(runs, arc=index))
+    return replace(merged, arc=arc[merged.arc])
+
+
+def solve_vertices(
+    runs: Runs,
+    head: NDArray[np.int64],
+    tail: NDArray[np.int64],
+    place: NDArray[np.float64],
+    home: NDArray[np.float64],
+    fixed: NDArray[np.bool_],
+    passes: int,
+) -> NDArray[np.float64]:
+    """Places of vertices by least squares, so that every line is nearest to its run of pixel edges.
+
+    Args:
+        runs: the lines, all of them with a movable end.
+        head: int64 ``[R]``, vertex where each line begins, numbered among the ``V`` that are passed here.
+        tail: int64 ``[R]``, vertex where it ends.
+        place: float64 ``[V, 2]``, places to begin with.
+        home: float64 ``[V, 2]``, the vertices' pixel corners.
+        fixed: bool ``[V, 2]``, coordinates that stay as they are in ``place``.
+        passes: how often the lines' directions are taken anew.
 
     Returns:
-        Arcs whose inner points are the vertices between runs.
+        float64 ``[V, 2]``.
     """
-    height, width = graph.size
-    arcs = len(graph.left)
-    counts = np.bincount(runs.arc, minlength=arcs)
-    starts = np.concatenate([[0], np.cumsum(counts + 1)])
-    corner = np.empty(starts[-1], dtype=np.int64)
-    is_last = np.zeros(starts[-1], dtype=bool)
-    is_last[starts[1:] - 1] = True
-    corner[~is_last] = runs.first
-    corner[is_last] = graph.starts[1:] - 1
-    is_end = is_last.copy()
-    is_end[starts[:-1]] = True
-    # Ends of arcs that are the same pixel corner are one vertex; an inner point is a vertex of its own.
-    place = graph.points[corner]
-    key = place[:, 1] * (width + 1) + place[:, 0]
-    _, shared = np.unique(key[is_end], return_inverse=True)
-    vertex = np.empty(len(corner), dtype=np.int64)
-    vertex[is_end] = shared
-    nodes = int(shared.max()) + 1
-    vertex[~is_end] = nodes + np.arange(int((~is_end).sum()))
-    home = np.empty((nodes + int((~is_end).sum()), 2))
-    home[vertex] = place
-
-    on_frame = (graph.left == 0) | (graph.right == 0)
-    weight = np.full(home.shape, _STAY)
-    weight[vertex[np.repeat(exact & ~on_frame, counts + 1)]] = _FIXED
-    weight[(home[:, 0] == 0) | (home[:, 0] == width), 0] = _FIXED
-    weight[(home[:, 1] == 0) | (home[:, 1] == height), 1] = _FIXED
-    used = ~(exact | on_frame)[runs.arc]
-    head, tail = vertex[np.flatnonzero(~is_last)][used], vertex[np.flatnonzero(~is_last) + 1][used]
-    placed = home
-    if used.any():
-        for _ in range(_PASSES):
-            solved = _solve(runs.select(used), head, tail, placed, home, weight)
-            move = solved - home
-            far = np.hypot(move[:, 0], move[:, 1])
-            placed = home + move * np.minimum(1, _FARTHEST / np.maximum(far, 1e-12))[:, None]
-            # A thousandth of a pixel is more than enough, and keeps straight borders free of rounding dust.
-            placed = np.where(weight == _FIXED, home, placed.round(3)).clip(0, [width, height])
-    return FittedArcs(placed[vertex], starts)
+    anchor = np.where(fixed, place, home)
+    weight = np.where(fixed, _FIXED, _STAY)
+    for _ in range(passes):
+        solved = _solve(runs, head, tail, place, anchor, weight)
+        move = solved - anchor
+        far = np.hypot(move[:, 0], move[:, 1])
+        solved = anchor + move * np.minimum(1, _FARTHEST / np.maximum(far, 1e-12))[:, None]
+        place = np.where(fixed, place, solved)
+    return place
 
 
 def _solve(
@@ -242,12 +295,40 @@ def _solve(
                 rows.append(2 * i + a)
                 columns.append(2 * j + b)
                 values.append(block * normal[:, a] * normal[:, b])
-    entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
-    data = scipy.sparse.csr_matrix(entries, shape=(2 * count, 2 * count))
-    pull = right.ravel() - data @ home.ravel()
-    matrix = data + scipy.sparse.diags(weight.ravel())
-    # Each vertex depends on few others, so conjugate gradients from the last place need only a handful of steps.
-    scale = scipy.sparse.diags(1 / matrix.diagonal())
+    every = np.arange(2 * count)
+    entries = (
+        np.concatenate([*values, weight.ravel()]),
+        (np.concatenate([*rows, every]), np.concatenate([*columns, every])),
+    )
+    matrix = scipy.sparse.csr_matrix(entries, shape=(2 * count, 2 * count))
+    pull = right.ravel() - matrix @ home.ravel() + (weight * home).ravel()
     pull[weight.ravel() == _FIXED] = 0
-    move, _ = scipy.sparse.linalg.cg(matrix, pull, x0=(placed - home).ravel(), rtol=1e-4, maxiter=_STEPS, M=scale)
-    return home + np.asarray(move, dtype=np.float64).reshape(-1, 2)
+    return home + _conjugate_gradients(matrix, pull, (placed - home).ravel()).reshape(-1, 2)
+
+
+def _conjugate_gradients(
+    matrix: scipy.sparse.csr_matrix, right: NDArray[np.float64], begin: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Solve ``matrix @ x = right``, preconditioned by the diagonal.
+
+    Each vertex depends on few others, so that a handful of steps is enough; scipy's own spends more time on its
+    generality than on them.
+    """
+    x = begin.copy()
+    scale = 1 / matrix.diagonal()
+    residual = right - matrix @ x
+    step = scale * residual
+    energy = residual @ step
+    enough = _PRECISION**2 * float(right @ (scale * right))
+    direction = step
+    for _ in range(_STEPS):
+        if energy <= enough:
+            break
+        image = matrix @ direction
+        length = energy / (direction @ image)
+        x += length * direction
+        residual -= length * image
+        step = scale * residual
+        before, energy = energy, residual @ step
+        direction = step + energy / before * direction
+    return x

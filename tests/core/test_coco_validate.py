@@ -434,3 +434,21 @@ def test_a_border_too_long_to_draw_is_measured_instead(tmp_path: Path) -> None:
     assert [f.code for f in check(tmp_path, data)] == []
     data["annotations"][0]["bbox"][3] = 30_000
     assert [f.code for f in check(tmp_path, data)] == ["bbox-mismatch"]
+
+
+@pytest.mark.parametrize(
+    ("box", "ending"),
+    [
+        ([8, 5, 7, 10], "the polygon leaves the bbox by 3 pixels at its left side"),
+        ([5, 5, 10, 6], "the polygon leaves the bbox by 4 pixels at its bottom side"),
+        ([5, 5, 15, 15], None),  # the box is too large: the polygon stays inside
+    ],
+)
+def test_a_polygon_that_leaves_its_box_is_said_with_side_and_distance(
+    tmp_path: Path, box: list[int], ending: str | None
+) -> None:
+    data = sound()
+    data["annotations"][0]["bbox"] = box
+    messages = [issue.message for issue in check(tmp_path, data) if issue.code == "bbox-mismatch"]
+    assert len(messages) == 1
+    assert messages[0].endswith(ending) if ending else "leaves" not in messages[0]

@@ -7,22 +7,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
+from scipy.ndimage import find_objects
 from shapely import Polygon
 from skimage.draw import disk, line
 from skimage.measure import approximate_polygon, find_contours
 
 from tcl_core.benchmarks.label_maps import KINDS, label_maps
 from tcl_core.benchmarks.polygons import fewest_vertices, format_table, image, run
+from tcl_core.benchmarks.scene_maps import street_map, tiny_map
 from tcl_core.errors import SettingsError
+from tcl_core.polygons import TOLERANCES as TOLERANCE_WORDS
 from tcl_core.polygons.arcs import faces_of, trace_edges
 from tcl_core.polygons.coverage import _simplify_rings, simplify_apart, simplify_coverage, tolerance_in_pixels
+from tcl_core.regions import absorb_small
 
 small_maps = st.integers(1, 14).flatmap(
     lambda h: st.integers(1, 14).flatmap(
         lambda w: st.integers(1, 4).flatmap(lambda k: arrays(np.int32, (h, w), elements=st.integers(0, k)))
     )
 )
-TOLERANCES = ["full", "fine", "default", "coarse", 5.0]
+TOLERANCES = ["exact", "fine", "default", "easy-to-edit", 8.0]
 
 
 def assert_partition(polygons, size):
@@ -45,11 +49,18 @@ def by_pycocotools(polygon, size):
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, *size))).astype(bool)
 
 
+def by_pycocotools_with_holes(polygon, size):
+    drawn = np.zeros(size, dtype=bool)
+    for ring in (polygon.exterior, *polygon.interiors):
+        drawn ^= by_pycocotools(shapely.Polygon(ring), size)
+    return drawn
+
+
 @given(small_maps)
 @settings(max_examples=150, deadline=None)
 def test_zero_tolerance_is_exact(label_map):
     faces = faces_of(label_map)
-    polygons = simplify_coverage(faces, "full")
+    polygons = simplify_coverage(faces, "exact")
     assert_partition(polygons, label_map.shape)
     assert np.array_equal(shapely.area(polygons), np.bincount(faces.ravel())[1:])
     for number, polygon in enumerate(polygons, 1):
@@ -66,6 +77,71 @@ def test_any_tolerance_is_a_valid_partition(label_map, tolerance):
     assert_partition(polygons, label_map.shape)
 
 
+@pytest.mark.parametrize("tolerance", [0.5, 1, 3, 5, 8])
+@pytest.mark.parametrize("draw", [street_map, tiny_map])
+def test_scenes_are_partitions_at_any_tolerance(draw, tolerance):
+    label_map = draw(np.random.default_rng(1))[60:180, :140]
+    polygons = simplify_coverage(faces_of(label_map), tolerance)
+    assert_partition(polygons, label_map.shape)
+
+
+def test_larger_tolerances_go_on_taking_vertices_away():
+    faces = faces_of(absorb_small(street_map(np.random.default_rng(7)), 64))
+    counts, ious = [], []
+    for tolerance in (1, 3, 5, 8):
+        polygons = simplify_coverage(faces, tolerance)
+        assert shapely.coverage_is_valid(polygons) and shapely.is_valid(polygons).all()
+        counts.append(shapely.get_num_coordinates(polygons).mean())
+        drawn = [by_pycocotools_with_holes(polygon, faces.shape) for polygon in polygons]
+        masks = [faces == number for number in range(1, len(polygons) + 1)]
+        ious.append(np.mean([(d & m).sum() / (d | m).sum() for d, m in zip(drawn, masks, strict=True)]))
+    assert counts[1] < 0.7 * counts[0] and counts[2] < 0.9 * counts[1] and counts[3] < 0.95 * counts[2]
+    assert counts[2] <= 35 and ious[2] >= 0.94
+    assert counts[3] <= 25 and ious[3] >= 0.90
+
+
+@given(small_maps, st.sampled_from([0.3, 0.5, 1.0, 3.0, 8.0]))
+@settings(max_examples=80, deadline=None)
+def test_polygons_never_leave_their_box_by_more_than_the_tolerance(label_map, tolerance):
+    faces = faces_of(label_map)
+    for polygon, (rows, columns) in zip(simplify_coverage(faces, tolerance), find_objects(faces), strict=True):
+        left, top, right, bottom = polygon.bounds
+        beyond = max(columns.start - left, rows.start - top, right - columns.stop, bottom - rows.stop)
+        assert beyond <= tolerance + 1e-9
+
+
+@pytest.mark.parametrize("draw", [street_map, KINDS["lines"], KINDS["photographs"]])
+@pytest.mark.parametrize("tolerance", [1.0, 5.0])
+def test_boxes_of_polygons_hug_those_of_masks(draw, tolerance):
+    faces = faces_of(draw(np.random.default_rng(2)))
+    for polygon, (rows, columns) in zip(simplify_coverage(faces, tolerance), find_objects(faces), strict=True):
+        left, top, right, bottom = polygon.bounds
+        across, down = (min(tolerance, 0.05 * (side.stop - side.start) + 0.65) for side in (columns, rows))
+        assert max(columns.start - left, right - columns.stop) <= across + 1e-9
+        assert max(rows.start - top, bottom - rows.stop) <= down + 1e-9
+
+
+@pytest.mark.parametrize("tolerance", ["fine", "default", "easy-to-edit", 8.0])
+def test_regions_one_pixel_wide_are_good(tolerance):
+    label_map = tiny_map(np.random.default_rng(4))[:60, :60]
+    label_map[10, 5:50] = 6
+    label_map[line(15, 5, 55, 50)] = 7
+    faces = faces_of(label_map)
+    exact, polygons = simplify_coverage(faces, "exact"), simplify_coverage(faces, tolerance)
+    thin = 2 * shapely.area(exact) < 1.05 * shapely.length(exact)
+    assert thin.sum() > 100
+    overlap = shapely.area(shapely.intersection(exact, polygons)) / shapely.area(shapely.union(exact, polygons))
+    assert overlap[thin].min() >= 0.65
+    assert overlap[thin].mean() >= 0.8
+
+
+@pytest.mark.parametrize("tolerance", TOLERANCES)
+def test_a_single_pixel_on_one_label_is_itself(tolerance):
+    label_map = np.ones((20, 20), dtype=np.int32)
+    label_map[7, 9] = 2
+    assert simplify_coverage(faces_of(label_map), tolerance)[1].equals(shapely.box(9, 7, 10, 8))
+
+
 @pytest.mark.parametrize("name", list(KINDS))
 def test_kinds_are_partitions_and_hold_the_iou(name):
     label_map = KINDS[name](np.random.default_rng(3))[:110, :120]
@@ -74,9 +150,7 @@ def test_kinds_are_partitions_and_hold_the_iou(name):
     assert_partition(polygons, label_map.shape)
     area = np.bincount(faces.ravel())
     for number in np.flatnonzero(area >= 64):
-        drawn = np.zeros(faces.shape, dtype=bool)
-        for ring in (polygons[number - 1].exterior, *polygons[number - 1].interiors):
-            drawn ^= by_pycocotools(shapely.Polygon(ring), faces.shape)
+        drawn = by_pycocotools_with_holes(polygons[number - 1], faces.shape)
         mask = faces == number
         assert (drawn & mask).sum() / (drawn | mask).sum() >= 0.95
 
@@ -89,7 +163,7 @@ def test_polygons_by_themselves_are_valid(label_map, tolerance):
     polygons = simplify_apart(faces, tolerance, wanted)
     assert np.array_equal(shapely.is_missing(polygons), ~wanted)
     assert shapely.is_valid(polygons[wanted]).all()
-    if tolerance == "full":
+    if tolerance == "exact":
         assert np.array_equal(shapely.area(polygons[wanted]), np.bincount(faces.ravel())[1:][wanted])
 
 
@@ -97,7 +171,7 @@ def test_polygons_by_themselves_are_valid(label_map, tolerance):
 def test_polygons_by_themselves_hold_the_iou(name):
     faces = faces_of(KINDS[name](np.random.default_rng(4)))
     exact, polygons = (
-        simplify_apart(faces, tolerance, np.ones(faces.max(), dtype=bool)) for tolerance in ("full", "fine")
+        simplify_apart(faces, tolerance, np.ones(faces.max(), dtype=bool)) for tolerance in ("exact", "fine")
     )
     assert (shapely.area(exact & polygons) / shapely.area(exact | polygons) > 0.95).all()
 
@@ -114,7 +188,7 @@ def test_a_polygon_by_itself_keeps_a_hole_that_simplifying_would_lose():
     mask = np.zeros((60, 60), dtype=np.int32)
     mask[disk((30, 30), 25)] = 1
     mask[29:31, 29:31] = 0
-    polygon = simplify_apart(faces_of(mask), "coarse", np.array([False, True, False]))[1]
+    polygon = simplify_apart(faces_of(mask), "easy-to-edit", np.array([False, True, False]))[1]
     assert polygon.is_valid
     assert shapely.get_num_interior_rings(polygon) == 1
 
@@ -132,7 +206,7 @@ def test_rings_that_would_cross_are_noticed():
 def test_collinear_corners_are_removed_at_full_detail():
     label_map = np.zeros((20, 30), dtype=np.int32)
     label_map[5:15, 5:25] = 1
-    square = simplify_coverage(faces_of(label_map), "full")[1]
+    square = simplify_coverage(faces_of(label_map), "exact")[1]
     assert len(square.exterior.coords) == 5
     assert square.equals(shapely.box(5, 5, 25, 15))
 
@@ -208,6 +282,11 @@ def test_the_same_map_gives_the_same_polygons():
 def test_an_unknown_tolerance_is_one_clear_sentence(tolerance):
     with pytest.raises(SettingsError, match="tolerance"):
         tolerance_in_pixels(tolerance)
+
+
+def test_tolerances_have_words():
+    assert TOLERANCE_WORDS == {"exact": 0.0, "fine": 0.5, "default": 1.0, "easy-to-edit": 5.0}
+    assert [tolerance_in_pixels(word) for word in TOLERANCE_WORDS] == [0.0, 0.5, 1.0, 5.0]
 
 
 def test_tolerance_accepts_a_number_written_as_text():

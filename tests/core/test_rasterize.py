@@ -3,12 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import shapely
+from scipy import ndimage
 from skimage.draw import disk
 
 from tcl_core.benchmarks.label_maps import KINDS
 from tcl_core.polygons.arcs import faces_of, trace_edges
+from tcl_core.polygons.drawing import Drawing
 from tcl_core.polygons.rasterize import mask_iou, partition_of_arcs, polygon_iou, polygon_to_mask
-from tcl_core.polygons.simplify import FittedArcs, fit_vertices, merge_runs, straight_runs
+from tcl_core.polygons.simplify import FittedArcs, merge_runs, straight_runs
 from tcl_core.types import Region
 
 
@@ -65,8 +67,11 @@ def test_the_partition_is_where_each_pixel_center_lies():
     label_map[disk((60, 60), 25)] = 2
     faces = faces_of(label_map)
     graph = trace_edges(faces)
-    runs = merge_runs(straight_runs(graph, 3.0))
-    arcs = fit_vertices(graph, runs, np.zeros(len(graph.left), dtype=bool))
+    extents = ndimage.find_objects(faces)
+    boxes = np.array([[x.start, y.start, x.stop, y.stop] for y, x in extents], dtype=float)
+    drawing = Drawing.begin(graph, straight_runs(graph, 3.0), boxes, np.ones((len(boxes), 2)))
+    drawing.runs = merge_runs(drawing.base)
+    arcs = drawing.arcs()
     drawn = partition_of_arcs(graph, arcs)
     y, x = np.mgrid[:90, :100] + 0.5
     for number, polygon in enumerate(graph.polygons(arcs.points, arcs.starts), 1):

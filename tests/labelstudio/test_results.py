@@ -22,7 +22,7 @@ def config(*tags: str) -> LabelingConfig:
     return parse_labeling_config(f'<View><Image name="image" value="$image"/>{body}</View>')
 
 
-def regions_of(mask: NDArray[np.bool_], tolerance: str = "fine") -> list[Region]:
+def regions_of(mask: NDArray[np.bool_], tolerance: str | float = "fine") -> list[Region]:
     scores = np.where(mask, 0.75, 0).astype(np.float32)
     segmentation = Segmentation(mask.astype(np.int32), scores, Vocabulary.from_options(["cat"]))
     return label_map_to_regions(segmentation, tolerance=tolerance)
@@ -90,7 +90,7 @@ def test_a_skipped_tag_and_a_foreign_label_draw_nothing() -> None:
 def test_ragged_regions_keep_their_shape() -> None:
     mask = np.zeros(SIZE, dtype=bool)
     mask[:24, :32] = np.random.default_rng(3).random((24, 32)) > 0.45
-    for region in regions_of(mask, "coarse"):
+    for region in regions_of(mask, 2.0):
         (result,) = region_results(config("PolygonLabels"), [("cat", region)], SIZE)
         assert mask_iou(mask_of_value("polygonlabels", result["value"], SIZE), region.full_mask(SIZE)) >= 0.98
 

@@ -55,9 +55,9 @@ def test_settings_file_and_options(tmp_path: Path) -> None:
         "model: {min_area: 9}\nqueue: 3\nstate_dir: /tmp/s\n"
         "images: {allow_hosts: [Images.Example.org], allow_addresses: [10.0.0.0/8]}\n"
     )
-    settings = settings_from(read_settings_file(path), {"tolerance": "full", "min_area": None}, {"allow_hosts": ()})
+    settings = settings_from(read_settings_file(path), {"tolerance": "exact", "min_area": None}, {"allow_hosts": ()})
     assert (settings.queue, settings.state_dir) == (3, Path("/tmp/s"))
-    assert (settings.model.min_area, settings.model.tolerance) == (9, "full")
+    assert (settings.model.min_area, settings.model.tolerance) == (9, "exact")
     fetcher_site = settings.images.fetcher(None).site
     assert fetcher_site.hosts == {"images.example.org"}
 

@@ -31,7 +31,7 @@ def test_run_lengths_keep_every_pixel(label_map: np.ndarray, tmp_path: Path) -> 
 
 def test_polygons_are_close(label_map: np.ndarray, tmp_path: Path) -> None:
     out = tmp_path / "labels.json"
-    export_coco(out, [AnnotatedImage("a.png", label_map)], VOCABULARY, {}, geometry="polygon", tolerance="full")
+    export_coco(out, [AnnotatedImage("a.png", label_map)], VOCABULARY, {}, geometry="polygon", tolerance="exact")
     assert validate_coco(out) == []
     data = json.loads(out.read_text())
     assert all(isinstance(annotation["segmentation"], list) for annotation in data["annotations"])

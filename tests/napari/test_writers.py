@@ -112,7 +112,7 @@ def test_holes_of_our_polygons_come_back(tmp_path: Path) -> None:
     ring = np.zeros((20, 30), np.uint16)
     ring[3:17, 4:26] = 1
     ring[8:12, 10:20] = 0
-    (region,) = regions_of(AnnotatedImage("a.png", ring), Vocabulary.from_options(["Ring"]), "full")
+    (region,) = regions_of(AnnotatedImage("a.png", ring), Vocabulary.from_options(["Ring"]), "exact")
     own = {"size": ring.shape, "file_name": "a.png", "names": ["Ring"]}
     attributes: dict[str, Any] = {"features": {"label": ["Ring"]}, "metadata": {METADATA_KEY: own}}
     write_shapes(str(tmp_path / "a.json"), [polygon_vertices(region)], attributes)

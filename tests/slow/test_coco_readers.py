@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @needs_readers
-@pytest.mark.parametrize("tolerance", ["full", "default"])
+@pytest.mark.parametrize("tolerance", ["exact", "default"])
 @pytest.mark.parametrize("reader", READERS)
 def test_no_reader_loses_or_refuses_anything_of_the_default(tmp_path: Path, reader: str, tolerance: str) -> None:
     reading = read_with(reader, write_file(tmp_path, "polygon", tolerance))
@@ -26,7 +26,7 @@ def test_no_reader_loses_or_refuses_anything_of_the_default(tmp_path: Path, read
     assert reading.error is None
     assert reading.shapes >= reading.annotations
     assert reading.holes_filled == 0 and not reading.masks_lost
-    if reader.startswith((*DRAW_AS_PYCOCOTOOLS, "Label Studio")) and tolerance == "full":
+    if reader.startswith((*DRAW_AS_PYCOCOTOOLS, "Label Studio")) and tolerance == "exact":
         assert (reading.wrong, reading.doubled, reading.lost) == (0, 0, 0)
     elif reader.startswith(DRAW_AS_PYCOCOTOOLS):
         assert reading.doubled == 0
@@ -35,7 +35,7 @@ def test_no_reader_loses_or_refuses_anything_of_the_default(tmp_path: Path, read
 @needs_readers
 @pytest.mark.parametrize("reader", ["sahi, loading", "detectron2, rules of polygons and crops"])
 def test_bridged_holes_are_filled_by_those_who_repair_polygons(tmp_path: Path, reader: str) -> None:
-    reading = read_with(reader, write_file(tmp_path, "keyhole", "full"))
+    reading = read_with(reader, write_file(tmp_path, "keyhole", "exact"))
     if reading.missing is not None:
         pytest.skip(f"{reader} is not installed: {reading.missing}")
     assert reading.holes_filled == 6
@@ -44,7 +44,7 @@ def test_bridged_holes_are_filled_by_those_who_repair_polygons(tmp_path: Path, r
 @needs_readers
 @pytest.mark.parametrize("reader", ["sahi, loading", "Label Studio, importer of its SDK"])
 def test_run_lengths_are_lost_on_some(tmp_path: Path, reader: str) -> None:
-    reading = read_with(reader, write_file(tmp_path, "rle", "full"))
+    reading = read_with(reader, write_file(tmp_path, "rle", "exact"))
     if reading.missing is not None:
         pytest.skip(f"{reader} is not installed: {reading.missing}")
     assert reading.error is not None or reading.masks_lost

@@ -226,7 +226,13 @@ def test_polygons_and_scores(widget: SegmentWidget, image: NDArray[np.uint8]) ->
     assert set(polygons.features["label"]) == {"Cat", "Sky"}
     text = widget.buttons.vertices.text()
     assert text.endswith(f"vertices in {len(polygons.data)} polygons")
+    assert (widget.polygons.word.value, widget.polygons.tolerance.value) == ("easy-to-edit", 5)
+    widget.polygons.word.value = "fine"
+    assert widget.polygons.tolerance.value == 0.5
+    widget.polygons.tolerance.value = 3
+    assert widget.polygons.word.value == "(in pixels)"
     widget.polygons.tolerance.value = 0
+    assert widget.polygons.word.value == "exact"
     idle(widget)
     count = [int(line.split(" ")[0].replace(",", "")) for line in (text, widget.buttons.vertices.text())]
     assert 0 < count[0] < count[1]

@@ -246,13 +246,26 @@ def _compare_box(
         if not low - tolerance <= edge <= high + tolerance:
             left, top, right, bottom = ((a + b) / 2 for a, b in zip(extent.low, extent.high, strict=True))
             around = _box_text([left, top, right - left, bottom - top])
-            report.add(
-                location,
-                "bbox-mismatch",
-                f"bbox is {_box_text(list(box))}, the segmentation lies in {around}",
-                severity,
-            )
+            message = f"bbox is {_box_text(list(box))}, the segmentation lies in {around}"
+            report.add(location, "bbox-mismatch", message + _beyond_box(box, extent), severity)
             return
+
+
+def _beyond_box(box: tuple[float, float, float, float], extent: Extent) -> str:
+    """Where and how far polygons leave their box, as the end of a sentence; nothing for run lengths or inside."""
+    if extent.border is None:
+        return ""
+    left, top, right, bottom = _edges(*box)
+    beyond = {
+        "left": left - extent.high[0],
+        "top": top - extent.high[1],
+        "right": extent.low[2] - right,
+        "bottom": extent.low[3] - bottom,
+    }
+    side = max(beyond, key=beyond.__getitem__)
+    if beyond[side] <= polygon_box_tolerance(box[2] if side in ("left", "right") else box[3]):
+        return ""
+    return f": the polygon leaves the bbox by {beyond[side]:.3g} pixels at its {side} side"
 
 
 def _edges(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
