@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tcl_core.methods.tcl.config import TCLConfig
+from tcl_core.methods.tcl.losses import EPSILON
 from tcl_core.towers.open_clip_vit import FrozenClip, diagonal_attention_block, project_pixels, run_block
 
 __all__ = ["Decoder", "GatedConv", "Grounder", "ImageEncoder", "SimilarityToMask", "cosine_maps"]
@@ -170,13 +171,15 @@ class SimilarityToMask(nn.Module):
         """Logits of every pixel for the text of its own image.
 
         Args:
-            features: float ``[B, E, h, w]``, L2-normalized over E.
+            features: float ``[B, E, h, w]``, not normalized.
             text: float ``[B, E]``, L2-normalized.
 
         Returns:
             float ``[B, h, w]``.
         """
-        return torch.einsum("be,behw->bhw", self.w * text, features) + self.b
+        # Dividing the products instead of the features spares autograd a second tensor of the features.
+        length = features.norm(dim=1).clamp(min=EPSILON)
+        return torch.einsum("be,behw->bhw", self.w * text, features) / length + self.b
 
 
 def cosine_maps(features: Tensor, text: Tensor) -> Tensor:
