@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from open_clip import CLIP
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tcl_core.errors import WeightsError
 from tcl_core.towers.base import PositionRule
@@ -25,6 +26,7 @@ __all__ = [
     "FrozenClip",
     "attention_block",
     "bicubic_positions",
+    "class_token_block",
     "clip_config_from_state_dict",
     "diagonal_attention_block",
     "project_pixels",
@@ -106,6 +108,29 @@ def attention_block(block: nn.Module, tokens: Tensor, mask: Tensor | None = None
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
     tokens = tokens + parts.ls_1(attention.out_proj(mixed))
     return tokens + parts.ls_2(parts.mlp(parts.ln_2(tokens)))
+
+
+def class_token_block(block: nn.Module, tokens: Tensor) -> Tensor:
+    """What a pre-norm transformer block makes of the first token alone, at a sixth of the block's cost.
+
+    Args:
+        block: an ``open_clip`` residual attention block of width C.
+        tokens: float ``[B, N, C]``.
+
+    Returns:
+        float ``[B, 1, C]``.
+    """
+    parts = cast(Any, block)
+    attention = parts.attn
+    width, heads = attention.embed_dim, (-1, attention.num_heads, attention.head_dim)
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    normed = parts.ln_1(tokens)
+    query = F.linear(normed[:, :1], weight[:width], None if bias is None else bias[:width])
+    key, value = F.linear(normed, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
+    split = [each.unflatten(-1, heads[1:]).transpose(1, 2) for each in (query, key, value)]
+    mixed = F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+    token = tokens[:, :1] + parts.ls_1(attention.out_proj(mixed))
+    return token + parts.ls_2(parts.mlp(parts.ln_2(token)))
 
 
 def run_block(block: nn.Module, tokens: Tensor) -> Tensor:
@@ -311,9 +336,12 @@ class FrozenClip(nn.Module):
         Returns:
             float ``[B, E]``, not normalized.
         """
-        tokens = self.tokens_after(image, self.depth)
         visual = self.visual
         pools_class_token = visual.pool_type == "tok"
+        if torch.is_grad_enabled() and image.requires_grad:
+            tokens = self._light_tokens(image, pools_class_token)
+        else:
+            tokens = self.tokens_after(image, self.depth)
         if visual.final_ln_after_pool or pools_class_token:
             pooled = visual.ln_post(tokens[:, 0] if pools_class_token else tokens[:, 1:].mean(dim=1))
         else:
@@ -387,6 +415,15 @@ class FrozenClip(nn.Module):
     def project_dense(self, features: Tensor) -> Tensor:
         """Map features ``[B, C, h, w]`` into the joint space ``[B, E, h, w]`` (``ln_post`` and ``proj``)."""
         return project_pixels(features, self.visual.ln_post, self.visual.proj)
+
+    def _light_tokens(self, image: Tensor, only_class_token: bool) -> Tensor:
+        """Tokens after all blocks, keeping only each block's input for the backward pass; the class token or all."""
+        tokens = self._embed_patches(image, bicubic_positions)
+        *lower, last = list(self.visual.transformer.resblocks)
+        for block in lower:
+            tokens = cast(Tensor, checkpoint(attention_block, block, tokens, use_reentrant=False))
+        top = class_token_block if only_class_token else attention_block
+        return cast(Tensor, checkpoint(top, last, tokens, use_reentrant=False))
 
     def _embed_patches(self, image: Tensor, positions: PositionRule) -> Tensor:
         grid = self.grid(image)
