@@ -12,6 +12,7 @@ SCENES ?= 12
 SEED ?= 7
 OUT ?= demo-output
 REVISION ?=
+GPU_REPORT ?= gpu-report.json
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
@@ -25,7 +26,7 @@ JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2 /usr/lib64/libjem
 KEEP_MEMORY := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=dirty_decay_ms:-1$(COMMA)muzzy_decay_ms:-1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick lint format docs benchmark benchmark-against train-playground readers readers-table clean
+.PHONY: help demo test test-quick test-gpu lint format docs benchmark benchmark-against train-playground readers readers-table clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -49,6 +50,9 @@ test: $(INSTALLED_TEST) lint ## everything: lint, types, all tests, the wheel in
 
 test-quick: $(INSTALLED_TEST) ## the inner loop: tests that take less than a few seconds each
 	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+
+test-gpu: $(INSTALLED) ## training on this machine's GPU: speed, memory, and one step against the CPU's (four minutes)
+	$(BIN)/python -m training.gpu_check --out "$(GPU_REPORT)" --device cuda
 
 lint: $(INSTALLED_TEST) ## style, formatting, types and the direction of imports
 	@echo "== Style, formatting, types, imports"

@@ -96,7 +96,7 @@ class Trainable(ABC):
         """
         return self.loss(compared, batch)
 
-    def compile(self) -> None:  # noqa: B027
+    def compile_training(self) -> None:  # noqa: B027
         """Let ``torch.compile`` have the parts of the training step that gain by it; nothing by default."""
 
     @abstractmethod

@@ -7,7 +7,7 @@ global embedding at any image size, the tokens part of the way up, and the last 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -237,6 +237,7 @@ class FrozenClip(nn.Module):
         _check_text_tower(model)
         self.model = model
         self.tokenizer = tokenizer
+        self._blocks: tuple[Callable[..., Tensor], Callable[..., Tensor]] = (attention_block, class_token_block)
         model.requires_grad_(False)
         self.eval()
 
@@ -416,13 +417,18 @@ class FrozenClip(nn.Module):
         """Map features ``[B, C, h, w]`` into the joint space ``[B, E, h, w]`` (``ln_post`` and ``proj``)."""
         return project_pixels(features, self.visual.ln_post, self.visual.proj)
 
+    def compile_blocks(self) -> None:
+        """Compile the blocks through which gradients pass to the image; one graph serves all of the same shape."""
+        self._blocks = (torch.compile(attention_block), torch.compile(class_token_block))
+
     def _light_tokens(self, image: Tensor, only_class_token: bool) -> Tensor:
         """Tokens after all blocks, keeping only each block's input for the backward pass; the class token or all."""
         tokens = self._embed_patches(image, bicubic_positions)
         *lower, last = list(self.visual.transformer.resblocks)
+        run, run_class_token = self._blocks
         for block in lower:
-            tokens = cast(Tensor, checkpoint(attention_block, block, tokens, use_reentrant=False))
-        top = class_token_block if only_class_token else attention_block
+            tokens = cast(Tensor, checkpoint(run, block, tokens, use_reentrant=False))
+        top = run_class_token if only_class_token else run
         return cast(Tensor, checkpoint(top, last, tokens, use_reentrant=False))
 
     def _embed_patches(self, image: Tensor, positions: PositionRule) -> Tensor:

@@ -1,7 +1,7 @@
 r"""The decoder's branch :math:`x + \tanh(g)\,\text{Conv}(\text{GELU}(\text{LN}(x)))` for training.
 
-Autograd would keep four tensors of the size of ``x`` for each branch. Norm and activation cost next to nothing beside the
-convolution, so they are computed again in the backward pass, and only ``x`` is kept.
+Autograd would keep four tensors of the size of ``x`` for each branch. Norm and activation cost next to nothing beside
+the convolution, so they are computed again in the backward pass, and only ``x`` is kept.
 
 Where a branch follows a nearest-neighbor up-sampling by two, everything before the convolution can be done before it,
 and a 3 x 3 kernel over the up-sampled map is one of four 2 x 2 kernels over the small one: 16 products instead of 36
@@ -70,11 +70,9 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor, upsample: bool) -> Tensor
     rows, columns = x.shape[-2:]
     # [B, 4 C, h + 1, w + 1]: the halves of neighboring pixels start at the same window.
     parts = F.conv2d(x, _small_kernels(weight), bias.repeat(4), padding=1).unflatten(1, (2, 2, -1))
-    out = parts.new_empty(len(x), len(weight), 2 * rows, 2 * columns)
-    for p in (0, 1):
-        for q in (0, 1):
-            out[:, :, p::2, q::2] = parts[:, p, q, :, p : p + rows, q : q + columns]
-    return out
+    halves = [torch.stack([parts[:, p, q, :, p : p + rows, q : q + columns] for q in (0, 1)], dim=-1) for p in (0, 1)]
+    # [B, C, h, 2, w, 2]: to each row its two, to each column its two.
+    return torch.stack(halves, dim=3).flatten(4).flatten(2, 3)
 
 
 def _convolve_backward(grad: Tensor, x: Tensor, weight: Tensor, upsample: bool) -> tuple[Tensor, Tensor, Tensor]:

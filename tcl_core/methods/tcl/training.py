@@ -166,6 +166,11 @@ class TCLTraining(Trainable):
             for start in range(0, len(batch.images), size)
         ]
 
+    def compile_training(self) -> None:
+        """Compile the grounder, and the blocks through which gradients pass to the image."""
+        cast(nn.Module, self.masker.image_encoder).compile()
+        self.clip.compile_blocks()
+
     def embed(self, batch: Batch) -> Embeddings:
         """Embed images, captions, and the regions that each caption grounds in its own image.
 
