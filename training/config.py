@@ -205,14 +205,19 @@ class ModelSettings(_Entry):
         method: name of a trainable method.
         clip: its frozen tower: ``ARCHITECTURE/TAG`` or ``ARCHITECTURE=FILE`` of open_clip, or a model whose tower, and
             weights where the methods are the same, training starts from.
-        config: settings of the method; its defaults where it says nothing.
+        config: settings of the method; those of the model that training starts from, or its defaults, where it says
+            nothing.
+        new_weights: start with new weights even where a model has some of this method.
         templates: prompt templates of the finished model.
+        license: of the finished model.
     """
 
     method: Text = "tcl"
     clip: Text
     config: dict[str, Any] = {}
+    new_weights: bool = False
     templates: Text = "custom"
+    license: str = ""
 
 
 Phase = Annotated[TrainPhase | AveragePhase, Field(discriminator="kind")]

@@ -8,8 +8,9 @@ backward pass instead.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,7 +19,17 @@ from torch import Tensor, nn
 from tcl_core.errors import SettingsError
 from tcl_core.methods.tcl.distributed import process_rank, world_size
 
-__all__ = ["average_gradients", "average_scalars", "check_equal", "process_group", "process_rank", "world_size"]
+__all__ = [
+    "average_gradients",
+    "average_scalars",
+    "check_equal",
+    "process_group",
+    "process_rank",
+    "wait_for_first",
+    "world_size",
+]
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -93,3 +104,20 @@ def check_equal(tensors: Sequence[Tensor], device: torch.device) -> None:
             f"The parameters of process {different[0]} differ from those of process 0; run all processes on the same "
             "kind of device with the same version of PyTorch, and resume from the last checkpoint."
         )
+
+
+def wait_for_first(make: Callable[[], T]) -> T:
+    """Make something in the first process, and then in the others, which find what it left on the disk.
+
+    Args:
+        make: what to do in every process.
+    """
+    if process_rank() == 0:
+        # Also after an error, or the others would wait for ever.
+        try:
+            return make()
+        finally:
+            if world_size() > 1:
+                dist.barrier()
+    dist.barrier()
+    return make()

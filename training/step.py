@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -53,10 +54,12 @@ class Stepper:
         device: where the method is.
         accumulate: parts in which a batch is worked through. More than one costs a forward pass, and saves the memory
             of all parts but one (gradient caching, arXiv 2101.06983).
+        seed: of what a step draws.
     """
 
-    def __init__(self, method: Trainable, phase: TrainPhase, device: torch.device, accumulate: int = 1):
+    def __init__(self, method: Trainable, phase: TrainPhase, device: torch.device, accumulate: int = 1, seed: int = 0):
         self.method, self.phase, self.device, self.accumulate = method, phase, device, accumulate
+        self._seed = seed
         module = self._module
         chosen: set[int] = set()
         for stage in phase.stages:
@@ -96,7 +99,8 @@ class Stepper:
         rate = learning_rate(self.phase.schedule, step, self.phase.steps)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
-        shared = self._shared(batch)
+        rng = np.random.default_rng([self._seed, step])
+        shared = self._shared(batch, torch.Generator().manual_seed(int(rng.integers(2**62))))
         losses = self._backward_in_parts(shared) if self.accumulate > 1 else self._backward(shared)
         # One copy from the device for all of them.
         values = dict(
@@ -129,9 +133,9 @@ class Stepper:
         dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
         return autocast(self.device, dtypes[self.phase.precision])
 
-    def _shared(self, batch: Any) -> Any:
+    def _shared(self, batch: Any, generator: torch.Generator) -> Any:
         with self._precision(), torch.no_grad():
-            return self.method.share(batch)
+            return self.method.share(batch, generator)
 
     def _backward(self, batch: Any) -> Mapping[str, Tensor]:
         with self._precision():

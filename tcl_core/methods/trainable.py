@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -55,7 +56,7 @@ class Trainable(ABC):
     def embed(self, batch: Any) -> Any:
         """Embeddings of a batch's samples, each from its own sample alone."""
 
-    def share(self, batch: Any) -> Any:
+    def share(self, batch: Any, generator: torch.Generator | None = None) -> Any:
         """Complete a batch with all that is random, and with what its samples are compared with, without gradient.
 
         Called in every process at the same time. The result does not depend on how the samples of a step are spread
@@ -63,6 +64,7 @@ class Trainable(ABC):
 
         Args:
             batch: of `collate`; by default it is complete.
+            generator: of the step, in the same state in every process; ``None`` for torch's default one.
         """
         return batch
 

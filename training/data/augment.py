@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class Transform:
                 ratio=settings.ratio,
                 hflip=settings.flip,
                 # RandAugment changes colors itself, and without it the papers leave them alone.
-                color_jitter=None,
+                color_jitter=cast(Any, None),
                 auto_augment=settings.auto_augment or None,
                 interpolation="bilinear",
                 mean=settings.mean,

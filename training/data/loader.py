@@ -117,7 +117,7 @@ class Batches:
         context = "fork" if sys.platform == "linux" and workers else None
         self._loader = DataLoader(
             dataset,
-            batch_sampler=_Places(batch, rank, processes, start, steps),  # type: ignore[arg-type]
+            batch_sampler=_Places(batch, rank, processes, start, steps),
             num_workers=workers,
             collate_fn=_Collate(method),
             prefetch_factor=_PREFETCH if workers else None,

@@ -114,7 +114,7 @@ class _GatedConv(torch.autograd.Function):
         (grad,) = grads
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             inputs = [tensor.detach().requires_grad_() for tensor in (x, norm_weight, norm_bias)]
-            active = _activate(*inputs, ctx.epsilon)
+            active = _activate(inputs[0], inputs[1], inputs[2], ctx.epsilon)
         into, kernels, biases = _convolve_backward(
             grad.to(ctx.dtype), active.detach().to(ctx.dtype), weight.to(ctx.dtype), ctx.upsample
         )

@@ -139,8 +139,8 @@ class TCLTraining(Trainable):
         )
 
     @torch.no_grad()
-    def share(self, batch: Batch) -> Batch:
-        """Embed the captions of all processes, and draw the noise.
+    def share(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+        """Embed the captions of all processes, and draw the noise of the batch that has none.
 
         Raises:
             ValueError: the noise does not fit the masks.
@@ -148,7 +148,8 @@ class TCLTraining(Trainable):
         texts = self._texts(batch.tokens)
         offset = process_rank() * len(texts)
         everything = gather(texts)
-        noise = self._noise(batch, offset, len(everything))
+        source = batch.generator if generator is None else generator
+        noise = self._noise(dataclasses.replace(batch, generator=source), offset, len(everything))
         return dataclasses.replace(batch, texts=everything, offset=offset, noise=noise, generator=None)
 
     def split(self, batch: Batch, parts: int) -> list[Batch]:
