@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,7 +82,7 @@ class Wandb:
 
     def __init__(self, folder: Path, name: str):
         try:
-            import wandb
+            wandb = import_module("wandb")
         except ImportError as error:
             raise SettingsError("--log wandb needs the package wandb: pip install wandb.") from error
         self._run = wandb.init(project="tcl-annotate", name=name, id=name, resume="allow", dir=str(folder))
