@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import signal
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from tcl_core.errors import SettingsError
 from tcl_core.models import load_model
 from tests.training.runs import in_process, in_processes, log_of, tiny_data, tiny_recipe, train_here
+from tests.training.shards import encoded, plain_shards, sample, write_shard
 from training import engine
 from training.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from training.config import Recipe
@@ -172,6 +174,64 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, limit: int) -> None:
     assert (tmp_path / "run" / "main.ckpt").read_bytes() == before
     assert not list((tmp_path / "run").glob("*.part"))
     assert_same(train_here(tmp_path, "run"), expected)
+
+
+def damaged_shards(folder: Path) -> dict[str, int]:
+    """A folder with every kind of fault; returns how many samples are left out for which reason."""
+    data = folder / "data"
+    data.mkdir()
+    plain_shards(data)
+    faults = [
+        sample(30)[:2],
+        sample(31)[1:],
+        sample(32, caption=b""),
+        sample(33, caption=b"\xff\xfe"),
+        sample(34, image=b"<html></html>"),
+        sample(35, image=encoded(35, (1, 1))),
+        sample(36, image=encoded(36, (900, 20))),
+        sample(37, name="a.dotted.name"),
+        sample(38),
+        sample(38),
+        sample(39, image=encoded(39, mode="CMYK")),
+        sample(40, image=encoded(40, mode="L")),
+        # Two that only decoding finds out.
+        sample(41, image=encoded(41)[:-100]),
+        sample(42, image=encoded(42)[:-100]),
+    ]
+    write_shard(data / "00003.tar", [member for members in faults for member in members])
+    cut = write_shard(data / "00004.tar", [member for n in range(50, 54) for member in sample(n)])
+    with tarfile.open(cut) as archive:
+        # The third sample keeps its image alone.
+        end = archive.getmembers()[7].offset
+    cut.write_bytes(cut.read_bytes()[:end])
+    (data / "00005.tar").write_bytes(b"")
+    (data / "00006.tar").write_bytes(b"<html>" * 200)
+    write_shard(data / "00007.tar", [])
+    return {
+        "without a caption": 2,
+        "without an image": 1,
+        "with an empty caption": 1,
+        "with a caption that is not UTF-8": 1,
+        "whose image is none": 1,
+        "with a side that is too short": 1,
+        "that are too elongated": 1,
+        "with a name that occurred before": 1,
+    }
+
+
+@pytest.mark.slow
+def test_damaged_shards_do_not_stop_a_training(tmp_path: Path) -> None:
+    """In one process and in two, which see the same batches."""
+    expected = damaged_shards(tmp_path)
+    source = tiny_data(tmp_path)
+    assert source.report.dropped == expected
+    assert list(source.groups) == [7, 5, 9, 6, 2, 0, 0, 0]
+    assert sorted(Path(name).name for name in source.report.damaged) == [f"0000{n}.tar" for n in (4, 5, 6, 7)]
+    recipe = tiny_recipe(tmp_path)
+    train_here(tmp_path, "one", recipe)
+    assert in_processes(2, train_here, tmp_path, "two", recipe) == [0, 0]
+    assert len(totals(tmp_path / "one")) == 12 and log_of(tmp_path / "one")[-1]["replaced"] > 0
+    assert totals(tmp_path / "two") == pytest.approx(totals(tmp_path / "one"), abs=1e-4)
 
 
 def test_damaged_checkpoints(tmp_path: Path) -> None:
