@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training.config import OptimizerSettings
 
 __all__ = ["make_optimizer", "set_learning_rate", "split_by_decay"]
 
 
-def split_by_decay(names: Mapping[str, nn.Parameter]) -> tuple[list[str], list[str]]:
+def split_by_decay(names: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
     """Names that weight decay acts on, and those that it leaves alone.
 
     Vectors and biases are left alone. Scalars (gates, temperatures) decay, as in the official training of TCL.

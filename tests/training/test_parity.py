@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from tcl_core.methods.tcl import TCL
 from tests.training.records import FOLDERS, Record, recorded_model
 from training.distributed import check_equal
 from training.optimizer import split_by_decay
@@ -33,6 +34,11 @@ def divisors(folder: Path) -> list[int]:
 PROCESSES = [(folder, count) for folder in FOLDERS for count in divisors(folder)]
 
 
+def learned(tcl: TCL) -> dict[str, Tensor]:
+    """Everything but the frozen CLIP."""
+    return {name: p.detach() for name, p in tcl.named_parameters() if not name.startswith("clip.")}
+
+
 def take_steps(record: Record, rank: int = 0, processes: int = 1, accumulate: int = 1) -> dict[str, Any]:
     """All steps of a record, and what they left."""
     tcl = recorded_model()
@@ -43,11 +49,11 @@ def take_steps(record: Record, rank: int = 0, processes: int = 1, accumulate: in
         assert record.phase().stage_at(step) == stage
         done = stepper.step(step, record.batch(step, rank, processes))
         # Clipped: the record's are not.
-        scale = max(1.0, done.grad_norm / record.numbers["clip_grad_norm"])
+        scale = max(1.0, done.grad_norm / (record.numbers["clip_grad_norm"] or float("inf")))
         grads[step] = {name: scale * p.grad for name, p in stepper.named.items() if p.grad is not None}
         log.append({"losses": done.losses, "lr": done.lr, "grad_norm": done.grad_norm})
     check_equal(stepper.parameters, CPU)
-    return {"log": log, "grads": grads, "final": {name: p.detach() for name, p in stepper.named.items()}}
+    return {"log": log, "grads": grads, "final": learned(tcl)}
 
 
 @cache
@@ -93,16 +99,17 @@ def test_steps(folder: Path) -> None:
     record = Record.read(folder)
     done = single(folder)
     assert set(done["final"]) == {key.removeprefix("final/") for key in record.tensors if key.startswith("final/")}
-    start: dict[str, Tensor] = dict(recorded_model().named_parameters())
-    assert not any(torch.equal(value, start[name]) for name, value in done["final"].items())
+    start = learned(recorded_model())
+    trained = set().union(*done["grads"].values())
+    assert trained == {name for name, value in done["final"].items() if not torch.equal(value, start[name])}
     check(done, record)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_parameters_that_decay(folder: Path) -> None:
     groups = Record.read(folder).numbers["param_groups"]
-    stepper = Stepper(recorded_model(), Record.read(folder).phase(), CPU)
-    assert list(map(set, split_by_decay(stepper.named))) == [set(groups["decay"]), set(groups["no_decay"])]
+    named = learned(recorded_model())
+    assert list(map(set, split_by_decay(named))) == [set(groups["decay"]), set(groups["no_decay"])]
 
 
 @pytest.mark.parametrize(("folder", "parts"), PROCESSES, ids=lambda value: str(getattr(value, "name", value)))
