@@ -133,9 +133,12 @@ def compare_with_cpu(sizes: Sizes, device: torch.device) -> dict[str, Any]:
     }
 
 
-def timed_steps(sizes: Sizes, device: torch.device, compiled: bool, parts: int = 1) -> dict[str, Any]:
+def timed_steps(
+    sizes: Sizes, device: torch.device, compiled: bool, parts: int = 1, recompute: bool = True
+) -> dict[str, Any]:
     """Images per second and peak memory of some steps, in bfloat16 on a GPU."""
     tcl = build(sizes).to(device)
+    tcl.clip.recompute = recompute
     if compiled:
         tcl.compile_training()
     batch = draw_batch(tcl, sizes.batch, sizes.pixels, device)
@@ -189,6 +192,7 @@ def check(sizes: Sizes, device: torch.device, out: Path, compiled: bool = True) 
         "against_cpu": lambda: compare_with_cpu(sizes, device),
         "eager": lambda: timed_steps(sizes, device, compiled=False),
         "eager_in_parts": lambda: timed_steps(sizes, device, compiled=False, parts=sizes.parts),
+        "eager_keeping_all": lambda: timed_steps(sizes, device, compiled=False, recompute=False),
         "compiled": lambda: timed_steps(sizes, device, compiled=True),
     }
     if not compiled:

@@ -7,7 +7,8 @@ global embedding at any image size, the tokens part of the way up, and the last 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from open_clip import CLIP
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from tcl_core.errors import WeightsError
@@ -198,6 +200,10 @@ class FrozenClip(nn.Module):
             "tok" or "avg").
         tokenizer: from texts to the text tower's ids; ``None`` where only ids are embedded.
 
+    Attributes:
+        recompute: where gradients pass to an image, keep each block's input alone and run the block once more in the
+            backward pass: a fraction of the memory, and a forward pass more.
+
     Raises:
         WeightsError: the image tower is not a plain vision transformer, or the text tower does not give one embedding
             for each text.
@@ -237,6 +243,7 @@ class FrozenClip(nn.Module):
         _check_text_tower(model)
         self.model = model
         self.tokenizer = tokenizer
+        self.recompute = True
         self._blocks: tuple[Callable[..., Tensor], Callable[..., Tensor]] = (attention_block, class_token_block)
         model.requires_grad_(False)
         self.eval()
@@ -426,10 +433,10 @@ class FrozenClip(nn.Module):
         tokens = self._embed_patches(image, bicubic_positions)
         *lower, last = list(self.visual.transformer.resblocks)
         run, run_class_token = self._blocks
-        for block in lower:
-            tokens = cast(Tensor, checkpoint(run, block, tokens, use_reentrant=False))
         top = run_class_token if only_class_token else run
-        return cast(Tensor, checkpoint(top, last, tokens, use_reentrant=False))
+        for each, block in [*((run, block) for block in lower), (top, last)]:
+            tokens = _recomputed(each, block, tokens) if self.recompute else each(block, tokens)
+        return tokens
 
     def _embed_patches(self, image: Tensor, positions: PositionRule) -> Tensor:
         grid = self.grid(image)
@@ -448,6 +455,39 @@ class FrozenClip(nn.Module):
             return position
         resized = positions(position[1:].unflatten(0, trained).permute(2, 0, 1)[None], grid)
         return torch.cat([position[:1], resized[0].flatten(1).T], dim=0)
+
+
+def _recomputed(run: Callable[..., Tensor], block: nn.Module, tokens: Tensor) -> Tensor:
+    """Run a block, and once more in the backward pass, there with the kernels for attention that are allowed now."""
+    flags = torch.backends.cuda
+    allowed = {
+        "FLASH_ATTENTION": flags.flash_sdp_enabled,
+        "EFFICIENT_ATTENTION": flags.mem_efficient_sdp_enabled,
+        # Since PyTorch 2.5, as the precision of sums below.
+        "CUDNN_ATTENTION": getattr(flags, "cudnn_sdp_enabled", lambda: False),
+        "MATH": flags.math_sdp_enabled,
+    }
+    kernels = [getattr(SDPBackend, name) for name, is_allowed in allowed.items() if is_allowed()]
+    half = getattr(flags, "fp16_bf16_reduction_math_sdp_allowed", lambda: False)
+    allow_half = getattr(flags, "allow_fp16_bf16_reduction_math_sdp", lambda enabled: None)
+    halves = half()
+
+    @contextmanager
+    def same() -> Iterator[None]:
+        before = half()
+        allow_half(halves)
+        try:
+            with sdpa_kernel(kernels):
+                yield
+        finally:
+            allow_half(before)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), same()
+
+    return cast(
+        Tensor, checkpoint(run, block, tokens, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    )
 
 
 def _check_text_tower(model: nn.Module) -> None:

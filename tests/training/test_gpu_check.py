@@ -22,6 +22,7 @@ def test_it_measures_and_compares(tmp_path: Path) -> None:
     )
     # The same steps, whole and in parts.
     assert report["eager"]["last_total"] == pytest.approx(report["eager_in_parts"]["last_total"], rel=1e-4)
+    assert report["eager"]["last_total"] == pytest.approx(report["eager_keeping_all"]["last_total"], rel=1e-4)
     assert report["eager"]["last_total"] != report["eager"]["first_total"]
 
 

@@ -109,7 +109,9 @@ class PixelProjection(nn.Module):
         """``[B, C, h, w]`` to ``[B, E, h, w]``."""
         if torch.is_grad_enabled() and x.requires_grad:
             # Normalizing once more is cheaper than keeping what was normalized.
-            return cast(Tensor, checkpoint(project_pixels, x, self.ln, self.proj, use_reentrant=False))
+            return cast(
+                Tensor, checkpoint(project_pixels, x, self.ln, self.proj, use_reentrant=False, preserve_rng_state=False)
+            )
         return project_pixels(x, self.ln, self.proj)
 
 
