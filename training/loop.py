@@ -6,9 +6,7 @@ same batches as one that was never stopped.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
+
+from training.checkpoints import load_checkpoint, save_checkpoint
+from training.log import JsonLines
 
 __all__ = ["Schedule", "half_precision", "learning_rate", "step_generators", "train"]
 
@@ -87,19 +88,6 @@ def half_precision() -> Iterator[None]:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
-def _save(path: Path, content: dict[str, object]) -> None:
-    part = path.with_suffix(".part")
-    torch.save(content, part)
-    os.replace(part, path)
-
-
-def _cut_log(path: Path, start: int) -> None:
-    """Drop what was logged after the checkpoint, because those steps are taken again."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if json.loads(line)["step"] <= start]
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-
 def train(
     name: str,
     module: nn.Module,
@@ -128,6 +116,7 @@ def train(
     Raises:
         RuntimeError: the total is not finite.
         SystemExit: the folder holds a checkpoint of another recipe.
+        CheckpointError: a checkpoint cannot be written or read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log_path = folder / f"{name}.ckpt", folder / f"{name}.jsonl"
@@ -143,8 +132,8 @@ def train(
         fused=True,
     )
     start, spent = 0, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+    state = load_checkpoint(checkpoint)
+    if state is not None:
         if state["recipe"] != recipe:
             raise SystemExit(
                 f"error: {checkpoint} was made with another recipe; remove the folder {folder} to start anew"
@@ -155,15 +144,12 @@ def train(
             return
         optimizer.load_state_dict(state["optimizer"])
         spent = state["seconds"]
-        _cut_log(log_path, start)
-    elif log_path.exists():
-        log_path.unlink()
-
+    log = JsonLines(log_path, start)
     began = time.perf_counter()
 
     def save(step: int) -> None:
-        content = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-        _save(checkpoint, content | {"recipe": recipe, "seconds": spent + time.perf_counter() - began})
+        content = {"format": 1, "module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+        save_checkpoint(checkpoint, content | {"recipe": recipe, "seconds": spent + time.perf_counter() - began})
 
     window: list[dict[str, float]] = []
     bar = tqdm(range(start, schedule.steps), initial=start, total=schedule.steps, desc=name, mininterval=5)
@@ -185,10 +171,8 @@ def train(
             if (step + 1) % log_every == 0 or step + 1 == schedule.steps:
                 line = {key: round(float(np.mean([entry[key] for entry in window])), 5) for key in window[0]}
                 bar.set_postfix(total=line["total"])
-                entry = {"step": step + 1, "lr": round(learning_rate(schedule, step), 7), **line}
-                entry["seconds"] = round(spent + time.perf_counter() - began, 1)
-                with log_path.open("a", encoding="utf-8") as log:
-                    log.write(json.dumps(entry) + "\n")
+                seconds = round(spent + time.perf_counter() - began, 1)
+                log.write(step + 1, {"lr": round(learning_rate(schedule, step), 7), **line, "seconds": seconds})
                 window.clear()
             if (step + 1) % save_every == 0:
                 save(step + 1)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from tcl_core.errors import SettingsError, TclError
-from tests.training.runs import tiny_data, tiny_recipe
+from tests.training.runs import log_of, tiny_data, tiny_recipe, train_here
 from tests.training.shards import encoded
 from training.cli import changed, command, open_data
 from training.config import OptimizerSettings, Recipe, ScheduleSettings, TrainPhase, list_recipes, read_recipe
@@ -182,6 +185,28 @@ def test_a_table_of_your_own(tmp_path: Path) -> None:
     done = invoke(*words)
     assert done.exception is None and done.return_value == 0, done.exception
     assert f"wrote {tmp_path / 'run' / 'small.safetensors'}" in done.stdout and "6 pairs of image" in done.stderr
+
+
+@pytest.mark.slow
+def test_torchrun(tmp_path: Path) -> None:
+    """Two processes by the documented line; an error in them is one sentence of the first."""
+    tiny_data(tmp_path)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_recipe(tmp_path).model_dump(mode="json")))
+    run = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "training"]
+    words = [str(recipe), "--data", str(tmp_path / "data"), "--device", "cpu", "--workers", "1"]
+    words += ["--index", str(tmp_path / "index"), "--out", str(tmp_path / "two")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*run, *words], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote ") == 1 and done.stderr.count("21 pairs of image and caption") == 1
+    train_here(tmp_path, "one")
+    mine, expected = ([line["total"] for line in log_of(tmp_path / name)] for name in ("two", "one"))
+    assert mine == pytest.approx(expected, abs=1e-4)
+    bad = subprocess.run(
+        [*run, *words, "--accumulate", "2"], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert bad.returncode != 0 and "cannot be cut into 2 processes with 2 parts" in bad.stderr
 
 
 def test_data_by_its_ending(tmp_path: Path) -> None:
