@@ -422,6 +422,28 @@ def test_embeddings_are_of_one_sample_each(method: Method) -> None:
         assert torch.allclose(torch.cat([first[name], second[name]]), value, atol=1e-4), name
 
 
+def test_batches_may_be_worked_through_in_parts(method: Method) -> None:
+    """What the objective needs of a part does not depend on the other parts, and gives the loss of the whole."""
+    model = trainer(method)
+    model.trainable(model.stages[-1])
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(3)
+        shared = model.share(model.collate(samples(model)), torch.Generator().manual_seed(5))
+        whole = model.compare(model.embed(shared), shared)
+        parts = [model.compare(model.embed(part), part) for part in model.split(shared, 2)]
+        expected = model.loss(model.embed(shared), shared)
+    names = list(whole) if isinstance(whole, Mapping) else [field.name for field in dataclasses.fields(whole)]
+    get = (lambda x, name: x[name]) if isinstance(whole, Mapping) else getattr
+    joined = {name: torch.cat([get(part, name) for part in parts]) for name in names}
+    for name, value in joined.items():
+        assert torch.allclose(value, get(whole, name), atol=1e-5), name
+    with torch.no_grad():
+        found = model.objective(joined if isinstance(whole, Mapping) else type(whole)(**joined), shared)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, atol=1e-5), name
+
+
 def test_loss_has_a_gradient(method: Method) -> None:
     model = trainer(method)
     for stage in model.stages:
