@@ -11,7 +11,7 @@ import torch
 
 from tcl_core.errors import SettingsError
 
-__all__ = ["PRECISIONS", "autocast", "precision_name", "select_device", "select_precision"]
+__all__ = ["PRECISIONS", "autocast", "precision_name", "select_device", "select_precision", "to_device"]
 
 PRECISIONS: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -116,6 +116,16 @@ def autocast(device: torch.device | str, dtype: torch.dtype) -> AbstractContextM
     if dtype == torch.float32:
         return _exact_convolutions() if kind == "cuda" else nullcontext()
     return torch.autocast(kind, dtype=dtype)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor of the CPU's on a device, without waiting for a GPU that still works on what came before.
+
+    Only memory that the system cannot move is copied in the background, so it goes there first.
+    """
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 _exact_lock = threading.Lock()
