@@ -159,5 +159,5 @@ def _convolution_precision(wanted: object) -> object:
         cudnn.conv.fp32_precision = wanted
         return before
     before = cudnn.allow_tf32
-    cudnn.allow_tf32 = False if wanted == "ieee" else wanted
+    cudnn.allow_tf32 = wanted is True
     return before

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         device = select_device(options.device)
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        _write(options.out, {})
+        _part_of(options.out).touch()
     except (SettingsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return _EXIT_BAD_INPUT
@@ -50,15 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = {"commit": options.commit or revision(), "small": options.small, "machine": describe_machine(device)}
     print(json.dumps(about, indent=1), flush=True)
     begun = time.perf_counter()
-    # Of libraries, about what is slow or will change; they would tear the table apart.
-    warnings.simplefilter("ignore")
 
     def tell(results: Sequence[Result]) -> None:
         print(format_result(results[-1]), flush=True)
         record = {**about, "seconds": time.perf_counter() - begun, "versions": loaded_distributions()}
         _write(options.out, {**record, "sections": [result.to_dict() for result in results]})
 
-    results = run_sections(sections, tell, options.limit)
+    with warnings.catch_warnings():
+        # Of libraries, about what is slow or will change; they would tear the table apart.
+        warnings.simplefilter("ignore")
+        results = run_sections(sections, tell, options.limit)
     failed = [result.name for result in results if result.failed]
     print(f"{len(results)} sections in {time.perf_counter() - begun:.0f} s, written to {options.out}")
     if failed:
@@ -130,6 +131,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     """Replace the file at once, so that one that is there can be read."""
-    part = path.with_name(f"{path.name}.part")
+    part = _part_of(path)
     part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")

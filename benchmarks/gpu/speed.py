@@ -41,7 +41,11 @@ def tower(models: RandomModels, name: str) -> Iterator[Figure]:
     """
     device, scale = models.device, models.scale
     clip = models.clip_on_device
-    works = {"ours": clip.encode_image, "timm": models.timm, "explicit": partial(_explicit_attention, clip)}
+    works: dict[str, Callable[[Tensor], object]] = {
+        "ours": clip.encode_image,
+        "timm": models.timm,
+        "explicit": partial(_explicit_attention, clip),
+    }
     for batch in scale.batches:
         images = _noise(batch, scale.side, device)
         with torch.no_grad(), mode(name, device), peak_memory(device) as peak:
