@@ -22,6 +22,7 @@ from tcl_core.models import load_model
 from tcl_core.prelabel.inputs import find_images
 from tcl_core.prelabel.job import run_prelabel
 from tcl_core.regions import label_map_to_regions
+from tcl_core.segmentation.features import ImageFeatures
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.types import Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
@@ -32,12 +33,13 @@ __all__ = ["large_image", "out_of_memory", "scarce_memory"]
 _SENTENCE = "enough free memory; use a smaller --batch-size"
 
 
-def large_image(models: RandomModels, name: str) -> Iterator[Figure]:
+def large_image(models: RandomModels, name: str, with_polygons: bool) -> Iterator[Figure]:
     """An image of 12 megapixels, asked for few labels and for a hundred, with PAMR.
 
     Args:
         models: the networks.
         name: ``float32`` or ``bfloat16``.
+        with_polygons: whether regions and polygons are made too, which a CPU does.
     """
     device, scale = models.device, models.scale
     image, label_map = enlarged_scene(0, scale.large)
@@ -54,24 +56,24 @@ def large_image(models: RandomModels, name: str) -> Iterator[Figure]:
         segmenter.embed_prompts([prompt for _, prompt in vocabulary.prompts])
         segmenter.background_names(vocabulary)
         found: list[Segmentation] = []
+        encoded: list[ImageFeatures] = []
         with peak_memory(device) as peak:
-            encoding = seconds(partial(segmenter.encode, image), device)
-            features = segmenter.encode(image)
-            scoring = seconds(lambda: found.append(segmenter.segment(features, vocabulary)), device)  # noqa: B023
-        least = segmenter.speck_area(found[0].size)
-        polygons = seconds(lambda: label_map_to_regions(found[0], min_area=least, small="merge"), device)  # noqa: B023
-        yield Figure(
-            f"{name}, {scale.large[1]} x {scale.large[0]} pixels, {what}",
-            encoding + scoring,
-            "s",
-            details={"encoding s": encoding, "scores s": scoring, "polygons s": polygons, **peak.details},
-        )
+            encoding = seconds(lambda: encoded.append(segmenter.encode(image)), device)  # noqa: B023
+            scoring = seconds(lambda: found.append(segmenter.segment(encoded[0], vocabulary)), device)  # noqa: B023
+        details = {"encoding s": encoding, "scores s": scoring, **peak.details}
+        if with_polygons:
+            least = segmenter.speck_area(found[0].size)
+            make = partial(label_map_to_regions, found[0], min_area=least, small="merge")
+            details["polygons s"] = seconds(make, device)
+        title = f"{name}, {scale.large[1]} x {scale.large[0]} pixels, {what}"
+        yield Figure(title, encoding + scoring, "s", details=details)
 
 
 def out_of_memory(models: RandomModels) -> Iterator[Figure]:
     """Commands that find no memory say so in one sentence, and what they have done stays; then all goes on."""
     device = models.device
-    image, _ = enlarged_scene(0, models.scale.large)
+    height, width = models.scale.large
+    image, _ = enlarged_scene(0, (height // 2, width // 2))
     segmenter = Segmenter(load_model("playground", device=str(device)))
     vocabulary = Vocabulary.from_options(["cat", "sofa"])
     expected = segmenter.segment_image(image, vocabulary).label_map

@@ -49,8 +49,8 @@ class Scale:
         embed_dim: of the joint space.
         batches: numbers of windows that go through the network together.
         repeats: rounds of a measurement.
-        scenes: playground scenes on which the embedded model's own method is compared with the CPU's.
-        method_scenes: scenes for each other method.
+        scenes: playground scenes on which the embedded model as it is used is compared with the CPU's.
+        method_scenes: scenes for each other method, and for the model without refinement.
         images: enlarged scenes for networks with random weights.
         files: image files of the whole way from file to COCO.
         large: height and width of the large image.

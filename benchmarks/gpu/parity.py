@@ -53,19 +53,20 @@ class Agreement:
 
         Args:
             expected: float32 ``[K, h, w]`` of the CPU.
-            found: the same of the device.
+            found: the same of the device, where it computed them.
             size: height and width at which pixels are decided.
             floor: height of the background plane; ``None`` for none.
         """
-        found = found.cpu()
-        self.largest = max(self.largest, float((expected - found).abs().max()))
         vocabulary = Vocabulary(tuple(Label(f"label {k}") for k in range(len(expected))), background=floor is not None)
+        # Each device decides by itself; what is near a tie is then told where it is told fastest.
         maps = [label_map_from_scores(scores, vocabulary, floor, size)[0] for scores in (expected, found)]
-        enlarged = torch.nn.functional.interpolate(expected[None], size=size, mode="bilinear")[0]
+        same_place = expected.to(found.device)
+        self.largest = max(self.largest, float((same_place - found).abs().max()))
+        enlarged = torch.nn.functional.interpolate(same_place[None], size=size, mode="bilinear")[0]
         if floor is not None:
             enlarged = torch.cat([enlarged.new_full((1, *size), floor), enlarged])
         ranked = enlarged.topk(min(2, len(enlarged)), dim=0).values
-        clear = (ranked[0] - ranked[-1] > _NEAR_TIE).numpy() if len(ranked) > 1 else np.ones(size, bool)
+        clear = (ranked[0] - ranked[-1] > _NEAR_TIE).cpu().numpy() if len(ranked) > 1 else np.ones(size, bool)
         same = maps[0] == maps[1]
         self.pixels += same.size
         self.equal += int(same.sum())

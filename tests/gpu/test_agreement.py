@@ -102,7 +102,7 @@ def test_random_weights(name: str, refine: bool, models: RandomModels) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_the_embedded_model_on_its_scenes(name: str, refine: bool, device: torch.device) -> None:
     model = "playground" if name == "tcl" else f"{name}:playground"
-    images = [held_out_scene("seen", index).image for index in range(6)]
+    images = [held_out_scene("seen", index).image for index in range(4)]
     first, second = (
         Segmenter(load_model(model, device=where, precision="float32"), refine=refine) for where in ("cpu", str(device))
     )
