@@ -23,12 +23,12 @@ from tcl_core.errors import ImageError, SettingsError, TclError, VocabularyError
 from tcl_core.export.base import Exporter, ImageRegions
 from tcl_core.export.names import is_text
 from tcl_core.images import DEFAULT_MAX_PIXELS, load_image
+from tcl_core.jobs.inputs import ImageList
+from tcl_core.jobs.interrupt import InterruptGuard
+from tcl_core.jobs.journal import Journal, journal_path
+from tcl_core.jobs.progress import Progress
+from tcl_core.jobs.sources import Source
 from tcl_core.polygons import tolerance_in_pixels
-from tcl_core.prelabel.inputs import ImageList
-from tcl_core.prelabel.interrupt import InterruptGuard
-from tcl_core.prelabel.journal import Journal, journal_path
-from tcl_core.prelabel.progress import Progress
-from tcl_core.prelabel.sources import Source
 from tcl_core.preview.page import PreviewWriter, check_preview_folder
 from tcl_core.regions import label_map_to_regions
 from tcl_core.segmentation.specks import MinArea, check_min_area
@@ -132,7 +132,7 @@ def run_prelabel(
     done.
 
     Args:
-        images: from :func:`tcl_core.prelabel.inputs.find_images`.
+        images: from :func:`tcl_core.jobs.inputs.find_images`.
         segmenter: the model and its settings.
         vocabulary: the labels.
         out: output to write; a journal lies next to it until the job is complete.
