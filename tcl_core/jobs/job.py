@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from tcl_core.segmentation.features import ImageFeatures
     from tcl_core.segmentation.segmenter import Segmenter
 
-__all__ = ["PrelabelSettings", "PrelabelSummary", "run_prelabel"]
+__all__ = ["PIXELS_AT_ONCE", "PrelabelSettings", "PrelabelSummary", "run_prelabel"]
 
-_PIXELS_AT_ONCE = 24_000_000
+PIXELS_AT_ONCE = 24_000_000
 """Images of a group are decoded together only up to this many pixels (72 MB), then they go through the network."""
 
 
@@ -270,7 +270,7 @@ class _Job:
                 continue
             pending.append((name, image))
             pixels += image.shape[0] * image.shape[1]
-            if pixels >= _PIXELS_AT_ONCE:
+            if pixels >= PIXELS_AT_ONCE:
                 self._label(pending, guard, progress)
                 pending, pixels = [], 0
         self._label(pending, guard, progress)

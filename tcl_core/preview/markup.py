@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -12,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tcl_core.types import Region
 from tcl_core.vocabulary import Vocabulary
 
-__all__ = ["page_name", "render_page", "render_regions"]
+__all__ = ["page_name", "render_page", "render_regions", "render_result"]
 
 _MAX_NAMES = 8
 """Background names listed below an image before it is enlarged."""
@@ -59,7 +60,7 @@ def render_page(
             cards=cards,
             labels=vocabulary.labels,
             names=vocabulary.names,
-            colors=[f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in vocabulary.colors],
+            colors=_hex_colors(vocabulary),
             counts=counts,
             kinds=kinds,
             figures=figures,
@@ -86,9 +87,31 @@ def render_regions(paths: Sequence[tuple[Region, str]]) -> str:
     return _environment().get_template("regions.svg.j2").render(paths=paths)
 
 
+def render_result(
+    name: str, size: tuple[int, int], overlay: bytes, shares: Sequence[Any], vocabulary: Vocabulary
+) -> str:
+    """One image under its masks and a table of its labels, as a piece of HTML that needs no other file.
+
+    Args:
+        name: of the image.
+        size: its width and height.
+        overlay: PNG of the image under its masks.
+        shares: one for each label of the vocabulary, with ``name``, ``regions``, ``share`` and ``score``.
+        vocabulary: gives the colors.
+    """
+    rows = list(zip(shares, _hex_colors(vocabulary), strict=True))
+    source = base64.b64encode(overlay).decode("ascii")
+    template = _environment().get_template("result.html.j2")
+    return template.render(name=name, size=size, overlay=source, rows=rows)
+
+
 def page_name(page: int) -> str:
     """File name of page ``page``, counted from 0."""
     return "index.html" if page == 0 else f"page-{page + 1}.html"
+
+
+def _hex_colors(vocabulary: Vocabulary) -> list[str]:
+    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in vocabulary.colors]
 
 
 @cache
