@@ -99,4 +99,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # What is imported above for its own use is nobody else's.
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

@@ -6,25 +6,39 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from tcl_core.api.segmenter import Segmenter
 from tcl_core.errors import WeightsError
-from tcl_core.models.registry import find_model, named_clip, split_method
+from tcl_core.models import Model, load_model
+from tcl_core.models.registry import check_options, find_model, named_clip, split_method
 from tcl_core.segmentation.features import FeatureCache
+from tcl_core.segmentation.segmenter import Segmenter
+from tcl_core.vocabulary import Vocabulary
 
 __all__ = ["clear_cache", "loaded_segmenter"]
 
 _MODELS_KEPT = 2
+_SEGMENTERS_KEPT = 8
 _FEATURE_BYTES = 256 << 20
 
+
+@dataclass
+class _Kept:
+    """A model with the features of images, and its segmenters by their settings and vocabularies."""
+
+    model: Model
+    cache: FeatureCache = field(default_factory=lambda: FeatureCache(_FEATURE_BYTES))
+    segmenters: OrderedDict[tuple[object, ...], Segmenter] = field(default_factory=OrderedDict)
+
+
 _lock = threading.Lock()
-_kept: OrderedDict[tuple[object, ...], dict[tuple[object, ...], Segmenter]] = OrderedDict()
+_kept: OrderedDict[tuple[object, ...], _Kept] = OrderedDict()
 
 
 def loaded_segmenter(
     model: str | os.PathLike[str],
+    vocabulary: Vocabulary,
     *,
     device: str,
     precision: str,
@@ -33,18 +47,21 @@ def loaded_segmenter(
     batch_size: int,
     keep_features: bool,
 ) -> Segmenter:
-    """A segmenter that may have been made before; the two models used last are kept.
+    """A segmenter for one vocabulary, which may have been made before; the two models used last are kept.
+
+    Texts that are embedded together, and images that go through the network together, differ from single ones in the
+    last bits. So that no result depends on what was asked before, each vocabulary has a segmenter of its own, and only
+    images that come alone are kept.
 
     Args:
-        model: see `Segmenter.from_pretrained`, as the other arguments. A file that has changed since is read again.
+        model: see `Segmenter.from_pretrained`, as most other arguments. A file that has changed since is read again.
+        vocabulary: that the segmenter will be asked for.
         device: where it runs.
         precision: of the matrix products.
         refine: make the masks follow the image's edges.
         options: of the method.
         batch_size: most windows at once.
         keep_features: keep features of images in main or device memory, so that an image that comes again is quick.
-            Images that go through the network together may differ from single ones in the last bits, so whoever
-            encodes several at once keeps none, and no result depends on what was asked before.
 
     Raises:
         WeightsError: there is no such model, or its file is damaged.
@@ -52,35 +69,34 @@ def loaded_segmenter(
     """
     name = os.fspath(model)
     which = (name, _stamp(name), device, precision)
-    how = (refine, repr(sorted((options or {}).items())), batch_size, keep_features)
+    how = (refine, repr(sorted((options or {}).items())), batch_size, keep_features, vocabulary)
+    if options:
+        # Before the weights are read, which takes a while.
+        check_options(name, options)
     with _lock:
-        segmenters = _kept.pop(which, {})
-        if how not in segmenters:
-            cache = FeatureCache(_FEATURE_BYTES) if keep_features else None
-            if segmenters:
-                shared = next(iter(segmenters.values())).model
-                made = Segmenter(shared, refine=refine, options=options, cache=cache, batch_size=batch_size)
-            else:
-                made = Segmenter.from_pretrained(
-                    name,
-                    device=device,
-                    precision=precision,
-                    refine=refine,
-                    options=options,
-                    cache=cache,
-                    batch_size=batch_size,
-                )
-            segmenters[how] = made
-        _kept[which] = segmenters
-        while len(_kept) > _MODELS_KEPT:
-            _kept.popitem(last=False)
-        return segmenters[how]
+        if which not in _kept:
+            _kept[which] = _Kept(load_model(name, device=device, precision=precision))
+        entry = _kept[which]
+        if how not in entry.segmenters:
+            cache = entry.cache if keep_features else None
+            entry.segmenters[how] = Segmenter(
+                entry.model, refine=refine, options=options, cache=cache, batch_size=batch_size
+            )
+        _use(_kept, which, _MODELS_KEPT)
+        _use(entry.segmenters, how, _SEGMENTERS_KEPT)
+        return entry.segmenters[how]
 
 
 def clear_cache() -> None:
     """Let go of the models and features that `tcl_core.segment` keeps between calls, and of their memory."""
     with _lock:
         _kept.clear()
+
+
+def _use(kept: OrderedDict[tuple[object, ...], Any], key: tuple[object, ...], most: int) -> None:
+    kept.move_to_end(key)
+    while len(kept) > most:
+        kept.popitem(last=False)
 
 
 def _stamp(name: str) -> tuple[str, int, int] | None:
@@ -92,5 +108,5 @@ def _stamp(name: str) -> tuple[str, int, int] | None:
     except WeightsError:
         # Loading says what is wrong.
         return None
-    status = Path(path).stat()
+    status = path.stat()
     return str(path), status.st_mtime_ns, status.st_size

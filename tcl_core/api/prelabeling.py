@@ -97,6 +97,7 @@ def prelabel(
     _check_apart(images, target)
     segmenter = segmenter_of(
         model,
+        vocabulary,
         keep_features=False,
         refine=refine,
         options=options,
@@ -104,6 +105,8 @@ def prelabel(
         precision=precision,
         batch_size=batch_size,
     )
+    # First, as in the command: texts that are embedded together differ from single ones in the last bits.
+    segmenter.background_names(vocabulary)
     return run_prelabel(
         images,
         segmenter,

@@ -125,6 +125,7 @@ def segment(
     several = isinstance(image, (list, tuple))
     segmenter = segmenter_of(
         model,
+        vocabulary,
         keep_features=not several,
         refine=refine,
         options=options,
@@ -132,7 +133,9 @@ def segment(
         precision=precision,
         batch_size=batch_size,
     )
-    # Wrong words are found in a moment, images take seconds.
+    # Wrong words are found in a moment, images take seconds. In the order of the command that does the same.
+    if several:
+        segmenter.background_names(vocabulary)
     segmenter.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
     segmenter.embed_prompts(segmenter.background_names(vocabulary).names, vocabulary.templates)
     images: Sequence[ImageInput] = image if isinstance(image, (list, tuple)) else [image]
@@ -146,11 +149,14 @@ def segment(
     return results if several else results[0]
 
 
-def segmenter_of(model: str | os.PathLike[str] | Segmenter, *, keep_features: bool, **settings: Any) -> Segmenter:
+def segmenter_of(
+    model: str | os.PathLike[str] | Segmenter, vocabulary: Vocabulary, *, keep_features: bool, **settings: Any
+) -> Segmenter:
     """The segmenter that is given, or one of a model's name, which stays loaded.
 
     Args:
         model: see `segment`.
+        vocabulary: that it will be asked for.
         keep_features: see `tcl_core.api.loaded.loaded_segmenter`.
         **settings: ``refine``, ``options``, ``device``, ``precision`` and ``batch_size``, see `segment`.
 
@@ -163,7 +169,7 @@ def segmenter_of(model: str | os.PathLike[str] | Segmenter, *, keep_features: bo
     from tcl_core.segmentation.segmenter import Segmenter
 
     if not isinstance(model, Segmenter):
-        return loaded_segmenter(model, keep_features=keep_features, **settings)
+        return loaded_segmenter(model, vocabulary, keep_features=keep_features, **settings)
     given = [name for name, value in settings.items() if value != _DEFAULTS[name]]
     if given:
         raise SettingsError(f"{', '.join(given)}: the segmenter that is given has its own settings; leave this out")
