@@ -30,6 +30,7 @@ def render_page(
     page: int,
     pages: int,
     unlabeled: bool = False,
+    columns: Sequence[str] = (),
 ) -> str:
     """One whole page as HTML, with style and script inside, so that it needs no other file but its images.
 
@@ -44,6 +45,7 @@ def render_page(
         page: this page, counted from 0.
         pages: number of pages.
         unlabeled: whether an image on any page has pixels that background names won, so that there is a layer to show.
+        columns: headings where each image has several cards, side by side; empty for one card to an image.
     """
     kinds = {kind: kinds.get(kind, 0) for kind in ("found", "empty", "failed")}
     figures = {
@@ -52,6 +54,8 @@ def render_page(
         "without regions": kinds["empty"],
         "skipped": kinds["failed"],
     }
+    if columns:
+        figures = {"images": total // len(columns), "models": len(columns)}
     return (
         _environment()
         .get_template("page.html.j2")
@@ -71,6 +75,7 @@ def render_page(
             pages=pages,
             near=_near(page, pages),
             unlabeled=unlabeled,
+            columns=columns,
             max_names=_MAX_NAMES,
             style=_asset("page.css"),
             script=_asset("page.js"),
@@ -78,11 +83,11 @@ def render_page(
     )
 
 
-def render_regions(paths: Sequence[tuple[Region, str]]) -> str:
+def render_regions(paths: Sequence[tuple[Region, str, int]]) -> str:
     """SVG ``<path>`` elements of regions.
 
     Args:
-        paths: regions with their outlines as SVG path data.
+        paths: regions with their outlines as SVG path data and the number of their vertices.
     """
     return _environment().get_template("regions.svg.j2").render(paths=paths)
 
