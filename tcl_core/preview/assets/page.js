@@ -23,7 +23,7 @@
 
   // Vertices and tables are made from the outlines when they are asked for, so that they cost a page nothing before.
   const drawVertices = () => all("path.r:not(.dotted)").forEach((path) => {
-    const dots = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    const dots = path.cloneNode(false);
     dots.setAttribute("class", `v ${path.classList[1]}`);
     dots.setAttribute("d", path.getAttribute("d").replace(/Z/g, "").replace(/[ML]([^ML]+)/g, "M$1h0"));
     path.classList.add("dotted");
