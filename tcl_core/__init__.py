@@ -1,15 +1,22 @@
 """Text-grounded masks, their polygons and their COCO export.
 
-    >>> import tcl_core
-    >>> result = tcl_core.segment("room.jpg", {"Seat": ["chair", "sofa"], "Grass": "grass"})  # doctest: +SKIP
-    >>> result.save_coco("room.json")  # doctest: +SKIP
+Example::
 
-**What is public.** The names on this page are: a change that breaks code which uses them is announced in the changelog
-one version before, with a warning where the old form is used. So are, for packages that bring a method, an exporter or
-a refiner, the contracts in `tcl_core.methods`, `tcl_core.export.base`, `tcl_core.refinement.base` and
-`tcl_core.towers.base`. Every other module is documented for those who work on it, and may change in any version.
+    import tcl_core
 
-Importing this package loads none of it: each name is looked up when it is first used (PEP 562).
+    result = tcl_core.segment("room.jpg", {"Seat": ["chair", "sofa"], "Grass": "grass"}, model="playground")
+    result.label_map, result.regions()
+    result.save_coco("room.json")
+
+**What is public.** The names on this page, and what their pages say of them: the changelog names every change. For
+packages that bring a method, an exporter, a refiner or a tower, so are the contracts `tcl_core.methods`,
+`tcl_core.export.base`, `tcl_core.refinement.base` and `tcl_core.towers.base`. Every other module is documented for
+those who work on it and may change in any version: `tcl_core.api`, `tcl_core.jobs`, `tcl_core.evaluation`,
+`tcl_core.benchmarks`, `tcl_core.preview`, `tcl_core.models`, `tcl_core.segmentation`, `tcl_core.playground`,
+`tcl_core.export`, `tcl_core.regions`, `tcl_core.polygons`, `tcl_core.refinement`, `tcl_core.towers`,
+`tcl_core.vocabulary`, `tcl_core.images`, `tcl_core.types`, `tcl_core.cli`.
+
+Importing this package loads nothing else: each name is looked up when it is first used (PEP 562).
 """
 
 from __future__ import annotations
@@ -41,29 +48,29 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "CocoError",
-    "ExportError",
-    "ImageError",
+    "segment",
+    "Result",
+    "save_coco",
+    "prelabel",
+    "Segmenter",
+    "Vocabulary",
     "Label",
     "Region",
-    "Result",
     "Segmentation",
-    "Segmenter",
-    "SettingsError",
-    "TclError",
-    "Vocabulary",
-    "VocabularyError",
-    "WeightsError",
-    "clear_cache",
-    "errors",
-    "fetch_model",
-    "list_models",
     "load_image",
     "load_model",
-    "prelabel",
-    "save_coco",
-    "segment",
+    "list_models",
+    "fetch_model",
     "validate_coco",
+    "clear_cache",
+    "errors",
+    "TclError",
+    "ImageError",
+    "VocabularyError",
+    "WeightsError",
+    "SettingsError",
+    "ExportError",
+    "CocoError",
 ]
 
 _NAMES_OF_MODULES = {

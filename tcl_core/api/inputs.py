@@ -17,7 +17,7 @@ from tcl_core.images import load_image
 from tcl_core.jobs.job import PIXELS_AT_ONCE
 
 if TYPE_CHECKING:
-    from tcl_core.api.segmenting import ImageInput
+    from tcl_core.api.arguments import ImageInput
 
 __all__ = ["file_names", "groups_of", "read_image"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from tcl_core.api.segmenting import Labels
+    from tcl_core.api.arguments import Labels
     from tcl_core.export.base import Exporter
     from tcl_core.jobs.inputs import ImageList
     from tcl_core.jobs.job import PrelabelSummary

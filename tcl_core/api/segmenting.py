@@ -7,28 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, Union, overload
+from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from PIL import Image
-
+    from tcl_core.api.arguments import ImageInput, Labels
     from tcl_core.api.results import Result
     from tcl_core.segmentation.segmenter import Segmenter
     from tcl_core.segmentation.specks import MinArea
-    from tcl_core.vocabulary import Label, Vocabulary
+    from tcl_core.vocabulary import Vocabulary
 
-__all__ = ["ImageInput", "Labels", "as_vocabulary", "clear_cache", "segment", "segmenter_of"]
-
-ImageInput: TypeAlias = "str | os.PathLike[str] | NDArray[np.uint8] | Image.Image"
-"""A file, an array uint8 ``[H, W, 3]`` (RGB), or an image of Pillow."""
-
-Labels: TypeAlias = (
-    "Union[Vocabulary, Mapping[str, Union[str, Sequence[str], Mapping[str, Any]]], "
-    "Sequence[Union[str, Mapping[str, Any], Label]]]"
-)
-"""A vocabulary, or what `tcl_core.Vocabulary.from_labels` takes."""
+__all__ = ["as_vocabulary", "clear_cache", "segment", "segmenter_of"]
 
 _DEFAULTS: dict[str, Any] = {
     "refine": True,
