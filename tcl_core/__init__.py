@@ -96,13 +96,15 @@ _NAMES_OF_MODULES = {
 _MODULES = {name: module for module, names in _NAMES_OF_MODULES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return importlib.import_module("tcl_core.errors")
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
-    return value
+if not TYPE_CHECKING:
+    # A type checker takes it to mean that every name is there.
+    def __getattr__(name: str) -> Any:
+        if name == "errors":
+            return importlib.import_module("tcl_core.errors")
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+        return value
 
 
 def __dir__() -> list[str]:

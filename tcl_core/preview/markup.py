@@ -105,9 +105,17 @@ def render_result(
         vocabulary: gives the colors.
     """
     rows = list(zip(shares, _hex_colors(vocabulary), strict=True))
-    source = base64.b64encode(overlay).decode("ascii")
-    template = _environment().get_template("result.html.j2")
-    return template.render(name=name, size=size, overlay=source, rows=rows)
+    return (
+        _environment()
+        .get_template("result.html.j2")
+        .render(
+            name=name,
+            size=size,
+            overlay=base64.b64encode(overlay).decode("ascii"),
+            found=[(row, color) for row, color in rows if row.regions],
+            missing=[row.name for row in shares if not row.regions],
+        )
+    )
 
 
 def page_name(page: int) -> str:

@@ -83,7 +83,7 @@ def test_public_names_are_all_there_and_no_module_hides_one() -> None:
 
 def test_type_checkers_see_the_names_that_are_looked_up() -> None:
     tree = ast.parse(inspect.getsource(tcl_core))
-    blocks = [node for node in tree.body if isinstance(node, ast.If)]
+    blocks = [node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name)]
     imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
     seen = {(node.module, alias.name) for node in imports for alias in node.names}
     assert seen - {("tcl_core", "errors")} == {(module, name) for name, module in tcl_core._MODULES.items()}
@@ -216,6 +216,8 @@ def test_a_notebook_shows_the_image_and_a_table(photos: list[Path], tiny_model_p
     assert png.size > result.size[::-1]
     large = replace(result, image=np.zeros((900, 1800, 3), np.uint8), segmentation=_blank(result, (900, 1800)))
     assert max(Image.open(io.BytesIO(large._repr_png_())).size) == 800
+    assert "<table>" in shown and "Not found" not in shown
+    assert "Not found: &lt;b&gt;Cat&lt;/b&gt;, dog" in large._repr_html_() and "<table>" not in large._repr_html_()
     assert repr(large) == "Result('a.png', 1800 x 900 pixels: nothing found)"
     assert "144 x 96 pixels: " in repr(result)
     with pytest.raises(tcl_core.SettingsError, match="opacity is 2"):
