@@ -77,7 +77,8 @@ def segment(
     about 11 bytes for each pixel; for a folder of images, `tcl_core.prelabel` needs constant memory.
 
     Args:
-        image: a file, an array uint8 ``[H, W, 3]`` (RGB) or an image of Pillow; or a list or tuple of them.
+        image: a file, which is turned upright as its EXIF data says; an array uint8 ``[H, W, 3]`` (RGB) or an image of
+            Pillow, which are taken as they are; or a list or tuple of them.
         labels: ``{"Seat": ["chair", "sofa"], "Grass": "grass"}``, a list of names, or a `tcl_core.Vocabulary`.
         model: the name of a model or the path of a model file (see `tcl_core.list_models`), or a segmenter, whose own
             settings then hold.

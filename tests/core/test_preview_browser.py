@@ -11,6 +11,8 @@ from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
 from shapely import Polygon, box
 
 from tcl_core.preview.page import PreviewWriter
@@ -130,8 +132,7 @@ def test_vertices_are_those_of_the_polygons_and_follow_their_labels(outlined: we
 
 def test_the_table_lists_the_regions_and_shows_where_they_are(outlined: webdriver.Chrome) -> None:
     card = outlined.find_element(By.CSS_SELECTOR, "main .card")
-    card.find_element(By.CSS_SELECTOR, ".regions summary").click()
-    rows = card.find_elements(By.CSS_SELECTOR, ".regions tbody tr")
+    rows = open_table(outlined)
     cells = [[cell.text for cell in row.find_elements(By.TAG_NAME, "td")] for row in rows]
     assert cells == [
         ["Sofa", "0.50", "1,800", "8", "30, 10, 30, 30"],
@@ -144,6 +145,21 @@ def test_the_table_lists_the_regions_and_shows_where_they_are(outlined: webdrive
     assert shown(outlined, "dialog .regions tbody tr") == 2
 
 
+def open_table(page: webdriver.Chrome) -> list[WebElement]:
+    """The rows of the first card's table, which the page makes soon after the click."""
+    page.find_element(By.CSS_SELECTOR, ".regions summary").click()
+    return WebDriverWait(page, 20).until(lambda _: page.find_elements(By.CSS_SELECTOR, ".regions tbody tr"))
+
+
 def test_columns_stand_side_by_side(outlined: webdriver.Chrome) -> None:
     left, right = (card.rect for card in outlined.find_elements(By.CSS_SELECTOR, "main .card"))
     assert left["y"] == right["y"] and left["x"] + left["width"] < right["x"]
+
+
+def test_a_table_that_is_cut_says_so(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    dots = [Region(1, "Sofa", 0.5, 1, (k % 40, k // 40, 1, 1), np.ones((1, 1), bool)) for k in range(501)]
+    with PreviewWriter(tmp_path / "p", Vocabulary((Label("Sofa"),))) as writer:
+        writer.add_image("a.png", np.zeros((30, 40, 3), np.uint8), dots)
+        browser.get(writer.finish("t", {}, ["a.png"]).as_uri())
+    assert len(open_table(browser)) == 500
+    assert "The largest 500 of 501 regions" in browser.find_element(By.CSS_SELECTOR, ".regions").text

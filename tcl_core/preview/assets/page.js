@@ -53,6 +53,10 @@
     });
     const holder = document.createElement("div");
     holder.append(table);
+    const total = Number(details.dataset.total);
+    if (total > paths.length) {
+      holder.append(`The largest ${paths.length.toLocaleString("en")} of ${total.toLocaleString("en")} regions`);
+    }
     details.append(holder);
   };
   // The table of an enlarged image is a copy: its rows find their outlines by their place.
