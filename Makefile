@@ -28,7 +28,7 @@ JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2 /usr/lib64/libjem
 KEEP_MEMORY := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=dirty_decay_ms:-1$(COMMA)muzzy_decay_ms:-1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-wheel environments lint format docs benchmark benchmark-against train-playground readers readers-table clean
+.PHONY: help demo test test-quick test-wheel environments lint format docs benchmark benchmark-against benchmark-gpu train-playground readers readers-table clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -88,6 +88,9 @@ benchmark: $(INSTALLED) ## measure polygons and speed on this machine
 benchmark-against: $(INSTALLED_TEST) ## compare the speed with another revision: make benchmark-against REVISION=56cd0a1
 	@test -n "$(REVISION)" || { echo "Which revision? Say make benchmark-against REVISION=56cd0a1" >&2; exit 2; }
 	$(BIN)/python benchmarks/compare_revision.py "$(REVISION)"
+
+benchmark-gpu: $(INSTALLED) ## measure speed, memory and agreement with the CPU on a GPU, in four minutes
+	$(BIN)/python -m benchmarks.gpu
 
 readers: ## install libraries that read COCO files into .venv-readers, for the slow test of our files
 	$(PYTHON) -m venv .venv-readers
