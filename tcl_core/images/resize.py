@@ -16,9 +16,9 @@ _STRIP_VALUES = 1 << 20
 def resize_bilinear(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Resize as ``cv2.resize`` does by default (``INTER_LINEAR`` on 8 bits): half-pixel centers, no antialias.
 
-    OpenCV computes in integers with weights of 11 bits, and drops bits of the intermediate rows; a float formula differs
-    by one gray level in places, which is enough to move one arg-max pixel in a hundred. The result is the same on every
-    machine. Memory does not grow with the image beyond its own size and the result's.
+    OpenCV computes in integers with weights of 11 bits, and drops bits of the intermediate rows; a float formula
+    differs by one gray level in places, which is enough to move one arg-max pixel in a hundred. The result is the same
+    on every machine. Memory does not grow with the image beyond its own size and the result's.
 
     Args:
         image: uint8 ``[H, W, C]``.
