@@ -65,9 +65,7 @@ def band_width(height: int, width: int) -> int:
     return max(1, round(BAND_SHARE * math.hypot(height, width)))
 
 
-def boundary_counts(
-    truth: NDArray[np.integer], prediction: NDArray[np.integer], classes: int
-) -> BoundaryCounts:
+def boundary_counts(truth: NDArray[np.integer], prediction: NDArray[np.integer], classes: int) -> BoundaryCounts:
     """Compare the boundaries of all classes of an image.
 
     A boundary pixel has a pixel of another class beside it, above or below; the image's border is no boundary. For

@@ -12,9 +12,7 @@ from tcl_core.evaluation.datasets.base import IGNORED
 __all__ = ["Scores", "confusion_matrix", "scores_of"]
 
 
-def confusion_matrix(
-    truth: NDArray[np.integer], prediction: NDArray[np.integer], classes: int
-) -> NDArray[np.int64]:
+def confusion_matrix(truth: NDArray[np.integer], prediction: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
     """Count the pixels of each pair of true and predicted class.
 
     Args:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from tcl_core.evaluation.datasets.base import IGNORED, ClassList, DataSet
-from tcl_core.evaluation.datasets.benchmarks import BENCHMARKS, open_benchmark
+from tcl_core.evaluation.datasets.benchmarks import BENCHMARKS, class_list, open_benchmark
 
-__all__ = ["BENCHMARKS", "IGNORED", "ClassList", "DataSet", "open_benchmark"]
+__all__ = ["BENCHMARKS", "IGNORED", "ClassList", "DataSet", "class_list", "open_benchmark"]
