@@ -87,15 +87,16 @@ def boundary_counts(truth: NDArray[np.integer], prediction: NDArray[np.integer],
         filled = filled[tuple(places)]
         near = distance <= REACH
     edges = [np.where(_has_other_neighbor(each) & near, each, IGNORED) for each in (predicted, filled)]
-    figures = []
+    own, met = [], []
     for mine, other in (edges, edges[::-1]):
         place = mine >= 0
-        figures += [_per_class(mine[place], classes), _per_class(mine[place & _met(mine, other)], classes)]
+        own.append(_per_class(mine[place], classes))
+        met.append(_per_class(mine[place & _met(mine, other)], classes))
     width = band_width(*truth.shape)
     inner = [np.where(_near_contour(each, width) & counted, each, IGNORED) for each in (predicted, filled)]
     both = _per_class(inner[0][(inner[0] == inner[1]) & (inner[0] >= 0)], classes)
     sizes = [_per_class(each[each >= 0], classes) for each in inner]
-    return BoundaryCounts(*figures, both, sizes[0] + sizes[1] - both)
+    return BoundaryCounts(own[0], met[0], own[1], met[1], both, sizes[0] + sizes[1] - both)
 
 
 def boundary_scores(counts: BoundaryCounts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
