@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "segment": ("tcl_core.cli.segment", "Segment one image and show what was found."),
     "convert": ("tcl_core.cli.convert", "Turn annotations or masks into COCO, YOLO or semantic masks."),
     "validate-coco": ("tcl_core.cli.validate_coco", "Check a COCO file and print each fault with its place."),
+    "evaluate": ("tcl_core.cli.evaluate", "Score models on benchmarks or on your own annotated images."),
     "score": ("tcl_core.cli.score", "Score detections against ground truth by COCO's metric."),
     "models": ("tcl_core.cli.models", "List, fetch and import models."),
     "benchmark": ("tcl_core.cli.benchmark", "Measure polygons and speed on this machine."),

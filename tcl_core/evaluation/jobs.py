@@ -111,7 +111,7 @@ class ModelSpec:
     device: str = "auto"
     precision: str = "auto"
     batch_size: int = 8
-    preprocess: Mapping[str, int] = field(default_factory=dict)
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
     background_threshold: float | None = None
     templates: str | None = None
 
