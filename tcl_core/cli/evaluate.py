@@ -54,12 +54,13 @@ A run that was stopped goes on when the same command is given again.""",
 )
 @click.option("--coco", type=INPUT_PATH, metavar="FILE", help="Your own data: a COCO file.")
 @click.option("--masks", type=INPUT_PATH, metavar="DIR", help="Your own data: PNG masks with numbers of labels.")
+@click.option("--label-studio", type=INPUT_PATH, metavar="FILE", help="Your own data: a JSON export of Label Studio.")
 @click.option("--images", type=INPUT_PATH, metavar="DIR", help="Folder of the images of your own data.")
 @click.option(
     "--labels",
     type=INPUT_PATH,
     metavar="FILE",
-    help="Label file of your own data; a COCO file's categories are the labels without one.",
+    help="Label file of your own data; without one all labels of a COCO file or an export are taken.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Evaluate the first N images only.")
 @click.option(
@@ -133,6 +134,7 @@ def command(
     split: str | None,
     coco: Path | None,
     masks: Path | None,
+    label_studio: Path | None,
     images: Path | None,
     labels: Path | None,
     limit: int | None,
@@ -166,7 +168,7 @@ def command(
     else:
         check_file("--out", out, make_folders=True)
     vocabulary = None if labels is None else Vocabulary.from_file(labels)
-    specs = _data_specs(data_sets, data, split, coco, masks, images, vocabulary, names)
+    specs = _data_specs(data_sets, data, split, coco, masks, label_studio, images, vocabulary, names)
 
     from tcl_core.evaluation.jobs import EvaluationJob, ModelSpec
     from tcl_core.evaluation.processes import run_job, torchrun_share
@@ -226,15 +228,17 @@ def _data_specs(
     split: str | None,
     coco: Path | None,
     masks: Path | None,
+    label_studio: Path | None,
     images: Path | None,
     vocabulary: Vocabulary | None,
     names: str,
 ) -> dict[str, DataSpec]:
     """The data sets that are meant, by the name of their folder of results."""
-    given = [name for name, value in (("--coco", coco), ("--masks", masks)) if value is not None]
+    own = (("--coco", coco), ("--masks", masks), ("--label-studio", label_studio))
+    given = [name for name, value in own if value is not None]
     if len(given) + bool(data_sets) != 1:
         raise SettingsError(
-            "which data? name data sets, such as voc, or give --coco FILE or --masks DIR, one of them"
+            "which data? name data sets, such as voc, or give --coco FILE, --masks DIR or --label-studio FILE"
             if not given
             else f"{' and '.join([*given, *data_sets])}: give one of them"
         )
@@ -243,14 +247,16 @@ def _data_specs(
     if given and split is not None:
         raise SettingsError("--split: your own data has no splits; leave it out")
     if data_sets and images is not None:
-        raise SettingsError("--images: belongs to --coco and --masks; leave it out")
+        raise SettingsError("--images: belongs to your own data; leave it out")
     if data_sets and vocabulary is not None:
-        raise SettingsError("--labels: belongs to --coco and --masks; give other names of classes with --names FILE")
+        raise SettingsError("--labels: belongs to your own data; give other names of classes with --names FILE")
 
-    from tcl_core.evaluation.jobs import BenchmarkData, CocoData, MaskData, PlaygroundData
+    from tcl_core.evaluation.jobs import BenchmarkData, CocoData, MaskData, PlaygroundData, PluginData
 
     if coco is not None and images is not None:
-        return {f"{coco.stem}": CocoData(coco, images, vocabulary)}
+        return {coco.stem: CocoData(coco, images, vocabulary)}
+    if label_studio is not None and images is not None:
+        return {label_studio.stem: PluginData("label-studio", label_studio, images, vocabulary)}
     if masks is not None and images is not None:
         if vocabulary is None:
             raise SettingsError("--masks: hold numbers only; say with --labels FILE which labels they are")

@@ -14,10 +14,24 @@ from tcl_core.evaluation.datasets.own import CocoDataSet, MaskDataSet
 from tcl_core.evaluation.datasets.playground import PlaygroundDataSet
 from tcl_core.evaluation.run import Evaluation
 from tcl_core.models import Model, load_model
+from tcl_core.plugins import installed, load
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.vocabulary import Vocabulary
 
-__all__ = ["BenchmarkData", "CocoData", "DataSpec", "EvaluationJob", "MaskData", "ModelSpec", "PlaygroundData"]
+__all__ = [
+    "DATA_SETS",
+    "BenchmarkData",
+    "CocoData",
+    "DataSpec",
+    "EvaluationJob",
+    "MaskData",
+    "ModelSpec",
+    "PlaygroundData",
+    "PluginData",
+]
+
+DATA_SETS = "tcl_annotate.data_sets"
+"""Group of the entry points of data sets that other packages read."""
 
 
 class DataSpec(Protocol):
@@ -81,6 +95,32 @@ class MaskData:
     def open(self) -> DataSet:
         """The data set."""
         return MaskDataSet(self.folder, self.images, self.vocabulary)
+
+
+@dataclass(frozen=True)
+class PluginData:
+    """A data set in a form that another package reads.
+
+    Attributes:
+        kind: name of an entry point in the group ``tcl_annotate.data_sets``, whose value is a sub-class of `DataSet`
+            that is made from path, folder of images and vocabulary.
+        path: the annotations.
+        images: folder of images.
+        vocabulary: labels to evaluate; ``None`` takes all.
+    """
+
+    kind: str
+    path: Path
+    images: Path
+    vocabulary: Vocabulary | None = None
+
+    def open(self) -> DataSet:
+        """The data set."""
+        found = installed(DATA_SETS).get(self.kind)
+        if found is None:
+            raise SettingsError(f"--{self.kind}: no installed package reads that; install tcl-annotate again")
+        kind: Any = load(found, "The data set", DataSet, subclass=True)
+        return kind(self.path, self.images, self.vocabulary)
 
 
 @lru_cache(maxsize=1)

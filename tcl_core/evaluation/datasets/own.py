@@ -16,10 +16,10 @@ from tcl_core.export.sources import CocoSource, MaskSource
 from tcl_core.images import SUPPORTED_EXTENSIONS, image_size, load_image
 from tcl_core.vocabulary import Vocabulary
 
-__all__ = ["CocoDataSet", "MaskDataSet"]
+__all__ = ["CocoDataSet", "FolderDataSet", "MaskDataSet"]
 
 
-class _OwnDataSet(DataSet):
+class FolderDataSet(DataSet):
     """Images in a folder, and where each is.
 
     Args:
@@ -52,7 +52,18 @@ class _OwnDataSet(DataSet):
                     return other
         raise DataSetError(f"{path}: this image of {self.name} is missing; is --images {folder} its folder?")
 
-    def _check_size(self, index: int, found: tuple[int, ...], where: object) -> None:
+    def check_size(self, index: int, found: tuple[int, ...], where: object) -> None:
+        """Compare the size that annotations were made for with the image's.
+
+        Args:
+            index: of the image.
+            found: height and width.
+            where: begins the message.
+
+        Raises:
+            DataSetError: they differ.
+            ImageError: the image's header cannot be read.
+        """
         size = image_size(self._paths[index])
         if tuple(found) != tuple(size):
             raise DataSetError(
@@ -60,12 +71,16 @@ class _OwnDataSet(DataSet):
                 f"{size[1]}x{size[0]}; annotate the image as it is"
             )
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image, from its header."""
+        return image_size(self._paths[index])
+
     def image(self, index: int) -> NDArray[np.uint8]:
         """See `DataSet.image`."""
         return load_image(self._paths[index])
 
 
-class CocoDataSet(_OwnDataSet):
+class CocoDataSet(FolderDataSet):
     """A COCO file of instances, as label maps.
 
     Where annotations overlap, the smaller one lies on top. What a crowd covers (``iscrowd``), and nothing else, does
@@ -96,7 +111,7 @@ class CocoDataSet(_OwnDataSet):
     def check(self, index: int) -> None:
         """See `DataSet.check`."""
         try:
-            self._check_size(index, self._source.size(index), self._path)
+            self.check_size(index, self._source.size(index), self._path)
             faults = self._source.faults(index)
         except CocoError as error:
             raise DataSetError(str(error)) from error
@@ -121,7 +136,7 @@ class CocoDataSet(_OwnDataSet):
         return truth
 
 
-class MaskDataSet(_OwnDataSet):
+class MaskDataSet(FolderDataSet):
     """A folder of PNG masks whose pixels are numbers of labels; see `tcl_core.export.sources.MaskSource`.
 
     0 is background, or does not count where there is none; 255 of 8-bit masks does not count. Other numbers that no
@@ -145,7 +160,7 @@ class MaskDataSet(_OwnDataSet):
 
     def check(self, index: int) -> None:
         """See `DataSet.check`."""
-        self._check_size(index, self.truth(index).shape, self._source.path(index))
+        self.check_size(index, self.truth(index).shape, self._source.path(index))
 
     def truth(self, index: int) -> NDArray[np.int16]:
         """See `DataSet.truth`."""
