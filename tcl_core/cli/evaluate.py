@@ -246,6 +246,8 @@ def _data_specs(
         raise SettingsError(f"{given[0]}: say with --images DIR where the images are")
     if given and split is not None:
         raise SettingsError("--split: your own data has no splits; leave it out")
+    if names != "raw" and not set(data_sets) & {*_BENCHMARKS, "all"}:
+        raise SettingsError("--names: belongs to benchmarks; your own data's names are in its label file")
     if data_sets and images is not None:
         raise SettingsError("--images: belongs to your own data; leave it out")
     if data_sets and vocabulary is not None:

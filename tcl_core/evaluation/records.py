@@ -18,7 +18,7 @@ from tcl_core.errors import ExportError, SettingsError, reason_of, remedy_of
 from tcl_core.evaluation.boundary import BoundaryCounts, boundary_counts
 from tcl_core.evaluation.confusion import confusion_matrix
 
-__all__ = ["ImageRecord", "Journal", "JournalIndex", "record_image"]
+__all__ = ["ImageRecord", "Journal", "JournalIndex", "fingerprint", "record_image"]
 
 _BOUNDARY = ("predicted", "predicted_met", "true", "true_met", "band_intersect", "band_union")
 

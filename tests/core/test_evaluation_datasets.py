@@ -21,8 +21,9 @@ from tcl_core.evaluation.datasets.playground import PlaygroundDataSet
 from tcl_core.evaluation.playground import held_out_scene
 from tcl_core.vocabulary import Label, Vocabulary
 from tests.core.evaluation_helpers import write_own_data
-from tests.core.evaluation_records import FOLDER
 
+# Not the folder of EVAL_PARITY_DIR, whose images have other names.
+FOLDER = Path(__file__).parents[1] / "data" / "eval_mini"
 DATA = FOLDER / "data"
 CONVERTED = {
     "coco_object": "_instanceTrainIds.png",

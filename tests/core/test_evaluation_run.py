@@ -278,6 +278,7 @@ def test_the_command(
         (["voc", "--data", "nowhere", "--coco", "x.json"], "--coco and voc: give one of them"),
         (["--coco", "x.json"], "--coco: say with --images DIR"),
         (["--masks", "masks", "--images", "images"], "--masks: hold numbers only"),
+        (["playground", "--names", "synonyms"], "--names: belongs to benchmarks"),
         (["voc", "--images", "images"], "--images: belongs to your own data"),
         (["playground", "--split", "val"], "--split val: the playground has the splits seen and held-out"),
         (["playground", "--option", "kp_wait=1"], "kp_wait"),
