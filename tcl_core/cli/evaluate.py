@@ -128,6 +128,7 @@ A run that was stopped goes on when the same command is given again.""",
 @click.option(
     "--page/--no-page", default=True, help="Whether a page of the worst and best images is made; on by default."
 )
+@click.option("--quiet", is_flag=True, help="No progress bar.")
 def command(
     data_sets: tuple[str, ...],
     data: Path | None,
@@ -157,6 +158,7 @@ def command(
     overwrite: bool,
     effort: bool,
     page: bool,
+    quiet: bool,
 ) -> int:
     """Score models on DATASET: benchmarks that you have on disk (all for the eight), the playground, or your own data.
 
@@ -205,16 +207,16 @@ def command(
     results = []
     share = torchrun_share()
     for job in jobs:
-        with _progress(job, share is None or share.process == 0) as on_progress:
+        with _progress(job, not quiet and (share is None or share.process == 0)) as on_progress:
             result = run_job(job, processes, overwrite, on_progress)
         if result is None:
             continue
+        click.echo(("\n" if results else "") + format_result(result))
+        click.echo(f"{job.folder / 'result.json'}" + (f", {job.folder / 'page' / 'index.html'}" if page else ""))
         results.append(result)
-        click.echo(format_result(result))
-        click.echo(f"{job.folder / 'result.json'}" + (f", {job.folder / 'page' / 'index.html'}" if page else "") + "\n")
     if len(results) > 1:
         table = summary_table(results)
-        click.echo(table)
+        click.echo("\n" + table)
         (out / "summary.md").write_text(table + "\n", encoding="utf-8")
         kept = ("data", "model", "scores", "effort")
         short = [{key: result[key] for key in kept} for result in results]

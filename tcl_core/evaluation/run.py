@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import tcl_core
-from tcl_core.errors import ExportError, ImageError, SettingsError, reason_of, remedy_of
+from tcl_core.errors import ExportError, ImageError, SettingsError, TclError, reason_of, remedy_of
 from tcl_core.evaluation.datasets.base import ClassList, DataSet
 from tcl_core.evaluation.effort import correction_effort
 from tcl_core.evaluation.records import ImageRecord, Journal, JournalIndex, fingerprint, record_image
@@ -183,10 +183,13 @@ class Evaluation:
                         yield counting.popleft().result()
                 while counting:
                     yield counting.popleft().result()
-            except BaseException:
-                # What is counted already is worth keeping; the caller sees the error after it.
-                pool.shutdown(wait=False, cancel_futures=True)
+            except TclError:
+                # An image that cannot be read takes nothing with it that was done before.
+                while counting:
+                    yield counting.popleft().result()
                 raise
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
         image, truth = self.data.image(index), self.data.truth(index)

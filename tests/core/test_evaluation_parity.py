@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from tcl_core.evaluation.run import Evaluation
 from tcl_core.images import resize_bilinear
 from tcl_core.segmentation.segmenter import Segmenter
 from tests.core.evaluation_records import EXPECTED, FOLDER, SETTINGS, label_maps, recorded_model
-
 
 SETS = [name for name in BENCHMARKS if any(key.startswith(f"{name}/") for key in SETTINGS)]
 
