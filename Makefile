@@ -19,13 +19,16 @@ REQUIREMENTS := pyproject.toml constraints.txt
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
+# One process for each processor, in which nothing starts threads of its own; tests of one group stay together.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+
 # Without it, training gives its memory back to the system after every step, and waits for it in the next.
 COMMA := ,
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2 /usr/lib64/libjemalloc.so.2))
 KEEP_MEMORY := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=dirty_decay_ms:-1$(COMMA)muzzy_decay_ms:-1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick lint format docs benchmark benchmark-against train-playground readers readers-table clean
+.PHONY: help demo test test-quick test-wheel environments lint format docs benchmark benchmark-against benchmark-gpu train-playground readers readers-table clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -43,12 +46,19 @@ demo: $(INSTALLED) ## label sample images with the embedded model and write a CO
 	@echo "COCO file:    $(OUT)/annotations.json"
 	@echo "Preview page: $(OUT)/preview/index.html (open it in a browser)"
 
-test: $(INSTALLED_TEST) lint ## everything: lint, types, all tests, the wheel in an empty environment
-	@echo "== Tests (the wheel's installs everything once more into an empty environment and takes minutes)"
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(INSTALLED_TEST) lint environments ## everything: lint, types, all tests, the built wheel
+	@echo "== Tests"
+	TCL_ANNOTATE_WHEEL_TEST=reuse $(PYTEST) $(PYTEST_ARGS)
 
 test-quick: $(INSTALLED_TEST) ## the inner loop: tests that take less than a few seconds each
-	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -q -m "not slow" $(PYTEST_ARGS)
+
+test-wheel: $(INSTALLED_TEST) ## before a release: the built wheel in an empty environment, PyTorch and all
+	$(BIN)/python -m pytest tests/packaging/test_wheel.py $(PYTEST_ARGS)
+
+environments: $(INSTALLED_TEST) ## make the environments that some tests need, once, in build/
+	@echo "== Environments of the tests (minutes the first time)"
+	@$(BIN)/python -m tests.environments
 
 lint: $(INSTALLED_TEST) ## style, formatting, types and the direction of imports
 	@echo "== Style, formatting, types, imports"
@@ -72,6 +82,9 @@ benchmark: $(INSTALLED) ## measure polygons and speed on this machine
 benchmark-against: $(INSTALLED_TEST) ## compare the speed with another revision: make benchmark-against REVISION=56cd0a1
 	@test -n "$(REVISION)" || { echo "Which revision? Say make benchmark-against REVISION=56cd0a1" >&2; exit 2; }
 	$(BIN)/python benchmarks/compare_revision.py "$(REVISION)"
+
+benchmark-gpu: $(INSTALLED) ## measure speed, memory and agreement with the CPU on a GPU, in four minutes
+	$(BIN)/python -m benchmarks.gpu
 
 readers: ## install libraries that read COCO files into .venv-readers, for the slow test of our files
 	$(PYTHON) -m venv .venv-readers

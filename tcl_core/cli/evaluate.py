@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -204,7 +204,7 @@ def command(
     for spec in specs.values():
         # What is missing is said before the first set takes hours.
         spec.open()
-    results = []
+    results: list[dict[str, Any]] = []
     share = torchrun_share()
     for job in jobs:
         with _progress(job, not quiet and (share is None or share.process == 0)) as on_progress:

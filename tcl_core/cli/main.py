@@ -18,7 +18,7 @@ from importlib.metadata import EntryPoint
 import click
 
 import tcl_core
-from tcl_core.errors import SettingsError, TclError, is_full, reason_of, remedy_of
+from tcl_core.errors import SettingsError, TclError, is_full, is_out_of_memory, reason_of, remedy_of
 from tcl_core.plugins import installed, load
 
 __all__ = ["COMMANDS", "cli", "main", "run"]
@@ -130,7 +130,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         place = error.filename or "standard output or a temporary file"
         return _error(f"{place} cannot be written: {reason_of(error)}; {remedy_of(error)} and run the command again")
     except Exception as error:
-        return _internal(error)
+        return _error(_memory_message(error)) if is_out_of_memory(error) else _internal(error)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -141,6 +141,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _error(message: str) -> int:
     click.echo(f"error: {message}", err=True)
     return EXIT_BAD_INPUT
+
+
+def _memory_message(error: Exception) -> str:
+    if "CUDA" in str(error) or "CUBLAS" in str(error):
+        return "the GPU has not enough free memory; use a smaller --batch-size, another --device, or smaller images"
+    return "there is not enough free memory; use a smaller --batch-size, or smaller images"
 
 
 def _internal(error: Exception) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,10 @@ from tcl_core.vocabulary import Label, Vocabulary
 
 __all__ = ["ConvertSummary", "convert", "segmentation_mask"]
 
+_CROWDS = "crowds that became one object each, because the format knows no crowds"
+_HIDDEN = "pixels of several labels that took the last one's"
+_EMPTY = "annotations that cover no pixel"
+
 
 @dataclass
 class ConvertSummary:
@@ -34,11 +39,13 @@ class ConvertSummary:
         images: images of the output.
         annotations: annotations of the output.
         left_out: how often something was not taken over, by its reason.
+        changed: how often something was taken over but means less in the new format, by what became of it.
     """
 
     images: int = 0
     annotations: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
+    changed: Mapping[str, int] = field(default_factory=dict)
 
 
 def convert(
@@ -74,6 +81,7 @@ def convert(
     settings = {"geometry": geometry, "tolerance": tolerance, "min_area": min_area, **(info or {})}
     about = run_info(source.vocabulary, settings)
     summary = ConvertSummary()
+    changed: Counter[str] = Counter()
     exporter.open(out, source.vocabulary, {**about, "description": "Converted by tcl-annotate"})
     try:
         for image in source.images():
@@ -85,9 +93,13 @@ def convert(
                 content = annotations if isinstance(exporter, CocoExporter) else yolo_lines(annotations, size)
                 exporter.add_again(image.file_name, *size, content)
                 summary.annotations += len(annotations)
+                if isinstance(exporter, YoloSegExporter):
+                    changed[_CROWDS] += sum(1 for one in annotations if one.get("iscrowd"))
             else:
                 polygons = tolerance if exporter.needs_polygons else None
                 regions = _regions(image, source.vocabulary, polygons, min_area)
+                changed[_HIDDEN] += _overlaps(regions, size)
+                changed[_EMPTY] += len(image.annotations or regions) - len(regions)
                 exporter.add(ImageRegions(image.file_name, *size, regions))
                 summary.annotations += len(regions)
             summary.images += 1
@@ -95,6 +107,7 @@ def convert(
     finally:
         exporter.abort()
     summary.left_out = dict(source.left_out)
+    summary.changed = {what: number for what, number in changed.items() if number}
     return summary
 
 
@@ -170,6 +183,17 @@ def _regions(image: SourceImage, vocabulary: Vocabulary, tolerance: str | float 
         name, box = vocabulary.names[label_id - 1], (x, y, width, height)
         regions.append(Region(label_id, name, 1.0, int(crop.sum()), box, crop))
     return regions
+
+
+def _overlaps(regions: Sequence[Region], size: tuple[int, int]) -> int:
+    """Pixels that regions of different labels share."""
+    first, shared = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=bool)
+    for region in regions:
+        x, y, width, height = region.bbox
+        window = np.s_[y : y + height, x : x + width]
+        shared[window] |= region.mask & (first[window] > 0) & (first[window] != region.label_id)
+        first[window][region.mask & (first[window] == 0)] = region.label_id
+    return int(shared.sum())
 
 
 def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl_core.errors import ImageError, SettingsError, TclError, VocabularyError, WeightsError
+from tcl_core.errors import ImageError, SettingsError, TclError, VocabularyError, WeightsError, is_out_of_memory
 from tcl_core.export.base import Exporter, ImageRegions
 from tcl_core.export.names import is_text
 from tcl_core.images import DEFAULT_MAX_PIXELS, load_image
@@ -325,16 +326,16 @@ class _Job:
         self, pending: Sequence[tuple[str, NDArray[np.uint8]]]
     ) -> Iterator[tuple[str, NDArray[np.uint8], Callable[[], ImageFeatures]]]:
         """Each image with a call that gives its features, or raises what went wrong with this one image."""
-        images = [image for _, image in pending]
-        try:
-            features = self._segmenter.encode_batch(images)
-        except Exception:
-            # One of them is to blame; alone, each gives its own features or its own error.
-            for name, image in pending:
-                yield name, image, partial(self._segmenter.encode, image)
-            return
+        features: list[ImageFeatures] | None = None
+        with suppress(Exception):
+            features = self._segmenter.encode_batch([image for _, image in pending])
+        # Not while the error is handled: it holds on to the tensors of the batch, for which there may be no room.
         for position, (name, image) in enumerate(pending):
-            yield name, image, partial(features.__getitem__, position)
+            if features is None:
+                # One of them is to blame; alone, each gives its own features or its own error.
+                yield name, image, partial(self._segmenter.encode, image)
+            else:
+                yield name, image, partial(features.__getitem__, position)
 
     def _regions(self, segmentation: Segmentation) -> list[Region]:
         settings = self._settings
@@ -370,7 +371,7 @@ class _Job:
 def _reason(name: str, error: Exception) -> str:
     if isinstance(error, TclError):
         return str(error).removeprefix(f"{_printable(name)}: ")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return "there is not enough memory for it; use a smaller --batch-size, or --max-pixels to leave it out"
     text = " ".join(str(error).split())
     return f"{_INTERNAL}{type(error).__name__}: {text}; please report it"

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tcl_core.devices import autocast, precision_name
+from tcl_core.devices import autocast, precision_name, to_device
 from tcl_core.errors import SettingsError
 from tcl_core.images import resize_bilinear
 from tcl_core.methods.base import Features, PromptEmbeddings
@@ -234,7 +234,7 @@ class Segmenter:
         score_size = self.method.score_size(size, (height, width))
         guide = None
         if self.refiner is not None:
-            guide = self.method.image_guide(self.refiner, pixels[None].to(self.model.device), score_size)
+            guide = self.method.image_guide(self.refiner, to_device(pixels[None], self.model.device), score_size)
         windows, origins = split_windows(pixels, preprocess.window, preprocess.stride)
         return PreparedImage(windows, guide, tuple(origins), size, score_size, (height, width), key)
 
@@ -244,7 +244,7 @@ class Segmenter:
         parts: list[Features] = []
         guides: list[Guide] = []
         while batch := list(islice(queue, self.batch_size)):
-            windows = torch.stack([image.windows[index] for image, index in batch]).to(self.model.device)
+            windows = to_device(torch.stack([image.windows[index] for image, index in batch]), self.model.device)
             with autocast(self.model.device, self.model.precision):
                 encoded = self.method.encode(windows)
             guide = None if self.refiner is None else self.method.window_guide(self.refiner, windows)

@@ -212,7 +212,7 @@ class TCL(TCLTraining, Method):
         # Not str.format: a prompt may hold braces of its own.
         texts = [template.replace("{}", prompt) for prompt in prompts for template in templates]
         tokens = self.clip.tokenizer(texts).unflatten(0, (len(prompts), -1))
-        return TCLPrompts(self.embed_tokens(tokens.to(self.masker.sim2mask.w.device)).float())
+        return TCLPrompts(self.embed_tokens(tokens).float())
 
     @torch.no_grad()
     def embed_tokens(self, tokens: Tensor) -> Tensor:
