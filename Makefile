@@ -33,7 +33,7 @@ KEEP_MEMORY := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=dirty_decay_m
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-18s %s\n", $$1, $$2 }'
 
-demo: $(INSTALLED) ## label sample images with the embedded model and write a COCO file and a preview page
+demo: $(INSTALLED) ## label sample images with the embedded model: a COCO file, and pages to look at
 	@echo "== Drawing $(SCENES) sample images"
 	@rm -rf "$(OUT)"
 	$(BIN)/tcl-annotate playground scenes --out "$(OUT)/scenes" --count $(SCENES) --seed $(SEED)
@@ -42,9 +42,15 @@ demo: $(INSTALLED) ## label sample images with the embedded model and write a CO
 	    --out "$(OUT)/annotations.json" --preview "$(OUT)/preview"
 	@echo "== Checking the COCO file"
 	$(BIN)/tcl-annotate validate-coco "$(OUT)/annotations.json" --images "$(OUT)/scenes"
+	@echo "== Comparing two methods on the first scenes"
+	$(BIN)/tcl-annotate compare "$(OUT)/scenes/scene-000[1-4].png" --labels "$(OUT)/scenes/labels.yaml" \
+	    --model playground --model maskclip:playground --title "Two methods on the same scenes" --preview "$(OUT)/compare"
 	@echo
-	@echo "COCO file:    $(OUT)/annotations.json"
-	@echo "Preview page: $(OUT)/preview/index.html (open it in a browser)"
+	@echo "Open in a browser:"
+	@echo "  $(OUT)/compare/index.html   masks, polygons, tables of regions, and two methods side by side"
+	@echo "  $(OUT)/preview/index.html   all images"
+	@echo "COCO file:"
+	@echo "  $(OUT)/annotations.json"
 
 test: $(INSTALLED_TEST) lint environments ## everything: lint, types, all tests, the built wheel
 	@echo "== Tests"

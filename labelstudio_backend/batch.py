@@ -21,8 +21,8 @@ from labelstudio_backend.predictor import Predictor
 from labelstudio_backend.prompts import Added
 from labelstudio_backend.requests import freeze
 from tcl_core.errors import ImageError, TclError, is_out_of_memory
-from tcl_core.prelabel.interrupt import InterruptGuard
-from tcl_core.prelabel.progress import Progress
+from tcl_core.jobs.interrupt import InterruptGuard
+from tcl_core.jobs.progress import Progress
 
 __all__ = ["BulkSummary", "predict_project"]
 

@@ -18,9 +18,9 @@ from benchmarks.gpu.sections import Figure
 from benchmarks.gpu.timing import peak_memory, seconds
 from tcl_core.cli.main import run
 from tcl_core.export.coco import CocoExporter
+from tcl_core.jobs.inputs import find_images
+from tcl_core.jobs.job import run_prelabel
 from tcl_core.models import load_model
-from tcl_core.prelabel.inputs import find_images
-from tcl_core.prelabel.job import run_prelabel
 from tcl_core.regions import label_map_to_regions
 from tcl_core.segmentation.features import ImageFeatures
 from tcl_core.segmentation.segmenter import Segmenter
@@ -30,6 +30,7 @@ from tcl_core.vocabulary.common_names import common_names
 
 __all__ = ["large_image", "out_of_memory", "scarce_memory"]
 
+_FILES = 2
 _SENTENCE = "enough free memory; use a smaller --batch-size"
 
 
@@ -72,13 +73,13 @@ def large_image(models: RandomModels, name: str, with_polygons: bool) -> Iterato
 def out_of_memory(models: RandomModels) -> Iterator[Figure]:
     """Commands that find no memory say so in one sentence, and what they have done stays; then all goes on."""
     device = models.device
-    height, width = models.scale.large
-    image, _ = enlarged_scene(0, (height // 2, width // 2))
+    # So large that no gap between the tensors of the models holds one of its planes.
+    image, _ = enlarged_scene(0, models.scale.large)
     segmenter = Segmenter(load_model("playground", device=str(device)))
     vocabulary = Vocabulary.from_options(["cat", "sofa"])
     expected = segmenter.segment_image(image, vocabulary).label_map
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(3):
+        for number in range(_FILES):
             Image.fromarray(image).save(Path(folder) / f"{number}.jpg")
         words = ["segment", str(Path(folder) / "0.jpg"), "--label", "cat", "--device", str(device)]
         said = io.StringIO()
@@ -92,12 +93,12 @@ def out_of_memory(models: RandomModels) -> Iterator[Figure]:
         with scarce_memory(device):
             summary = run_prelabel(files, segmenter, vocabulary, out, CocoExporter())
         reasons = set(summary.failed.values())
-        fine = len(summary.failed) == 3 and all("not enough memory" in reason for reason in reasons)
+        fine = len(summary.failed) == _FILES and all("not enough memory" in reason for reason in reasons)
         yield Figure(
-            f"prelabel says {' / '.join(sorted(reasons))!r}", len(summary.failed), "images", "3 with our reason", fine
+            f"prelabel says {' / '.join(sorted(reasons))!r}", len(summary.failed), "images", "all with our reason", fine
         )
         summary = run_prelabel(files, segmenter, vocabulary, out, CocoExporter(), resume=True)
-        yield Figure("images done after memory is there again", summary.done, "", "3", summary.done == 3)
+        yield Figure("images done after memory is there again", summary.done, "", "all", summary.done == _FILES)
     again = segmenter.segment_image(image, vocabulary).label_map
     same = 100 * float((expected == again).mean())
     yield Figure("decisions equal before and after", same, "%", "100 %", same == 100)

@@ -18,9 +18,9 @@ from benchmarks.gpu.sections import Figure
 from benchmarks.gpu.timing import interleaved, mode, peak_memory, seconds
 from tcl_core.benchmarks import segment
 from tcl_core.export.coco import CocoExporter, validate_coco
+from tcl_core.jobs.inputs import find_images
+from tcl_core.jobs.job import run_prelabel
 from tcl_core.models import Model, load_model
-from tcl_core.prelabel.inputs import find_images
-from tcl_core.prelabel.job import run_prelabel
 from tcl_core.regions import label_map_to_regions
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession

@@ -80,13 +80,15 @@ class Peak:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Measure the most memory that PyTorch holds on a GPU, that of the models included."""
+    """Measure the most memory that PyTorch's tensors take on a GPU, and what they took before."""
     peak = Peak()
     if device.type != "cuda":
         yield peak
         return
     _wait(device)
     torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     yield peak
     _wait(device)
+    peak.details["MiB before"] = before / 2**20
     peak.details["peak MiB"] = torch.cuda.max_memory_allocated(device) / 2**20

@@ -26,6 +26,7 @@ __all__ = ["COMMANDS", "cli", "main", "run"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "prelabel": ("tcl_core.cli.prelabel", "Label images from text and write a COCO file."),
     "segment": ("tcl_core.cli.segment", "Segment one image and show what was found."),
+    "compare": ("tcl_core.cli.compare", "Show the same images through several models, side by side."),
     "convert": ("tcl_core.cli.convert", "Turn annotations or masks into COCO, YOLO or semantic masks."),
     "validate-coco": ("tcl_core.cli.validate_coco", "Check a COCO file and print each fault with its place."),
     "evaluate": ("tcl_core.cli.evaluate", "Score models on benchmarks or on your own annotated images."),

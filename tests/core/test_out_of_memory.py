@@ -15,8 +15,8 @@ from PIL import Image
 from labelstudio_backend.worker import _failure
 from tcl_core.cli.main import run
 from tcl_core.errors import is_out_of_memory
+from tcl_core.jobs.inputs import find_images
 from tcl_core.models import Model
-from tcl_core.prelabel.inputs import find_images
 from tcl_core.segmentation.features import ImageFeatures
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.vocabulary import Vocabulary

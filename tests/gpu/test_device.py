@@ -98,7 +98,7 @@ def test_out_of_memory_is_one_sentence(
 ) -> None:
     """And the memory is there again afterwards."""
     path = tmp_path / "large.png"
-    Image.fromarray(enlarged_scene(0, (1500, 2000))[0]).save(path)
+    Image.fromarray(enlarged_scene(0, (3000, 4000))[0]).save(path)
     command = ["segment", str(path), "--label", "cat", "--device", str(device)]
     with scarce_memory(device):
         assert run(command) == 2

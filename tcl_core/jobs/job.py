@@ -24,12 +24,12 @@ from tcl_core.errors import ImageError, SettingsError, TclError, VocabularyError
 from tcl_core.export.base import Exporter, ImageRegions
 from tcl_core.export.names import is_text
 from tcl_core.images import DEFAULT_MAX_PIXELS, load_image
+from tcl_core.jobs.inputs import ImageList
+from tcl_core.jobs.interrupt import InterruptGuard
+from tcl_core.jobs.journal import Journal, journal_path
+from tcl_core.jobs.progress import Progress
+from tcl_core.jobs.sources import Source
 from tcl_core.polygons import tolerance_in_pixels
-from tcl_core.prelabel.inputs import ImageList
-from tcl_core.prelabel.interrupt import InterruptGuard
-from tcl_core.prelabel.journal import Journal, journal_path
-from tcl_core.prelabel.progress import Progress
-from tcl_core.prelabel.sources import Source
 from tcl_core.preview.page import PreviewWriter, check_preview_folder
 from tcl_core.regions import label_map_to_regions
 from tcl_core.segmentation.specks import MinArea, check_min_area
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from tcl_core.segmentation.features import ImageFeatures
     from tcl_core.segmentation.segmenter import Segmenter
 
-__all__ = ["PrelabelSettings", "PrelabelSummary", "run_prelabel"]
+__all__ = ["PIXELS_AT_ONCE", "PrelabelSettings", "PrelabelSummary", "run_prelabel"]
 
-_PIXELS_AT_ONCE = 24_000_000
+PIXELS_AT_ONCE = 24_000_000
 """Images of a group are decoded together only up to this many pixels (72 MB), then they go through the network."""
 
 
@@ -133,7 +133,7 @@ def run_prelabel(
     done.
 
     Args:
-        images: from :func:`tcl_core.prelabel.inputs.find_images`.
+        images: from :func:`tcl_core.jobs.inputs.find_images`.
         segmenter: the model and its settings.
         vocabulary: the labels.
         out: output to write; a journal lies next to it until the job is complete.
@@ -271,7 +271,7 @@ class _Job:
                 continue
             pending.append((name, image))
             pixels += image.shape[0] * image.shape[1]
-            if pixels >= _PIXELS_AT_ONCE:
+            if pixels >= PIXELS_AT_ONCE:
                 self._label(pending, guard, progress)
                 pending, pixels = [], 0
         self._label(pending, guard, progress)
