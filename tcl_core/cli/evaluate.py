@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -174,7 +173,7 @@ def command(
 
     from tcl_core.evaluation.jobs import EvaluationJob, ModelSpec
     from tcl_core.evaluation.processes import run_job, torchrun_share
-    from tcl_core.evaluation.report import format_result, summary_table
+    from tcl_core.evaluation.report import format_result, summary_table, write_summary
 
     preprocess = {
         key: value
@@ -215,12 +214,8 @@ def command(
         click.echo(f"{job.folder / 'result.json'}" + (f", {job.folder / 'page' / 'index.html'}" if page else ""))
         results.append(result)
     if len(results) > 1:
-        table = summary_table(results)
-        click.echo("\n" + table)
-        (out / "summary.md").write_text(table + "\n", encoding="utf-8")
-        kept = ("data", "model", "scores", "effort")
-        short = [{key: result[key] for key in kept} for result in results]
-        (out / "summary.json").write_text(json.dumps(short, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        click.echo("\n" + summary_table(results))
+        write_summary(out, results)
     return EXIT_FINE
 
 

@@ -22,7 +22,7 @@ from tcl_core.evaluation.effort import GOAL, Effort
 from tcl_core.evaluation.records import ImageRecord, JournalIndex
 from tcl_core.evaluation.run import Evaluation
 
-__all__ = ["build_result", "format_result", "image_row", "summary_table", "write_result"]
+__all__ = ["build_result", "format_result", "image_row", "summary_table", "write_result", "write_summary"]
 
 _IMAGE_FIELDS = (
     "image",
@@ -178,19 +178,62 @@ def format_result(result: Mapping[str, Any], worst: int = 5) -> str:
     return "\n".join(lines)
 
 
+def write_summary(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write several results side by side: ``summary.json``, ``summary.csv`` and, as a table for people, ``summary.md``.
+
+    Args:
+        folder: that holds the folders of the evaluations.
+        results: of `write_result`, at least one.
+
+    Raises:
+        ExportError: a file cannot be written.
+    """
+    with _replaced(folder / "summary.json") as file:
+        kept = ("version", "data", "model", "scores", "effort")
+        json.dump([{key: result[key] for key in kept} for result in results], file, indent=1, ensure_ascii=False)
+        file.write("\n")
+    with _replaced(folder / "summary.csv") as file:
+        rows = [_summary_row(result) for result in results]
+        table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    with _replaced(folder / "summary.md") as file:
+        file.write(summary_table(results) + "\n")
+
+
+def _summary_row(result: Mapping[str, Any]) -> dict[str, Any]:
+    data, model = result["data"], result["model"]
+    return {
+        "data": data["name"],
+        "split": data["split"],
+        "images": data["images"],
+        "model": model["model"],
+        "weights_sha256": model["weights_sha256"],
+        "refiner": _refiner(result),
+        **result["scores"],
+        **(result["effort"] or {}),
+    }
+
+
+def _refiner(result: Mapping[str, Any]) -> str:
+    refiner = result["model"]["refiner"]
+    return refiner["name"] if refiner else "none"
+
+
 def summary_table(results: Iterable[Mapping[str, Any]]) -> str:
     """Several results as one Markdown table."""
     lines = [
-        "| data | model | refined | mIoU | pixel acc. | boundary F | boundary IoU | correct / anew |",
+        "| data | model | refiner | mIoU | pixel acc. | boundary F | boundary IoU | correct / anew |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        scores, model, effort = result["scores"], result["model"], result["effort"]
+        scores, effort = result["scores"], result["effort"]
         cells = [_percent(scores[key]) for key in ("mean_iou", "pixel_accuracy", "boundary_f", "boundary_iou")]
         work = "" if not effort or not effort["steps_anew"] else f"{effort['steps'] / effort['steps_anew']:.2f}"
-        refiner = model["refiner"]["name"] if model["refiner"] else "no"
         data = f"{result['data']['name']} {result['data']['split']}"
-        lines.append(f"| {data} | {model['model']} | {refiner} | " + " | ".join([*cells, work]) + " |")
+        lines.append(
+            f"| {data} | {result['model']['model']} | {_refiner(result)} | " + " | ".join([*cells, work]) + " |"
+        )
     return "\n".join(lines)
 
 

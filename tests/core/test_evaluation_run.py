@@ -258,6 +258,11 @@ def test_the_command(
     assert shown.count("mIoU") == 3 and "| masks own | tiny | pamr |" in shown
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     assert [entry["model"]["refine"] for entry in summary] == [False, True]
+    with (tmp_path / "out" / "summary.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["refiner"], float(row["mean_iou"])) for row in rows] == [
+        (name, entry["scores"]["mean_iou"]) for name, entry in zip(("none", "pamr"), summary, strict=True)
+    ]
     for entry in summary:
         assert {key: entry["model"]["preprocess"][key] for key in ("short_side", "window", "stride")} == {
             "short_side": 80,
