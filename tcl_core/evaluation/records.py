@@ -204,7 +204,10 @@ class JournalIndex:
         for path in sorted(folder.glob("journal-*.jsonl")):
             _check_header(path, identity)
             with path.open("rb") as file:
-                offset = len(file.readline())
+                header = file.readline()
+                if not header.endswith(b"\n"):
+                    continue
+                offset = len(header)
                 for line in file:
                     # A line without an end was torn, or is being written.
                     if line.endswith(b"\n"):
