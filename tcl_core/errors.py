@@ -10,6 +10,7 @@ import errno
 
 __all__ = [
     "CocoError",
+    "DataSetError",
     "ExportError",
     "ImageError",
     "SettingsError",
@@ -45,6 +46,10 @@ class ExportError(TclError):
 
 class CocoError(ExportError):
     """A COCO file that cannot be read or written."""
+
+
+class DataSetError(TclError):
+    """A data set to evaluate on that lacks a file, or holds one that does not fit."""
 
 
 class SettingsError(TclError):

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("tcl_core.cli.compare", "Show the same images through several models, side by side."),
     "convert": ("tcl_core.cli.convert", "Turn annotations or masks into COCO, YOLO or semantic masks."),
     "validate-coco": ("tcl_core.cli.validate_coco", "Check a COCO file and print each fault with its place."),
+    "evaluate": ("tcl_core.cli.evaluate", "Score models on benchmarks or on your own annotated images."),
     "score": ("tcl_core.cli.score", "Score detections against ground truth by COCO's metric."),
     "models": ("tcl_core.cli.models", "List, fetch and import models."),
     "benchmark": ("tcl_core.cli.benchmark", "Measure polygons and speed on this machine."),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tcl_core.devices import autocast, precision_name, to_device
 from tcl_core.errors import SettingsError
+from tcl_core.images import resize_bilinear
 from tcl_core.methods.base import Features, PromptEmbeddings
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
 from tcl_core.segmentation.argmax import label_map_from_scores
@@ -29,7 +30,6 @@ from tcl_core.segmentation.features import (
     PreparedImage,
     check_image,
     content_hash,
-    resize_image,
 )
 from tcl_core.segmentation.model import SegmentationModel
 from tcl_core.segmentation.name_plane import NamePlane
@@ -229,7 +229,8 @@ class Segmenter:
         size = working_size(height, width, preprocess.short_side, preprocess.max_long_side)
         mean = torch.tensor(preprocess.mean).view(3, 1, 1)
         std = torch.tensor(preprocess.std).view(3, 1, 1)
-        pixels = resize_image(image, size).div_(255).sub_(mean).div_(std)
+        resized = torch.from_numpy(np.ascontiguousarray(resize_bilinear(image, size))).permute(2, 0, 1)
+        pixels = resized.float().contiguous().div_(255).sub_(mean).div_(std)
         score_size = self.method.score_size(size, (height, width))
         guide = None
         if self.refiner is not None:
