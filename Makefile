@@ -20,18 +20,21 @@ REQUIREMENTS := pyproject.toml constraints.txt
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
+# One process for each processor, in which nothing starts threads of its own; tests of one group stay together.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+
 # Without it, training gives its memory back to the system after every step, and waits for it in the next.
 COMMA := ,
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2 /usr/lib64/libjemalloc.so.2))
 KEEP_MEMORY := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=dirty_decay_ms:-1$(COMMA)muzzy_decay_ms:-1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-gpu lint format docs benchmark benchmark-against train-playground readers readers-table clean
+.PHONY: help demo test test-quick test-wheel test-gpu environments lint format docs benchmark benchmark-against benchmark-gpu train-playground readers readers-table clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-18s %s\n", $$1, $$2 }'
 
-demo: $(INSTALLED) ## label sample images with the embedded model and write a COCO file and a preview page
+demo: $(INSTALLED) ## label sample images with the embedded model: a COCO file, and pages to look at
 	@echo "== Drawing $(SCENES) sample images"
 	@rm -rf "$(OUT)"
 	$(BIN)/tcl-annotate playground scenes --out "$(OUT)/scenes" --count $(SCENES) --seed $(SEED)
@@ -40,16 +43,29 @@ demo: $(INSTALLED) ## label sample images with the embedded model and write a CO
 	    --out "$(OUT)/annotations.json" --preview "$(OUT)/preview"
 	@echo "== Checking the COCO file"
 	$(BIN)/tcl-annotate validate-coco "$(OUT)/annotations.json" --images "$(OUT)/scenes"
+	@echo "== Comparing two methods on the first scenes"
+	$(BIN)/tcl-annotate compare "$(OUT)/scenes/scene-000[1-4].png" --labels "$(OUT)/scenes/labels.yaml" \
+	    --model playground --model maskclip:playground --title "Two methods on the same scenes" --preview "$(OUT)/compare"
 	@echo
-	@echo "COCO file:    $(OUT)/annotations.json"
-	@echo "Preview page: $(OUT)/preview/index.html (open it in a browser)"
+	@echo "Open in a browser:"
+	@echo "  $(OUT)/compare/index.html   masks, polygons, tables of regions, and two methods side by side"
+	@echo "  $(OUT)/preview/index.html   all images"
+	@echo "COCO file:"
+	@echo "  $(OUT)/annotations.json"
 
-test: $(INSTALLED_TEST) lint ## everything: lint, types, all tests, the wheel in an empty environment
-	@echo "== Tests (the wheel's installs everything once more into an empty environment and takes minutes)"
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(INSTALLED_TEST) lint environments ## everything: lint, types, all tests, the built wheel
+	@echo "== Tests"
+	TCL_ANNOTATE_WHEEL_TEST=reuse $(PYTEST) $(PYTEST_ARGS)
 
 test-quick: $(INSTALLED_TEST) ## the inner loop: tests that take less than a few seconds each
-	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -q -m "not slow" $(PYTEST_ARGS)
+
+test-wheel: $(INSTALLED_TEST) ## before a release: the built wheel in an empty environment, PyTorch and all
+	$(BIN)/python -m pytest tests/packaging/test_wheel.py $(PYTEST_ARGS)
+
+environments: $(INSTALLED_TEST) ## make the environments that some tests need, once, in build/
+	@echo "== Environments of the tests (minutes the first time)"
+	@$(BIN)/python -m tests.environments
 
 test-gpu: $(INSTALLED) ## training on this machine's GPU: speed, memory, and one step against the CPU's (four minutes)
 	$(BIN)/python -m training.gpu_check --out "$(GPU_REPORT)" --device cuda
@@ -76,6 +92,9 @@ benchmark: $(INSTALLED) ## measure polygons and speed on this machine
 benchmark-against: $(INSTALLED_TEST) ## compare the speed with another revision: make benchmark-against REVISION=56cd0a1
 	@test -n "$(REVISION)" || { echo "Which revision? Say make benchmark-against REVISION=56cd0a1" >&2; exit 2; }
 	$(BIN)/python benchmarks/compare_revision.py "$(REVISION)"
+
+benchmark-gpu: $(INSTALLED) ## measure speed, memory and agreement with the CPU on a GPU, in four minutes
+	$(BIN)/python -m benchmarks.gpu
 
 readers: ## install libraries that read COCO files into .venv-readers, for the slow test of our files
 	$(PYTHON) -m venv .venv-readers

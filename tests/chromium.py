@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+
+from tests.missing import missing
 
 __all__ = ["chromium"]
 
@@ -26,7 +27,7 @@ def chromium(profile: Path, arguments: Sequence[str] = ()) -> Iterator[webdriver
     """
     program, driver = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
     if program is None or driver is None:
-        pytest.skip("there is no chromium with chromedriver on the PATH (Debian: apt-get install chromium-driver)")
+        missing("there is no chromium with chromedriver on the PATH (Debian: apt-get install chromium-driver)")
     options = webdriver.ChromeOptions()
     options.binary_location = program
     for argument in (*_ARGUMENTS, *arguments, f"--user-data-dir={profile}"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,44 @@ from numpy.typing import NDArray
 from tcl_core.models import Model, load_model
 from tcl_core.segmentation.segmenter import Segmenter
 
+_GIGABYTES_PER_WORKER = 3  # of memory: PyTorch, a model, and the programs that a test starts
+
 # An installable package of its own, which has to be unknown until ``tests/contract`` installs it.
 collect_ignore = ["example_method"]
 
 # A busy machine is no fault of the code.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """How many processes ``-n auto`` starts: one for each processor, as far as the memory goes."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not hasattr(os, "sysconf"):
+        return processors
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return max(1, min(processors, int(memory / _GIGABYTES_PER_WORKER)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what shares costly fixtures in one process, and start the longest first, so that no process waits long."""
+    group_of = {item: _group_of(item) for item in items}
+    slow = {group_of[item] for item in items if item.get_closest_marker("slow")}
+    named = {group for item, group in group_of.items() if group != _module_of(item)}
+    items.sort(key=lambda item: (group_of[item] not in named, group_of[item] not in slow))
+    for item, group in group_of.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _group_of(item: pytest.Item) -> str:
+    mark = item.get_closest_marker("xdist_group")
+    return _module_of(item) if mark is None else str(mark.args[0])
+
+
+def _module_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
 
 
 @pytest.fixture(scope="session")

@@ -102,4 +102,6 @@ def command(
     what = "annotations" if source.is_file() else "masks"
     for reason, number in sorted(summary.left_out.items()):
         click.echo(f"left out: {number:,} {what} {reason}", err=True)
+    for change, number in sorted(summary.changed.items()):
+        click.echo(f"note: {change}: {number:,}", err=True)
     return EXIT_ISSUES if summary.left_out else EXIT_FINE

@@ -26,6 +26,7 @@ __all__ = [
     "make_vocabulary",
     "min_area_option",
     "model_options",
+    "read_options",
     "vocabulary_options",
 ]
 
@@ -171,7 +172,7 @@ def make_vocabulary(
     return vocabulary
 
 
-def _read_options(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+def read_options(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
     """``NAME=VALUE`` texts as a mapping; the method judges names and values."""
     values: dict[str, str] = {}
     for text in given:
@@ -205,7 +206,7 @@ def model_options(function: F) -> F:
                 "--option",
                 "option_values",
                 multiple=True,
-                callback=_read_options,
+                callback=read_options,
                 metavar="NAME=VALUE",
                 help="An option of the model's method ('tcl-annotate models options NAME' lists them), such as "
                 "kp_weight=0.2; may be given again.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,11 @@ from tcl_core.regions import label_map_to_regions
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
 
-__all__ = ["ConvertSummary", "convert"]
+__all__ = ["ConvertSummary", "convert", "segmentation_mask"]
+
+_CROWDS = "crowds that became one object each, because the format knows no crowds"
+_HIDDEN = "pixels of several labels that took the last one's"
+_EMPTY = "annotations that cover no pixel"
 
 
 @dataclass
@@ -34,11 +39,13 @@ class ConvertSummary:
         images: images of the output.
         annotations: annotations of the output.
         left_out: how often something was not taken over, by its reason.
+        changed: how often something was taken over but means less in the new format, by what became of it.
     """
 
     images: int = 0
     annotations: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
+    changed: Mapping[str, int] = field(default_factory=dict)
 
 
 def convert(
@@ -74,6 +81,7 @@ def convert(
     settings = {"geometry": geometry, "tolerance": tolerance, "min_area": min_area, **(info or {})}
     about = run_info(source.vocabulary, settings)
     summary = ConvertSummary()
+    changed: Counter[str] = Counter()
     exporter.open(out, source.vocabulary, {**about, "description": "Converted by tcl-annotate"})
     try:
         for image in source.images():
@@ -85,9 +93,13 @@ def convert(
                 content = annotations if isinstance(exporter, CocoExporter) else yolo_lines(annotations, size)
                 exporter.add_again(image.file_name, *size, content)
                 summary.annotations += len(annotations)
+                if isinstance(exporter, YoloSegExporter):
+                    changed[_CROWDS] += sum(1 for one in annotations if one.get("iscrowd"))
             else:
                 polygons = tolerance if exporter.needs_polygons else None
                 regions = _regions(image, source.vocabulary, polygons, min_area)
+                changed[_HIDDEN] += _overlaps(regions, size)
+                changed[_EMPTY] += len(image.annotations or regions) - len(regions)
                 exporter.add(ImageRegions(image.file_name, *size, regions))
                 summary.annotations += len(regions)
             summary.images += 1
@@ -95,6 +107,7 @@ def convert(
     finally:
         exporter.abort()
     summary.left_out = dict(source.left_out)
+    summary.changed = {what: number for what, number in changed.items() if number}
     return summary
 
 
@@ -115,13 +128,13 @@ def _annotations(
         return [dict(annotation) for annotation in image.annotations]
     # Rings stay as somebody drew them; RLE is traced, all of an image together.
     traced = [place for place, one in enumerate(image.annotations) if isinstance(one["segmentation"], Mapping)]
-    masks = {place: _mask(image.annotations[place]["segmentation"], size) for place in traced}
+    masks = {place: segmentation_mask(image.annotations[place]["segmentation"], size) for place in traced}
     made = dict(zip(traced, _traced(list(masks.values()), size, geometry, tolerance), strict=True))
     written = []
     for place, annotation in enumerate(image.annotations):
         segmentation = made.get(place, annotation["segmentation"])
         if isinstance(segmentation, list) and geometry == "rle":
-            segmentation = _encoded(_mask(segmentation, size))
+            segmentation = _encoded(segmentation_mask(segmentation, size))
         written.append({**annotation, "segmentation": segmentation})
     return written
 
@@ -159,7 +172,7 @@ def _regions(image: SourceImage, vocabulary: Vocabulary, tolerance: str | float 
         return label_map_to_regions(maps, min_area=min_area, small="merge", tolerance=tolerance)
     regions = []
     for annotation in image.annotations or ():
-        mask = _mask(annotation["segmentation"], (image.height, image.width))
+        mask = segmentation_mask(annotation["segmentation"], (image.height, image.width))
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if not rows.size:
             continue
@@ -172,8 +185,30 @@ def _regions(image: SourceImage, vocabulary: Vocabulary, tolerance: str | float 
     return regions
 
 
-def _mask(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Pixels of a segmentation that was checked when it was read."""
+def _overlaps(regions: Sequence[Region], size: tuple[int, int]) -> int:
+    """Pixels that regions of different labels share."""
+    first, shared = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=bool)
+    for region in regions:
+        x, y, width, height = region.bbox
+        window = np.s_[y : y + height, x : x + width]
+        shared[window] |= region.mask & (first[window] > 0) & (first[window] != region.label_id)
+        first[window][region.mask & (first[window] == 0)] = region.label_id
+    return int(shared.sum())
+
+
+def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Pixels of a segmentation that was checked when it was read.
+
+    Args:
+        segmentation: rings of polygons, or RLE, as COCO has them.
+        size: height and width of the image.
+
+    Returns:
+        bool ``[H, W]``.
+
+    Raises:
+        ExportError: it cannot be drawn.
+    """
     try:
         if isinstance(segmentation, Mapping) and isinstance(segmentation["counts"], str):
             encoded = {"size": list(size), "counts": segmentation["counts"].encode("ascii")}

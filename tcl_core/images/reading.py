@@ -14,7 +14,6 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -29,9 +28,10 @@ from tcl_core.images.jpeg_end import with_end_marker
 
 def _heif_reader() -> Any:
     try:
-        return import_module("pillow_heif").HeifImageFile
+        from pillow_heif import HeifImageFile as Reader
     except ImportError:
         return None
+    return Reader
 
 
 HeifImageFile = _heif_reader()

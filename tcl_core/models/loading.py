@@ -6,7 +6,7 @@ import copy
 import itertools
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -168,10 +168,12 @@ def model_from_file(file: ModelFile, device: torch.device, precision: torch.dtyp
             )
         debiasing = None
         if own and metadata.debiasing and file.debiasing_axes is not None:
-            axes = file.debiasing_axes.to(device)
             text_set = str(metadata.debiasing["text_set"])
             embed_dim = towers["clip"].embed_dim
-            debiasing = PromptDebiasing.from_file(metadata.debiasing["words"], axes, embed_dim, text_set)
+            words = metadata.debiasing["words"]
+            # Made on the CPU, so that the axes are the same on every device, and none loads a library for them.
+            debiasing = PromptDebiasing.from_file(words, file.debiasing_axes, embed_dim, text_set)
+            debiasing = replace(debiasing, axes=debiasing.axes.to(device))
     except WeightsError as error:
         raise WeightsError(
             str(error) if str(error).startswith(f"{file.path}: ") else f"{file.path}: {error}"

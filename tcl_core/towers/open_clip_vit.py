@@ -161,8 +161,8 @@ def text_at_ends(model: nn.Module, tokens: Tensor, ends: Tensor) -> Tensor:
 
     Args:
         model: an ``open_clip`` CLIP with a causal text tower of width C.
-        tokens: token ids int64 ``[N, L]``.
-        ends: place of each text's last token, int64 ``[N]``.
+        tokens: token ids int64 ``[N, L]``, on the CPU or where the model is.
+        ends: place of each text's last token, int64 ``[N]``, beside them.
 
     Returns:
         float ``[N, C]``.
@@ -170,7 +170,8 @@ def text_at_ends(model: nn.Module, tokens: Tensor, ends: Tensor) -> Tensor:
     parts = cast(Any, model)
     length = int(ends.max()) + 1
     dtype = parts.transformer.get_cast_dtype()
-    x = parts.token_embedding(tokens[:, :length]).to(dtype) + parts.positional_embedding[:length].to(dtype)
+    tokens, ends = (x.to(parts.token_embedding.weight.device) for x in (tokens[:, :length], ends))
+    x = parts.token_embedding(tokens).to(dtype) + parts.positional_embedding[:length].to(dtype)
     x = parts.ln_final(parts.transformer(x, attn_mask=parts.attn_mask[:length, :length]))
     return cast(Tensor, x[torch.arange(len(x), device=x.device), ends])
 
@@ -305,7 +306,7 @@ class FrozenClip(nn.Module):
         """Embed token sequences.
 
         Args:
-            tokens: int64 ``[N, L]``.
+            tokens: int64 ``[N, L]``; best on the CPU, wherever the tower is.
 
         Returns:
             float ``[N, E]``, not normalized.
@@ -316,8 +317,10 @@ class FrozenClip(nn.Module):
         if tokens.ndim != 2 or tokens.shape[1] != self.context_length:
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}, expected [N, {self.context_length}]")
         model = cast(Any, self.model)
+        device = model.token_embedding.weight.device
         if model.text_pool_type != "argmax" or model.attn_mask is None:
-            return model.encode_text(tokens)
+            return model.encode_text(tokens.to(device))
+        # Texts are looked at where they are: on a GPU each look would have to wait for it.
         end = tokens.argmax(dim=-1)
         length = int(end.max()) + 1
         dtype = model.transformer.get_cast_dtype()
@@ -326,10 +329,10 @@ class FrozenClip(nn.Module):
         texts = [row[: last + 1] for row, last in zip(rows, end.tolist(), strict=True)]
         tree = prefix_tree(texts, most=int(min(_MOST_NODES, len(tokens) * length * _WORTH_SHARING)))
         if tree is not None:
-            nodes = torch.tensor([tree.tokens, tree.depths], device=tokens.device)
+            nodes = torch.tensor([tree.tokens, tree.depths], device=device)
             x = (model.token_embedding(nodes[0]).to(dtype) + position[nodes[1]])[None]
-            mask = tree.attention_mask().to(tokens.device)
-            x = model.ln_final(model.transformer(x, attn_mask=mask))[0, tree.ends]
+            mask = tree.attention_mask().to(device)
+            x = model.ln_final(model.transformer(x, attn_mask=mask))[0, torch.tensor(tree.ends, device=device)]
         else:
             x = text_at_ends(model, tokens, end)
         projection = model.text_projection

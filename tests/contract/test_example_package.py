@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.missing import missing
 from tests.napari.conftest import display  # noqa: F401
 
 REPOSITORY = Path(__file__).parents[2]
@@ -139,7 +140,7 @@ def test_option_that_cannot_be(packages: Path, scene: Path, option: str, parts: 
 
 def test_napari_widget(packages: Path, display: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
     if importlib.util.find_spec("PyQt6") is None:
-        pytest.skip("windows need PyQt6")
+        missing("windows need PyQt6 (pip install PyQt6)")
     more = {**display, "QT_API": "pyqt6", "NAPARI_CONFIG": str(tmp_path / "settings.yaml")}
     done = run(["-X", "faulthandler", "-m", "tests.contract.example_window"], packages, more)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tcl_core.cli.main import COMMANDS, cli, run
-from tcl_core.prelabel.journal import journal_path
+from tcl_core.jobs.journal import journal_path
 from tests.core.test_prelabel import save_image
 
 LABELS = ["--label", "Cat=cat,dog", "--label", "Sofa=sofa,red couch", "--label", "Tree=tree"]
@@ -232,7 +232,7 @@ def test_models_list_names_the_embedded_one(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.slow
 def test_benchmarks_print_figures(place: Path, tiny_model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["benchmark", "polygons", "--maps", "2", "--quiet", "--image", "p.png"]) in (0, 1)
+    assert run(["benchmark", "polygons", "--maps", "2", "--quiet", "--image", "p.png", "--part", "quality"]) in (0, 1)
     assert "IoU" in capsys.readouterr().out and (place / "p.png").is_file()
     small = ["--images", "2", "--size", "48", "40", "--repeats", "1", "--device", "cpu"]
     assert run(["benchmark", "segment", "--model", str(tiny_model_path), *small]) == 0

@@ -306,6 +306,30 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert kept["keypoints"] == [1, 2, 3] and kept["category_id"] == 1
 
 
+def test_what_means_less_in_the_other_format_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    square = [[1, 1, 9, 1, 9, 9, 1, 9]]
+    entries = [(1, square, 0), (2, [[5, 5, 11, 5, 11, 11, 5, 11]], 1), (1, [[3, 3, 3, 3, 3, 3]], 0)]
+    data = {
+        "images": [{"id": 3, "file_name": "a.png", "height": 12, "width": 12}],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "annotations": [
+            {"id": place, "image_id": 3, "category_id": category, "segmentation": rings, "iscrowd": crowd}
+            for place, (category, rings, crowd) in enumerate(entries, start=1)
+        ],
+    }
+    path = tmp_path / "in.json"
+    path.write_text(json.dumps(data))
+    found = open_source(path, None)
+    yolo = convert(found, YoloSegExporter(), tmp_path / "yolo")
+    assert list(yolo.changed.values()) == [1] and "crowds" in next(iter(yolo.changed))
+    run(["convert", str(path), "--to", "semantic-png", "--out", str(tmp_path / "masks")])
+    said = capsys.readouterr().err
+    # The squares share columns and rows 5 to 8.
+    assert "pixels of several labels that took the last one's: 16" in said
+    mask = np.asarray(Image.open(tmp_path / "masks" / "masks" / "a.png"))
+    assert (mask == 2).sum() == 36 and (mask == 1).sum() == 64 - 16
+
+
 REFUSED = {
     "no-labels": (["masks", "--to", "coco", "--out", "x.json"], "say with --labels FILE which labels"),
     "nothing": (["gone", "--to", "coco", "--out", "x.json"], "no such file or folder"),

@@ -46,7 +46,7 @@ def test_the_curve_compares_with_geos():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_the_curve_meets_its_targets():
-    rows = run_curve(progress=False)
+    # A sample: `tcl-annotate benchmark polygons` measures 20 maps.
+    rows = run_curve(4, progress=False)
     assert [row.tolerance for row in rows if not row.met] == [], format_curve(rows)

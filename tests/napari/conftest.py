@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.missing import missing
+
 # Programs that import Qt at once; where Qt cannot be loaded the tests are skipped, and nothing else may import it.
 collect_ignore = ["case_server.py", "scenario.py"]
 
@@ -22,7 +24,7 @@ def display() -> Iterator[dict[str, str]]:
     if sys.platform != "linux":
         pytest.skip("the tests in windows run on Linux only")
     if shutil.which("Xvfb") is None:
-        pytest.skip("windows need an X server: install Xvfb (Debian and Ubuntu: apt-get install xvfb)")
+        missing("windows need an X server: install Xvfb (Debian and Ubuntu: apt-get install xvfb)")
     # Even beside a desktop: windows that pop up would disturb, and the screenshots need a known size.
     read, write = os.pipe()
     command = ["Xvfb", "-displayfd", str(write), "-screen", "0", _SCREEN, "+extension", "GLX", "-nolisten", "tcp"]

@@ -1,4 +1,4 @@
-"""The widget in real windows, with PyQt6 and with PySide6; each window in a process of its own."""
+"""The widget in real windows, each in a process of its own: every case with PyQt6, one whole pass with PySide6 too."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.missing import missing
 from tests.napari.images_of_steps import STEPS
 from tests.napari.qt_bindings import BINDINGS, REPOSITORY, QtNotThere, environment_with
 
@@ -33,7 +34,9 @@ def case_names() -> list[str]:
     ]
 
 
-@pytest.fixture(scope="module", params=BINDINGS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(f"windows, {name}")) for name in BINDINGS]
+)
 def binding(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -44,7 +47,7 @@ def environment(binding: str, display: dict[str, str], tmp_path_factory: pytest.
     try:
         variables = {**environment_with(binding), **display, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     except QtNotThere as reason:
-        pytest.skip(str(reason))
+        missing(str(reason))
     # The user's settings stay out of the way.
     variables["NAPARI_CONFIG"] = str(tmp_path_factory.mktemp("napari") / "settings.yaml")
     # Without this plugin, so that what is wrong with it is no reason to skip.
@@ -53,7 +56,7 @@ def environment(binding: str, display: dict[str, str], tmp_path_factory: pytest.
     )
     if probe.returncode:
         said = [line for line in probe.stderr.splitlines() if line.strip()] or [f"exit code {probe.returncode}"]
-        pytest.skip(f"napari cannot open a window with {binding} here: {' / '.join(said[-3:])}")
+        missing(f"napari cannot open a window with {binding} here: {' / '.join(said[-3:])}")
     return variables
 
 
@@ -98,7 +101,9 @@ def server(environment: dict[str, str]) -> Iterator[Server]:
         made.close()
 
 
+@pytest.mark.parametrize("binding", BINDINGS[:1], indirect=True)
 @pytest.mark.parametrize("case", case_names())
+@pytest.mark.xdist_group(f"windows, {BINDINGS[0]}")
 def test_case(case: str, server: Server, tmp_path: Path) -> None:
     code, output = server.run(case, tmp_path)
     assert code == 0, f"exit code {code}\n{output}"

@@ -1,4 +1,4 @@
-"""The main job on 2,000 images in a process of its own: killed, interrupted, resumed, and watched for memory."""
+"""The main job in a process of its own: 2,000 images watched for memory, and some killed, interrupted, resumed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tcl_core.export.coco.validate.validate import validate_coco
-from tcl_core.prelabel.journal import journal_path
+from tcl_core.jobs.journal import journal_path
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,6 +26,7 @@ pytestmark = [
 ]
 
 NUMBER = 2000
+PART = 400  # images that are enough to be killed, interrupted and resumed among
 BAD = ("0300 corrupt.png", "0900 empty.png", "1500 text.jpg", "1900 truncated.png")
 
 
@@ -86,12 +88,16 @@ class Run:
         return self.log.read()
 
 
-def test_killed_interrupted_and_resumed_equals_one_run_in_bounded_memory(
-    images: Path, tiny_model_path: Path, tmp_path: Path
-) -> None:
-    whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
+def said_and_done(images: Path, model: Path, out: Path) -> dict[str, Any]:
+    """The COCO file of a run in one go, after its exit code."""
+    whole = Run(images, model, out)
+    assert whole.process.wait(timeout=900) == 1, whole.said()
+    return json.loads(out.read_text())
 
-    run = Run(images, tiny_model_path, whole)
+
+def test_memory_stays_flat_over_two_thousand_images(images: Path, tiny_model_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "whole.json"
+    run = Run(images, tiny_model_path, out)
     after_200, after_2000 = 0.0, 0.0
     for done in run.progress():
         if done >= 200 and not after_200:
@@ -104,26 +110,35 @@ def test_killed_interrupted_and_resumed_equals_one_run_in_bounded_memory(
     print(f"resident memory: {after_200:.0f} MB after 200 images, {after_2000:.0f} MB after {NUMBER}")
     assert after_2000 - after_200 < 50
 
-    data = json.loads(whole.read_text())
+    data = json.loads(out.read_text())
     assert len(data["images"]) == NUMBER - len(BAD)
     assert [failure["file_name"] for failure in data["info"]["failed"]] == list(BAD)
     assert len(data["annotations"]) > NUMBER
-    assert validate_coco(whole, images) == []
+    assert validate_coco(out, images) == []
 
-    killed = Run(images, tiny_model_path, parts)
-    assert killed.stop_at(700, signal.SIGKILL) == -signal.SIGKILL
+
+def test_killed_interrupted_and_resumed_equals_one_run(images: Path, tiny_model_path: Path, tmp_path: Path) -> None:
+    some = tmp_path / "images"
+    some.mkdir()
+    for path in sorted(images.iterdir())[:PART]:
+        (some / path.name).symlink_to(path)
+    whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
+    assert len(said_and_done(some, tiny_model_path, whole)["info"]["failed"]) == 1
+
+    killed = Run(some, tiny_model_path, parts)
+    assert killed.stop_at(PART // 3, signal.SIGKILL) == -signal.SIGKILL
     assert not parts.exists()
-    interrupted = Run(images, tiny_model_path, parts, "--resume")
-    assert interrupted.stop_at(1400, signal.SIGINT) == 130, interrupted.said()
+    interrupted = Run(some, tiny_model_path, parts, "--resume")
+    assert interrupted.stop_at(2 * PART // 3, signal.SIGINT) == 130, interrupted.said()
     partial = json.loads(parts.read_text())
-    assert 1300 <= len(partial["images"]) < NUMBER - len(BAD)
-    assert partial["info"]["complete"] is False and validate_coco(parts, images) == []
-    resumed = Run(images, tiny_model_path, parts, "--resume")
+    assert PART // 2 <= len(partial["images"]) < PART - 1
+    assert partial["info"]["complete"] is False and validate_coco(parts, some) == []
+    resumed = Run(some, tiny_model_path, parts, "--resume")
     assert resumed.process.wait(timeout=900) == 1, resumed.said()
 
     assert parts.read_bytes() == whole.read_bytes()
     pages = [sorted((tmp_path / name).glob("*.html")) for name in ("whole", "parts")]
-    assert len(pages[0]) == len(pages[1]) == NUMBER // 100
+    assert len(pages[0]) == len(pages[1]) == PART // 100
     for one, other in zip(*pages, strict=True):
         assert one.read_text().replace("whole", "parts") == other.read_text()
     assert "Traceback" not in resumed.said()

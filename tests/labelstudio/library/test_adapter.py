@@ -24,6 +24,7 @@ from labelstudio_backend.predictor import Predictor
 from labelstudio_backend.requests import read_context
 from tests.labelstudio.library.environment import library_python, library_server
 from tests.labelstudio.live.environment import REPOSITORY, NoEnvironmentError, free_port
+from tests.missing import missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4800)]
 
@@ -46,7 +47,7 @@ def server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     try:
         python = library_python()
     except NoEnvironmentError as error:
-        pytest.skip(f"label-studio-ml's environment cannot be made: {error}")
+        missing(f"label-studio-ml's environment cannot be made: {error}")
     port = free_port()
     variables = {"TCL_MODEL": str(model_path), "TCL_STATE_DIR": str(tmp_path_factory.mktemp("state"))}
     with (

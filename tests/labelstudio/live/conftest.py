@@ -18,6 +18,7 @@ from tests.labelstudio.live.environment import (
     free_port,
     label_studio_python,
 )
+from tests.missing import missing
 
 BACKEND_USER = "label-studio:backend-secret"
 
@@ -28,7 +29,7 @@ def server_python() -> Path:
     try:
         return label_studio_python()
     except NoEnvironmentError as error:
-        pytest.skip(f"Label Studio's environment cannot be made: {error}")
+        missing(f"Label Studio's environment cannot be made: {error}")
 
 
 @pytest.fixture(scope="session")

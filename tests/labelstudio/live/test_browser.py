@@ -19,7 +19,7 @@ from tests.chromium import chromium
 from tests.labelstudio.live.environment import EMAIL, PASSWORD, REPOSITORY, LabelStudioServer
 from tests.labelstudio.live.test_server import LABELS, project_of, write_images
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.xdist_group("Label Studio")]
 
 SECONDS = 900
 ARGUMENTS = (

@@ -27,7 +27,7 @@ from tcl_core.polygons.rasterize import mask_iou
 from tcl_core.vocabulary import Vocabulary
 from tests.labelstudio.live.environment import LabelStudioServer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.xdist_group("Label Studio")]
 
 LABELS = ["--label", "Sofa=sofa,couch", "--label", "cat", "--label", "sky=blue sky", "--no-background"]
 SIZE = (48, 64)
