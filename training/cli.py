@@ -65,6 +65,9 @@ _DRY_STEPS = 3
 @click.option("--log", "loggers", multiple=True, type=click.Choice(sorted(LOGGERS)), help="Beside the JSON lines.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting, as phases.0.batch=64.")
 @click.option("--accept-changes", is_flag=True, help="Go on from a checkpoint of other settings or other data.")
+@click.option(
+    "--eval-data", type=click.Path(path_type=Path), help="Folder of the data sets that a recipe evaluates on."
+)
 @click.option("--index", type=click.Path(path_type=Path), help="Folder where indexes of shards are kept.")
 @click.option("--min-side", type=click.IntRange(1), default=16, show_default=True, help="Shortest side of an image.")
 @click.option(
@@ -85,6 +88,7 @@ def command(
     loggers: tuple[str, ...],
     changes: tuple[str, ...],
     accept_changes: bool,
+    eval_data: Path | None,
     index: Path | None,
     min_side: int,
     max_aspect: float,
@@ -108,7 +112,7 @@ def command(
         if process_rank() == 0:
             for line in source.report.lines():
                 click.echo(line, err=True)
-        options = Options(out, chosen, workers, accumulate, compiled, loggers, accept_changes)
+        options = Options(out, chosen, workers, accumulate, compiled, loggers, accept_changes, eval_data)
         if dry_run:
             _dry_run(settings, source, options)
             return 0

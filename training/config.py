@@ -124,10 +124,18 @@ class EvaluationSettings(_Entry):
     Attributes:
         every: steps between evaluations.
         playground: scenes of the playground in each of the two sets; 0 for none.
+        benchmarks: names of data sets of ``tcl-annotate evaluate``.
+        split: of the benchmarks; the papers choose their settings on ``train``.
+        limit: images of each benchmark; ``null`` for all.
+        refine: whether masks are refined along the image's edges, which takes longer.
     """
 
     every: _Count = 5000
     playground: _CountOrNone = 0
+    benchmarks: list[Text] = []
+    split: Literal["train", "val"] = "train"
+    limit: _Count | None = None
+    refine: bool = False
 
 
 class TrainPhase(_Entry):

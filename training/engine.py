@@ -26,7 +26,7 @@ from training.data.loader import Batches, PairDataset
 from training.data.order import ORDER_VERSION, Order
 from training.data.source import Source
 from training.distributed import average_scalars, check_equal, process_rank, world_size
-from training.evaluation import evaluate
+from training.evaluation import check_words, evaluate, open_evaluations
 from training.log import Logger, make_logger
 from training.model import Trained, build
 from training.step import NotFiniteError, Stepper, StepResult
@@ -52,6 +52,7 @@ class Options:
         compile: use ``torch.compile``.
         loggers: keys of `training.log.LOGGERS`.
         accept_changes: go on from a checkpoint of another recipe or other data.
+        evaluation_data: folder of the benchmarks that a recipe evaluates on.
         quiet: no progress bar.
     """
 
@@ -62,6 +63,7 @@ class Options:
     compile: bool = False
     loggers: tuple[str, ...] = ()
     accept_changes: bool = False
+    evaluation_data: Path | None = None
     quiet: bool = False
 
 
@@ -176,6 +178,8 @@ class PhaseRun:
         self.stepper = Stepper(trained.trainable, phase, options.device, options.accumulate, recipe.seed)
         self._order = Order(source.groups, phase.batch, recipe.seed)
         transform = Transform(phase.augmentation)
+        self._evaluations = open_evaluations(phase.evaluation, options.evaluation_data)
+        check_words(trained, self._evaluations, options.device)
         self._dataset = PairDataset(source, self._order, transform, trained.trainable, recipe.seed)
         self._path = options.out / f"{phase.name}.ckpt"
         decisive = {"seed": recipe.seed, "model": recipe.model.model_dump(mode="json")}
@@ -285,15 +289,10 @@ class PhaseRun:
         assert settings is not None
         module = cast(nn.Module, self._trained.method)
         mode = module.training
-
-        def score() -> None:
-            module.eval()
-            found = evaluate(self._trained, settings, self._options.device)
-            if logger is not None:
-                logger.write(step, {"evaluation": found})
-
-        _together(score, self._options.device)
+        module.eval()
+        found = evaluate(self._trained, self._evaluations, settings.refine, self._options.device)
         module.train(mode)
+        self._write(logger, step, {"evaluation": found})
 
     def _save(self, step: int) -> None:
         content = {
