@@ -12,6 +12,7 @@ SCENES ?= 12
 SEED ?= 7
 OUT ?= demo-output
 REVISION ?=
+GPU_REPORT ?= gpu-report.json
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
@@ -28,7 +29,7 @@ JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2 /usr/lib64/libjem
 KEEP_MEMORY := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=dirty_decay_ms:-1$(COMMA)muzzy_decay_ms:-1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-wheel environments lint format docs benchmark benchmark-against benchmark-gpu train-playground readers readers-table clean
+.PHONY: help demo test test-quick test-wheel test-gpu environments lint format docs benchmark benchmark-against benchmark-gpu train-playground readers readers-table clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -65,6 +66,9 @@ test-wheel: $(INSTALLED_TEST) ## before a release: the built wheel in an empty e
 environments: $(INSTALLED_TEST) ## make the environments that some tests need, once, in build/
 	@echo "== Environments of the tests (minutes the first time)"
 	@$(BIN)/python -m tests.environments
+
+test-gpu: $(INSTALLED) ## training on this machine's GPU: speed, memory, and one step against the CPU's (four minutes)
+	$(BIN)/python -m training.gpu_check --out "$(GPU_REPORT)" --device cuda
 
 lint: $(INSTALLED_TEST) ## style, formatting, types and the direction of imports
 	@echo "== Style, formatting, types, imports"

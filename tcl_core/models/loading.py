@@ -28,7 +28,16 @@ from tcl_core.towers.hub_tokenizer import HubTokenizer
 from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.tokenizer import OpenClipTokenizer, Tokenizer, tokenizer_from_dict
 
-__all__ = ["Model", "ModelRow", "Preprocess", "fetch_model", "list_models", "load_model", "model_from_file"]
+__all__ = [
+    "Model",
+    "clip_tokenizer",
+    "ModelRow",
+    "Preprocess",
+    "fetch_model",
+    "list_models",
+    "load_model",
+    "model_from_file",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +231,7 @@ def _model_from_clip(method: str, name: ClipName, device: torch.device, precisio
         raise SettingsError(f"The method {method!r} does not run on a CLIP alone; use a model of its own.")
     found = find_clip(name)
     tower = load_clip_file(found.config, found.path)
-    tower.tokenizer = _clip_tokenizer(found)
+    tower.tokenizer = clip_tokenizer(found)
     built = create_method(method, {"clip": tower})
     if built.learned_state_dict():
         raise SettingsError(
@@ -244,7 +253,7 @@ def _model_from_clip(method: str, name: ClipName, device: torch.device, precisio
     )
 
 
-def _clip_tokenizer(found: FoundClip) -> Tokenizer:
+def clip_tokenizer(found: FoundClip) -> Tokenizer:
     """The tokenizer that open_clip's configuration asks for."""
     text = found.config["text_cfg"]
     length = int(text.get("context_length", 77))

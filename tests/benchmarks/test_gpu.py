@@ -16,6 +16,7 @@ from benchmarks.gpu.limits import scarce_memory
 from benchmarks.gpu.machine import describe_machine, loaded_distributions
 from benchmarks.gpu.models import METHODS, RandomModels, Scale, class_directions, enlarged_scene, vocabulary_of
 from benchmarks.gpu.sections import Figure, Section, format_result, run_sections
+from benchmarks.gpu.table import PAGE, page_with, table
 from benchmarks.gpu.timing import interleaved, mode, peak_memory
 from tcl_core.methods.tcl.model import TCLFeatures
 from tcl_core.playground import CLASS_NAMES
@@ -230,3 +231,8 @@ def test_machine_and_versions() -> None:
     versions = loaded_distributions()
     assert versions["torch"] == torch.__version__.partition("+")[0] or versions["torch"] == torch.__version__
     assert "open_clip_torch" in versions
+
+
+def test_the_page_has_the_recorded_figures() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page_with(table(), page) == page and "| encode (TCL), bfloat16 |" in page
