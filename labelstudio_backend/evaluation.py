@@ -15,7 +15,7 @@ from labelstudio_backend.export import image_name
 from labelstudio_backend.labeling_config import BACKGROUND_NAMES
 from labelstudio_backend.shapes import mask_of_value
 from tcl_core.errors import DataSetError
-from tcl_core.evaluation.datasets.base import IGNORED, ClassList
+from tcl_core.evaluation.datasets.base import IGNORED, ClassList, files_sha256
 from tcl_core.evaluation.datasets.own import FolderDataSet
 from tcl_core.images import is_supported
 from tcl_core.vocabulary import Label, Vocabulary
@@ -55,7 +55,7 @@ class LabelStudioDataSet(FolderDataSet):
         self._places = {name_key(name): place for place, name in enumerate(vocabulary.names)}
         names = [self._name(task, images) for task in tasks]
         super().__init__(path.stem, images, ClassList.of(vocabulary), names)
-        self.about = {"annotations": "newest of each task"}
+        self.about |= {"annotations": "newest of each task", "annotations_sha256": files_sha256([path])}
 
     def _name(self, task: Mapping[str, Any], images: Path) -> str:
         """The image of a task, relative to the folder."""

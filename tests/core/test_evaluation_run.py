@@ -160,6 +160,19 @@ def test_other_settings_are_refused_and_overwritten(job: EvaluationJob, tmp_path
     assert result is not None and result["model"]["refiner"] is None
 
 
+def test_changed_annotations_are_not_answered_from_the_journal(job: EvaluationJob, tmp_path: Path) -> None:
+    data = write_own_data(tmp_path / "data", 2)
+    spec = MaskData(data / "masks", data / "images", Vocabulary.from_file(data / "labels.yaml"))
+    part = replace(job, data=spec, folder=tmp_path / "out")
+    before = run_job(part)
+    mask = data / "masks/room/image-1.png"
+    Image.fromarray(np.ones_like(np.asarray(Image.open(mask)))).save(mask)
+    with pytest.raises(SettingsError, match=r"data.annotations_sha256\); add --overwrite"):
+        run_job(part)
+    after = run_job(part, overwrite=True)
+    assert before is not None and after is not None and before["scores"] != after["scores"]
+
+
 def test_two_at_once_are_refused(job: EvaluationJob, tmp_path: Path) -> None:
     part = moved(job, tmp_path / "out")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tcl_core.errors import DataSetError
 from tcl_core.images import DEFAULT_MAX_PIXELS
 from tcl_core.vocabulary import Label, Vocabulary
 
-__all__ = ["IGNORED", "ClassList", "DataSet", "VerbatimLabel", "label_header", "read_label"]
+__all__ = ["IGNORED", "ClassList", "DataSet", "VerbatimLabel", "files_sha256", "label_header", "read_label"]
 
 IGNORED = -1
 """Class of pixels that do not count."""
@@ -159,6 +160,23 @@ def read_label(path: Path) -> NDArray[np.integer[Any]]:
     except (OSError, SyntaxError, ValueError) as error:
         raise _unreadable(path, error) from error
     return values.astype(np.uint8) if values.dtype == np.bool_ else values
+
+
+def files_sha256(paths: Iterable[Path]) -> str:
+    """SHA-256 of the contents of files, one after the other, so that a change of annotations is noticed.
+
+    Raises:
+        DataSetError: one cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                # Of each by itself first, because bytes that move from one file to the next are a change.
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise DataSetError(f"{path}: cannot be read ({error.strerror}); complete the data set") from error
+    return digest.hexdigest()
 
 
 def _unreadable(path: Path, error: Exception) -> DataSetError:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl_core.errors import CocoError, DataSetError, ExportError
-from tcl_core.evaluation.datasets.base import IGNORED, ClassList, DataSet
+from tcl_core.evaluation.datasets.base import IGNORED, ClassList, DataSet, files_sha256
 from tcl_core.export.convert import segmentation_mask
 from tcl_core.export.semantic_png import IGNORED as IGNORED_VALUE
 from tcl_core.export.sources import CocoSource, MaskSource
@@ -107,6 +107,7 @@ class CocoDataSet(FolderDataSet):
                 f"{path}: has no category {missing[0]!r}, which the labels have; rename or remove that label"
             )
         super().__init__(path.stem, images, ClassList.of(self._source.vocabulary), self._source.names)
+        self.about["annotations_sha256"] = files_sha256([path])
 
     def check(self, index: int) -> None:
         """See `DataSet.check`."""
@@ -157,6 +158,7 @@ class MaskDataSet(FolderDataSet):
         except ExportError as error:
             raise DataSetError(str(error)) from error
         super().__init__(folder.resolve().name, images, ClassList.of(vocabulary), self._source.names)
+        self.about["annotations_sha256"] = files_sha256(map(self._source.path, range(len(self._source.names))))
 
     def check(self, index: int) -> None:
         """See `DataSet.check`."""
