@@ -21,7 +21,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 _SHOWN = 5
 
 explain_option = click.option(
-    "--explain", is_flag=True, help="Print which background names compete with the labels, and which are left out and why."
+    "--explain",
+    is_flag=True,
+    help="Print which background names compete with the labels, and which are left out and why.",
 )
 """``--explain``."""
 
@@ -59,14 +61,14 @@ def explain_names(choice: NameChoice) -> str:
     """
     if choice.source == "none":
         return "background names: none compete with the labels"
-    lines = [f"background names: {len(choice.names)} compete with the labels (from {_origin(choice)}): " + _listed(choice)]
+    lines = [
+        f"background names: {len(choice.names)} compete with the labels (from {_origin(choice)}): " + _listed(choice)
+    ]
     lines += [f"  left out: {out.name} ({_reason(out)})" for out in choice.left_out if out.reason != "unknown"]
     unknown = [out.name for out in choice.left_out if out.reason == "unknown"]
     if unknown:
         more = ", ..." if len(unknown) > _SHOWN else ""
-        lines.append(
-            f"  left out: {len(unknown)} with words unknown to the model: {', '.join(unknown[:_SHOWN])}{more}"
-        )
+        lines.append(f"  left out: {len(unknown)} with words unknown to the model: {', '.join(unknown[:_SHOWN])}{more}")
     return "\n".join(lines)
 
 

@@ -385,4 +385,4 @@ def test_an_internal_error_shows_no_traceback(client: TestClient) -> None:
     finally:
         service.status = status
     assert answer.status_code == 500
-    assert answer.json() == {"detail": "internal error; the server's log says more"}
+    assert answer.json() == {"detail": "internal error; see the server's log"}
