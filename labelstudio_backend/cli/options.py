@@ -85,6 +85,6 @@ def read_token(token_file: Path | None, *, needed: bool = True) -> str | None:
     token = os.environ.get(TOKEN_VARIABLE, "").strip()
     if not token and needed:
         raise SettingsError(
-            f"no token: pass --token-file FILE or set {TOKEN_VARIABLE}; Label Studio shows tokens under Account & Settings"
+            f"no token: pass --token-file FILE or set {TOKEN_VARIABLE}; see Account & Settings in Label Studio"
         )
     return token or None
