@@ -74,7 +74,7 @@ def test_nothing_of_that_name() -> None:
     for name in ("nope", "nope.safetensors", "", "a/b", ".."):
         with pytest.raises(WeightsError, match="there is no model and no file .*playground, tcl-vit-b16"):
             load_model(name)
-    with pytest.raises(WeightsError, match="no model 'nope' to fetch; known are: playground, tcl-vit-b16, clip"):
+    with pytest.raises(WeightsError, match="no model 'nope' to fetch; the models are: playground, tcl-vit-b16, clip"):
         fetch_model("nope")
 
 

@@ -93,7 +93,7 @@ def test_an_image_that_changed_is_labeled_again(
     summary = run_prelabel(images, again, VOCABULARY, out, preview=preview, resume=True, quiet=False)
     assert summary.changed == ("1.bmp",) and summary.done == 6
     assert again.calls == 6 - before + 1
-    assert "1 of them have changed since they were labeled" in capsys.readouterr().err
+    assert "1 of them have changed" in capsys.readouterr().err
     fresh = tmp_path / "fresh.json"
     run_prelabel(
         images, TroubledSegmenter(model, refine=False, batch_size=4), VOCABULARY, fresh, preview=tmp_path / "p"
