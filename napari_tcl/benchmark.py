@@ -220,7 +220,7 @@ class _Benchmark:
         while not condition():
             QApplication.processEvents()
             if time.monotonic() > end:
-                raise TimeoutError(f"waited in vain; the widget says: {self.widget.buttons.message.text()}")
+                raise TimeoutError(f"timed out; the widget shows: {self.widget.buttons.message.text()}")
             time.sleep(_PAUSE)
 
 

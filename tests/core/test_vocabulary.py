@@ -119,14 +119,14 @@ MISTAKES = [
     (b"- A\x00\n", "not valid YAML"),
     (b"- caf\xe9\n", "is not UTF-8 text (byte 5)"),
     ("- A\n".encode("utf-16"), "is not UTF-8 text (byte 0)"),
-    ("labels:\n- name: A\n  color: #ff0000\n", "line 3: the key 'color' has no value, because '#' begins a comment"),
+    ("labels:\n- name: A\n  color: #ff0000\n", "line 3: the key 'color' has no value, because '#' starts a comment"),
     ("labels:\n- name: A\n  color: #ff0000\n", 'put the value in quotes, such as "#ff0000"'),
     ("labels:\n- name: #1\n", "line 2: the key 'name' has no value, because '#'"),
     ("labels:\n- name: A\n  prompts: #a\n", "line 3: the key 'prompts' has no value, because '#'"),
     ("labels: [A]\ntemplates: #1", "line 2: the key 'templates' has no value, because '#'"),
     ("labels: [A]\nbackground: #1", "line 2: the key 'background' has no value, because '#'"),
-    ("labels:\n- A\n- #B\n", "line 3: the entry has no value, because '#' begins a comment"),
-    ("labels: [{name: A, color: #ff0000}]\n", "; put colors in quotes, for '#' begins a comment"),
+    ("labels:\n- A\n- #B\n", "line 3: the entry has no value, because '#' starts a comment"),
+    ("labels: [{name: A, color: #ff0000}]\n", "; put colors in quotes, for '#' starts a comment"),
 ]
 
 
@@ -199,7 +199,7 @@ def test_option_mistakes(options: list[str], message: str) -> None:
 def test_vocabularies_made_in_python_are_checked_too() -> None:
     with pytest.raises(VocabularyError, match=r"prompts\[0\]: the prompt is empty"):
         Label("A", ("",))
-    with pytest.raises(VocabularyError, match="found one text"):
+    with pytest.raises(VocabularyError, match="found a string"):
         Label("A", "abc")  # type: ignore[arg-type]
     with pytest.raises(VocabularyError, match=r"labels\[1\].name"):
         Vocabulary((Label("A"), Label("A")))
