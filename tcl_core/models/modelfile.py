@@ -189,4 +189,4 @@ def _unreadable(path: Path, error: Exception) -> str:
         return f"{path}: there is no such file"
     if isinstance(error, OSError) and error.strerror:
         return f"{path}: cannot be read: {error.strerror}"
-    return f"{path}: is not a whole safetensors file ({error})"
+    return f"{path}: is not a complete safetensors file ({error})"

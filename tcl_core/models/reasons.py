@@ -53,7 +53,7 @@ def translated(
         free = f" ({shutil.disk_usage(part.parent).free / 1e6:.0f} MB are free)" if part.parent.is_dir() else ""
         return WeightsError(
             f"{error.filename or part}: cannot be written: {error.strerror}{free}; free some space, or set "
-            f"TCL_ANNOTATE_HOME to another folder{'; the received part is kept' if kept else ''}"
+            f"TCL_ANNOTATE_HOME to another folder{'; the download resumes' if kept else ''}"
         )
     if total is not None and (kept or 0) > total:
         return TransferError(f"the server sent more than the {total} bytes that it announced")

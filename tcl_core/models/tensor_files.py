@@ -184,7 +184,7 @@ def _unpickling_message(source: Path, error: Exception) -> str:
         is_pickle = file.read(1) == pickle.PROTO
     # Where no class is asked for the file is damaged or something else altogether; to trust it would not help.
     if not (found and (is_archive or is_pickle)) and not (is_pickle and _asks_for_class(source)):
-        return f"{source}: is not a whole PyTorch checkpoint"
+        return f"{source}: is not a complete PyTorch checkpoint"
     what = f" ({found[1]})" if found else ""
     return (
         f"{source}: holds Python objects besides tensors{what}; reading such objects can run any code, "

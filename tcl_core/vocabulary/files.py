@@ -94,7 +94,7 @@ def read_vocabulary_file(path: Path) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = " ".join(str(error.problem or error.context).split())
-        hint = "; put colors in quotes, for '#' begins a comment" if _UNQUOTED_COLOR.search(text) else ""
+        hint = "; put colors in quotes, because '#' starts a comment" if _UNQUOTED_COLOR.search(text) else ""
         raise VocabularyError(f"{path}: {place}not valid YAML ({problem}){hint}") from error
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         problem = " ".join(str(error).split())

@@ -287,7 +287,7 @@ def test_full_disk_keeps_what_was_received(hub: HubServer, tmp_path: Path) -> No
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, limits[1]))
     try:
-        with pytest.raises(WeightsError, match=r"cannot be written: File too large .*TCL_ANNOTATE_HOME.*continued"):
+        with pytest.raises(WeightsError, match=r"cannot be written: File too large .*TCL_ANNOTATE_HOME.*resumes"):
             fetch(hub, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

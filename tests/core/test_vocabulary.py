@@ -126,7 +126,7 @@ MISTAKES = [
     ("labels: [A]\ntemplates: #1", "line 2: the key 'templates' has no value, because '#'"),
     ("labels: [A]\nbackground: #1", "line 2: the key 'background' has no value, because '#'"),
     ("labels:\n- A\n- #B\n", "line 3: the entry has no value, because '#' starts a comment"),
-    ("labels: [{name: A, color: #ff0000}]\n", "; put colors in quotes, for '#' starts a comment"),
+    ("labels: [{name: A, color: #ff0000}]\n", "; put colors in quotes, because '#' starts a comment"),
 ]
 
 
