@@ -101,7 +101,7 @@ def find_images(inputs: Sequence[str], root: Path | None = None, exclude: Sequen
 def _left_out_message(endings: Mapping[str, int]) -> str:
     if not endings:
         return ""
-    shown = {ending or "without an ending": count for ending, count in list(endings.items())[:_ENDINGS_SHOWN]}
+    shown = {ending or "without an extension": count for ending, count in list(endings.items())[:_ENDINGS_SHOWN]}
     total = sum(endings.values())
     text = next(iter(shown)) if len(endings) == 1 else ", ".join(f"{name} ({n:,})" for name, n in shown.items())
     more = ", and others" if len(endings) > _ENDINGS_SHOWN else ""
