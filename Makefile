@@ -12,6 +12,7 @@ SCENES ?= 12
 SEED ?= 7
 OUT ?= demo-output
 REVISION ?=
+GPU_REPORT ?= gpu-report.json
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
@@ -28,12 +29,12 @@ JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2 /usr/lib64/libjem
 KEEP_MEMORY := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=dirty_decay_ms:-1$(COMMA)muzzy_decay_ms:-1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-wheel environments lint format docs benchmark benchmark-against train-playground readers readers-table clean
+.PHONY: help demo test test-quick test-wheel test-gpu environments lint format docs benchmark benchmark-against benchmark-gpu train-playground readers readers-table clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-18s %s\n", $$1, $$2 }'
 
-demo: $(INSTALLED) ## label sample images with the embedded model; writes a COCO file and a preview page
+demo: $(INSTALLED) ## label sample images with the embedded model; writes a COCO file and pages to open in a browser
 	@echo "== Drawing $(SCENES) sample images"
 	@rm -rf "$(OUT)"
 	$(BIN)/tcl-annotate playground scenes --out "$(OUT)/scenes" --count $(SCENES) --seed $(SEED)
@@ -42,9 +43,15 @@ demo: $(INSTALLED) ## label sample images with the embedded model; writes a COCO
 	    --out "$(OUT)/annotations.json" --preview "$(OUT)/preview"
 	@echo "== Checking the COCO file"
 	$(BIN)/tcl-annotate validate-coco "$(OUT)/annotations.json" --images "$(OUT)/scenes"
+	@echo "== Comparing two methods on the first scenes"
+	$(BIN)/tcl-annotate compare "$(OUT)/scenes/scene-000[1-4].png" --labels "$(OUT)/scenes/labels.yaml" \
+	    --model playground --model maskclip:playground --title "Two methods on the same scenes" --preview "$(OUT)/compare"
 	@echo
-	@echo "COCO file:    $(OUT)/annotations.json"
-	@echo "Preview page: $(OUT)/preview/index.html (open it in a browser)"
+	@echo "Open in a browser:"
+	@echo "  $(OUT)/compare/index.html   masks, polygons, tables of regions, and two methods side by side"
+	@echo "  $(OUT)/preview/index.html   all images"
+	@echo "COCO file:"
+	@echo "  $(OUT)/annotations.json"
 
 test: $(INSTALLED_TEST) lint environments ## everything: lint, types, all tests, the built wheel
 	@echo "== Tests"
@@ -59,6 +66,9 @@ test-wheel: $(INSTALLED_TEST) ## before a release: install the built wheel with 
 environments: $(INSTALLED_TEST) ## create the environments that some tests need in build/, once
 	@echo "== Environments of the tests (minutes the first time)"
 	@$(BIN)/python -m tests.environments
+
+test-gpu: $(INSTALLED) ## check training on this machine's GPU: speed, memory, agreement with the CPU (four minutes)
+	$(BIN)/python -m training.gpu_check --out "$(GPU_REPORT)" --device cuda
 
 lint: $(INSTALLED_TEST) ## style, formatting, types and the direction of imports
 	@echo "== Style, formatting, types, imports"
@@ -82,6 +92,9 @@ benchmark: $(INSTALLED) ## measure polygons and speed on this machine
 benchmark-against: $(INSTALLED_TEST) ## compare the speed with another revision: make benchmark-against REVISION=56cd0a1
 	@test -n "$(REVISION)" || { echo "Which revision? Say make benchmark-against REVISION=56cd0a1" >&2; exit 2; }
 	$(BIN)/python benchmarks/compare_revision.py "$(REVISION)"
+
+benchmark-gpu: $(INSTALLED) ## measure speed, memory and agreement with the CPU on a GPU, in four minutes
+	$(BIN)/python -m benchmarks.gpu
 
 readers: ## install libraries that read COCO files into .venv-readers, for the slow test of our files
 	$(PYTHON) -m venv .venv-readers

@@ -34,6 +34,7 @@ __all__ = [
     "last_line",
     "main",
     "parse_rows",
+    "worktree",
 ]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -334,7 +335,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _measure(revision: str, parts: Sequence[Part], rounds: int) -> list[Comparison]:
     environment = dict(os.environ)
     with ExitStack() as stack:
-        tree = stack.enter_context(_worktree(revision))
+        tree = stack.enter_context(worktree(revision))
         if PARTS["napari"] in parts and not {"DISPLAY", "WAYLAND_DISPLAY"} & environment.keys():
             environment |= stack.enter_context(_display())
         sides = {f"old ({revision})": tree, "new": REPOSITORY}
@@ -353,7 +354,7 @@ def _measure(revision: str, parts: Sequence[Part], rounds: int) -> list[Comparis
 
 
 @contextmanager
-def _worktree(revision: str) -> Iterator[Path]:
+def worktree(revision: str) -> Iterator[Path]:
     """A checkout of a revision in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="compare-revision-") as folder:
         tree = Path(folder) / "tree"

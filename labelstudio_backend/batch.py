@@ -20,9 +20,9 @@ from labelstudio_backend.model_options import ModelOptions, model_version
 from labelstudio_backend.predictor import Predictor
 from labelstudio_backend.prompts import Added
 from labelstudio_backend.requests import freeze
-from tcl_core.errors import ImageError, TclError
-from tcl_core.prelabel.interrupt import InterruptGuard
-from tcl_core.prelabel.progress import Progress
+from tcl_core.errors import ImageError, TclError, is_out_of_memory
+from tcl_core.jobs.interrupt import InterruptGuard
+from tcl_core.jobs.progress import Progress
 
 __all__ = ["BulkSummary", "predict_project"]
 
@@ -155,7 +155,8 @@ def _predict_task(
         sender.fail(task["id"], str(error))
     except Exception as error:
         logger.exception("task %s", task["id"])
-        sender.fail(task["id"], f"internal error, {type(error).__name__}")
+        short = "there is not enough free memory for its image; use a smaller one, or another device"
+        sender.fail(task["id"], short if is_out_of_memory(error) else f"internal error, {type(error).__name__}")
     else:
         sender.add(task["id"], found.results, found.score)
 

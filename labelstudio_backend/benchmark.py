@@ -94,9 +94,7 @@ def measure_server(
     return [
         Measurement(f"/health, 99th percentile of {len(health)} calls during batches", _percentile(health), 0.25, "s"),
         Measurement(f"/setup, slowest of {len(setup)} calls during batches", max(setup), 1.0, "s"),
-        Measurement(
-            f"neither right nor 503, of {_AT_ONCE} requests at once", float(wrong), 1.0, ""
-        ),
+        Measurement(f"neither right nor 503, of {_AT_ONCE} requests at once", float(wrong), 1.0, ""),
         Measurement("other requests lost when the worker was killed", float(lost), 1.0, ""),
         Measurement(f"{second}, median of {len(ratios)}", statistics.median(ratios), 0.1, ""),
         Measurement("  smallest of them", min(ratios), None, ""),

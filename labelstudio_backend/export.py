@@ -20,7 +20,7 @@ from tcl_core.regions import label_map_to_regions
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
 
-__all__ = ["ANNOTATORS", "Annotators", "ExportSummary", "export_tasks"]
+__all__ = ["ANNOTATORS", "Annotators", "ExportSummary", "export_tasks", "image_name"]
 
 Annotators = Literal["latest", "all", "consensus"]
 ANNOTATORS: tuple[Annotators, ...] = get_args(Annotators)
@@ -221,7 +221,7 @@ class _Names:
         self._taken: set[str] = set()
 
     def of(self, task: Mapping[str, Any], image_key: str) -> str:
-        name = _file_name(str((task.get("data") or {}).get(image_key, ""))) or f"task-{task['id']}"
+        name = image_name(str((task.get("data") or {}).get(image_key, ""))) or f"task-{task['id']}"
         if name in self._taken:
             path = PurePosixPath(name)
             name = str(path.with_name(f"{path.stem}-task-{task['id']}{path.suffix}"))
@@ -229,7 +229,7 @@ class _Names:
         return name
 
 
-def _file_name(url: str) -> str:
+def image_name(url: str) -> str:
     """The part of an address that people know the image by."""
     if url.startswith("data:"):
         return ""

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 
 from labelstudio_backend.interactive import Question, answer
 from labelstudio_backend.model_options import ModelOptions
-from tcl_core.errors import TclError
+from tcl_core.errors import TclError, is_out_of_memory
 
 __all__ = ["Failed", "Job", "Ready", "Reply", "serve_jobs"]
 
@@ -114,5 +114,8 @@ def serve_jobs(connection: Connection, options: ModelOptions, cache_bytes: int) 
 def _failure(error: Exception) -> Failed:
     if isinstance(error, TclError):
         return Failed(str(error))
+    if is_out_of_memory(error):
+        logger.error("not enough memory\n%s", traceback.format_exc())
+        return Failed("there is not enough free memory for this image; use a smaller one, or another device")
     logger.error("internal error\n%s", traceback.format_exc())
     return Failed(f"internal error, {type(error).__name__}", internal=True)

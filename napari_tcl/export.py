@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tcl_core.errors import CocoError
 from tcl_core.export.coco import Geometry, ImageResult, regions_to_annotations, write_coco_file
-from tcl_core.prelabel.journal import journal_path
+from tcl_core.jobs.journal import journal_path
 from tcl_core.regions import label_map_to_regions
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Label, Vocabulary

@@ -23,7 +23,7 @@ from tcl_core.errors import ImageError, SettingsError
 from tcl_core.export.coco import Geometry
 from tcl_core.export.names import is_text
 from tcl_core.images import image_size, load_image
-from tcl_core.prelabel.inputs import ImageList, find_images
+from tcl_core.jobs.inputs import ImageList, find_images
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession, ProgressCallback
 from tcl_core.segmentation.specks import MinArea, without_specks
@@ -58,7 +58,7 @@ class FolderJob:
     """A job over many images that can be stopped at any moment and taken up again.
 
     Args:
-        images: from `tcl_core.prelabel.inputs.find_images`.
+        images: from `tcl_core.jobs.inputs.find_images`.
         vocabulary: the labels.
         settings: what else the masks depend on (`Segmenter.settings`).
         work: folder for the masks; made if it is missing, taken up if it holds the same job.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from tcl_core.errors import SettingsError
 
-__all__ = ["PRECISIONS", "autocast", "precision_name", "select_device", "select_precision"]
+__all__ = ["PRECISIONS", "autocast", "precision_name", "select_device", "select_precision", "to_device"]
 
 PRECISIONS: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -104,10 +106,58 @@ def precision_name(dtype: torch.dtype) -> str:
 
 
 def autocast(device: torch.device | str, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """A context in which matrix products and convolutions run in ``dtype``; nothing changes for float32.
+    """A context in which matrix products and convolutions run in ``dtype``.
 
-    Weights stay float32 and are converted on use, so one loaded model serves every precision.
+    Weights stay float32 and are converted on use, so one loaded model serves every precision. Float32 means float32:
+    by default cuDNN rounds the factors of its convolutions to TF32, of ten bits, which moves scores by more than
+    processors differ.
     """
+    kind = torch.device(device).type
     if dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(torch.device(device).type, dtype=dtype)
+        return _exact_convolutions() if kind == "cuda" else nullcontext()
+    return torch.autocast(kind, dtype=dtype)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor of the CPU's on a device, without waiting for a GPU that still works on what came before.
+
+    Only memory that the system cannot move is copied in the background, so it goes there first.
+    """
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+_exact_lock = threading.Lock()
+_exact_users = 0
+_exact_before: object = None
+
+
+@contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """Keep TF32 out of convolutions. The flag is the process's, so the last thread to leave puts it back."""
+    global _exact_users, _exact_before
+    with _exact_lock:
+        if not _exact_users:
+            _exact_before = _convolution_precision("ieee")
+        _exact_users += 1
+    try:
+        yield
+    finally:
+        with _exact_lock:
+            _exact_users -= 1
+            if not _exact_users:
+                _convolution_precision(_exact_before)
+
+
+def _convolution_precision(wanted: object) -> object:
+    """Set how cuDNN rounds the factors of float32 convolutions; returns what it was."""
+    cudnn = torch.backends.cudnn
+    # Since PyTorch 2.9 convolutions have a flag of their own, and reading the older one fails where the two differ.
+    if hasattr(cudnn, "conv"):
+        before: object = cudnn.conv.fp32_precision
+        cudnn.conv.fp32_precision = wanted
+        return before
+    before = cudnn.allow_tf32
+    cudnn.allow_tf32 = wanted is True
+    return before

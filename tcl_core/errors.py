@@ -10,6 +10,7 @@ import errno
 
 __all__ = [
     "CocoError",
+    "DataSetError",
     "ExportError",
     "ImageError",
     "SettingsError",
@@ -17,6 +18,7 @@ __all__ = [
     "VocabularyError",
     "WeightsError",
     "is_full",
+    "is_out_of_memory",
     "reason_of",
     "remedy_of",
 ]
@@ -46,6 +48,10 @@ class CocoError(ExportError):
     """A COCO file that cannot be read or written."""
 
 
+class DataSetError(TclError):
+    """A data set to evaluate on that lacks a file, or holds one that does not fit."""
+
+
 class SettingsError(TclError):
     """An option whose value is out of range or does not fit the others."""
 
@@ -57,6 +63,22 @@ def is_full(error: OSError) -> bool:
     (True, False)
     """
     return error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether main memory, or that of a GPU, does not suffice.
+
+    PyTorch has an error of its own for that, and tells it in words alone where a library that it calls ran out.
+
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    (True, True)
+    >>> is_out_of_memory(RuntimeError("shapes differ"))
+    False
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "not enough memory")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def reason_of(error: OSError) -> str:

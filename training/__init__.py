@@ -1,1 +1,1 @@
-"""Recipes, data pipelines and the training loop; not part of the installed package."""
+"""Recipes, data and the engine that trains (``tcl-annotate train``); the embedded model's own training beside them."""

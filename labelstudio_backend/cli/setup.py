@@ -69,7 +69,7 @@ def command(
     from labelstudio_backend.client import LabelStudioClient
     from labelstudio_backend.config_writer import labeling_config_xml
     from labelstudio_backend.middleware import read_auth_file
-    from tcl_core.prelabel.inputs import find_images
+    from tcl_core.jobs.inputs import find_images
 
     vocabulary = make_vocabulary(
         labels_file, label_options, background, background_threshold, background_names, templates

@@ -14,7 +14,7 @@ from typing import Any
 
 from qtpy.QtCore import QObject, Qt, Signal
 
-from tcl_core.errors import TclError
+from tcl_core.errors import TclError, is_out_of_memory
 
 __all__ = ["Cancelled", "Outcome", "Reporter", "Task", "TaskList"]
 
@@ -102,12 +102,13 @@ class Task(QObject):
             outcome = Outcome(cancelled=True)
         except TclError as error:
             outcome = Outcome(error=str(error))
-        except MemoryError:
-            outcome = Outcome(error="not enough memory for this image; use a smaller image, or fewer labels")
         except Exception as error:
-            _log.exception("the task failed")
-            text = " ".join(str(error).split())
-            outcome = Outcome(error=f"internal error, {type(error).__name__}: {text}; please report it")
+            if is_out_of_memory(error):
+                outcome = Outcome(error="not enough memory for this image; use a smaller image, or fewer labels")
+            else:
+                _log.exception("the task failed")
+                text = " ".join(str(error).split())
+                outcome = Outcome(error=f"internal error, {type(error).__name__}: {text}; please report it")
         self._over.emit(outcome)
 
     def _finish(self, outcome: Outcome) -> None:

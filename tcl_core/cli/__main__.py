@@ -4,4 +4,6 @@ from __future__ import annotations
 
 from tcl_core.cli.main import main
 
-main()
+# Processes that are started anew import this module, too.
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ from importlib.metadata import EntryPoint
 import click
 
 import tcl_core
-from tcl_core.errors import SettingsError, TclError, is_full, reason_of, remedy_of
+from tcl_core.errors import SettingsError, TclError, is_full, is_out_of_memory, reason_of, remedy_of
 from tcl_core.plugins import installed, load
 
 __all__ = ["COMMANDS", "cli", "main", "run"]
@@ -26,8 +26,10 @@ __all__ = ["COMMANDS", "cli", "main", "run"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "prelabel": ("tcl_core.cli.prelabel", "Label images from text and write a COCO file."),
     "segment": ("tcl_core.cli.segment", "Segment one image and print a summary."),
+    "compare": ("tcl_core.cli.compare", "Compare several models side by side on the same images."),
     "convert": ("tcl_core.cli.convert", "Convert annotations or masks to COCO, YOLO or semantic masks."),
     "validate-coco": ("tcl_core.cli.validate_coco", "Check a COCO file and print each issue with its location."),
+    "evaluate": ("tcl_core.cli.evaluate", "Score models on benchmarks or on your own annotated images."),
     "score": ("tcl_core.cli.score", "Score detections against ground truth with COCO's metric."),
     "models": ("tcl_core.cli.models", "List, fetch and import models."),
     "benchmark": ("tcl_core.cli.benchmark", "Measure polygons and speed on this machine."),
@@ -129,7 +131,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         place = error.filename or "standard output or a temporary file"
         return _error(f"{place} cannot be written: {reason_of(error)}; {remedy_of(error)} and run the command again")
     except Exception as error:
-        return _internal(error)
+        return _error(_memory_message(error)) if is_out_of_memory(error) else _internal(error)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -140,6 +142,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _error(message: str) -> int:
     click.echo(f"error: {message}", err=True)
     return EXIT_BAD_INPUT
+
+
+def _memory_message(error: Exception) -> str:
+    if "CUDA" in str(error) or "CUBLAS" in str(error):
+        return "not enough free GPU memory; use a smaller --batch-size, another --device, or smaller images"
+    return "not enough free memory; use a smaller --batch-size, or smaller images"
 
 
 def _internal(error: Exception) -> int:

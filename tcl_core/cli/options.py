@@ -26,6 +26,7 @@ __all__ = [
     "make_vocabulary",
     "min_area_option",
     "model_options",
+    "read_options",
     "vocabulary_options",
 ]
 
@@ -172,7 +173,7 @@ def make_vocabulary(
     return vocabulary
 
 
-def _read_options(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+def read_options(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
     """``NAME=VALUE`` texts as a mapping; the method judges names and values."""
     values: dict[str, str] = {}
     for text in given:
@@ -206,7 +207,7 @@ def model_options(function: F) -> F:
                 "--option",
                 "option_values",
                 multiple=True,
-                callback=_read_options,
+                callback=read_options,
                 metavar="NAME=VALUE",
                 help="Option of the model's method, such as kp_weight=0.2; repeatable. 'tcl-annotate models options "
                 "NAME' lists the options.",

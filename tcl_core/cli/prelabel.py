@@ -27,7 +27,7 @@ from tcl_core.errors import SettingsError, reason_of
 from tcl_core.export.names import printable
 
 if TYPE_CHECKING:
-    from tcl_core.prelabel.job import PrelabelSummary
+    from tcl_core.jobs.job import PrelabelSummary
 
 __all__ = ["command"]
 
@@ -160,7 +160,7 @@ def command(
     _check_places(out, failures, preview, resume, overwrite, folder=exporter.writes_folder)
 
     from tcl_core.export.base import journal_path
-    from tcl_core.prelabel.inputs import find_images
+    from tcl_core.jobs.inputs import find_images
 
     own = [path for path in (preview, labels_file, out, journal_path(out), failures) if path is not None]
     images = find_images(inputs, root, exclude=own)
@@ -176,8 +176,8 @@ def command(
     if failures is not None and failures.exists():
         _check_own_failures(failures)
 
-    from tcl_core.prelabel.interrupt import InterruptGuard
-    from tcl_core.prelabel.job import PrelabelSettings, run_prelabel
+    from tcl_core.jobs.interrupt import InterruptGuard
+    from tcl_core.jobs.job import PrelabelSettings, run_prelabel
 
     settings = PrelabelSettings(tolerance, min_area, small, max_pixels, bit_depth)
     # From here on a polite kill (SIGTERM) ends like Ctrl-C.
@@ -225,7 +225,7 @@ def _check_places(
     out: Path, failures: Path | None, preview: Path | None, resume: bool, overwrite: bool, *, folder: bool
 ) -> None:
     """What would otherwise be found only after the model was loaded, or after hours of work."""
-    from tcl_core.prelabel.journal import LONGEST_SUFFIX, is_in_use, journal_path
+    from tcl_core.jobs.journal import LONGEST_SUFFIX, is_in_use, journal_path
 
     if resume and overwrite:
         raise SettingsError("--resume and --overwrite cannot be combined; use one of them")

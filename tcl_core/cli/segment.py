@@ -129,13 +129,14 @@ def _check_ending(out: Path | None) -> None:
 
 
 def _table(segmentation: Segmentation, regions: list[Region]) -> str:
+    from tcl_core.api.summary import label_shares
+
+    shares = label_shares(segmentation.vocabulary, regions, segmentation.label_map.size)
+    rows = [
+        (entry.name, str(entry.regions), f"{entry.share:.1%}", "-" if entry.score is None else f"{entry.score:.2f}")
+        for entry in shares
+    ]
     pixels = segmentation.label_map.size
-    rows: list[tuple[str, str, str, str]] = []
-    for label_id, name in enumerate(segmentation.vocabulary.names, start=1):
-        own = [region for region in regions if region.label_id == label_id]
-        area = sum(region.area for region in own)
-        score = f"{sum(region.score * region.area for region in own) / area:.2f}" if area else "-"
-        rows.append((name, str(len(own)), f"{area / pixels:.1%}", score))
     free = pixels - sum(region.area for region in regions)
     rows.append(("(background)", "", f"{free / pixels:.1%}", ""))
     heads = ("label", "regions", "share", "score")

@@ -24,7 +24,7 @@ from tcl_core.regions import label_map_to_regions
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
 
-__all__ = ["ConvertSummary", "convert"]
+__all__ = ["ConvertSummary", "convert", "segmentation_mask"]
 
 _CROWDS = "crowds converted to single objects, because the format has no crowds"
 _HIDDEN = "pixels with several labels, which keep only the last one"
@@ -128,13 +128,13 @@ def _annotations(
         return [dict(annotation) for annotation in image.annotations]
     # Rings stay as somebody drew them; RLE is traced, all of an image together.
     traced = [place for place, one in enumerate(image.annotations) if isinstance(one["segmentation"], Mapping)]
-    masks = {place: _mask(image.annotations[place]["segmentation"], size) for place in traced}
+    masks = {place: segmentation_mask(image.annotations[place]["segmentation"], size) for place in traced}
     made = dict(zip(traced, _traced(list(masks.values()), size, geometry, tolerance), strict=True))
     written = []
     for place, annotation in enumerate(image.annotations):
         segmentation = made.get(place, annotation["segmentation"])
         if isinstance(segmentation, list) and geometry == "rle":
-            segmentation = _encoded(_mask(segmentation, size))
+            segmentation = _encoded(segmentation_mask(segmentation, size))
         written.append({**annotation, "segmentation": segmentation})
     return written
 
@@ -172,7 +172,7 @@ def _regions(image: SourceImage, vocabulary: Vocabulary, tolerance: str | float 
         return label_map_to_regions(maps, min_area=min_area, small="merge", tolerance=tolerance)
     regions = []
     for annotation in image.annotations or ():
-        mask = _mask(annotation["segmentation"], (image.height, image.width))
+        mask = segmentation_mask(annotation["segmentation"], (image.height, image.width))
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if not rows.size:
             continue
@@ -196,8 +196,19 @@ def _overlaps(regions: Sequence[Region], size: tuple[int, int]) -> int:
     return int(shared.sum())
 
 
-def _mask(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Pixels of a segmentation that was checked when it was read."""
+def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Pixels of a segmentation that was checked when it was read.
+
+    Args:
+        segmentation: rings of polygons, or RLE, as COCO has them.
+        size: height and width of the image.
+
+    Returns:
+        bool ``[H, W]``.
+
+    Raises:
+        ExportError: it cannot be drawn.
+    """
     try:
         if isinstance(segmentation, Mapping) and isinstance(segmentation["counts"], str):
             encoded = {"size": list(size), "counts": segmentation["counts"].encode("ascii")}

@@ -61,13 +61,21 @@ class Source:
     names: list[str]
     left_out: Counter[str] = field(default_factory=Counter)
 
+    def image(self, index: int) -> SourceImage:
+        """One image, counted from 0.
+
+        Raises:
+            ExportError: it cannot be read.
+        """
+        raise NotImplementedError
+
     def images(self) -> Iterator[SourceImage]:
-        """The images, read one by one.
+        """The images, read one by one, in the order of `names`.
 
         Raises:
             ExportError: one cannot be read; nothing after it is.
         """
-        raise NotImplementedError
+        return map(self.image, range(len(self.names)))
 
 
 class CocoSource(Source):
@@ -103,19 +111,43 @@ class CocoSource(Source):
         places = {name_key(name): place for place, name in enumerate(vocabulary.names, start=1)}
         self._place_of = {number: places.get(name_key(name)) for number, name in categories.items()}
         self._categories = categories
+        known = {name_key(name) for name in categories.values()}
+        self.missing_labels = [name for name in vocabulary.names if name_key(name) not in known]
         super().__init__(vocabulary, [entry[1] for entry in self._entries])
 
-    def images(self) -> Iterator[SourceImage]:
-        """The images of the file, in its order."""
-        for number, name, height, width in self._entries:
-            if height < 1 or width < 1:
-                raise CocoError(f"{self._path}: the image {name} has a size of {width}x{height}")
-            kept = [self._taken_over(one, (height, width)) for one in self._annotations.get(number, [])]
-            yield SourceImage(name, height, width, [one for one in kept if one is not None])
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image, as the file says.
+
+        Raises:
+            CocoError: it is empty.
+        """
+        _, name, height, width = self._entries[index]
+        if height < 1 or width < 1:
+            raise CocoError(f"{self._path}: the image {name} has a size of {width}x{height}")
+        return height, width
+
+    def faults(self, index: int) -> list[str]:
+        """What is wrong with annotations of an image whose categories are among the labels, with their ids."""
+        size = self.size(index)
+        found = []
+        for one in self._annotations.get(self._entries[index][0], []):
+            if self._place(one) is not None and (fault := _fault(one.get("segmentation"), size)):
+                found.append(f"annotation {one.get('id')} is {fault}")
+        return found
+
+    def image(self, index: int) -> SourceImage:
+        """An image of the file, in its order."""
+        number, name, _, _ = self._entries[index]
+        size = self.size(index)
+        kept = [self._taken_over(one, size) for one in self._annotations.get(number, [])]
+        return SourceImage(name, *size, [one for one in kept if one is not None])
+
+    def _place(self, annotation: Mapping[str, Any]) -> int | None:
+        category = annotation.get("category_id")
+        return self._place_of.get(category) if isinstance(category, int) else None
 
     def _taken_over(self, annotation: Mapping[str, Any], size: tuple[int, int]) -> Mapping[str, Any] | None:
-        category = annotation.get("category_id")
-        place = self._place_of.get(category) if isinstance(category, int) else None
+        category, place = annotation.get("category_id"), self._place(annotation)
         if place is None:
             name = self._categories.get(category, category) if isinstance(category, int) else category
             self.left_out[f"with category {name!r}, which is not among the labels"] += 1
@@ -176,21 +208,36 @@ class MaskSource(Source):
         self._table[values_of(vocabulary)] = np.arange(1, len(vocabulary.labels) + 1)
         super().__init__(vocabulary, [known.get(f"masks/{path}", path) for path in self._paths])
 
-    def images(self) -> Iterator[SourceImage]:
-        """The masks, in the order of their names."""
-        for path, name in zip(self._paths, self.names, strict=True):
-            values = _read_mask(self._root / path)
-            table = self._table
-            if values.dtype == np.uint8:
-                table = table[:256].copy()
-                table[IGNORED] = 0
-            label_map = table[values]
-            stray = np.unique(values[(label_map == 0) & (values > 0)])
-            for value in stray.tolist():
-                if not (value == IGNORED and values.dtype == np.uint8):
-                    self.left_out[f"with pixels of value {value}, which no label has"] += 1
-            height, width = values.shape
-            yield SourceImage(name, height, width, label_map=label_map)
+    def path(self, index: int) -> Path:
+        """The file of a mask."""
+        return self._root / self._paths[index]
+
+    def values(self, index: int) -> NDArray[Any]:
+        """The numbers in a mask, uint8 or uint16 ``[H, W]``.
+
+        Raises:
+            ExportError: it cannot be read.
+        """
+        return _read_mask(self.path(index))
+
+    def label_map(self, values: NDArray[Any]) -> tuple[NDArray[np.int32], list[int]]:
+        """Labels of the numbers of a mask, int32 ``[H, W]``, 0 for nothing; and the numbers that no label has."""
+        table = self._table
+        if values.dtype == np.uint8:
+            table = table[:256].copy()
+            table[IGNORED] = 0
+        label_map = table[values]
+        stray = np.unique(values[(label_map == 0) & (values > 0)]).tolist()
+        return label_map, [value for value in stray if not (value == IGNORED and values.dtype == np.uint8)]
+
+    def image(self, index: int) -> SourceImage:
+        """A mask, in the order of their names."""
+        values = self.values(index)
+        label_map, stray = self.label_map(values)
+        for value in stray:
+            self.left_out[f"with pixels of value {value}, which no label has"] += 1
+        height, width = values.shape
+        return SourceImage(self.names[index], height, width, label_map=label_map)
 
 
 def open_source(path: Path, vocabulary: Vocabulary | None) -> Source:

@@ -12,6 +12,7 @@ from tcl_core.images.reading import (
     is_supported,
     load_image,
 )
+from tcl_core.images.resize import resize_bilinear
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -22,4 +23,5 @@ __all__ = [
     "image_size",
     "is_supported",
     "load_image",
+    "resize_bilinear",
 ]

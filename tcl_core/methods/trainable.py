@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -16,8 +17,9 @@ __all__ = ["Trainable"]
 class Trainable(ABC):
     """Training of a method, in stages.
 
-    A step is cut in two, so that the embeddings of a batch that does not fit into memory can be made part by part:
-    `embed` looks at one sample at a time, `loss` compares them all.
+    A step is cut in pieces, so that a batch that does not fit into memory can be worked through part by part: `embed`
+    looks at one sample at a time, `compare` at one sample and at what `share` found out about all, and `objective` at
+    what is left of all samples. A method whose embeddings are small needs `embed` and `loss` alone.
 
     Attributes:
         stages: names of the training stages, in their order.
@@ -53,6 +55,51 @@ class Trainable(ABC):
     @abstractmethod
     def embed(self, batch: Any) -> Any:
         """Embeddings of a batch's samples, each from its own sample alone."""
+
+    def share(self, batch: Any, generator: torch.Generator | None = None) -> Any:
+        """Complete a batch with all that is random, and with what its samples are compared with, without gradient.
+
+        Called in every process at the same time. The result does not depend on how the samples of a step are spread
+        over processes, and may be split.
+
+        Args:
+            batch: of `collate`; by default it is complete.
+            generator: of the step, in the same state in every process; ``None`` for torch's default one.
+        """
+        return batch
+
+    def split(self, batch: Any, parts: int) -> list[Any]:
+        """Cut a shared batch into parts of the same size, in their order.
+
+        Args:
+            batch: of `share`; by default a mapping, whose tensors are cut along their first axis.
+            parts: number of parts, a divisor of the number of samples.
+        """
+        pieces = {
+            name: value.chunk(parts) if isinstance(value, Tensor) else [value] * parts for name, value in batch.items()
+        }
+        return [{name: piece[number] for name, piece in pieces.items()} for number in range(parts)]
+
+    def compare(self, embeddings: Any, batch: Any) -> Any:
+        """What the objective needs of embeddings: tensors whose first axis is that of the samples, by name.
+
+        Args:
+            embeddings: of `embed`.
+            batch: a shared one, or a part of it; by default the embeddings are all that is needed.
+        """
+        return embeddings
+
+    def objective(self, compared: Any, batch: Any) -> Mapping[str, Tensor]:
+        """The scalars of a step from what `compare` found for all samples, see `loss`.
+
+        Args:
+            compared: of all samples of this process.
+            batch: the whole one, shared.
+        """
+        return self.loss(compared, batch)
+
+    def compile_training(self) -> None:  # noqa: B027
+        """Let ``torch.compile`` have the parts of the training step that gain by it; nothing by default."""
 
     @abstractmethod
     def loss(self, embeddings: Any, batch: Any) -> Mapping[str, Tensor]:

@@ -6,7 +6,7 @@ import copy
 import itertools
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,16 @@ from tcl_core.towers.hub_tokenizer import HubTokenizer
 from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.tokenizer import OpenClipTokenizer, Tokenizer, tokenizer_from_dict
 
-__all__ = ["Model", "ModelRow", "Preprocess", "fetch_model", "list_models", "load_model", "model_from_file"]
+__all__ = [
+    "Model",
+    "clip_tokenizer",
+    "ModelRow",
+    "Preprocess",
+    "fetch_model",
+    "list_models",
+    "load_model",
+    "model_from_file",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,10 +168,12 @@ def model_from_file(file: ModelFile, device: torch.device, precision: torch.dtyp
             )
         debiasing = None
         if own and metadata.debiasing and file.debiasing_axes is not None:
-            axes = file.debiasing_axes.to(device)
             text_set = str(metadata.debiasing["text_set"])
             embed_dim = towers["clip"].embed_dim
-            debiasing = PromptDebiasing.from_file(metadata.debiasing["words"], axes, embed_dim, text_set)
+            words = metadata.debiasing["words"]
+            # Made on the CPU, so that the axes are the same on every device, and none loads a library for them.
+            debiasing = PromptDebiasing.from_file(words, file.debiasing_axes, embed_dim, text_set)
+            debiasing = replace(debiasing, axes=debiasing.axes.to(device))
     except WeightsError as error:
         raise WeightsError(
             str(error) if str(error).startswith(f"{file.path}: ") else f"{file.path}: {error}"
@@ -220,7 +231,7 @@ def _model_from_clip(method: str, name: ClipName, device: torch.device, precisio
         raise SettingsError(f"The method {method!r} does not run on a CLIP alone; use a model of its own.")
     found = find_clip(name)
     tower = load_clip_file(found.config, found.path)
-    tower.tokenizer = _clip_tokenizer(found)
+    tower.tokenizer = clip_tokenizer(found)
     built = create_method(method, {"clip": tower})
     if built.learned_state_dict():
         raise SettingsError(
@@ -242,7 +253,7 @@ def _model_from_clip(method: str, name: ClipName, device: torch.device, precisio
     )
 
 
-def _clip_tokenizer(found: FoundClip) -> Tokenizer:
+def clip_tokenizer(found: FoundClip) -> Tokenizer:
     """The tokenizer that open_clip's configuration asks for."""
     text = found.config["text_cfg"]
     length = int(text.get("context_length", 77))

@@ -19,6 +19,8 @@ _MAX_REGIONS = 500
 _MASK_OPACITY = 0.45
 _UNSEEN = 0.4
 """Units of the drawing below which a detail of an outline is not worth its points."""
+_MAX_VERTICES = 5_000
+"""Vertices of one image up to which all are drawn, so that they can be looked at."""
 
 
 def thumbnail(image: NDArray[np.uint8], max_side: int = 800) -> Image.Image:
@@ -35,7 +37,9 @@ def regions_to_svg(regions: Sequence[Region], scale: float = 1.0, max_regions: i
     """SVG ``<path>`` elements of the regions' polygons, the largest first so that small ones stay reachable.
 
     Each path has the classes ``r`` and ``l<label id>`` and a ``<title>`` with label, score and area; holes need
-    ``fill-rule: evenodd``. Outlines that are drawn smaller than they are lose details too small to be seen.
+    ``fill-rule: evenodd``. The attributes ``data-score``, ``data-area``, ``data-box`` (x y width height) and
+    ``data-vertices`` say in pixels of the image what a table needs. Where an image has thousands of vertices, outlines
+    that are drawn smaller than they are lose details too small to be seen.
 
     Args:
         regions: regions with polygons; those without one are drawn as their box.
@@ -46,7 +50,11 @@ def regions_to_svg(regions: Sequence[Region], scale: float = 1.0, max_regions: i
         Markup in which every text is escaped.
     """
     largest = sorted(regions, key=lambda region: -region.area)[:max_regions]
-    return render_regions([(region, _path_data(region, scale)) for region in largest])
+    vertices = [_vertex_count(region) for region in largest]
+    whole = scale >= 1 or sum(vertices) <= _MAX_VERTICES
+    return render_regions(
+        [(region, _path_data(region, scale, whole), count) for region, count in zip(largest, vertices, strict=True)]
+    )
 
 
 def draw_overlay(image: NDArray[np.uint8], segmentation: Segmentation, opacity: float = _MASK_OPACITY) -> Image.Image:
@@ -158,13 +166,19 @@ def _with_legend(image: Image.Image, entries: list[tuple[str, NDArray[np.float32
     return result
 
 
-def _path_data(region: Region, scale: float) -> str:
+def _vertex_count(region: Region) -> int:
+    if region.polygon is None:
+        return 4
+    return sum(len(ring.coords) - 1 for ring in (region.polygon.exterior, *region.polygon.interiors))
+
+
+def _path_data(region: Region, scale: float, whole: bool) -> str:
     if region.polygon is None:
         x, y, width, height = region.bbox
         box = np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], dtype=np.float64)
         return _ring_data(box * scale)
     # What is drawn smaller needs no detail that could not be seen; this bounds what one image can cost.
-    polygon = region.polygon if scale >= 1 else region.polygon.simplify(_UNSEEN / scale)
+    polygon = region.polygon if whole else region.polygon.simplify(_UNSEEN / scale)
     rings = [polygon.exterior, *polygon.interiors]
     return "".join(_ring_data(np.asarray(ring.coords, dtype=np.float64)[:-1, :2] * scale) for ring in rings)
 

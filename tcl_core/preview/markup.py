@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -12,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tcl_core.types import Region
 from tcl_core.vocabulary import Vocabulary
 
-__all__ = ["page_name", "render_page", "render_regions"]
+__all__ = ["page_name", "render_page", "render_regions", "render_result"]
 
 _MAX_NAMES = 8
 """Background names listed below an image before it is enlarged."""
@@ -29,6 +30,7 @@ def render_page(
     page: int,
     pages: int,
     unlabeled: bool = False,
+    columns: Sequence[str] = (),
 ) -> str:
     """One whole page as HTML, with style and script inside, so that it needs no other file but its images.
 
@@ -43,6 +45,7 @@ def render_page(
         page: this page, counted from 0.
         pages: number of pages.
         unlabeled: whether an image on any page has pixels that background names won, so that there is a layer to show.
+        columns: headings where each image has several cards, side by side; empty for one card to an image.
     """
     kinds = {kind: kinds.get(kind, 0) for kind in ("found", "empty", "failed")}
     figures = {
@@ -51,6 +54,8 @@ def render_page(
         "without regions": kinds["empty"],
         "skipped": kinds["failed"],
     }
+    if columns:
+        figures = {"images": total // len(columns), "models": len(columns)}
     return (
         _environment()
         .get_template("page.html.j2")
@@ -59,7 +64,7 @@ def render_page(
             cards=cards,
             labels=vocabulary.labels,
             names=vocabulary.names,
-            colors=[f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in vocabulary.colors],
+            colors=_hex_colors(vocabulary),
             counts=counts,
             kinds=kinds,
             figures=figures,
@@ -70,6 +75,7 @@ def render_page(
             pages=pages,
             near=_near(page, pages),
             unlabeled=unlabeled,
+            columns=columns,
             max_names=_MAX_NAMES,
             style=_asset("page.css"),
             script=_asset("page.js"),
@@ -77,18 +83,48 @@ def render_page(
     )
 
 
-def render_regions(paths: Sequence[tuple[Region, str]]) -> str:
+def render_regions(paths: Sequence[tuple[Region, str, int]]) -> str:
     """SVG ``<path>`` elements of regions.
 
     Args:
-        paths: regions with their outlines as SVG path data.
+        paths: regions with their outlines as SVG path data and the number of their vertices.
     """
     return _environment().get_template("regions.svg.j2").render(paths=paths)
+
+
+def render_result(
+    name: str, size: tuple[int, int], overlay: bytes, shares: Sequence[Any], vocabulary: Vocabulary
+) -> str:
+    """One image under its masks and a table of its labels, as a piece of HTML that needs no other file.
+
+    Args:
+        name: of the image.
+        size: its width and height.
+        overlay: PNG of the image under its masks.
+        shares: one for each label of the vocabulary, with ``name``, ``regions``, ``share`` and ``score``.
+        vocabulary: gives the colors.
+    """
+    rows = list(zip(shares, _hex_colors(vocabulary), strict=True))
+    return (
+        _environment()
+        .get_template("result.html.j2")
+        .render(
+            name=name,
+            size=size,
+            overlay=base64.b64encode(overlay).decode("ascii"),
+            found=[(row, color) for row, color in rows if row.regions],
+            missing=[row.name for row in shares if not row.regions],
+        )
+    )
 
 
 def page_name(page: int) -> str:
     """File name of page ``page``, counted from 0."""
     return "index.html" if page == 0 else f"page-{page + 1}.html"
+
+
+def _hex_colors(vocabulary: Vocabulary) -> list[str]:
+    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in vocabulary.colors]
 
 
 @cache

@@ -135,14 +135,19 @@ class PreviewWriter:
         image: NDArray[np.uint8],
         regions: Sequence[Region],
         unlabeled: Unlabeled | None = None,
+        *,
+        column: str = "",
+        note: str = "",
     ) -> None:
-        """Add the card of one image; a later card of the same name replaces it.
+        """Add the card of one image; a later card of the same name and column replaces it.
 
         Args:
             file_name: as in the COCO file.
             image: uint8 ``[H, W, 3]``.
             regions: its regions, with polygons; there may be none.
             unlabeled: background names that won some of its pixels, shown as a layer that is off at first.
+            column: which of several cards of the image this is, such as the name of a model.
+            note: a line below the card.
 
         Raises:
             TclError: if the folder cannot be written to.
@@ -177,6 +182,8 @@ class PreviewWriter:
             "counts": dict(sorted(Counter(region.label_id for region in regions).items())),
             "svg": regions_to_svg(regions, min(1.0, small.width / width)),
         }
+        if column:
+            card |= {"column": column, "note": note}
         if shares:
             card["overlay"] = overlay.name
             card["unlabeled"] = [
@@ -193,13 +200,16 @@ class PreviewWriter:
         """
         self._append({"name": file_name, "failed": reason})
 
-    def finish(self, title: str, settings: Mapping[str, str], order: Sequence[str]) -> Path:
+    def finish(
+        self, title: str, settings: Mapping[str, str], order: Sequence[str], columns: Sequence[str] = ()
+    ) -> Path:
         """Write the pages from the cards there are; may be called again after more cards.
 
         Args:
             title: heading of the page.
             settings: names and values that are printed under the images.
             order: file names of the job's images; where some have no card yet the page says so.
+            columns: of `add_image`, in the order in which they stand side by side.
 
         Returns:
             Path of the first page.
@@ -207,8 +217,9 @@ class PreviewWriter:
         Raises:
             TclError: if the folder cannot be written to.
         """
-        offsets = {card["name"]: offset for offset, card in self._lines()}
-        present = array("q", (offsets[name] for name in order if name in offsets))
+        offsets = {(card["name"], card.get("column", "")): offset for offset, card in self._lines()}
+        wanted = [(name, column) for name in order for column in columns or ("",)]
+        present = array("q", (offsets[key] for key in wanted if key in offsets))
         counts: Counter[int] = Counter()
         kinds: Counter[str] = Counter()
         any_unlabeled = False
@@ -216,15 +227,26 @@ class PreviewWriter:
             any_unlabeled |= "unlabeled" in card
             counts.update({int(label_id): number for label_id, number in card.get("counts", {}).items()})
             kinds[_kind(card)] += 1
-        pages = max(1, -(-len(present) // self._page_size))
+        page_size = max(1, self._page_size // max(1, len(columns))) * max(1, len(columns))
+        pages = max(1, -(-len(present) // page_size))
         try:
             for page in range(pages):
-                begin = page * self._page_size
-                cards = list(self._read(present[begin : begin + self._page_size]))
+                begin = page * page_size
+                cards = list(self._read(present[begin : begin + page_size]))
                 for card in cards:
                     card["kind"] = _kind(card)
                 text = render_page(
-                    title, cards, self._vocabulary, counts, kinds, settings, len(order), page, pages, any_unlabeled
+                    title,
+                    cards,
+                    self._vocabulary,
+                    counts,
+                    kinds,
+                    settings,
+                    len(wanted),
+                    page,
+                    pages,
+                    any_unlabeled,
+                    columns,
                 )
                 _write(self._folder / page_name(page), text)
             for stale in self._folder.glob("page-*.html"):

@@ -29,6 +29,9 @@ _EPSILON = 1e-8
 _CHUNK_VALUES = 1 << 18
 # Bounds the memory for the 54 samples of each pixel; strips of an image are independent.
 _STRIP_PIXELS = 1 << 15
+# Other devices gain nothing from a cache and pay for every call, so that they do as much at once as memory allows.
+_DEVICE_STRIP_PIXELS = 1 << 18
+_DEVICE_CHUNK_VALUES = 1 << 26
 # Partial sums over blocks of neighbors keep the rounding error of ten steps near 1e-6.
 _BLOCK = 16
 
@@ -95,26 +98,30 @@ def pamr_affinity(
         margin = max(dilations)
         padded = F.pad(image, [margin] * 4, mode="replicate")
         weights = image.new_empty(batch, 8 * len(dilations), height, width)
-        rows = max(1, _STRIP_PIXELS // width)
-        for index in range(batch):
+        pixels, together = _STRIP_PIXELS, 1
+        if image.device.type != "cpu":
+            pixels, together = _DEVICE_STRIP_PIXELS, max(1, min(batch, _DEVICE_STRIP_PIXELS // (height * width)))
+        rows = min(height, max(1, pixels // (together * width)))
+        for first in range(0, batch, together):
+            group = slice(first, first + together)
             for top in range(0, height, rows):
                 bottom = min(top + rows, height)
-                strip = padded[index, :, top : bottom + 2 * margin]
-                weights[index, :, top:bottom] = _strip_weights(strip, (bottom - top, width), dilations)
+                strip = padded[group, :, top : bottom + 2 * margin]
+                weights[group, :, top:bottom] = _strip_weights(strip, (bottom - top, width), dilations)
         return PamrAffinity(weights, dilations)
 
 
 def _strip_weights(padded: Tensor, size: tuple[int, int], dilations: tuple[int, ...]) -> Tensor:
-    """Weights ``[48, h, w]`` of a strip, from its pixels with their margin ``[3, h + 48, w + 48]``."""
+    """Weights ``[B, 48, h, w]`` of strips, from their pixels with their margin ``[B, 3, h + 48, w + 48]``."""
     margin = max(dilations)
-    center = padded[:, margin : margin + size[0], margin : margin + size[1]]
+    center = padded[..., margin : margin + size[0], margin : margin + size[1]]
     neighbors = list(_neighbors(padded, size, dilations))
     samples = []
     for index in range(len(dilations)):
         samples += [*neighbors[8 * index : 8 * index + 8], center]
     scale = _EPSILON + _STD_WEIGHT * torch.stack(samples).std(dim=0)
-    kernels = [(-(center - neighbor).abs_() / scale).mean(dim=0) for neighbor in neighbors]
-    return torch.softmax(torch.stack(kernels), dim=0)
+    kernels = [(-(center - neighbor).abs_() / scale).mean(dim=1) for neighbor in neighbors]
+    return torch.softmax(torch.stack(kernels, dim=1), dim=1)
 
 
 @torch.no_grad()
@@ -142,7 +149,7 @@ def refine_masks(affinity: PamrAffinity, masks: Tensor, iterations: int = ITERAT
         refined = torch.empty(masks.shape, device=masks.device)
         pixels, count = affinity.size[0] * affinity.size[1], int(masks.shape[1])
         # Small windows go together, for each of the 480 products of a chunk has its fixed cost.
-        at_once = _CHUNK_VALUES // pixels if masks.device.type == "cpu" else count
+        at_once = (_CHUNK_VALUES if masks.device.type == "cpu" else _DEVICE_CHUNK_VALUES) // pixels
         windows = max(1, min(at_once, len(masks)))
         chunk = max(1, at_once // windows)
         for index in range(0, len(masks), windows):

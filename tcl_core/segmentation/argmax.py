@@ -135,10 +135,12 @@ def label_map_from_scores(
     labels: list[Contender] = [(None, label.threshold) for label in vocabulary.labels]
     names = enlarge(planes[-1], size) if len(planes) > count else None
     decision = _blank(labels, floor, size[0] * size[1], planes.device, names)
+    # Asked for all at once, because each answer has to wait until a GPU is done.
+    highest = planes[:count].flatten(1).amax(dim=1).tolist()
     for place, (plane, (_, threshold)) in enumerate(zip(planes[:count], labels, strict=True)):
         lowest = floor if threshold is None else max(floor, threshold)
         # Interpolation exceeds no value by more than rounding, so most of a long vocabulary needs no more than this.
-        if float(plane.max()) >= lowest - SCORE_ROUNDING:
+        if highest[place] >= lowest - SCORE_ROUNDING:
             _compete(decision, [enlarge(plane, size)], place)
     return decision.maps(size)
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -256,12 +257,14 @@ def strongest_names(groups: Sequence[Sequence[str]], winners: Sequence[Tensor]) 
     Returns:
         At least one name and at most 16, in the order of their list.
     """
-    best = torch.stack([found[:, 0] for found in winners])
-    group_of = best.argmax(dim=0)
-    shares: dict[str, float] = {}
-    for number, (names, found) in enumerate(zip(groups, winners, strict=True)):
-        counts = torch.bincount(found[:, 1][group_of == number].long(), minlength=len(names))
-        shares.update(zip(names, (counts / group_of.numel()).tolist(), strict=True))
+    names = [name for group in groups for name in group]
+    best, who = torch.stack(list(winners)).unbind(dim=2)
+    group_of = best.argmax(dim=0, keepdim=True)
+    starts = torch.tensor([0, *accumulate(map(len, groups))], device=best.device)
+    place = starts[group_of] + who.gather(0, group_of).long()
+    # One answer for all groups, because each has to wait until a GPU is done.
+    counts = torch.bincount(place.flatten(), minlength=len(names)).tolist()
+    shares = {name: count / group_of.numel() for name, count in zip(names, counts, strict=True)}
     ranked = sorted(shares, key=shares.__getitem__, reverse=True)[:_MOST]
     # Where names share the places among them evenly, none of them may have enough.
     kept = {ranked[0], *(name for name in ranked if shares[name] >= _LEAST_SHARE)}

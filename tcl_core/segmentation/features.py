@@ -6,8 +6,6 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,10 +21,7 @@ __all__ = [
     "PreparedImage",
     "check_image",
     "content_hash",
-    "resize_image",
 ]
-
-_STRIP_VALUES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -121,35 +116,6 @@ def content_hash(image: NDArray[np.uint8]) -> str:
     digest = hashlib.sha256(f"{image.shape}{image.dtype}".encode())
     digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
-
-
-def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
-    """Resize as the evaluation protocol does: bilinear on 8-bit values, half-pixel centers, no antialias.
-
-    The published figures were measured with ``cv2.resize``. PyTorch's float interpolation computes the same formula
-    (OpenCV's fixed-point weights differ from it by at most one gray level) on every device and saves the dependency.
-    Its own 8-bit kernel rounds after each axis, so that it is further away, and differs between processors. The axes
-    are separable: rows first, in strips of columns, keeps the float copy of a very large image small.
-
-    Args:
-        image: uint8 ``[H, W, 3]``.
-        size: height and width to resize to.
-
-    Returns:
-        float32 ``[3, h, w]`` with whole numbers from 0 to 255.
-    """
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    if tuple(pixels.shape[-2:]) == tuple(size):
-        return pixels[0].float()
-    columns = max(1, _STRIP_VALUES // (3 * pixels.shape[2]))
-    rows = torch.cat(
-        [_bilinear(strip.float(), (size[0], int(strip.shape[3]))) for strip in pixels.split(columns, dim=3)], dim=3
-    )
-    return _bilinear(rows, size)[0].round_().clamp_(0, 255)
-
-
-def _bilinear(image: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
 
 
 @dataclass(frozen=True)

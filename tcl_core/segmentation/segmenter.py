@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tcl_core.devices import autocast, precision_name
+from tcl_core.devices import autocast, precision_name, to_device
 from tcl_core.errors import SettingsError
+from tcl_core.images import resize_bilinear
 from tcl_core.methods.base import Features, PromptEmbeddings
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
 from tcl_core.segmentation.argmax import label_map_from_scores
@@ -29,7 +30,6 @@ from tcl_core.segmentation.features import (
     PreparedImage,
     check_image,
     content_hash,
-    resize_image,
 )
 from tcl_core.segmentation.model import SegmentationModel
 from tcl_core.segmentation.name_plane import NamePlane
@@ -229,11 +229,12 @@ class Segmenter:
         size = working_size(height, width, preprocess.short_side, preprocess.max_long_side)
         mean = torch.tensor(preprocess.mean).view(3, 1, 1)
         std = torch.tensor(preprocess.std).view(3, 1, 1)
-        pixels = resize_image(image, size).div_(255).sub_(mean).div_(std)
+        resized = torch.from_numpy(np.ascontiguousarray(resize_bilinear(image, size))).permute(2, 0, 1)
+        pixels = resized.float().contiguous().div_(255).sub_(mean).div_(std)
         score_size = self.method.score_size(size, (height, width))
         guide = None
         if self.refiner is not None:
-            guide = self.method.image_guide(self.refiner, pixels[None].to(self.model.device), score_size)
+            guide = self.method.image_guide(self.refiner, to_device(pixels[None], self.model.device), score_size)
         windows, origins = split_windows(pixels, preprocess.window, preprocess.stride)
         return PreparedImage(windows, guide, tuple(origins), size, score_size, (height, width), key)
 
@@ -243,7 +244,7 @@ class Segmenter:
         parts: list[Features] = []
         guides: list[Guide] = []
         while batch := list(islice(queue, self.batch_size)):
-            windows = torch.stack([image.windows[index] for image, index in batch]).to(self.model.device)
+            windows = to_device(torch.stack([image.windows[index] for image, index in batch]), self.model.device)
             with autocast(self.model.device, self.model.precision):
                 encoded = self.method.encode(windows)
             guide = None if self.refiner is None else self.method.window_guide(self.refiner, windows)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from tcl_core.devices import to_device
+
 __all__ = [
     "background_plane",
     "merge_windows",
@@ -117,7 +119,7 @@ def merge_windows(windows: Iterable[Tensor], origins: Sequence[tuple[int, int]],
         covered[y : y + height, x : x + width] += 1
     if total is None or bool((covered == 0).any()):
         raise ValueError(f"the windows do not cover the whole image of {size[0]}x{size[1]} pixels")
-    return total.div_(covered.to(device=total.device, dtype=total.dtype))
+    return total.div_(to_device(covered.to(total.dtype), total.device))
 
 
 def background_plane(scores: Tensor, value: float) -> Tensor:

@@ -7,7 +7,8 @@ global embedding at any image size, the tokens part of the way up, and the last 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from open_clip import CLIP
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from tcl_core.errors import WeightsError
 from tcl_core.towers.base import PositionRule
@@ -25,6 +28,7 @@ __all__ = [
     "FrozenClip",
     "attention_block",
     "bicubic_positions",
+    "class_token_block",
     "clip_config_from_state_dict",
     "diagonal_attention_block",
     "project_pixels",
@@ -108,6 +112,29 @@ def attention_block(block: nn.Module, tokens: Tensor, mask: Tensor | None = None
     return tokens + parts.ls_2(parts.mlp(parts.ln_2(tokens)))
 
 
+def class_token_block(block: nn.Module, tokens: Tensor) -> Tensor:
+    """What a pre-norm transformer block makes of the first token alone, at a sixth of the block's cost.
+
+    Args:
+        block: an ``open_clip`` residual attention block of width C.
+        tokens: float ``[B, N, C]``.
+
+    Returns:
+        float ``[B, 1, C]``.
+    """
+    parts = cast(Any, block)
+    attention = parts.attn
+    width, heads = attention.embed_dim, (-1, attention.num_heads, attention.head_dim)
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    normed = parts.ln_1(tokens)
+    query = F.linear(normed[:, :1], weight[:width], None if bias is None else bias[:width])
+    key, value = F.linear(normed, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
+    split = [each.unflatten(-1, heads[1:]).transpose(1, 2) for each in (query, key, value)]
+    mixed = F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+    token = tokens[:, :1] + parts.ls_1(attention.out_proj(mixed))
+    return token + parts.ls_2(parts.mlp(parts.ln_2(token)))
+
+
 def run_block(block: nn.Module, tokens: Tensor) -> Tensor:
     """Run a transformer block on ``[B, N, C]``, whichever axis it wants first, in the way that is faster.
 
@@ -134,8 +161,8 @@ def text_at_ends(model: nn.Module, tokens: Tensor, ends: Tensor) -> Tensor:
 
     Args:
         model: an ``open_clip`` CLIP with a causal text tower of width C.
-        tokens: token ids int64 ``[N, L]``.
-        ends: place of each text's last token, int64 ``[N]``.
+        tokens: token ids int64 ``[N, L]``, on the CPU or where the model is.
+        ends: place of each text's last token, int64 ``[N]``, beside them.
 
     Returns:
         float ``[N, C]``.
@@ -143,7 +170,8 @@ def text_at_ends(model: nn.Module, tokens: Tensor, ends: Tensor) -> Tensor:
     parts = cast(Any, model)
     length = int(ends.max()) + 1
     dtype = parts.transformer.get_cast_dtype()
-    x = parts.token_embedding(tokens[:, :length]).to(dtype) + parts.positional_embedding[:length].to(dtype)
+    tokens, ends = (x.to(parts.token_embedding.weight.device) for x in (tokens[:, :length], ends))
+    x = parts.token_embedding(tokens).to(dtype) + parts.positional_embedding[:length].to(dtype)
     x = parts.ln_final(parts.transformer(x, attn_mask=parts.attn_mask[:length, :length]))
     return cast(Tensor, x[torch.arange(len(x), device=x.device), ends])
 
@@ -172,6 +200,10 @@ class FrozenClip(nn.Module):
         model: a CLIP from ``open_clip`` (any patch size, width, heads, depth; GELU or QuickGELU; ``pool_type``
             "tok" or "avg").
         tokenizer: from texts to the text tower's ids; ``None`` where only ids are embedded.
+
+    Attributes:
+        recompute: where gradients pass to an image, keep each block's input alone and run the block once more in the
+            backward pass: a fraction of the memory, and a forward pass more.
 
     Raises:
         WeightsError: the image tower is not a plain vision transformer, or the text tower does not give one embedding
@@ -212,6 +244,8 @@ class FrozenClip(nn.Module):
         _check_text_tower(model)
         self.model = model
         self.tokenizer = tokenizer
+        self.recompute = True
+        self._blocks: tuple[Callable[..., Tensor], Callable[..., Tensor]] = (attention_block, class_token_block)
         model.requires_grad_(False)
         self.eval()
 
@@ -272,7 +306,7 @@ class FrozenClip(nn.Module):
         """Embed token sequences.
 
         Args:
-            tokens: int64 ``[N, L]``.
+            tokens: int64 ``[N, L]``; best on the CPU, wherever the tower is.
 
         Returns:
             float ``[N, E]``, not normalized.
@@ -283,8 +317,10 @@ class FrozenClip(nn.Module):
         if tokens.ndim != 2 or tokens.shape[1] != self.context_length:
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}, expected [N, {self.context_length}]")
         model = cast(Any, self.model)
+        device = model.token_embedding.weight.device
         if model.text_pool_type != "argmax" or model.attn_mask is None:
-            return model.encode_text(tokens)
+            return model.encode_text(tokens.to(device))
+        # Texts are looked at where they are: on a GPU each look would have to wait for it.
         end = tokens.argmax(dim=-1)
         length = int(end.max()) + 1
         dtype = model.transformer.get_cast_dtype()
@@ -293,10 +329,10 @@ class FrozenClip(nn.Module):
         texts = [row[: last + 1] for row, last in zip(rows, end.tolist(), strict=True)]
         tree = prefix_tree(texts, most=int(min(_MOST_NODES, len(tokens) * length * _WORTH_SHARING)))
         if tree is not None:
-            nodes = torch.tensor([tree.tokens, tree.depths], device=tokens.device)
+            nodes = torch.tensor([tree.tokens, tree.depths], device=device)
             x = (model.token_embedding(nodes[0]).to(dtype) + position[nodes[1]])[None]
-            mask = tree.attention_mask().to(tokens.device)
-            x = model.ln_final(model.transformer(x, attn_mask=mask))[0, tree.ends]
+            mask = tree.attention_mask().to(device)
+            x = model.ln_final(model.transformer(x, attn_mask=mask))[0, torch.tensor(tree.ends, device=device)]
         else:
             x = text_at_ends(model, tokens, end)
         projection = model.text_projection
@@ -311,9 +347,12 @@ class FrozenClip(nn.Module):
         Returns:
             float ``[B, E]``, not normalized.
         """
-        tokens = self.tokens_after(image, self.depth)
         visual = self.visual
         pools_class_token = visual.pool_type == "tok"
+        if torch.is_grad_enabled() and image.requires_grad:
+            tokens = self._light_tokens(image, pools_class_token)
+        else:
+            tokens = self.tokens_after(image, self.depth)
         if visual.final_ln_after_pool or pools_class_token:
             pooled = visual.ln_post(tokens[:, 0] if pools_class_token else tokens[:, 1:].mean(dim=1))
         else:
@@ -388,6 +427,20 @@ class FrozenClip(nn.Module):
         """Map features ``[B, C, h, w]`` into the joint space ``[B, E, h, w]`` (``ln_post`` and ``proj``)."""
         return project_pixels(features, self.visual.ln_post, self.visual.proj)
 
+    def compile_blocks(self) -> None:
+        """Compile the blocks through which gradients pass to the image; one graph serves all of the same shape."""
+        self._blocks = (torch.compile(attention_block), torch.compile(class_token_block))
+
+    def _light_tokens(self, image: Tensor, only_class_token: bool) -> Tensor:
+        """Tokens after all blocks, keeping only each block's input for the backward pass; the class token or all."""
+        tokens = self._embed_patches(image, bicubic_positions)
+        *lower, last = list(self.visual.transformer.resblocks)
+        run, run_class_token = self._blocks
+        top = run_class_token if only_class_token else run
+        for each, block in [*((run, block) for block in lower), (top, last)]:
+            tokens = _recomputed(each, block, tokens) if self.recompute else each(block, tokens)
+        return tokens
+
     def _embed_patches(self, image: Tensor, positions: PositionRule) -> Tensor:
         grid = self.grid(image)
         visual = self.visual
@@ -405,6 +458,39 @@ class FrozenClip(nn.Module):
             return position
         resized = positions(position[1:].unflatten(0, trained).permute(2, 0, 1)[None], grid)
         return torch.cat([position[:1], resized[0].flatten(1).T], dim=0)
+
+
+def _recomputed(run: Callable[..., Tensor], block: nn.Module, tokens: Tensor) -> Tensor:
+    """Run a block, and once more in the backward pass, there with the kernels for attention that are allowed now."""
+    flags = torch.backends.cuda
+    allowed = {
+        "FLASH_ATTENTION": flags.flash_sdp_enabled,
+        "EFFICIENT_ATTENTION": flags.mem_efficient_sdp_enabled,
+        # Since PyTorch 2.5, as the precision of sums below.
+        "CUDNN_ATTENTION": getattr(flags, "cudnn_sdp_enabled", lambda: False),
+        "MATH": flags.math_sdp_enabled,
+    }
+    kernels = [getattr(SDPBackend, name) for name, is_allowed in allowed.items() if is_allowed()]
+    half = getattr(flags, "fp16_bf16_reduction_math_sdp_allowed", lambda: False)
+    allow_half = getattr(flags, "allow_fp16_bf16_reduction_math_sdp", lambda enabled: None)
+    halves = half()
+
+    @contextmanager
+    def same() -> Iterator[None]:
+        before = half()
+        allow_half(halves)
+        try:
+            with sdpa_kernel(kernels):
+                yield
+        finally:
+            allow_half(before)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), same()
+
+    return cast(
+        Tensor, checkpoint(run, block, tokens, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    )
 
 
 def _check_text_tower(model: nn.Module) -> None:

@@ -14,7 +14,13 @@ import yaml
 from tcl_core.errors import VocabularyError
 from tcl_core.vocabulary.labels import Label
 
-__all__ = ["background_names_from_text", "labels_from_options", "read_vocabulary_file", "vocabulary_arguments"]
+__all__ = [
+    "background_names_from_text",
+    "labels_from_options",
+    "labels_from_values",
+    "read_vocabulary_file",
+    "vocabulary_arguments",
+]
 
 _MAX_BYTES = 4 * 1024 * 1024
 _TOP_KEYS = ("labels", "background", "templates")
@@ -138,6 +144,38 @@ def labels_from_options(options: Sequence[str]) -> tuple[Label, ...]:
         given_by[key] = option
         labels.append(label)
     return tuple(labels)
+
+
+def labels_from_values(values: object) -> tuple[Label, ...]:
+    """Labels as Python code writes them; see :meth:`Vocabulary.from_labels`.
+
+    Raises:
+        VocabularyError: if they hold a mistake; the message begins with the place.
+    """
+    if isinstance(values, Mapping):
+        if "labels" in values and set(values) <= set(_TOP_KEYS):
+            raise VocabularyError(
+                "labels: 'labels' is a key of label files, not a label; use Vocabulary.from_dict for what a label "
+                "file holds"
+            )
+        return tuple(_label_of_value(name, value) for name, value in values.items())
+    if not isinstance(values, (list, tuple)):
+        raise VocabularyError(
+            f"labels: expected a dict such as {{'Seat': ['chair', 'sofa']}}, a list of names or a Vocabulary, found "
+            f"{_describe(values)}; read a label file with Vocabulary.from_file"
+        )
+    return tuple(
+        value if isinstance(value, Label) else _parse_label(value, f"labels[{index}]")
+        for index, value in enumerate(values)
+    )
+
+
+def _label_of_value(name: object, value: object) -> Label:
+    where = f"labels[{name!r}]"
+    if isinstance(value, Mapping):
+        _check_keys(value, _LABEL_KEYS[1:], where)
+        return _parse_label({**value, "name": name}, where)
+    return _parse_label({"name": name, "prompts": value}, where)
 
 
 def vocabulary_arguments(

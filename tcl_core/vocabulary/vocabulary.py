@@ -16,7 +16,12 @@ from typing import Any
 
 from tcl_core.errors import VocabularyError
 from tcl_core.vocabulary.colors import Color, default_colors
-from tcl_core.vocabulary.files import labels_from_options, read_vocabulary_file, vocabulary_arguments
+from tcl_core.vocabulary.files import (
+    labels_from_options,
+    labels_from_values,
+    read_vocabulary_file,
+    vocabulary_arguments,
+)
 from tcl_core.vocabulary.labels import Label, check_threshold, name_key
 from tcl_core.vocabulary.templates import check_template_set
 
@@ -128,6 +133,39 @@ class Vocabulary:
             return cls(*vocabulary_arguments(data))
         except VocabularyError as error:
             raise VocabularyError(f"{source}: {error}") from error
+
+    @classmethod
+    def from_labels(
+        cls,
+        labels: Mapping[str, str | Sequence[str] | Mapping[str, Any]] | Sequence[str | Mapping[str, Any] | Label],
+        *,
+        background: bool = True,
+        background_threshold: float | None = None,
+        background_names: Sequence[str] | None = None,
+        templates: str | None = None,
+    ) -> Vocabulary:
+        """Make a vocabulary from a dict of names and prompts, or from a list of names.
+
+        Args:
+            labels: ``{name: prompts}``, where prompts are one text, a list of texts, or a dict with ``prompts``,
+                ``threshold``, ``color`` and ``value`` as in a label file; or a list of names, of such dicts with a
+                ``name``, or of labels.
+            background: see `Vocabulary`, as the other arguments.
+            background_threshold: height of the background plane.
+            background_names: prompts that compete without a label.
+            templates: name of the template set.
+
+        Raises:
+            VocabularyError: if they hold a mistake; the message names the label and the field.
+
+        Examples:
+            >>> Vocabulary.from_labels({"Seat": ["chair", "sofa"], "Grass": "grass"}).prompts
+            ((0, 'chair'), (0, 'sofa'), (1, 'grass'))
+            >>> Vocabulary.from_labels(["chair", "grass"], background=False).names
+            ('chair', 'grass')
+        """
+        names = None if background_names is None else tuple(background_names)
+        return cls(labels_from_values(labels), background, background_threshold, templates, names)
 
     @classmethod
     def from_options(

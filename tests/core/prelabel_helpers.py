@@ -6,7 +6,7 @@ from typing import Any
 
 from tcl_core.export.base import Exporter
 from tcl_core.export.coco import CocoExporter
-from tcl_core.prelabel import job
+from tcl_core.jobs import job
 
 
 def run_prelabel(

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tcl_core.cli.main import COMMANDS, cli, run
-from tcl_core.prelabel.journal import journal_path
+from tcl_core.jobs.journal import journal_path
 from tests.core.test_prelabel import save_image
 
 LABELS = ["--label", "Cat=cat,dog", "--label", "Sofa=sofa,red couch", "--label", "Tree=tree"]

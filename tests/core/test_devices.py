@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -80,3 +82,48 @@ def test_autocast_changes_products_and_leaves_float32_alone() -> None:
         assert (left @ left).dtype == torch.bfloat16
     with autocast("cpu", torch.float32):
         assert (left @ left).dtype == torch.float32
+
+
+def convolution_precision() -> object:
+    cudnn = torch.backends.cudnn
+    return cudnn.conv.fp32_precision if hasattr(cudnn, "conv") else cudnn.allow_tf32
+
+
+def test_float32_on_cuda_keeps_tf32_out_of_convolutions() -> None:
+    """By default cuDNN rounds them to ten bits, which is no float32; the flag can be set without a device."""
+    before = convolution_precision()
+    with autocast("cpu", torch.float32), autocast("cuda:0", torch.bfloat16):
+        assert convolution_precision() == before
+    with autocast("cuda:0", torch.float32):
+        assert convolution_precision() in ("ieee", False)
+        with autocast("cuda:0", torch.float32):
+            pass
+        assert convolution_precision() in ("ieee", False)
+    assert convolution_precision() == before
+
+
+def test_float32_lasts_until_the_last_thread_is_done() -> None:
+    before, seen = convolution_precision(), []
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with autocast("cuda", torch.float32):
+            inside.set()
+            leave.wait(10)
+            seen.append(convolution_precision())
+
+    with autocast("cuda", torch.float32):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert inside.wait(10)
+    leave.set()
+    thread.join()
+    assert seen[0] in ("ieee", False)
+    assert convolution_precision() == before
+
+
+def test_float32_ends_with_an_error() -> None:
+    before = convolution_precision()
+    with pytest.raises(ValueError), autocast("cuda", torch.float32):
+        raise ValueError
+    assert convolution_precision() == before

@@ -24,7 +24,7 @@ from tcl_core.export.coco import (
     validate_coco,
     write_coco_file,
 )
-from tcl_core.prelabel.journal import Journal, journal_path
+from tcl_core.jobs.journal import Journal, journal_path
 from tcl_core.vocabulary import Vocabulary
 from tests.core.coco_helpers import blobs, regions_of
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tcl_core.refinement import pamr as module
 from tcl_core.refinement.pamr import PamrAffinity, pamr, pamr_affinity, refine_masks
@@ -112,6 +113,29 @@ def test_images_strips_and_chunks_do_not_mix(monkeypatch: pytest.MonkeyPatch) ->
     for index in range(3):
         one = slice(index, index + 1)
         torch.testing.assert_close(refine_masks(strips[one], masks[one]), refined[one], rtol=0, atol=1e-6)
+
+
+def test_a_device_works_off_images_and_masks_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls are what a GPU pays for; a device that is pretended counts them."""
+    strips, steps = [], []
+    weights, iterate = module._strip_weights, module._iterate
+    monkeypatch.setattr(module, "_strip_weights", lambda *args: strips.append(args[0].shape) or weights(*args))
+    monkeypatch.setattr(module, "_iterate", lambda *args: steps.append(args[1].shape) or iterate(*args))
+    with FakeTensorMode():
+        affinity = pamr_affinity(torch.rand(8, 3, 112, 112, device="cuda"))
+        refined = refine_masks(affinity, torch.rand(8, 4, 112, 112, device="cuda"))
+    assert refined.device.type == "cuda" and refined.shape == (8, 4, 112, 112)
+    assert strips == [(8, 3, 160, 160)] and steps == [(8, 4, 112, 112)]
+
+
+def test_groups_of_images_do_not_mix() -> None:
+    """What a device does: several images at once, in strips; the numbers can be had on a CPU."""
+    image = torch.rand(3, 3, 40, 30)
+    padded = F.pad(image, [24] * 4, mode="replicate")
+    expected = pamr_affinity(image).weights
+    for top, bottom in ((0, 40), (10, 25)):
+        strip = module._strip_weights(padded[:2, :, top : bottom + 48], (bottom - top, 30), module.DILATIONS)
+        torch.testing.assert_close(strip, expected[:2, :, top:bottom], rtol=1e-5, atol=1e-7)
 
 
 def test_one_image_serves_all_masks() -> None:

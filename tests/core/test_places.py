@@ -19,7 +19,7 @@ from tcl_core.cli.main import run
 from tcl_core.cli.places import check_file
 from tcl_core.errors import ExportError, SettingsError
 from tcl_core.export.coco import CocoExporter
-from tcl_core.prelabel.journal import Journal, is_in_use, journal_path
+from tcl_core.jobs.journal import Journal, is_in_use, journal_path
 from tcl_core.vocabulary import Vocabulary
 from tests.core.test_prelabel import save_image
 
@@ -197,7 +197,7 @@ def test_a_disk_that_refuses_at_the_end_does_not_hide_what_came_first(
 
     with pytest.raises(ZeroDivisionError):
         with Journal.open(tmp_path / "o.json", CocoExporter(), Vocabulary.from_options(["a"]), {}):
-            monkeypatch.setattr("tcl_core.prelabel.journal.os.fsync", full)
+            monkeypatch.setattr("tcl_core.jobs.journal.os.fsync", full)
             raise ZeroDivisionError
     journal = Journal.open(tmp_path / "o.json", CocoExporter(), Vocabulary.from_options(["a"]), {}, resume=True)
     with pytest.raises(ExportError, match="No space left on device; free some space"):

@@ -19,12 +19,12 @@ from tcl_core.errors import ExportError, ImageError, SettingsError, TclError
 from tcl_core.export.coco import CocoExporter
 from tcl_core.export.coco.validate.validate import validate_coco
 from tcl_core.images import load_image
+from tcl_core.jobs.inputs import ImageList, find_images
+from tcl_core.jobs.interrupt import InterruptGuard
+from tcl_core.jobs.job import PrelabelSettings, PrelabelSummary
+from tcl_core.jobs.journal import journal_path
+from tcl_core.jobs.progress import Progress
 from tcl_core.models import Model, load_model
-from tcl_core.prelabel.inputs import ImageList, find_images
-from tcl_core.prelabel.interrupt import InterruptGuard
-from tcl_core.prelabel.job import PrelabelSettings, PrelabelSummary
-from tcl_core.prelabel.journal import journal_path
-from tcl_core.prelabel.progress import Progress
 from tcl_core.preview.page import PreviewWriter
 from tcl_core.segmentation.features import ImageFeatures
 from tcl_core.segmentation.segmenter import Segmenter
@@ -421,7 +421,7 @@ def test_a_signal_elsewhere_interrupts_at_once_and_not_after_the_work() -> None:
 
 def test_progress_says_rate_time_left_and_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("tcl_core.prelabel.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("tcl_core.jobs.progress.time.monotonic", lambda: clock[0])
     stream = io.StringIO()
     progress = Progress(1210, already=10, stream=stream)
     for _ in range(40):

@@ -14,11 +14,11 @@ from PIL import Image
 from tcl_core.cli.main import run
 from tcl_core.errors import ImageError
 from tcl_core.images import reading as images_reading
+from tcl_core.jobs import sources
+from tcl_core.jobs.inputs import ImageList, find_images
+from tcl_core.jobs.job import PrelabelSettings
+from tcl_core.jobs.journal import Journal, journal_path
 from tcl_core.models import Model, load_model
-from tcl_core.prelabel import sources
-from tcl_core.prelabel.inputs import ImageList, find_images
-from tcl_core.prelabel.job import PrelabelSettings
-from tcl_core.prelabel.journal import Journal, journal_path
 from tests.core.prelabel_helpers import run_prelabel
 from tests.core.test_prelabel import VOCABULARY, TroubledSegmenter, read, save_image
 
@@ -205,7 +205,7 @@ def test_the_command_says_what_it_leaves_out(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(images_reading, "HeifImageFile", None)
-    monkeypatch.setattr("tcl_core.prelabel.inputs.is_supported", lambda path: str(path).endswith(".png"))
+    monkeypatch.setattr("tcl_core.jobs.inputs.is_supported", lambda path: str(path).endswith(".png"))
     save_image(tmp_path / "pics" / "a.png")
     for number in range(3):
         (tmp_path / "pics" / f"IMG_{number}.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
@@ -223,7 +223,7 @@ def test_the_command_says_what_it_leaves_out(
 def test_where_nothing_is_an_image_the_error_says_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tcl_core.prelabel.inputs.is_supported", lambda path: False)
+    monkeypatch.setattr("tcl_core.jobs.inputs.is_supported", lambda path: False)
     for number in range(3):
         (tmp_path / f"IMG_{number}.HEIC").write_bytes(b"x")
     with pytest.raises(ImageError, match=r": no images found.*; 3 files left out: \.heic; for HEIF images, install"):

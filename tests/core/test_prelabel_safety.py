@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tcl_core.errors import SettingsError
+from tcl_core.jobs.inputs import ImageList, find_images
+from tcl_core.jobs.job import PrelabelSettings
+from tcl_core.jobs.journal import journal_path
 from tcl_core.models import Model, load_model
-from tcl_core.prelabel.inputs import ImageList, find_images
-from tcl_core.prelabel.job import PrelabelSettings
-from tcl_core.prelabel.journal import journal_path
 from tcl_core.preview.page import PreviewWriter
 from tests.core.prelabel_helpers import run_prelabel
 from tests.core.test_prelabel import VOCABULARY, TroubledSegmenter, read, save_image
@@ -94,7 +94,7 @@ def test_a_fault_of_the_program_ends_the_job_and_is_no_broken_image(
 
     out = tmp_path / "out.json"
     with monkeypatch.context() as patch:
-        patch.setattr("tcl_core.prelabel.job.label_map_to_regions", broken)
+        patch.setattr("tcl_core.jobs.job.label_map_to_regions", broken)
         with pytest.raises(ZeroDivisionError):
             run_prelabel(images, segmenter, VOCABULARY, out)
         two = replace(images, file_names=images.file_names[:2])

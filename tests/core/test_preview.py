@@ -155,7 +155,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
 def test_svg_paths_are_the_polygons_with_their_holes() -> None:
     shape = box(10, 10, 30, 20).difference(box(12, 12, 14, 14))
     svg = regions_to_svg([region(2, shape), region(1, None)])
-    paths = re.findall(r'<path class="r l(\d)" d="([^"]*)">', svg)
+    paths = re.findall(r'<path class="r l(\d)" [^>]*?\bd="([^"]*)">', svg)
     assert [label for label, _ in paths] == ["2", "1"]
     rings = [
         [tuple(map(float, point.split())) for point in ring.split("L")]
@@ -164,6 +164,42 @@ def test_svg_paths_are_the_polygons_with_their_holes() -> None:
     assert Polygon(rings[0], rings[1:]).equals(shape)
     assert paths[1][1] == "M2 3L6 3L6 8L2 8Z"
     assert "<script" not in svg and "· 0.83 · 20 px" in svg
+
+
+def test_outlines_say_what_a_table_of_regions_needs() -> None:
+    shape = box(10, 10, 30, 20).difference(box(12, 12, 14, 14))
+    svg = regions_to_svg([region(2, shape), region(1, None, (7, 8, 9, 1))])
+    data = [dict(re.findall(r'data-(\w+)="([^"]*)"', path)) for path in svg.split("</path>")[:-1]]
+    assert data == [
+        {"score": "0.83", "area": "20", "box": "2 3 4 5", "vertices": "8"},
+        {"score": "0.83", "area": "9", "box": "7 8 9 1", "vertices": "4"},
+    ]
+
+
+def test_small_drawings_keep_all_vertices_while_they_are_few() -> None:
+    angles = np.linspace(0, 2 * np.pi, 300, endpoint=False)
+    outline = Polygon(np.c_[500 + 400 * np.cos(angles), 500 + 400 * np.sin(angles)])
+    assert regions_to_svg([region(1, outline)], scale=0.1).count("L") == 299
+    assert regions_to_svg([region(1, outline)] * 17, scale=0.1).count("L") < 17 * 100
+
+
+def test_cards_of_one_image_stand_side_by_side(tmp_path: Path) -> None:
+    names, columns = ["a.png", "b.png", "c.png"], [EVIL, "two"]
+    with PreviewWriter(tmp_path / "p", VOCABULARY, page_size=5) as writer:
+        for column in columns:
+            for name in names:
+                writer.add_image(name, image(), [region(1, box(1, 1, 5, 5))], column=column, note=f"{name} in {column}")
+        index = writer.finish("t", {}, names, columns)
+    first, second = Page(index), Page(index.with_name("page-2.html"))
+    assert first.open == [] and first.tags.count("script") == 1
+    assert [page.tags.count("figure") for page in (first, second)] == [4, 2]
+    text = index.read_text(encoding="utf-8")
+    assert re.findall(r"grid-column:(\d)", text.split("<main")[1]) == ["1", "2", "1", "2"]
+    places = [first.words.index(f"{name} in {column}") for name in names[:2] for column in columns]
+    assert places == sorted(places)
+    assert "3 images" not in first.words and "images3" in first.words.replace("\n", "")
+    # Regions of several models are not added up.
+    assert "Sofa6" not in first.words
 
 
 def test_a_very_detailed_polygon_stays_light_when_drawn_small() -> None:

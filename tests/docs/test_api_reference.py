@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import tcl_core
 from tests.docs.pages import REPOSITORY
 
 
@@ -23,3 +25,6 @@ def test_reference_is_built_without_warnings(tmp_path: Path) -> None:
     assert len(public) > 30
     assert not [path for path in public if not (tmp_path / f"{path}.html").exists()]
     assert not list(tmp_path.rglob("_*.html"))
+    # Its first page says what is public: every name that the package has by itself, and no other.
+    first = (tmp_path / "tcl_core.html").read_text(encoding="utf-8")
+    assert set(re.findall(r'<section id="(\w+)"', first)) == {*tcl_core.__all__} - {"errors"}

@@ -10,7 +10,7 @@ import pytest
 from napari_tcl.export import AnnotatedImage, export_coco, regions_of, to_positions
 from tcl_core.errors import CocoError, SettingsError
 from tcl_core.export.coco import validate_coco
-from tcl_core.prelabel.journal import journal_path
+from tcl_core.jobs.journal import journal_path
 from tcl_core.vocabulary import Vocabulary
 from tests.napari.coco_pixels import label_maps_of
 

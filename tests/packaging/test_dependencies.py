@@ -69,9 +69,16 @@ def test_the_label_studio_extra_has_all_that_the_backend_imports() -> None:
     assert extra <= imported <= declared_distributions("label-studio")
 
 
-@pytest.mark.parametrize("folder", ["training", "benchmarks", "tests", "docs"])
+def test_the_train_extra_has_all_that_the_engine_imports() -> None:
+    extra = declared_distributions("train") - declared_distributions()
+    assert extra <= imported_distributions("training") <= declared_distributions("train")
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "tests", "docs"])
 def test_the_test_extra_has_all_that_the_rest_imports(folder: str) -> None:
-    assert imported_distributions(folder) <= declared_distributions("test", "docs", "heif", "label-studio", "napari")
+    assert imported_distributions(folder) <= declared_distributions(
+        "test", "docs", "heif", "label-studio", "napari", "train"
+    )
 
 
 def test_library_does_not_import_training_or_tests() -> None:

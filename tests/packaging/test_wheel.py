@@ -22,13 +22,20 @@ import pytest
 import tcl_core
 
 REPOSITORY = Path(__file__).parents[2]
-TOP_LEVEL = {"tcl_core", "labelstudio_backend", "napari_tcl", f"tcl_annotate-{tcl_core.__version__}.dist-info"}
+TOP_LEVEL = {
+    "tcl_core",
+    "labelstudio_backend",
+    "napari_tcl",
+    "training",
+    f"tcl_annotate-{tcl_core.__version__}.dist-info",
+}
 ASSETS = (
     "tcl_core/assets/playground.safetensors",
     "tcl_core/models/manifest.json",
     "tcl_core/py.typed",
     "tcl_core/vocabulary/common_names.yaml",
     "napari_tcl/napari.yaml",
+    "training/recipes/tcl-one-gpu.yaml",
 )
 IMAGES = 2
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tcl_core.export.coco.validate.validate import validate_coco
-from tcl_core.prelabel.journal import journal_path
+from tcl_core.jobs.journal import journal_path
 
 pytestmark = [
     pytest.mark.slow,

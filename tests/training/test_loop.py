@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.core.tcl_models import captions, small_tcl
 from training.loop import Schedule, half_precision, learning_rate, step_generators, train
 
 SCHEDULE = Schedule(steps=30, lr=0.05, min_lr=0.001, warmup=5)
@@ -79,6 +80,24 @@ def test_half_precision_reaches_attention_and_ends_with_it() -> None:
         raise KeyboardInterrupt
     assert allowed() == before
     assert (query[0, 0] @ key[0, 0].T).dtype == torch.float32
+
+
+def test_gradients_may_follow_after_half_precision() -> None:
+    """What is computed again in the backward pass is computed as it was."""
+    losses = []
+    for inside in (True, False):
+        tcl = small_tcl()
+        tcl.trainable("full")
+        images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        with half_precision():
+            total = tcl.losses(images, captions(3), generator=torch.Generator().manual_seed(1))["total"]
+            if inside:
+                total.backward()
+        if not inside:
+            total.backward()
+        losses.append([p.grad for p in tcl.parameters() if p.grad is not None])
+    for first, second in zip(*losses, strict=True):
+        torch.testing.assert_close(first, second, rtol=0.05, atol=0.05 * float(first.abs().max()) + 1e-6)
 
 
 def test_learning_rate_rises_and_falls() -> None:

@@ -64,6 +64,8 @@ def stage_losses(
     """What computes TCL's losses of a copy's step (see ``tcl_core.methods.tcl``), and all that is ever trained."""
     # Convolutions on a CPU are several times faster with the channels last.
     tcl.masker.to(memory_format=torch.channels_last)
+    # The tower is so small that memory does not matter, and time does.
+    tcl.clip.recompute = False
     parameters = tcl.trainable("full")
     how = Captions(tuple(templates), brief=brief, balanced=stage.balanced)
 

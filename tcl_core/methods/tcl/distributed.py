@@ -9,16 +9,17 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["gather", "process_rank"]
+__all__ = ["gather", "process_rank", "world_size"]
 
 
-def _world_size() -> int:
+def world_size() -> int:
+    """Number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_rank() -> int:
     """Rank of this process; 0 without a process group."""
-    return dist.get_rank() if _world_size() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 class _Gather(torch.autograd.Function):
@@ -27,7 +28,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.length = x.shape[0]
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(_world_size())]
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
@@ -51,4 +52,4 @@ def gather(x: Tensor) -> Tensor:
     Returns:
         ``[B * processes, ...]``; ``x`` itself without a process group.
     """
-    return _Gather.apply(x) if _world_size() > 1 else x
+    return _Gather.apply(x) if world_size() > 1 else x

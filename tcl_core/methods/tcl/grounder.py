@@ -11,8 +11,11 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tcl_core.methods.tcl.config import TCLConfig
+from tcl_core.methods.tcl.gated_conv import gated_conv
+from tcl_core.methods.tcl.losses import EPSILON
 from tcl_core.towers.open_clip_vit import FrozenClip, diagonal_attention_block, project_pixels, run_block
 
 __all__ = ["Decoder", "GatedConv", "Grounder", "ImageEncoder", "SimilarityToMask", "cosine_maps"]
@@ -47,8 +50,15 @@ class GatedConv(nn.Module):
         self.conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
         self.gate = Gate()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the block; the shape stays."""
+    def forward(self, x: Tensor, upsample: bool = False) -> Tensor:
+        """Apply the block; with ``upsample`` to ``x`` of twice its height and width."""
+        if torch.is_grad_enabled():
+            norm = (self.norm.weight, self.norm.bias, self.norm.eps)
+            small = upsample and self.conv.kernel_size == (3, 3)
+            x = x if small or not upsample else F.interpolate(x, scale_factor=2, mode="nearest")
+            return gated_conv(x, norm, (self.conv.weight, cast(Tensor, self.conv.bias)), self.gate.gate, small)
+        if upsample:
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
         return x + self.gate(self.conv(F.gelu(self.norm(x))))
 
 
@@ -63,7 +73,9 @@ class UpsampleStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, h, w]`` to ``[B, C, 2h, 2w]``."""
-        for block in (nn.UpsamplingNearest2d(scale_factor=2), *self.children()):
+        first, *rest = self.children()
+        x = first(x, upsample=True)
+        for block in rest:
             x = block(x)
         return x
 
@@ -95,6 +107,11 @@ class PixelProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, h, w]`` to ``[B, E, h, w]``."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            # Normalizing once more is cheaper than keeping what was normalized.
+            return cast(
+                Tensor, checkpoint(project_pixels, x, self.ln, self.proj, use_reentrant=False, preserve_rng_state=False)
+            )
         return project_pixels(x, self.ln, self.proj)
 
 
@@ -170,13 +187,15 @@ class SimilarityToMask(nn.Module):
         """Logits of every pixel for the text of its own image.
 
         Args:
-            features: float ``[B, E, h, w]``, L2-normalized over E.
+            features: float ``[B, E, h, w]``, not normalized.
             text: float ``[B, E]``, L2-normalized.
 
         Returns:
             float ``[B, h, w]``.
         """
-        return torch.einsum("be,behw->bhw", self.w * text, features) + self.b
+        # Dividing the products instead of the features spares autograd a second tensor of the features.
+        length = features.norm(dim=1).clamp(min=EPSILON)
+        return torch.einsum("be,behw->bhw", self.w * text, features) / length + self.b
 
 
 def cosine_maps(features: Tensor, text: Tensor) -> Tensor:

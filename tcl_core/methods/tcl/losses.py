@@ -9,14 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["draw_noise", "gumbel_sigmoid", "info_nce", "pool_by_masks", "total_variation", "unit"]
+__all__ = [
+    "EPSILON",
+    "draw_noise",
+    "gumbel_sigmoid",
+    "info_nce",
+    "pool_by_masks",
+    "total_variation",
+    "unit",
+    "variations",
+]
 
-_EPSILON = 1e-6
+EPSILON = 1e-6
+"""Smallest length by which a vector is divided, and what is added to the area of a mask."""
 
 
 def unit(x: Tensor, dim: int) -> Tensor:
     """``x`` in float32, L2-normalized over ``dim``."""
-    return F.normalize(x.float(), dim=dim, eps=_EPSILON)
+    return F.normalize(x.float(), dim=dim, eps=EPSILON)
 
 
 def draw_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -61,7 +71,7 @@ def pool_by_masks(features: Tensor, masks: Tensor) -> Tensor:
         float ``[B, N, E]``.
     """
     flat = masks.flatten(2)
-    return flat @ features.flatten(2).transpose(1, 2) / (flat.sum(dim=2, keepdim=True) + _EPSILON)
+    return flat @ features.flatten(2).transpose(1, 2) / (flat.sum(dim=2, keepdim=True) + EPSILON)
 
 
 def info_nce(
@@ -95,16 +105,16 @@ def info_nce(
     return (F.cross_entropy(logits[0], target) + F.cross_entropy(logits[1], target)) / 2
 
 
-class _TotalVariation(torch.autograd.Function):
+class _Variations(torch.autograd.Function):
     """Keeps only its input for the backward pass: the differences of all masks are as large as the masks."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        total = x.new_zeros(())
+        total = x.new_zeros(len(x))
         for axis in (-1, -2):
             if x.shape[axis] > 1:
-                total = total + torch.diff(x, dim=axis).abs_().mean()
+                total = total + torch.diff(x, dim=axis).abs_().flatten(1).mean(dim=1)
         return total
 
     @staticmethod
@@ -112,14 +122,27 @@ class _TotalVariation(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         grad = torch.zeros_like(x)
+        scale = grads[0].reshape(-1, *[1] * (x.ndim - 1))
         for axis in (-1, -2):
             length = x.shape[axis]
             if length > 1:
                 sign = torch.diff(x, dim=axis).sign_()
-                sign *= grads[0] / sign.numel()
+                sign *= scale * (len(x) / sign.numel())
                 grad.narrow(axis, 1, length - 1).add_(sign)
                 grad.narrow(axis, 0, length - 1).sub_(sign)
         return grad
+
+
+def variations(x: Tensor) -> Tensor:
+    """The total variation of each image.
+
+    Args:
+        x: float ``[B, ..., h, w]``.
+
+    Returns:
+        ``[B]``, see `total_variation`; differentiable once.
+    """
+    return _Variations.apply(x)
 
 
 def total_variation(x: Tensor) -> Tensor:
@@ -135,4 +158,4 @@ def total_variation(x: Tensor) -> Tensor:
         >>> float(total_variation(torch.tensor([[0.0, 1.0], [0.0, 1.0]])))
         1.0
     """
-    return _TotalVariation.apply(x)
+    return variations(x[None])[0]

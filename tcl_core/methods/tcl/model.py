@@ -31,6 +31,7 @@ __all__ = ["TCL", "TCLFeatures", "TCLOptions", "TCLPrompts"]
 
 _MAX_SCALE = 100.0
 _TEXT_BATCH = 256
+_DECODED_TOGETHER = 8  # windows: 448 x 448 pixels each are 0.2 GB in float32 behind the decoder
 
 
 class TCLOptions(MethodOptions):
@@ -184,10 +185,11 @@ class TCL(TCLTraining, Method):
         padded, offset = pad_to_multiple(windows, self.clip.patch_size)
         grid = self.clip.grid(padded)
         tokens, before_last = self.clip.tokens(padded, after=(self.first_block, self.clip.depth - 1))
-        image_emb = self.masker.image_encoder(tokens, grid)
+        # The decoder's convolutions at sixteen times the patches set the peak of memory, not the tower.
+        parts = [unit(self.masker.image_encoder(part, grid), dim=1) for part in tokens.split(_DECODED_TOGETHER)]
         dense = self.clip.project_dense(self.clip.last_block_diagonal(before_last, grid))
         return TCLFeatures(
-            image_emb=unit(image_emb, dim=1),
+            image_emb=parts[0] if len(parts) == 1 else torch.cat(parts),
             dense=unit(dense, dim=1),
             size=(int(windows.shape[-2]), int(windows.shape[-1])),
             padded=(int(padded.shape[-2]), int(padded.shape[-1])),
@@ -212,7 +214,7 @@ class TCL(TCLTraining, Method):
         # Not str.format: a prompt may hold braces of its own.
         texts = [template.replace("{}", prompt) for prompt in prompts for template in templates]
         tokens = self.clip.tokenizer(texts).unflatten(0, (len(prompts), -1))
-        return TCLPrompts(self.embed_tokens(tokens.to(self.masker.sim2mask.w.device)).float())
+        return TCLPrompts(self.embed_tokens(tokens).float())
 
     @torch.no_grad()
     def embed_tokens(self, tokens: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,13 +14,14 @@ from torch import Tensor, nn
 
 from tcl_core.errors import SettingsError
 from tcl_core.methods.tcl.config import TCLConfig
-from tcl_core.methods.tcl.distributed import gather, process_rank
+from tcl_core.methods.tcl.distributed import gather, process_rank, world_size
 from tcl_core.methods.tcl.grounder import Grounder
-from tcl_core.methods.tcl.losses import draw_noise, gumbel_sigmoid, info_nce, pool_by_masks, total_variation, unit
+from tcl_core.methods.tcl.losses import draw_noise, gumbel_sigmoid, info_nce, unit, variations
+from tcl_core.methods.tcl.mask_terms import mask_terms_in_parts
 from tcl_core.methods.trainable import Trainable
 from tcl_core.towers.open_clip_vit import FrozenClip
 
-__all__ = ["Batch", "Embeddings", "TCLTraining"]
+__all__ = ["Batch", "Compared", "Embeddings", "TCLTraining"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,13 @@ class Batch:
         tokens: int64 ``[B, L]``, one caption each.
         noise: uniform in (0, 1), for the Gumbel-sigmoid: ``[B, mh, mw]``, or ``[B, N, mh, mw]`` of which the
             matching pairs are used. ``None`` draws it.
-        generator: source of the drawn noise.
+        generator: source of the drawn noise, in the same state in every process: noise is drawn for all N images.
         negatives: float ``[B, N]``, how often each image of this process counts as a negative of each text, from
             0 to 1, in both contrasts and in the masks of other pairs; a pair that matches counts as one whatever is
             said here. ``None``, in every process or in none, counts each once, as the paper does.
+        texts: float32 ``[N, E]``, the embedded captions of all processes, L2-normalized; ``None`` until they are
+            shared.
+        offset: place of the first of these images among all N, once texts are shared.
     """
 
     images: Tensor
@@ -42,6 +47,8 @@ class Batch:
     noise: Tensor | None = None
     generator: torch.Generator | None = None
     negatives: Tensor | None = None
+    texts: Tensor | None = None
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,25 @@ class Embeddings:
 
     pixels: Tensor
     texts: Tensor
+    regions: Tensor
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the objective needs of each image, float32.
+
+    Attributes:
+        rows: ``[B, N]``, cosine of each text with what its mask pools from the image.
+        areas: ``[B, N]``, mean of each mask.
+        mask_variations: ``[B]``, total variation of the image's masks.
+        pixel_variations: ``[B]``, total variation of V.
+        regions: ``[B, E]``, see `Embeddings`.
+    """
+
+    rows: Tensor
+    areas: Tensor
+    mask_variations: Tensor
+    pixel_variations: Tensor
     regions: Tensor
 
 
@@ -112,6 +138,40 @@ class TCLTraining(Trainable):
             torch.stack([sample["image"] for sample in samples]), torch.stack([sample["tokens"] for sample in samples])
         )
 
+    @torch.no_grad()
+    def share(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+        """Embed the captions of all processes, and draw the noise of the batch that has none.
+
+        Raises:
+            ValueError: the noise does not fit the masks.
+        """
+        texts = self._texts(batch.tokens)
+        offset = process_rank() * len(texts)
+        everything = gather(texts)
+        source = batch.generator if generator is None else generator
+        noise = self._noise(dataclasses.replace(batch, generator=source), offset, len(everything))
+        return dataclasses.replace(batch, texts=everything, offset=offset, noise=noise, generator=None)
+
+    def split(self, batch: Batch, parts: int) -> list[Batch]:
+        """Cut a shared batch into parts of the same size."""
+        size = len(batch.images) // parts
+        return [
+            dataclasses.replace(
+                batch,
+                images=batch.images[start : start + size],
+                tokens=batch.tokens[start : start + size],
+                noise=None if batch.noise is None else batch.noise[start : start + size],
+                negatives=None if batch.negatives is None else batch.negatives[start : start + size],
+                offset=batch.offset + start,
+            )
+            for start in range(0, len(batch.images), size)
+        ]
+
+    def compile_training(self) -> None:
+        """Compile the grounder, and the blocks through which gradients pass to the image."""
+        cast(nn.Module, self.masker.image_encoder).compile()
+        self.clip.compile_blocks()
+
     def embed(self, batch: Batch) -> Embeddings:
         """Embed images, captions, and the regions that each caption grounds in its own image.
 
@@ -122,40 +182,56 @@ class TCLTraining(Trainable):
         if len(images) != len(tokens):
             raise ValueError(f"there are {len(images)} images, but {len(tokens)} captions")
         grid = self.clip.grid(images)
+        if batch.texts is None:
+            noise = self._noise(batch, process_rank() * len(images), world_size() * len(images))
+            text = self._texts(tokens)
+        else:
+            noise, text = cast(Tensor, batch.noise), batch.texts[batch.offset : batch.offset + len(images)]
         with torch.no_grad():
-            text = self.clip.encode_text(tokens)
             features = self.clip.tokens_after(images, self.first_block)
         pixels = self.masker.image_encoder(features, grid)
         with torch.autocast(device_type=images.device.type, enabled=False):
-            pixels, text = pixels.float(), unit(text, dim=-1)
-            own = self.masker.sim2mask.matching(unit(pixels, dim=1), text)
-            hard = gumbel_sigmoid(own, self._noise(own, batch), self.config.gumbel_tau)
+            pixels = pixels.float()
+            own = self.masker.sim2mask.matching(pixels, text)
+            hard = gumbel_sigmoid(own, noise, self.config.gumbel_tau)
         masked = images * F.interpolate(hard[:, None], size=images.shape[-2:], mode="nearest")
         region = self.clip.encode_image(masked)
         with torch.autocast(device_type=images.device.type, enabled=False):
             return Embeddings(pixels, text, unit(region, dim=-1))
 
+    def compare(self, embeddings: Embeddings, batch: Batch) -> Compared:
+        """Numbers about the masks of these images for all texts."""
+        pixels = embeddings.pixels
+        with torch.autocast(device_type=pixels.device.type, enabled=False):
+            texts = gather(embeddings.texts) if batch.texts is None else batch.texts
+            scalars = self.masker.sim2mask
+            terms = mask_terms_in_parts(pixels, texts, scalars.w, scalars.b)
+            return Compared(*terms, variations(pixels), embeddings.regions)
+
+    def objective(self, compared: Compared, batch: Batch) -> dict[str, Tensor]:
+        """TCL's objective of a shared batch, see `loss`."""
+        with torch.autocast(device_type=compared.rows.device.type, enabled=False):
+            return self._terms(compared, cast(Tensor, batch.texts), batch.offset, batch.negatives)
+
     def loss(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
         """TCL's objective.
 
-        With a process group each process passes its own B pairs; contrasts and masks then run over all N texts, and
-        every term is the mean of this process' part.
+        With a process group each process passes its own B pairs; contrasts and masks then run over all N texts. The
+        mean over the processes of each term is that of one process with all pairs: areas are compared with their prior
+        after they were averaged over all processes, the other terms are means themselves.
 
         Returns:
             Scalars: the weighted ``tcli_loss``, ``tclf_loss``, ``area_loss``, ``neg_area_loss``, ``tv_img_loss``
             and ``tv_mask_loss``, their sum ``total``, and the mean mask of matching (``mask``) and other
-            (``neg_mask``, weighted by ``negatives``) pairs, without gradient.
+            (``neg_mask``, weighted by ``negatives``) pairs of all processes, without gradient.
 
         Raises:
             ValueError: ``negatives`` are of another shape, or not from 0 to 1.
         """
-        pixels, offset = embeddings.pixels, process_rank() * len(embeddings.pixels)
-        with torch.autocast(device_type=pixels.device.type, enabled=False):
-            texts, negatives = gather(embeddings.texts), batch.negatives
-            if negatives is not None:
-                negatives = self._checked(negatives, (len(pixels), len(texts))).to(texts)
-            masks = torch.sigmoid(self.masker.sim2mask(unit(pixels, dim=1), texts))
-            return self._terms(pixels, masks, embeddings.regions, texts, offset, negatives)
+        if batch.texts is None:
+            offset = process_rank() * len(embeddings.texts)
+            batch = dataclasses.replace(batch, texts=gather(embeddings.texts), offset=offset)
+        return self.objective(self.compare(embeddings, batch), batch)
 
     def losses(
         self,
@@ -173,63 +249,64 @@ class TCLTraining(Trainable):
         batch = Batch(images, tokens, noise, generator, negatives)
         return self.loss(self.embed(batch), batch)
 
-    @staticmethod
-    def _checked(negatives: Tensor, shape: tuple[int, int]) -> Tensor:
-        if negatives.shape != shape:
-            raise ValueError(f"the negatives have shape {tuple(negatives.shape)}, not {shape}")
-        if not ((negatives >= 0) & (negatives <= 1)).all():
-            raise ValueError("the negatives must be from 0 to 1")
-        return negatives
+    def _texts(self, tokens: Tensor) -> Tensor:
+        with torch.no_grad():
+            text = self.clip.encode_text(tokens)
+        with torch.autocast(device_type=text.device.type, enabled=False):
+            return unit(text, dim=-1)
 
-    @staticmethod
-    def _noise(logits: Tensor, batch: Batch) -> Tensor:
+    def _noise(self, batch: Batch, offset: int, texts: int) -> Tensor:
+        """The noise ``[B, mh, mw]`` of these images, which begin at ``offset`` among as many as there are texts."""
+        images = batch.images
+        scale = 2**self.config.decoder_layers
+        shape = (len(images), *(scale * side for side in self.clip.grid(images)))
         noise = batch.noise
         if noise is None:
-            return draw_noise(logits, batch.generator)
-        own = _diagonal(noise, process_rank() * len(logits)) if noise.ndim == 4 else noise
-        if own.shape != logits.shape:
-            raise ValueError(f"the noise has shape {tuple(own.shape)}, the masks have {tuple(logits.shape)}")
-        return own.to(logits)
+            count = shape[0] if batch.generator is None else texts
+            drawn = draw_noise(images.new_empty(count, *shape[1:], dtype=torch.float32), batch.generator)
+            return drawn if batch.generator is None else drawn[offset : offset + len(images)]
+        own = _diagonal(noise, offset) if noise.ndim == 4 else noise
+        if own.shape != shape:
+            raise ValueError(f"the noise has shape {tuple(own.shape)}, the masks have {shape}")
+        return own.to(images.device, torch.float32)
 
-    def _terms(
-        self,
-        image_emb: Tensor,
-        masks: Tensor,
-        region: Tensor,
-        all_text: Tensor,
-        offset: int,
-        negatives: Tensor | None,
-    ) -> dict[str, Tensor]:
-        """The weighted terms from V ``[B, E, h, w]``, M ``[B, N, h, w]`` and unit embeddings, in float32."""
-        config = self.config
-        batch, texts = masks.shape[:2]
-        own = slice(offset, offset + batch)
-        matching = torch.zeros(batch, texts, dtype=torch.bool, device=masks.device)
-        matching[range(batch), range(offset, offset + batch)] = True
+    def _terms(self, compared: Compared, texts: Tensor, offset: int, negatives: Tensor | None) -> dict[str, Tensor]:
+        """The weighted terms, in float32."""
+        config, rows, areas = self.config, compared.rows, compared.areas
+        own = slice(offset, offset + len(rows))
+        matching = torch.zeros_like(rows, dtype=torch.bool)
+        matching[range(len(rows)), range(offset, offset + len(rows))] = True
         weights = None
         if negatives is not None:
-            negatives = negatives.masked_fill(matching, 1)
+            negatives = _checked(negatives, rows).masked_fill(matching, 1)
             weights = (negatives, gather(negatives)[:, own].T)
-        tcli = info_nce(region @ all_text.T, all_text[own] @ gather(region).T, self.tcli_loss(), offset, weights)
-        pooled = unit(pool_by_masks(image_emb, masks), dim=-1)
-        rows = torch.einsum("bne,ne->bn", pooled, all_text)
+        regions = compared.regions
+        tcli = info_nce(regions @ texts.T, texts[own] @ gather(regions).T, self.tcli_loss(), offset, weights)
         # Text n meets the regions that *it* grounds in every image: the columns of the full matrix.
         tclf = info_nce(rows, gather(rows)[:, own].T, self.tclf_loss(), offset, weights)
-        area = masks.mean(dim=(2, 3))
-        counted = (torch.ones_like(area) if negatives is None else negatives).masked_fill(matching, 0)
-        # The same divisor in every process, so that the mean over them is that of one process with all pairs.
-        pairs = gather(counted.sum()[None]).mean().clamp(min=1e-6)
-        mask, neg_mask = area[matching].mean(), (area * counted).sum() / pairs
+        counted = (torch.ones_like(areas) if negatives is None else negatives).masked_fill(matching, 0)
+        # |mean - prior| is not the mean of |part - prior|, so the parts are averaged first.
+        mask = gather(areas[matching].mean()[None]).mean()
+        pairs = gather(counted.sum()[None]).sum().clamp(min=1e-6)
+        neg_mask = gather((areas * counted).sum()[None]).sum() / pairs
         losses = {
             "tcli_loss": config.tcl_weight * tcli,
             "tclf_loss": config.tcl_weight * tclf,
             "area_loss": config.area_weight * (mask - config.area_prior).abs(),
             "neg_area_loss": config.area_weight * neg_mask.abs(),
-            "tv_img_loss": config.tv_weight * total_variation(image_emb),
-            "tv_mask_loss": config.tv_weight * total_variation(masks),
+            "tv_img_loss": config.tv_weight * compared.pixel_variations.mean(),
+            "tv_mask_loss": config.tv_weight * compared.mask_variations.mean(),
         }
         total = torch.stack(list(losses.values())).sum()
         return losses | {"total": total, "mask": mask.detach(), "neg_mask": neg_mask.detach()}
+
+
+def _checked(negatives: Tensor, like: Tensor) -> Tensor:
+    if negatives.shape != like.shape:
+        raise ValueError(f"the negatives have shape {tuple(negatives.shape)}, not {tuple(like.shape)}")
+    if not ((negatives >= 0) & (negatives <= 1)).all():
+        raise ValueError("the negatives must be from 0 to 1")
+    return negatives.to(like)
 
 
 def _diagonal(pairs: Tensor, offset: int) -> Tensor:

@@ -219,7 +219,7 @@ class TrainingFree(Method):
         texts = [template.replace("{}", prompt) for prompt in prompts for template in templates]
         # Texts that begin alike go together, because the text tower computes shared beginnings once.
         order = sorted(range(len(texts)), key=texts.__getitem__)
-        parts = self.clip.tokenizer([texts[place] for place in order]).to(device).split(_TEXT_BATCH)
+        parts = self.clip.tokenizer([texts[place] for place in order]).split(_TEXT_BATCH)
         found = torch.cat([F.normalize(self.clip.encode_text(part).float(), dim=-1) for part in parts])
         rows = torch.empty_like(found)
         rows[order] = found

@@ -10,7 +10,7 @@
   const refreshLabels = () => {
     hidden.textContent = chips
       .filter((chip) => !pressed(chip))
-      .map((chip) => `.r.l${chip.dataset.label}{display:none}`)
+      .map((chip) => `svg .l${chip.dataset.label}{display:none!important}`)
       .join("");
   };
   chips.forEach((chip) => {
@@ -21,9 +21,61 @@
     });
   });
 
+  // Vertices and tables are made from the outlines when they are asked for, so that they cost a page nothing before.
+  const drawVertices = () => all("path.r:not(.dotted)").forEach((path) => {
+    const dots = path.cloneNode(false);
+    dots.setAttribute("class", `v ${path.classList[1]}`);
+    dots.setAttribute("d", path.getAttribute("d").replace(/Z/g, "").replace(/[ML]([^ML]+)/g, "M$1h0"));
+    path.classList.add("dotted");
+    path.after(dots);
+  });
+  const columns = [["score", "score"], ["area", "area (px)"], ["vertices", "vertices"], ["box", "x, y, width, height"]];
+  const fillTable = (details) => {
+    if (details.querySelector("table")) return;
+    const card = details.closest(".card");
+    const paths = all("path.r", card);
+    const table = document.createElement("table");
+    const head = table.createTHead().insertRow();
+    ["label", ...columns.map(([, title]) => title)].forEach((title) => {
+      head.append(Object.assign(document.createElement("th"), { textContent: title, scope: "col" }));
+    });
+    const rows = table.createTBody();
+    paths.forEach((path) => {
+      const row = rows.insertRow();
+      const label = path.classList[1];
+      const dot = Object.assign(document.createElement("i"), { className: `dot ${label}` });
+      row.insertCell().append(dot, chips.find((chip) => `l${chip.dataset.label}` === label)?.querySelector("span").textContent ?? "");
+      columns.forEach(([name]) => {
+        const value = path.dataset[name] ?? "";
+        const shown = name === "area" ? Number(value).toLocaleString("en") : value.replaceAll(" ", ", ");
+        row.insertCell().textContent = shown;
+      });
+    });
+    const holder = document.createElement("div");
+    holder.append(table);
+    const total = Number(details.dataset.total);
+    if (total > paths.length) {
+      holder.append(`The largest ${paths.length.toLocaleString("en")} of ${total.toLocaleString("en")} regions`);
+    }
+    details.append(holder);
+  };
+  // The table of an enlarged image is a copy: its rows find their outlines by their place.
+  const pathOf = (target) => {
+    const row = target.closest?.(".regions tbody tr");
+    return row && all("path.r", row.closest(".card"))[row.sectionRowIndex];
+  };
+  addEventListener("pointerover", (event) => pathOf(event.target)?.classList.add("hot"));
+  addEventListener("pointerout", (event) => pathOf(event.target)?.classList.remove("hot"));
+  addEventListener("toggle", (event) => {
+    if (!event.target.matches?.(".regions")) return;
+    if (event.target.open) fillTable(event.target);
+    fit();
+  }, true);
+
   const layers = {
     masks: ["no-masks", false],
     edges: ["no-edges", false],
+    vertices: ["show-vertices", true],
     original: ["original", true],
     unlabeled: ["show-unlabeled", true],
   };
@@ -32,6 +84,7 @@
     const [name, whenPressed] = layers[button.dataset.layer];
     press(button, !pressed(button));
     body.classList.toggle(name, pressed(button) === whenPressed);
+    if (name === "show-vertices") drawVertices();
     refreshCards();
     fit();
   };
@@ -49,7 +102,7 @@
   const refreshCards = () => {
     const show = filters.find(pressed).dataset.show;
     // What is not shown must not be found.
-    const searched = showsUnlabeled() ? "figcaption,.why" : "figcaption>:not(.unlabeled),.why";
+    const searched = `figcaption>:not(.regions${showsUnlabeled() ? "" : ",.unlabeled"}),.why`;
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     cards.forEach((card) => {
       const text = all(searched, card).map((element) => element.textContent).join(" ").toLowerCase();
@@ -71,7 +124,8 @@
     if (!shot) return;
     const image = shot.querySelector("img");
     const [width, height] = [Number(image.getAttribute("width")), Number(image.getAttribute("height"))];
-    const caption = showsUnlabeled() && holder.querySelector(".unlabeled") ? 150 : 110;
+    const table = holder.querySelector(".regions[open]") ? 210 : holder.querySelector(".regions") ? 25 : 0;
+    const caption = table + (showsUnlabeled() && holder.querySelector(".unlabeled") ? 150 : 110);
     const scale = Math.min(innerWidth * 0.94 / width, (innerHeight * 0.94 - caption) / height);
     shot.style.width = `${Math.max(1, Math.floor(width * scale))}px`;
     holder.firstElementChild.style.width = `max(${shot.style.width}, min(340px, 94vw))`;

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,16 +20,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl_core.errors import ImageError, SettingsError, TclError, VocabularyError, WeightsError
+from tcl_core.errors import ImageError, SettingsError, TclError, VocabularyError, WeightsError, is_out_of_memory
 from tcl_core.export.base import Exporter, ImageRegions
 from tcl_core.export.names import is_text
 from tcl_core.images import DEFAULT_MAX_PIXELS, load_image
+from tcl_core.jobs.inputs import ImageList
+from tcl_core.jobs.interrupt import InterruptGuard
+from tcl_core.jobs.journal import Journal, journal_path
+from tcl_core.jobs.progress import Progress
+from tcl_core.jobs.sources import Source
 from tcl_core.polygons import tolerance_in_pixels
-from tcl_core.prelabel.inputs import ImageList
-from tcl_core.prelabel.interrupt import InterruptGuard
-from tcl_core.prelabel.journal import Journal, journal_path
-from tcl_core.prelabel.progress import Progress
-from tcl_core.prelabel.sources import Source
 from tcl_core.preview.page import PreviewWriter, check_preview_folder
 from tcl_core.regions import label_map_to_regions
 from tcl_core.segmentation.specks import MinArea, check_min_area
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
     from tcl_core.segmentation.features import ImageFeatures
     from tcl_core.segmentation.segmenter import Segmenter
 
-__all__ = ["PrelabelSettings", "PrelabelSummary", "run_prelabel"]
+__all__ = ["PIXELS_AT_ONCE", "PrelabelSettings", "PrelabelSummary", "run_prelabel"]
 
-_PIXELS_AT_ONCE = 24_000_000
+PIXELS_AT_ONCE = 24_000_000
 """Images of a group are decoded together only up to this many pixels (72 MB), then they go through the network."""
 
 
@@ -132,7 +133,7 @@ def run_prelabel(
     done.
 
     Args:
-        images: from :func:`tcl_core.prelabel.inputs.find_images`.
+        images: from :func:`tcl_core.jobs.inputs.find_images`.
         segmenter: the model and its settings.
         vocabulary: the labels.
         out: output to write; a journal lies next to it until the job is complete.
@@ -271,7 +272,7 @@ class _Job:
                 continue
             pending.append((name, image))
             pixels += image.shape[0] * image.shape[1]
-            if pixels >= _PIXELS_AT_ONCE:
+            if pixels >= PIXELS_AT_ONCE:
                 self._label(pending, guard, progress)
                 pending, pixels = [], 0
         self._label(pending, guard, progress)
@@ -326,16 +327,16 @@ class _Job:
         self, pending: Sequence[tuple[str, NDArray[np.uint8]]]
     ) -> Iterator[tuple[str, NDArray[np.uint8], Callable[[], ImageFeatures]]]:
         """Each image with a call that gives its features, or raises what went wrong with this one image."""
-        images = [image for _, image in pending]
-        try:
-            features = self._segmenter.encode_batch(images)
-        except Exception:
-            # One of them is to blame; alone, each gives its own features or its own error.
-            for name, image in pending:
-                yield name, image, partial(self._segmenter.encode, image)
-            return
+        features: list[ImageFeatures] | None = None
+        with suppress(Exception):
+            features = self._segmenter.encode_batch([image for _, image in pending])
+        # Not while the error is handled: it holds on to the tensors of the batch, for which there may be no room.
         for position, (name, image) in enumerate(pending):
-            yield name, image, partial(features.__getitem__, position)
+            if features is None:
+                # One of them is to blame; alone, each gives its own features or its own error.
+                yield name, image, partial(self._segmenter.encode, image)
+            else:
+                yield name, image, partial(features.__getitem__, position)
 
     def _regions(self, segmentation: Segmentation) -> list[Region]:
         settings = self._settings
@@ -371,7 +372,7 @@ class _Job:
 def _reason(name: str, error: Exception) -> str:
     if isinstance(error, TclError):
         return str(error).removeprefix(f"{_printable(name)}: ")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return "there is not enough memory for it; use a smaller --batch-size, or --max-pixels to leave it out"
     text = " ".join(str(error).split())
     return f"{_INTERNAL}{type(error).__name__}: {text}; please report it"

@@ -23,9 +23,9 @@ from tcl_core.errors import ExportError, is_full, reason_of, remedy_of
 from tcl_core.export.base import Exporter, ImageRegions, journal_path
 from tcl_core.export.info import run_info
 from tcl_core.export.names import NOT_TEXT, is_text, printable
-from tcl_core.prelabel.regions_json import region_from_json, region_to_json
-from tcl_core.prelabel.resume import check_same_run
-from tcl_core.prelabel.sources import Source
+from tcl_core.jobs.regions_json import region_from_json, region_to_json
+from tcl_core.jobs.resume import check_same_run
+from tcl_core.jobs.sources import Source
 from tcl_core.vocabulary import Vocabulary
 
 __all__ = ["LONGEST_SUFFIX", "Journal", "is_in_use", "journal_path"]

@@ -1,0 +1,143 @@
+"""A project's annotations as ground truth: a JSON export, and the images that it is about."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labelstudio_backend.export import image_name
+from labelstudio_backend.labeling_config import BACKGROUND_NAMES
+from labelstudio_backend.shapes import mask_of_value
+from tcl_core.errors import DataSetError
+from tcl_core.evaluation.datasets.base import IGNORED, ClassList
+from tcl_core.evaluation.datasets.own import FolderDataSet
+from tcl_core.images import is_supported
+from tcl_core.vocabulary import Label, Vocabulary
+from tcl_core.vocabulary.labels import name_key
+
+__all__ = ["LabelStudioDataSet"]
+
+_KINDS = ("polygonlabels", "brushlabels", "rectanglelabels")
+_UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
+
+
+class LabelStudioDataSet(FolderDataSet):
+    """Tasks of a JSON export of Label Studio with their newest annotation; tasks without one are left out.
+
+    Polygons, brushes and rectangles count; where they overlap, the smaller one lies on top. All else is background, or
+    does not count where the vocabulary has none.
+
+    Args:
+        path: the export (format "JSON").
+        images: folder of the images; they are found by the name that the task's address ends with, with or without the
+            prefix that Label Studio gives uploads.
+        vocabulary: labels to evaluate; ``None`` takes all that were used, by name.
+
+    Raises:
+        DataSetError: it is no such export, or an image is missing.
+    """
+
+    def __init__(self, path: Path, images: Path, vocabulary: Vocabulary | None) -> None:
+        self._path = path
+        tasks = [task for task in _read(path) if _newest(task) is not None]
+        self._results = [list(self._regions(task)) for task in tasks]
+        if vocabulary is None:
+            used = {str(label) for regions in self._results for _, label, _, _ in regions}
+            if not used:
+                raise DataSetError(f"{path}: no task has an annotated region; annotate one, or give --labels FILE")
+            vocabulary = Vocabulary(tuple(Label(name) for name in sorted(used)))
+        self._places = {name_key(name): place for place, name in enumerate(vocabulary.names)}
+        names = [self._name(task, images) for task in tasks]
+        super().__init__(path.stem, images, ClassList.of(vocabulary), names)
+        self.about = {"annotations": "newest of each task"}
+
+    def _name(self, task: Mapping[str, Any], images: Path) -> str:
+        """The image of a task, relative to the folder."""
+        values = [value for value in (task.get("data") or {}).values() if isinstance(value, str)]
+        names = [name for value in values if is_supported(name := image_name(value))]
+        if not names:
+            raise DataSetError(f"{self._path}: task {task.get('id')} names no image file; export it as JSON")
+        name = names[0]
+        base = name.rsplit("/", 1)[-1]
+        for candidate in (name, base, _UPLOAD_PREFIX.sub("", base)):
+            if (images / candidate).is_file():
+                return candidate
+        return name
+
+    def _regions(self, task: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any], tuple[int, int]]]:
+        """Kind, label, value and image size of every region.
+
+        Raises:
+            DataSetError: its place on the image is not known.
+        """
+        newest = _newest(task) or {}
+        for result in newest.get("result") or []:
+            kind = result.get("type")
+            if kind not in _KINDS:
+                continue
+            where = f"{self._path}: task {task.get('id')}, region {result.get('id')}"
+            try:
+                size = int(result["original_height"]), int(result["original_width"])
+            except (KeyError, TypeError, ValueError):
+                raise DataSetError(f"{where}: does not say the size of its image; export the project again") from None
+            if result.get("image_rotation"):
+                raise DataSetError(
+                    f"{where}: was drawn on a turned image, so that its place is not known; draw it anew"
+                )
+            value = result.get("value") or {}
+            for label in value.get(kind) or []:
+                if str(label).casefold() not in BACKGROUND_NAMES:
+                    yield kind, str(label), value, size
+
+    def check(self, index: int) -> None:
+        """See `DataSet.check`."""
+        for _, _, _, size in self._results[index]:
+            self.check_size(index, size, self._path)
+        self.truth(index)
+
+    def truth(self, index: int) -> NDArray[np.int16]:
+        """See `DataSet.truth`."""
+        size = self._results[index][0][3] if self._results[index] else self.size(index)
+        first = int(self.classes.has_background)
+        truth = np.full(size, 0 if first else IGNORED, np.int16)
+        drawn = []
+        for kind, label, value, _ in self._results[index]:
+            place = self._places.get(name_key(label))
+            if place is None:
+                continue
+            try:
+                drawn.append((mask_of_value(kind, value, size), place))
+            except ValueError as error:
+                raise DataSetError(
+                    f"{self._path}: a {label!r} of {self.images[index]} cannot be drawn ({error}); draw it anew"
+                ) from error
+        for mask, place in sorted(drawn, key=lambda pair: -int(pair[0].sum())):
+            truth[mask] = place + first
+        return truth
+
+
+def _newest(task: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The newest annotation of a task that was not skipped."""
+    kept = [each for each in task.get("annotations") or [] if not each.get("was_cancelled")]
+    return max(kept, key=lambda each: (str(each.get("updated_at")), each.get("id") or 0), default=None)
+
+
+def _read(path: Path) -> list[Mapping[str, Any]]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataSetError(f"{path}: cannot be read ({error.strerror}); name a JSON export of Label Studio") from error
+    except (ValueError, RecursionError):
+        raise DataSetError(f"{path}: is no JSON file; export the project as JSON") from None
+    fits = isinstance(data, list) and all(
+        isinstance(task, dict) and isinstance(task.get("data"), dict) for task in data
+    )
+    if not fits or any("annotations" not in task for task in data):
+        raise DataSetError(f"{path}: is no list of tasks with annotations; export the project as JSON, not JSON-MIN")
+    return data

@@ -1,0 +1,98 @@
+"""Images as Python code has them: files, arrays, images of Pillow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tcl_core.errors import ImageError
+from tcl_core.export.base import slashed
+from tcl_core.images import load_image
+from tcl_core.jobs.job import PIXELS_AT_ONCE
+
+if TYPE_CHECKING:
+    from tcl_core.api.arguments import ImageInput
+
+__all__ = ["file_names", "groups_of", "read_image"]
+
+_WHOLE_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+
+
+def read_image(image: ImageInput) -> NDArray[np.uint8]:
+    """The pixels of an image.
+
+    Args:
+        image: a file (read by `tcl_core.load_image`), an array, which is given back as it is, or an image of Pillow,
+            whose transparent pixels are laid on white.
+
+    Returns:
+        uint8 ``[H, W, 3]``, RGB; an array is not checked.
+
+    Raises:
+        ImageError: the file cannot be read, or it is none of these.
+    """
+    if isinstance(image, np.ndarray):
+        return image
+    if isinstance(image, (str, os.PathLike)):
+        return load_image(Path(image))
+    if not isinstance(image, Image.Image):
+        raise ImageError(
+            f"expected an image as a file name, an RGB array uint8 [H, W, 3] or an image of Pillow, found "
+            f"{type(image).__name__}"
+        )
+    if image.mode not in _WHOLE_MODES:
+        raise ImageError(
+            f"an image of Pillow has the mode {image.mode}, of more than 8 bits; give the name of its file instead"
+        )
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer)
+    return np.array(image.convert("RGB"))
+
+
+def file_names(images: Sequence[ImageInput]) -> list[str]:
+    """What a COCO file calls the images.
+
+    A file is called by its path below the deepest folder that holds all of them, as ``tcl-annotate prelabel`` does;
+    what is not a file is called ``image-0001.png`` by its place.
+
+    Examples:
+        >>> file_names(["a/room.jpg"]), file_names(["a/room.jpg", "a/b/room.jpg", np.zeros((1, 1, 3), np.uint8)])
+        (['room.jpg'], ['room.jpg', 'b/room.jpg', 'image-0003.png'])
+    """
+    paths = {
+        place: os.path.abspath(image) for place, image in enumerate(images) if isinstance(image, (str, os.PathLike))
+    }
+    try:
+        root = os.path.commonpath([os.path.dirname(path) for path in paths.values()]) if paths else ""
+    except ValueError as error:
+        raise ImageError("the images lie on different drives; segment them in one call for each drive") from error
+    return [
+        slashed(os.path.relpath(paths[place], root)) if place in paths else f"image-{place + 1:04d}.png"
+        for place in range(len(images))
+    ]
+
+
+def groups_of(images: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[NDArray[np.uint8]]]:
+    """The groups in which a job (`tcl_core.jobs.job`) sends images through the network, so that numbers agree.
+
+    Args:
+        images: uint8 ``[H, W, 3]`` each.
+        size: most images of a group.
+    """
+    group: list[NDArray[np.uint8]] = []
+    pixels = 0
+    for number, image in enumerate(images, start=1):
+        group.append(image)
+        pixels += image.shape[0] * image.shape[1] if image.ndim >= 2 else 0
+        if pixels >= PIXELS_AT_ONCE or number % size == 0:
+            yield group
+            group, pixels = [], 0
+    if group:
+        yield group

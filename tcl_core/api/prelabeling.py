@@ -1,0 +1,133 @@
+"""The main job as one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from tcl_core.api.arguments import Labels
+    from tcl_core.export.base import Exporter
+    from tcl_core.jobs.inputs import ImageList
+    from tcl_core.jobs.job import PrelabelSummary
+    from tcl_core.segmentation.segmenter import Segmenter
+    from tcl_core.segmentation.specks import MinArea
+
+__all__ = ["prelabel"]
+
+
+def prelabel(
+    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    labels: Labels,
+    out: str | os.PathLike[str],
+    model: str | os.PathLike[str] | Segmenter = "playground",
+    *,
+    exporter: Exporter | str = "coco",
+    preview: str | os.PathLike[str] | None = None,
+    root: str | os.PathLike[str] | None = None,
+    tolerance: str | float = "default",
+    min_area: MinArea = "auto",
+    small: Literal["drop", "merge"] = "merge",
+    refine: bool = True,
+    options: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 8,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> PrelabelSummary:
+    """Label the images of a folder and write a COCO file; ``tcl-annotate prelabel`` as a call, with the same file.
+
+    An image that cannot be read costs only itself and is named in the summary. Memory does not grow with the number of
+    images. Ctrl-C ends the run between two images with a valid file; ``resume=True`` goes on with the same result.
+
+    Args:
+        inputs: an image, a folder (searched through its sub-folders) or a pattern such as ``"photos/*.jpg"``, or
+            several of them.
+        labels: as for `tcl_core.segment`.
+        out: the file, or the folder for formats of one; a journal lies beside it until the job is complete.
+        model: as for `tcl_core.segment`.
+        exporter: name of a format (``"coco"``, ``"yolo-seg"``, ``"semantic-png"``), or an exporter with its settings,
+            such as ``CocoExporter(geometry="rle")``.
+        preview: folder for a preview page that works offline.
+        root: folder that file names are relative to; by default the deepest one that holds every input.
+        tolerance: of the polygons, see `tcl_core.polygons.tolerance_in_pixels`.
+        min_area: regions of fewer pixels are not annotated; ``"auto"`` takes what follows from the model's patch.
+        small: what becomes of them: ``"merge"`` into their surroundings, or ``"drop"``.
+        refine: as for `tcl_core.segment`, as the next four.
+        options: of the method.
+        device: where the model runs.
+        precision: of the matrix products.
+        batch_size: most images and windows at once.
+        resume: go on with a run that was stopped, or with a finished one and more images.
+        overwrite: replace what is there.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        How many images were labeled, and why others were not.
+
+    Raises:
+        ImageError: there is no image.
+        VocabularyError: a label holds a mistake, or the model does not know a word.
+        WeightsError: there is no such model, or it is not fetched.
+        ExportError: the output is there and neither ``resume`` nor ``overwrite`` was asked for, or cannot be written.
+        SettingsError: a setting is out of range, or the output is one of the images.
+
+    Example::
+
+        summary = tcl_core.prelabel("photos", ["chair", "lamp"], "labels.json", model="tcl-vit-b16")
+        print(summary.done, summary.failed)
+    """
+    from tcl_core.api.segmenting import as_vocabulary, segmenter_of
+    from tcl_core.export.base import create_exporter, journal_path
+    from tcl_core.jobs.inputs import find_images
+    from tcl_core.jobs.job import PrelabelSettings, run_prelabel
+
+    vocabulary, target = as_vocabulary(labels), Path(out)
+    settings = PrelabelSettings(tolerance, min_area, small)
+    writer = create_exporter(exporter) if isinstance(exporter, str) else exporter
+    writer.check_target(target)
+    page = None if preview is None else Path(preview)
+    named = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
+    own = [path for path in (page, target, journal_path(target)) if path is not None]
+    images = find_images([os.fspath(name) for name in named], None if root is None else Path(root), exclude=own)
+    _check_apart(images, target)
+    segmenter = segmenter_of(
+        model,
+        vocabulary,
+        keep_features=False,
+        refine=refine,
+        options=options,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+    )
+    # First, as in the command: texts that are embedded together differ from single ones in the last bits.
+    segmenter.background_names(vocabulary)
+    return run_prelabel(
+        images,
+        segmenter,
+        vocabulary,
+        target,
+        writer,
+        settings,
+        preview=page,
+        preview_title=f"Pre-labels: {target.stem}",
+        resume=resume,
+        overwrite=overwrite,
+        quiet=not progress,
+    )
+
+
+def _check_apart(images: ImageList, out: Path) -> None:
+    """Refuse an output that would replace an image of the job."""
+    from tcl_core.errors import SettingsError
+
+    place = os.path.realpath(out)
+    for index in range(len(images)):
+        real = os.path.realpath(images.path(index))
+        if real == place or real.startswith(place + os.sep):
+            raise SettingsError(f"{out}: is, or holds, {real}, an image of this job; name another output")

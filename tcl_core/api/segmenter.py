@@ -1,0 +1,61 @@
+"""A segmenter that is made from the name of a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from tcl_core.models import load_model
+from tcl_core.models.registry import check_options
+from tcl_core.segmentation import segmenter
+from tcl_core.segmentation.features import FeatureCache
+
+__all__ = ["Segmenter"]
+
+
+class Segmenter(segmenter.Segmenter):
+    """A model with the settings of inference: encode an image once, segment it for any number of vocabularies.
+
+    `tcl_core.segmentation.segmenter.Segmenter`, which can also be loaded by name.
+
+    Example::
+
+        segmenter = Segmenter.from_pretrained("playground")
+        features = segmenter.encode(load_image("room.jpg"))
+        sofas = segmenter.segment(features, Vocabulary.from_labels({"Sofa": ["sofa", "couch"]}))
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str] = "playground",
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        refine: bool = True,
+        options: Mapping[str, Any] | None = None,
+        cache: FeatureCache | None = None,
+        batch_size: int = 8,
+    ) -> Segmenter:
+        """Load a model.
+
+        Args:
+            model: a name that `tcl_core.list_models` gives, ``METHOD:CONFIGURATION/TAG`` for a CLIP of open_clip, or
+                the path of a model file; see `tcl_core.load_model`.
+            device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
+            precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+            refine: make the masks follow the image's edges.
+            options: values of the method's options, such as ``{"kp_weight": 0.2}``.
+            cache: keeps features of images; ``None`` keeps none.
+            batch_size: most windows that go through the network together; memory grows with it.
+
+        Raises:
+            WeightsError: there is no such model, it is not fetched, or its file is damaged.
+            SettingsError: the device or the precision is not available, or an option is unknown or out of range.
+        """
+        if options:
+            # Before the weights are read, which takes a while.
+            check_options(model, options)
+        loaded = load_model(model, device=device, precision=precision)
+        return cls(loaded, refine=refine, options=options, cache=cache, batch_size=batch_size)

@@ -1,0 +1,96 @@
+"""``tcl-annotate compare``: the same images through several models, side by side."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+
+from tcl_core.cli.main import EXIT_FINE, EXIT_ISSUES
+from tcl_core.cli.options import make_segmenter, make_vocabulary, vocabulary_options
+from tcl_core.cli.places import OUTPUT_PATH
+from tcl_core.errors import SettingsError
+
+__all__ = ["command"]
+
+
+@click.command(
+    "compare",
+    short_help="Show the same images through several models, side by side.",
+    epilog="""\b
+Examples:
+  tcl-annotate compare photos --labels labels.yaml --model tcl-vit-b16 \\
+      --model naclip:ViT-B-16-quickgelu/openai --preview compared
+  tcl-annotate compare room.jpg --label "Sofa=sofa,couch" --label Lamp --model playground \\
+      --model maskclip:playground --preview compared""",
+)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@vocabulary_options
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    help="Name of a model ('tcl-annotate models list') or path of a model file; given twice or more.",
+)
+@click.option("--preview", required=True, type=OUTPUT_PATH, metavar="DIR", help="Folder for the page.")
+@click.option("--refine/--no-refine", default=True, help="Whether masks follow the image's edges (PAMR).")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")
+@click.option(
+    "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16 or float16."
+)
+@click.option("--title", default="Models side by side", show_default=True, metavar="TEXT", help="Heading of the page.")
+@click.option("--overwrite", is_flag=True, help="Replace the page if it is there.")
+@click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")
+def command(
+    inputs: tuple[str, ...],
+    labels_file: Path | None,
+    label_options: tuple[str, ...],
+    background: bool | None,
+    background_threshold: float | None,
+    background_names: str | None,
+    templates: str | None,
+    models: tuple[str, ...],
+    preview: Path,
+    refine: bool,
+    device: str,
+    precision: str,
+    title: str,
+    overwrite: bool,
+    quiet: bool,
+) -> int:
+    """Segment a handful of images with each model and write a page that shows them side by side.
+
+    INPUT is an image, a folder (searched through its sub-folders) or a pattern such as 'photos/*.jpg'. Every image has
+    one card for each model, with its masks, polygons and a table of regions, and the page says on how many pixels the
+    models agree. Nothing else is written; 'prelabel' makes annotations. An image that cannot be read is left out, and
+    the exit code is then 1.
+    """
+    vocabulary = make_vocabulary(
+        labels_file, label_options, background, background_threshold, background_names, templates
+    )
+    twice = next((name for name in models if models.count(name) > 1), None)
+    if twice is not None:
+        raise SettingsError(f"--model {twice}: is given twice; give each model once")
+    if len(models) < 2:
+        raise SettingsError("--model: give two models or more, each with an option of its own")
+
+    from tcl_core.jobs.comparison import compare_models
+    from tcl_core.jobs.inputs import find_images
+
+    images = find_images(inputs, exclude=[path for path in (preview, labels_file) if path is not None])
+    if images.left_out:
+        click.echo(images.left_out_message(), err=True)
+    # One image at a time is encoded; what goes through the network together are its windows.
+    loaders = {name: partial(make_segmenter, name, refine, {}, device, precision, batch_size=8) for name in models}
+    found = compare_models(images, loaders, vocabulary, preview, title=title, overwrite=overwrite, quiet=quiet)
+    for name, share in found.agreement.items():
+        click.echo(f"{name}: the same label as {models[0]} on {share:.1%} of the pixels")
+    click.echo(f"page: {found.page}")
+    if found.failed:
+        click.echo(f"skipped: {len(found.failed):,} of {len(images):,} images", err=True)
+    for name, reason in sorted(found.failed.items())[:20] if quiet else ():
+        click.echo(f"  {name}: {reason}", err=True)
+    return EXIT_ISSUES if found.failed else EXIT_FINE

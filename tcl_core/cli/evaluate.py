@@ -1,0 +1,330 @@
+"""``tcl-annotate evaluate``: models against true label maps, by the protocol of the papers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tcl_core.cli.main import EXIT_FINE
+from tcl_core.cli.options import DEFAULT_MODEL, read_options
+from tcl_core.cli.places import INPUT_PATH, OUTPUT_PATH, check_file, check_folder
+from tcl_core.errors import SettingsError
+from tcl_core.vocabulary import Vocabulary
+from tcl_core.vocabulary.templates import TEMPLATE_SETS
+
+if TYPE_CHECKING:
+    from tcl_core.evaluation.jobs import DataSpec, EvaluationJob, ModelSpec
+    from tcl_core.evaluation.processes import OnProgress
+
+__all__ = ["command"]
+
+# Written out, because the evaluation's package loads the network's library; a test compares them.
+_BENCHMARKS = ("voc", "voc20", "context", "context59", "coco_object", "coco_stuff", "cityscapes", "ade20k")
+_DATA_SETS = (*_BENCHMARKS, "playground", "all")
+_REFINERS = ("pamr", "none")
+
+
+@click.command(
+    "evaluate",
+    short_help="Score models on benchmarks or on your own annotated images.",
+    epilog="""\b
+Examples:
+  tcl-annotate evaluate voc --data data --model tcl-vit-b16
+  tcl-annotate evaluate all --data data --model tcl-vit-b16 --processes 4 --out results
+  tcl-annotate evaluate --coco annotations.json --images photos --model tcl-vit-b16
+  tcl-annotate evaluate --masks masks --labels labels.yaml --images photos
+  tcl-annotate evaluate playground --all-methods --refiner none --refiner pamr
+
+A run that was stopped goes on when the same command is given again.""",
+)
+@click.argument("data_sets", metavar="[DATASET]...", nargs=-1, type=click.Choice(_DATA_SETS))
+@click.option("--data", type=INPUT_PATH, metavar="DIR", help="Folder of the benchmarks, as they are unpacked.")
+@click.option(
+    "--split",
+    metavar="NAME",
+    help="val (the default) or train of a benchmark, on which papers choose their settings; seen (the default) or "
+    "held-out of the playground.",
+)
+@click.option("--coco", type=INPUT_PATH, metavar="FILE", help="Your own data: a COCO file.")
+@click.option("--masks", type=INPUT_PATH, metavar="DIR", help="Your own data: PNG masks with numbers of labels.")
+@click.option("--label-studio", type=INPUT_PATH, metavar="FILE", help="Your own data: a JSON export of Label Studio.")
+@click.option("--images", type=INPUT_PATH, metavar="DIR", help="Folder of the images of your own data.")
+@click.option(
+    "--labels",
+    type=INPUT_PATH,
+    metavar="FILE",
+    help="Label file of your own data; without one all labels of a COCO file or an export are taken.",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Evaluate the first N images only.")
+@click.option(
+    "--names",
+    default="raw",
+    show_default=True,
+    metavar="raw|synonyms|FILE",
+    help="What a benchmark's classes are called: their names to the letter, NACLIP's synonyms, or the rows of a file.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=[DEFAULT_MODEL],
+    show_default=True,
+    metavar="NAME",
+    help="Name or path of a model; may be given again.",
+)
+@click.option("--all-methods", is_flag=True, help="Also every method that needs nothing learned, on each model.")
+@click.option(
+    "--refiner",
+    "refiners",
+    multiple=True,
+    type=click.Choice(_REFINERS),
+    default=["pamr"],
+    show_default=True,
+    help="What makes masks follow the image; may be given again.",
+)
+@click.option(
+    "--option",
+    "option_values",
+    multiple=True,
+    callback=read_options,
+    metavar="NAME=VALUE",
+    help="An option of the model's method, such as kp_weight=0.3; may be given again.",
+)
+@click.option("--short-side", type=click.IntRange(min=1), metavar="N", help="Size of images, instead of the model's.")
+@click.option("--max-long-side", type=click.IntRange(min=1), metavar="N", help="Its limit, instead of the model's.")
+@click.option("--window", type=click.IntRange(min=1), metavar="N", help="Side of windows, instead of the model's.")
+@click.option("--stride", type=click.IntRange(min=1), metavar="N", help="Their distance, instead of the model's.")
+@click.option(
+    "--background-threshold", type=click.FloatRange(0, 1), metavar="T", help="Instead of the model's own height."
+)
+@click.option("--templates", type=click.Choice(list(TEMPLATE_SETS)), help="Template set, instead of the model's.")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")
+@click.option(
+    "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16, float16."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Windows at once."
+)
+@click.option(
+    "--processes", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="That share the images."
+)
+@click.option(
+    "--out",
+    type=OUTPUT_PATH,
+    default=Path("evaluation"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder of the results; each data set, model and refiner has one of its own in it.",
+)
+@click.option("--overwrite", is_flag=True, help="Begin anew, instead of going on where an earlier run ended.")
+@click.option("--effort/--no-effort", default=True, help="Whether the effort of correcting is measured; on by default.")
+@click.option(
+    "--page/--no-page", default=True, help="Whether a page of the worst and best images is made; on by default."
+)
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def command(
+    data_sets: tuple[str, ...],
+    data: Path | None,
+    split: str | None,
+    coco: Path | None,
+    masks: Path | None,
+    label_studio: Path | None,
+    images: Path | None,
+    labels: Path | None,
+    limit: int | None,
+    names: str,
+    models: tuple[str, ...],
+    all_methods: bool,
+    refiners: tuple[str, ...],
+    option_values: Mapping[str, str],
+    short_side: int | None,
+    max_long_side: int | None,
+    window: int | None,
+    stride: int | None,
+    background_threshold: float | None,
+    templates: str | None,
+    device: str,
+    precision: str,
+    batch_size: int,
+    processes: int,
+    out: Path,
+    overwrite: bool,
+    effort: bool,
+    page: bool,
+    quiet: bool,
+) -> int:
+    """Score models on DATASET: benchmarks that you have on disk (all for the eight), the playground, or your own data.
+
+    Prints IoU, accuracy, how well boundaries are met, and how much work it is to correct the predictions; writes them
+    with every setting as JSON and CSV, for the whole set, every class and every image.
+    """
+    if out.exists():
+        check_folder("--out", out)
+    else:
+        check_file("--out", out, make_folders=True)
+    vocabulary = None if labels is None else Vocabulary.from_file(labels)
+    specs = _data_specs(data_sets, data, split, coco, masks, label_studio, images, vocabulary, names)
+
+    from tcl_core.evaluation.jobs import EvaluationJob, ModelSpec
+    from tcl_core.evaluation.processes import run_job, torchrun_share
+    from tcl_core.evaluation.report import format_result, summary_table, write_summary
+
+    preprocess = {
+        key: value
+        for key, value in {
+            "short_side": short_side,
+            "max_long_side": max_long_side,
+            "window": window,
+            "stride": stride,
+        }.items()
+        if value is not None
+    }
+    first = ModelSpec(
+        models[0],
+        options=option_values,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        preprocess=preprocess,
+        background_threshold=background_threshold,
+        templates=templates,
+    )
+    jobs = [
+        EvaluationJob(spec, model, out / label / _folder(model), limit, effort, page)
+        for label, spec in specs.items()
+        for model in _models(first, models, all_methods, refiners)
+    ]
+    for spec in specs.values():
+        # What is missing is said before the first set takes hours.
+        spec.open()
+    results: list[dict[str, Any]] = []
+    share = torchrun_share()
+    for job in jobs:
+        with _progress(job, not quiet and (share is None or share.process == 0)) as on_progress:
+            result = run_job(job, processes, overwrite, on_progress)
+        if result is None:
+            continue
+        click.echo(("\n" if results else "") + format_result(result))
+        click.echo(f"{job.folder / 'result.json'}" + (f", {job.folder / 'page' / 'index.html'}" if page else ""))
+        results.append(result)
+    if len(results) > 1:
+        click.echo("\n" + summary_table(results))
+        write_summary(out, results)
+    return EXIT_FINE
+
+
+def _data_specs(
+    data_sets: tuple[str, ...],
+    data: Path | None,
+    split: str | None,
+    coco: Path | None,
+    masks: Path | None,
+    label_studio: Path | None,
+    images: Path | None,
+    vocabulary: Vocabulary | None,
+    names: str,
+) -> dict[str, DataSpec]:
+    """The data sets that are meant, by the name of their folder of results."""
+    own = (("--coco", coco), ("--masks", masks), ("--label-studio", label_studio))
+    given = [name for name, value in own if value is not None]
+    if len(given) + bool(data_sets) != 1:
+        raise SettingsError(
+            "which data? name data sets, such as voc, or give --coco FILE, --masks DIR or --label-studio FILE"
+            if not given
+            else f"{' and '.join([*given, *data_sets])}: give one of them"
+        )
+    if given and images is None:
+        raise SettingsError(f"{given[0]}: say with --images DIR where the images are")
+    if given and split is not None:
+        raise SettingsError("--split: your own data has no splits; leave it out")
+    if names != "raw" and not set(data_sets) & {*_BENCHMARKS, "all"}:
+        raise SettingsError("--names: belongs to benchmarks; your own data's names are in its label file")
+    if data_sets and images is not None:
+        raise SettingsError("--images: belongs to your own data; leave it out")
+    if data_sets and vocabulary is not None:
+        raise SettingsError("--labels: belongs to your own data; give other names of classes with --names FILE")
+
+    from tcl_core.evaluation.jobs import BenchmarkData, CocoData, MaskData, PlaygroundData, PluginData
+
+    if coco is not None and images is not None:
+        return {coco.stem: CocoData(coco, images, vocabulary)}
+    if label_studio is not None and images is not None:
+        return {label_studio.stem: PluginData("label-studio", label_studio, images, vocabulary)}
+    if masks is not None and images is not None:
+        if vocabulary is None:
+            raise SettingsError("--masks: hold numbers only; say with --labels FILE which labels they are")
+        return {masks.resolve().name: MaskData(masks, images, vocabulary)}
+    specs: dict[str, DataSpec] = {}
+    for name in dict.fromkeys(each for one in data_sets for each in (_BENCHMARKS if one == "all" else (one,))):
+        if name == "playground":
+            chosen = split or "seen"
+            specs[f"{name}-{chosen}"] = PlaygroundData(chosen)
+            continue
+        if data is None:
+            raise SettingsError(f"{name}: say with --data DIR where the benchmarks are")
+        specs[f"{name}-{split or 'val'}"] = BenchmarkData(name, data, split or "val", names)
+    return specs
+
+
+def _models(
+    first: ModelSpec, models: tuple[str, ...], all_methods: bool, refiners: tuple[str, ...]
+) -> Iterator[ModelSpec]:
+    from tcl_core.methods import method_class
+    from tcl_core.models.registry import check_options, split_method
+
+    for name in dict.fromkeys(models):
+        if first.options:
+            check_options(name, first.options)
+        options = {name: dict(first.options)}
+        if all_methods:
+            if split_method(name)[0] is not None:
+                raise SettingsError(f"--all-methods: {name} names a method; give the model alone")
+            for method in _methods_without_weights():
+                known = method_class(method).options_class.model_fields
+                options[f"{method}:{name}"] = {key: value for key, value in first.options.items() if key in known}
+        for each, chosen in options.items():
+            for refiner in dict.fromkeys(refiners):
+                yield replace(first, name=each, refine=refiner != "none", options=chosen)
+
+
+def _methods_without_weights() -> list[str]:
+    """Methods that run on the CLIP of any model."""
+    from tcl_core.methods import list_methods, method_class
+
+    kinds = [method_class(name) for name in list_methods()]
+    return [kind.name for kind in kinds if kind.tower_names == ("clip",) and not kind.example().learned_state_dict()]
+
+
+def _folder(model: ModelSpec) -> str:
+    """A name for the results of a model, fit for every file system."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model.name).name if "/" in model.name else model.name).strip("-.")
+    return f"{name}-{'pamr' if model.refine else 'none'}"
+
+
+@contextmanager
+def _progress(job: EvaluationJob, shown: bool) -> Iterator[OnProgress]:
+    """A bar with an estimate; labels are checked first, then images are evaluated."""
+    from tqdm import tqdm
+
+    with tqdm(unit="image", mininterval=1, disable=not shown, leave=False) as bar:
+        doing = ""
+
+        def advance(what: str, done: int, total: int) -> None:
+            nonlocal doing
+            if what != doing:
+                doing = what
+                label = f"{job.folder.parent.name}/{job.folder.name}"
+                bar.reset(total)
+                # The estimate is of what this run does, not of what it found done.
+                bar.initial = done
+                bar.set_description(f"{'checking labels of' if what == 'check' else 'evaluating'} {label}")
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance

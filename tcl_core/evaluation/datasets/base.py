@@ -1,0 +1,168 @@
+"""What an evaluation needs of a data set: classes, and images with their true label maps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from tcl_core.errors import DataSetError
+from tcl_core.images import DEFAULT_MAX_PIXELS
+from tcl_core.vocabulary import Label, Vocabulary
+
+__all__ = ["IGNORED", "ClassList", "DataSet", "VerbatimLabel", "label_header", "read_label"]
+
+IGNORED = -1
+"""Class of pixels that do not count."""
+
+_ONE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+
+
+@dataclass(frozen=True)
+class VerbatimLabel(Label):
+    """A label whose prompts keep the blanks around them.
+
+    Published class lists hold such (``"bed "`` of ADE20K), and templates such as ``"{}s"`` make another text of them.
+
+    >>> VerbatimLabel("bed", ("bed ",)).prompts
+    ('bed ',)
+    """
+
+    def __post_init__(self) -> None:
+        given = tuple(self.prompts)
+        super().__post_init__()
+        if given:
+            object.__setattr__(self, "prompts", given)
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """The classes that compete, and how they are asked for.
+
+    Attributes:
+        names: of all K classes, in the order of their numbers; the first is the background where there is one.
+        vocabulary: labels of the classes without the background, in the same order.
+
+    Raises:
+        DataSetError: names and labels do not belong together.
+    """
+
+    names: tuple[str, ...]
+    vocabulary: Vocabulary
+
+    def __post_init__(self) -> None:
+        labels = len(self.vocabulary.labels)
+        if len(self.names) != labels + self.has_background:
+            raise DataSetError(f"{len(self.names)} classes do not fit {labels} labels")
+
+    @property
+    def has_background(self) -> bool:
+        """Whether class 0 is what wins where no label does."""
+        return self.vocabulary.background
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary) -> ClassList:
+        """The classes of a vocabulary, with the background first where it has one."""
+        return cls(("background",) * vocabulary.background + vocabulary.names, vocabulary)
+
+    def from_label_map(self, label_map: NDArray[np.integer]) -> NDArray[np.int16]:
+        """Classes of a label map whose 0 is nothing and k the k-th label: int16, -1 where no class is."""
+        return (label_map - (0 if self.has_background else 1)).astype(np.int16)
+
+
+class DataSet(ABC):
+    """Images with true label maps, by number.
+
+    Attributes:
+        name: short, fit for a folder's name.
+        split: which part of the data, likewise.
+        classes: what competes.
+        images: name of each image, unique, in the order in which they are evaluated.
+        about: whatever else a result should say of the data, as JSON values.
+    """
+
+    name: str
+    split: str
+    classes: ClassList
+    images: Sequence[str]
+    about: dict[str, Any]
+
+    @abstractmethod
+    def check(self, index: int) -> None:
+        """Look at an image and its labels as far as that is cheap; the labels' values are looked at.
+
+        Args:
+            index: of the image, from 0.
+
+        Raises:
+            DataSetError: the labels cannot be read or do not fit the image or the classes.
+            ImageError: the image's header cannot be read.
+        """
+
+    @abstractmethod
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Pixels, uint8 ``[H, W, 3]`` RGB.
+
+        Raises:
+            ImageError: the file cannot be read.
+        """
+
+    @abstractmethod
+    def truth(self, index: int) -> NDArray[np.int16]:
+        """True classes, int16 ``[H, W]``: 0 to K - 1, or `IGNORED`.
+
+        Raises:
+            DataSetError: the file cannot be read, or holds something else.
+        """
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def label_header(path: Path) -> tuple[int, int]:
+    """Height and width of a label image, from its header.
+
+    Raises:
+        DataSetError: it is missing, no image, has several channels or more pixels than an image may have.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in _ONE_CHANNEL:
+                raise DataSetError(
+                    f"{path}: is a color image ({image.mode}), but labels are numbers of classes in one channel; "
+                    "give the data set's own label files, not their visualization"
+                )
+            width, height = image.size
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+    if width * height > DEFAULT_MAX_PIXELS:
+        raise DataSetError(f"{path}: has {width}x{height} pixels, more than {DEFAULT_MAX_PIXELS:,}")
+    return height, width
+
+
+def read_label(path: Path) -> NDArray[np.integer[Any]]:
+    """Numbers of a label image, whole numbers ``[H, W]``; of a palette image its indices.
+
+    Raises:
+        DataSetError: as for `label_header`, or its pixels cannot be decoded.
+    """
+    label_header(path)
+    try:
+        with Image.open(path) as image:
+            values = np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    return values.astype(np.uint8) if values.dtype == np.bool_ else values
+
+
+def _unreadable(path: Path, error: Exception) -> DataSetError:
+    if isinstance(error, FileNotFoundError):
+        return DataSetError(f"{path}: there is no such label file; complete the data set")
+    reason = "is no image" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
+    return DataSetError(f"{path}: {reason}; unpack the data set again")

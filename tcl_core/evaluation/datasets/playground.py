@@ -1,0 +1,62 @@
+"""Scenes of the playground as a data set: drawn while they are evaluated, the same every time."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tcl_core.errors import DataSetError
+from tcl_core.evaluation.datasets.base import ClassList, DataSet
+from tcl_core.evaluation.playground import held_out_scene
+from tcl_core.playground import CLASS_NAMES, Scene
+from tcl_core.playground.scenes import Combinations
+from tcl_core.vocabulary import Label, Vocabulary
+
+__all__ = ["SCENES", "PlaygroundDataSet"]
+
+SCENES = 500
+"""Scenes of a split."""
+
+_SPLITS: dict[str, Combinations] = {"seen": "seen", "held-out": "held-out"}
+
+
+@lru_cache(maxsize=8)
+def _scene(combinations: Combinations, index: int) -> Scene:
+    """Image and truth are asked for one after the other."""
+    return held_out_scene(combinations, index)
+
+
+class PlaygroundDataSet(DataSet):
+    """Scenes that took no part in training; every class of the world competes, plain backdrops do not count.
+
+    Args:
+        split: ``"seen"`` has combinations of kind and color that occur in training, ``"held-out"`` only such that
+            never do.
+
+    Raises:
+        DataSetError: there is no such split.
+    """
+
+    name = "playground"
+
+    def __init__(self, split: str) -> None:
+        if split not in _SPLITS:
+            raise DataSetError(f"--split {split}: the playground has the splits {' and '.join(_SPLITS)}")
+        self.split = split
+        self.classes = ClassList.of(Vocabulary(tuple(Label(name) for name in CLASS_NAMES), background=False))
+        self.images = tuple(f"scene-{index:04}" for index in range(SCENES))
+        self.about: dict[str, Any] = {"title": f"playground, {len(CLASS_NAMES)} classes"}
+
+    def check(self, index: int) -> None:
+        """Nothing can be wrong with a scene."""
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """See `DataSet.image`."""
+        return _scene(_SPLITS[self.split], index).image
+
+    def truth(self, index: int) -> NDArray[np.int16]:
+        """See `DataSet.truth`."""
+        return self.classes.from_label_map(_scene(_SPLITS[self.split], index).label_map)

@@ -1,0 +1,204 @@
+"""Recipes, and the command that runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from torch import nn
+
+from tcl_core.errors import SettingsError, TclError
+from tests.training.runs import tiny_data, tiny_recipe
+from tests.training.shards import encoded
+from training.cli import changed, command, open_data
+from training.config import OptimizerSettings, Recipe, ScheduleSettings, TrainPhase, list_recipes, read_recipe
+from training.log import JsonLines
+from training.optimizer import make_optimizer, set_learning_rate
+from training.schedule import learning_rate
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_recipes_that_come_along_are_valid(name: str) -> None:
+    recipe = read_recipe(name)
+    assert recipe.description and isinstance(recipe.phases[0], TrainPhase)
+    assert Recipe.model_validate(json.loads(recipe.model_dump_json())) == recipe
+
+
+def test_the_papers_recipe_number_for_number() -> None:
+    (phase,) = read_recipe("tcl-cc3m-cc12m").phases
+    assert isinstance(phase, TrainPhase)
+    assert (phase.batch, phase.steps, phase.clip_norm) == (1024, 50_000, 5.0)
+    assert [phase.stage_at(step) for step in (0, 29_999, 30_000, 49_999)] == ["ust", "ust", "full", "full"]
+    rates = [learning_rate(phase.schedule, step, phase.steps) for step in (0, 7500, 15_000, 32_500, 50_000)]
+    assert rates == pytest.approx([7.5e-9, 3.750375e-5, 7.5e-5, 4.25e-5, 1e-5])
+    optimizer = phase.optimizer
+    assert (optimizer.betas, optimizer.eps, optimizer.weight_decay) == ((0.9, 0.999), 1e-6, 0.05)
+    shown = phase.augmentation
+    assert (shown.size, shown.scale, shown.flip, shown.erase) == (224, (0.08, 1.0), 0.5, 0.25)
+    assert shown.auto_augment == "rand-m9-mstd0.5-inc1" and shown.mean == (0.485, 0.456, 0.406)
+
+
+def test_learning_rates_are_pytorchs() -> None:
+    schedule = ScheduleSettings(lr=0.3, min_lr=0.02, warmup=7, start_factor=1e-3)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=schedule.lr)
+    linear = torch.optim.lr_scheduler.LinearLR(optimizer, schedule.start_factor, total_iters=7)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 23, eta_min=schedule.min_lr)
+    both = torch.optim.lr_scheduler.SequentialLR(optimizer, [linear, cosine], [7])
+    for step in range(30):
+        assert learning_rate(schedule, step, 30) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
+        optimizer.step()
+        both.step()
+
+
+def test_steps_of_the_optimizer_are_pytorchs() -> None:
+    """Clipped, with scalars that decay and a layer that begins later."""
+
+    def layers() -> nn.Module:
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        module.register_parameter("gate", nn.Parameter(torch.tensor(0.5)))
+        return module
+
+    mine, reference = layers(), layers()
+    settings = OptimizerSettings(betas=(0.8, 0.9), weight_decay=0.3)
+    optimizer = make_optimizer(mine.named_parameters(), settings)
+    named = dict(reference.named_parameters())
+    groups = [
+        {"params": [named["0.weight"], named["1.weight"], named["gate"]], "weight_decay": 0.3},
+        {"params": [named["0.bias"], named["1.bias"]], "weight_decay": 0.0},
+    ]
+    expected = torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.9), eps=1e-6, foreach=False)
+    for step in range(6):
+        for module, opt in ((mine, optimizer), (reference, expected)):
+            x = torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
+            opt.zero_grad()
+            module[1].requires_grad_(step >= 3)
+            (50 * module(x) * module.gate).square().mean().backward()
+            assert nn.utils.clip_grad_norm_(module.parameters(), 0.05) > 0.05
+            if opt is optimizer:
+                set_learning_rate(opt, 0.1)
+            opt.step()
+    for a, b in zip(mine.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    content = {
+        "name": "mine",
+        "model": {"clip": "playground"},
+        "phases": [
+            {
+                "kind": "train",
+                "name": "a",
+                "stages": [{"stage": "ust", "steps": 3}],
+                "batch": 2,
+                "schedule": {"lr": 0.1},
+                **changes,
+            }
+        ],
+    }
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 0}, "mine.yaml: phases.0.*batch must be at least 1"),
+        ({"bach": 3}, "mine.yaml: phases.0.*unknown keys: bach"),
+        ({"schedule": {"lr": -1}}, "lr must be above 0"),
+        ({"schedule": {"lr": 0.1, "min_lr": 0.2}}, "min_lr that is at most lr"),
+        ({"stages": []}, "stages must be a list of at least 1"),
+        ({"precision": "float8"}, "precision must be 'float32', 'bfloat16' or 'float16'"),
+        ({"start": "before"}, "must name earlier phases in phase 'a', and 'before' is none"),
+        ({"name": "../a"}, "name"),
+    ],
+)
+def test_bad_recipes(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        read_recipe(written(tmp_path, **changes))
+
+
+def test_recipes_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no recipe 'tlc'.*tcl-cc3m-cc12m"):
+        read_recipe("tlc")
+    (tmp_path / "a.yaml").write_text("{[")
+    with pytest.raises(SettingsError, match="a.yaml: is not valid YAML"):
+        read_recipe(tmp_path / "a.yaml")
+
+
+def test_settings_are_changed_by_name(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path))
+    found = changed(
+        recipe, ["phases.0.batch=8", "phases.0.schedule.lr=1.0e-3", "model.config.area_prior=0.2", "seed=4"]
+    )
+    phase = found.phases[0]
+    assert isinstance(phase, TrainPhase) and (phase.batch, phase.schedule.lr, found.seed) == (8, 1e-3, 4)
+    assert found.model.config == {"area_prior": 0.2}
+    for wrong in ("phases.0.bach=8", "phases.3.batch=8", "batch", "phases.0.batch"):
+        with pytest.raises(SettingsError, match="is not KEY=VALUE"):
+            changed(recipe, [wrong])
+    with pytest.raises(SettingsError, match="--set: phases.0.*batch must be at least 1"):
+        changed(recipe, ["phases.0.batch=0"])
+
+
+def test_lines_that_were_cut_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    JsonLines(path, 2).write(3, {"total": 0.5})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1},
+        {"step": 2},
+        {"step": 3, "total": 0.5},
+    ]
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def invoke(*words: str | Path) -> Any:
+    return CliRunner().invoke(command, [str(word) for word in words], standalone_mode=False)
+
+
+def test_a_table_of_your_own(tmp_path: Path) -> None:
+    """From a CSV file to a model, by the command."""
+    tiny_recipe(tmp_path)
+    for number in range(6):
+        (tmp_path / f"{number}.jpg").write_bytes(encoded(number))
+    (tmp_path / "pairs.csv").write_text("image,caption\n" + "".join(f"{n}.jpg,a red cat\n" for n in range(6)))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_recipe(tmp_path).model_dump(mode="json")))
+    words = (recipe, "--data", tmp_path / "pairs.csv", "--out", tmp_path / "run", "--workers", "0", "--device", "cpu")
+    dry = invoke(*words, "--dry-run")
+    assert dry.exception is None, dry.exception
+    assert "main: 12 steps of 6 pairs (12.0 epochs)" in dry.stdout and "hours in all" in dry.stdout
+    assert "ust: 5 steps" in dry.stdout and not (tmp_path / "run").exists()
+    done = invoke(*words)
+    assert done.exception is None and done.return_value == 0, done.exception
+    assert f"wrote {tmp_path / 'run' / 'small.safetensors'}" in done.stdout and "6 pairs of image" in done.stderr
+
+
+def test_data_by_its_ending(tmp_path: Path) -> None:
+    tiny_data(tmp_path)
+    (tmp_path / "pairs.tsv").write_text("image\tcaption\n")
+    joined = open_data([tmp_path / "pairs.tsv", tmp_path / "data"], index=tmp_path / "index")
+    assert len(joined) == 21 and joined.report.files == 4
+    assert len(open_data([tmp_path / "data" / "00001.tar"], index=tmp_path / "index")) == 5
+    for place, message in (
+        (tmp_path / "index", "has no tar files"),
+        (tmp_path / "a.json", "name it with --images"),
+        (tmp_path / "a.parquet", "is no data"),
+    ):
+        with pytest.raises(TclError, match=message):
+            open_data([place])
+
+
+def test_recipes_are_listed() -> None:
+    shown = invoke("--recipes")
+    assert all(name in shown.stdout for name in list_recipes())

@@ -1,0 +1,337 @@
+"""Whole runs: to their end, interrupted, resumed, and what ends them early."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tcl_core.errors import SettingsError
+from tcl_core.models import load_model
+from tests.training.runs import in_process, in_processes, log_of, tiny_data, tiny_recipe, train_here
+from tests.training.shards import encoded, plain_shards, sample, write_shard
+from training import engine
+from training.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from training.config import Recipe
+from training.engine import Interruption, Options, StoppedError, run_recipe
+from training.step import NotFiniteError
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    """Sums of another number of threads have other last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def assert_same(first: Path, second: Path) -> None:
+    a, b = load_file(first), load_file(second)
+    assert set(a) == set(b)
+    assert all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def totals(folder: Path) -> list[float]:
+    return [line["total"] for line in log_of(folder)]
+
+
+def test_a_run_learns_logs_and_gives_a_model(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, stages=[{"stage": "ust", "steps": 10}, {"stage": "full", "steps": 30}])
+    file = train_here(tmp_path, "run", recipe)
+    log = log_of(tmp_path / "run")
+    assert [line["step"] for line in log] == list(range(1, 41))
+    assert [line["stage"] for line in log] == ["ust"] * 10 + ["full"] * 30
+    assert sum(line["total"] for line in log[-5:]) < 0.8 * sum(line["total"] for line in log[:5])
+    assert all(0 <= line["waiting"] <= 1 and line["images_per_second"] > 0 for line in log)
+    model = load_model(file)
+    assert model.name == "small" and model.metadata.extra["recipe"]["phases"][0]["batch"] == 6
+    start = load_file(tmp_path / "tiny.safetensors")
+    changed = [name for name, value in load_file(file).items() if not torch.equal(value, start[name])]
+    assert changed and not any(name.startswith("clip.") for name in changed)
+
+
+def test_again_gives_the_same(tmp_path: Path) -> None:
+    assert_same(train_here(tmp_path, "a"), train_here(tmp_path, "b", workers=1))
+    before = log_of(tmp_path / "a")
+    train_here(tmp_path, "a")
+    assert log_of(tmp_path / "a") == before, "a finished run was taken up again"
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random(tmp_path: Path, times: int) -> None:
+    """By SIGKILL at any moment; the log says how far the process had come."""
+    recipe = tiny_recipe(tmp_path, stages=[{"stage": "ust", "steps": 20}, {"stage": "full", "steps": 30}])
+    expected = train_here(tmp_path, "whole", recipe)
+    rng, kills = random.Random(0), 0
+    log = tmp_path / "cut" / "main.jsonl"
+    for _ in range(3 * times):
+        worker = in_process(train_here, tmp_path, "cut", recipe)
+        if kills == times:
+            worker.join(120)
+            break
+        # Mostly further on than before, sometimes before anything was saved.
+        goal = len(log_lines(log)) + rng.randrange(0, 5)
+        while len(log_lines(log)) < goal and worker.is_alive():
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        if not worker.is_alive():
+            (tmp_path / "cut" / "main.ckpt").unlink()
+            worker.join()
+            continue
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+        kills += 1
+    assert kills == times and worker.exitcode == 0
+    assert_same(tmp_path / "cut" / "small.safetensors", expected)
+    assert totals(tmp_path / "cut") == totals(tmp_path / "whole")
+
+
+def log_lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = train_here(tmp_path, "whole")
+    interruption = Interruption()
+    step = engine.Stepper.step
+
+    def signalled(self: Any, number_of_step: int, *arguments: Any) -> Any:
+        if number_of_step == 7:
+            os.kill(os.getpid(), number)
+        return step(self, number_of_step, *arguments)
+
+    monkeypatch.setattr(engine.Stepper, "step", signalled)
+    options = Options(tmp_path / "cut", torch.device("cpu"), quiet=True)
+    with (
+        interruption.listening(),
+        pytest.raises(StoppedError, match="after step 9 of 12 of main.*run the same command"),
+    ):
+        run_recipe(tiny_recipe(tmp_path), tiny_data(tmp_path), options, interruption)
+    monkeypatch.undo()
+    state = load_checkpoint(tmp_path / "cut" / "main.ckpt")
+    assert state is not None and state["step"] == 9
+    assert_same(train_here(tmp_path, "cut"), expected)
+    assert totals(tmp_path / "cut") == totals(tmp_path / "whole")
+
+
+def test_means_of_the_log_survive_an_interruption(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, log_every=5)
+    train_here(tmp_path, "whole", recipe)
+    stop = Interruption()
+    stop.asked = True
+    options = Options(tmp_path / "cut", torch.device("cpu"), quiet=True)
+    for _ in range(3):
+        with pytest.raises(StoppedError):
+            run_recipe(recipe, tiny_data(tmp_path), options, stop)
+    train_here(tmp_path, "cut", recipe)
+    assert totals(tmp_path / "cut") == totals(tmp_path / "whole") and len(totals(tmp_path / "cut")) == 3
+
+
+def test_losses_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, schedule={"lr": 1e30}, save_every=100)
+    with pytest.raises(NotFiniteError, match=r"step \d+ (is|are) not finite.*lower learning rate"):
+        train_here(tmp_path, "run", recipe)
+    state = load_checkpoint(tmp_path / "run" / "main.ckpt")
+    assert state is not None and state["step"] >= 1, "the steps before it are lost"
+    assert len(log_of(tmp_path / "run")) == state["step"]
+    better = tiny_recipe(tmp_path, schedule={"lr": 1e-3}, save_every=100)
+    with pytest.raises(CheckpointError, match=r"phase.schedule.lr 1e\+30, now 0.001.*--accept-changes"):
+        train_here(tmp_path, "run", better)
+
+
+def _fill_disk(folder: Path, recipe: Recipe, limit: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        train_here(folder, "run", recipe)
+    except SettingsError as error:
+        (folder / "message.txt").write_text(str(error))
+
+
+@pytest.mark.parametrize("limit", [20_000, 300])
+def test_a_full_disk_loses_nothing(tmp_path: Path, limit: int) -> None:
+    """Of checkpoints first, then of the log as well."""
+    expected = train_here(tmp_path, "whole")
+    stop = Interruption()
+    stop.asked = True
+    options = Options(tmp_path / "run", torch.device("cpu"), quiet=True)
+    with pytest.raises(StoppedError):
+        run_recipe(tiny_recipe(tmp_path), tiny_data(tmp_path), options, stop)
+    before = (tmp_path / "run" / "main.ckpt").read_bytes()
+    in_process(_fill_disk, tmp_path, tiny_recipe(tmp_path), limit).join(120)
+    message = (tmp_path / "message.txt").read_text()
+    assert "cannot be written" in message and "free some space" in message and message.count(". ") == 0
+    assert (tmp_path / "run" / "main.ckpt").read_bytes() == before
+    assert not list((tmp_path / "run").glob("*.part"))
+    assert_same(train_here(tmp_path, "run"), expected)
+
+
+def damaged_shards(folder: Path) -> dict[str, int]:
+    """A folder with every kind of fault; returns how many samples are left out for which reason."""
+    data = folder / "data"
+    data.mkdir()
+    plain_shards(data)
+    faults = [
+        sample(30)[:2],
+        sample(31)[1:],
+        sample(32, caption=b""),
+        sample(33, caption=b"\xff\xfe"),
+        sample(34, image=b"<html></html>"),
+        sample(35, image=encoded(35, (1, 1))),
+        sample(36, image=encoded(36, (900, 20))),
+        sample(37, name="a.dotted.name"),
+        sample(38),
+        sample(38),
+        sample(39, image=encoded(39, mode="CMYK")),
+        sample(40, image=encoded(40, mode="L")),
+        # Two that only decoding finds out.
+        sample(41, image=encoded(41)[:-100]),
+        sample(42, image=encoded(42)[:-100]),
+    ]
+    write_shard(data / "00003.tar", [member for members in faults for member in members])
+    cut = write_shard(data / "00004.tar", [member for n in range(50, 54) for member in sample(n)])
+    with tarfile.open(cut) as archive:
+        # The third sample keeps its image alone.
+        end = archive.getmembers()[7].offset
+    cut.write_bytes(cut.read_bytes()[:end])
+    (data / "00005.tar").write_bytes(b"")
+    (data / "00006.tar").write_bytes(b"<html>" * 200)
+    write_shard(data / "00007.tar", [])
+    return {
+        "without a caption": 2,
+        "without an image": 1,
+        "with an empty caption": 1,
+        "with a caption that is not UTF-8": 1,
+        "whose image is none": 1,
+        "with a side that is too short": 1,
+        "that are too elongated": 1,
+        "with a name that occurred before": 1,
+    }
+
+
+@pytest.mark.slow
+def test_damaged_shards_do_not_stop_a_training(tmp_path: Path) -> None:
+    """In one process and in two, which see the same batches."""
+    expected = damaged_shards(tmp_path)
+    source = tiny_data(tmp_path)
+    assert source.report.dropped == expected
+    assert list(source.groups) == [7, 5, 9, 6, 2, 0, 0, 0]
+    assert sorted(Path(name).name for name in source.report.damaged) == [f"0000{n}.tar" for n in (4, 5, 6, 7)]
+    recipe = tiny_recipe(tmp_path)
+    train_here(tmp_path, "one", recipe)
+    assert in_processes(2, train_here, tmp_path, "two", recipe) == [0, 0]
+    assert len(totals(tmp_path / "one")) == 12 and log_of(tmp_path / "one")[-1]["replaced"] > 0
+    assert totals(tmp_path / "two") == pytest.approx(totals(tmp_path / "one"), abs=1e-4)
+
+
+def test_damaged_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    save_checkpoint(path, {"format": 1, "step": 3})
+    assert load_checkpoint(path) == {"format": 1, "step": 3} and load_checkpoint(tmp_path / "b.ckpt") is None
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="a.ckpt: is not a whole checkpoint; remove it"):
+        load_checkpoint(path)
+    torch.save({"step": 3}, path)
+    with pytest.raises(CheckpointError, match="not a checkpoint of this version"):
+        load_checkpoint(path)
+
+
+def test_other_data_is_not_taken_for_the_same(tmp_path: Path) -> None:
+    train_here(tmp_path, "run")
+    (tmp_path / "data" / "00002.tar").unlink()
+    with pytest.raises(CheckpointError, match="other settings or data"):
+        train_here(tmp_path, "run")
+
+
+def test_batches_that_do_not_divide(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="batch of 6 pairs of main cannot be cut into 1 processes with 4 parts"):
+        train_here(tmp_path, "run", accumulate=4)
+
+
+def test_parts_take_the_same_steps(tmp_path: Path) -> None:
+    train_here(tmp_path, "whole")
+    train_here(tmp_path, "parts", accumulate=3)
+    assert totals(tmp_path / "parts") == pytest.approx(totals(tmp_path / "whole"), abs=1e-5)
+
+
+def test_averages_of_phases(tmp_path: Path) -> None:
+    one = tiny_recipe(tmp_path).model_dump(mode="json")
+    first = one["phases"][0]
+    second = {**first, "name": "other", "start": None, "schedule": {"lr": 0.02}}
+    both = {"kind": "average", "name": "mean", "shares": {"main": 0.25, "other": 0.75}}
+    recipe = Recipe.model_validate({**one, "phases": [first, second, both]})
+    file = train_here(tmp_path, "run", recipe)
+    ends = [load_checkpoint(tmp_path / "run" / f"{name}.ckpt") for name in ("main", "other")]
+    mean = load_file(file)
+    for name, value in ends[0]["learned"].items():
+        torch.testing.assert_close(mean[name], 0.25 * value + 0.75 * ends[1]["learned"][name])
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+def _stop_at_seven(folder: Path, out: str) -> None:
+    recipe = tiny_recipe(folder)
+    step = engine.Stepper.step
+    interruption = Interruption()
+
+    def asked(self: Any, number: int, batch: Any, flag: float) -> Any:
+        # Only one process is told; all stop after the same step.
+        interruption.asked = number == 6 and int(os.environ["RANK"]) == 1
+        return step(self, number, batch, float(interruption.asked))
+
+    engine.Stepper.step = asked  # type: ignore[method-assign]
+    options = Options(folder / out, torch.device("cpu"), quiet=True)
+    try:
+        run_recipe(recipe, tiny_data(folder), options, interruption)
+    except StoppedError:
+        return
+    raise AssertionError("it was not stopped")
+
+
+@pytest.mark.slow
+def test_processes_resume_with_another_number(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    train_here(tmp_path, "one", recipe)
+    assert in_processes(2, train_here, tmp_path, "two", recipe) == [0, 0]
+    assert totals(tmp_path / "two") == pytest.approx(totals(tmp_path / "one"), abs=1e-4)
+    # The same number: the same bits.
+    assert in_processes(2, _stop_at_seven, tmp_path, "again") == [0, 0]
+    state = load_checkpoint(tmp_path / "again" / "main.ckpt")
+    assert state is not None and state["step"] == 7
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "main.ckpt").write_bytes((tmp_path / "again" / "main.ckpt").read_bytes())
+    assert in_processes(2, train_here, tmp_path, "again", recipe) == [0, 0]
+    assert_same(tmp_path / "again" / "small.safetensors", tmp_path / "two" / "small.safetensors")
+    # Another number: the same losses.
+    assert in_processes(3, train_here, tmp_path, "other", recipe) == [0, 0, 0]
+    assert totals(tmp_path / "other") == pytest.approx(totals(tmp_path / "two")[7:], abs=1e-4)
+
+
+def _drift(folder: Path) -> None:
+    from training.distributed import check_equal
+
+    parameter = torch.ones(3)
+    check_equal([parameter], torch.device("cpu"))
+    if os.environ["RANK"] == "1":
+        parameter[1] = torch.nextafter(parameter[1], torch.tensor(2.0))
+    try:
+        check_equal([parameter], torch.device("cpu"))
+    except SettingsError as error:
+        (folder / f"{os.environ['RANK']}.txt").write_text(str(error))
+
+
+def test_processes_that_drift_apart_are_noticed(tmp_path: Path) -> None:
+    assert in_processes(2, _drift, tmp_path) == [0, 0]
+    messages = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
+    assert all("process 1 differ from those of process 0" in message for message in messages)
