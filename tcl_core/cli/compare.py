@@ -17,7 +17,7 @@ __all__ = ["command"]
 
 @click.command(
     "compare",
-    short_help="Show the same images through several models, side by side.",
+    short_help="Compare several models side by side on the same images.",
     epilog="""\b
 Examples:
   tcl-annotate compare photos --labels labels.yaml --model tcl-vit-b16 \\

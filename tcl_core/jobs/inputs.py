@@ -51,7 +51,7 @@ class ImageList:
         >>> ImageList(Path("/"), (), {".txt": 3}).left_out_message()
         '3 files left out: .txt'
         >>> ImageList(Path("/"), (), {".txt": 2, "": 1}).left_out_message()
-        '3 files left out: .txt (2), without an ending (1)'
+        '3 files left out: .txt (2), without an extension (1)'
         """
         return _left_out_message(self.left_out)
 

@@ -117,7 +117,7 @@ def test_verify(home: Path) -> None:
     path = import_checkpoint(MINI / "full.pth", name="mini")
     assert verify_model("mini") == verify_model(path) == read_model_file(path).sha256
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(WeightsError, match="not a whole"):
+    with pytest.raises(WeightsError, match="not a complete"):
         verify_model("mini")
 
 

@@ -196,7 +196,7 @@ def test_files_left_out_are_counted_by_their_endings(tmp_path: Path) -> None:
     found = find_images([str(tmp_path / "pics"), str(tmp_path / "pics" / "out.json")], exclude=excluded)
     assert found.file_names == ("a.png", "b.png", "x.png", "out.json")
     assert found.left_out == {".txt": 3, "": 1}
-    assert found.left_out_message() == "4 files left out: .txt (3), without an ending (1)"
+    assert found.left_out_message() == "4 files left out: .txt (3), without an extension (1)"
     assert find_images([str(tmp_path / "pics" / "a.png")]).left_out_message() == ""
 
 
