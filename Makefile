@@ -34,7 +34,7 @@ KEEP_MEMORY := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=dirty_decay_m
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-18s %s\n", $$1, $$2 }'
 
-demo: $(INSTALLED) ## label sample images with the embedded model: a COCO file, and pages to look at
+demo: $(INSTALLED) ## label sample images with the embedded model; writes a COCO file and pages to open in a browser
 	@echo "== Drawing $(SCENES) sample images"
 	@rm -rf "$(OUT)"
 	$(BIN)/tcl-annotate playground scenes --out "$(OUT)/scenes" --count $(SCENES) --seed $(SEED)
@@ -57,17 +57,17 @@ test: $(INSTALLED_TEST) lint environments ## everything: lint, types, all tests,
 	@echo "== Tests"
 	TCL_ANNOTATE_WHEEL_TEST=reuse $(PYTEST) $(PYTEST_ARGS)
 
-test-quick: $(INSTALLED_TEST) ## the inner loop: tests that take less than a few seconds each
+test-quick: $(INSTALLED_TEST) ## fast tests, while you work
 	$(PYTEST) -q -m "not slow" $(PYTEST_ARGS)
 
-test-wheel: $(INSTALLED_TEST) ## before a release: the built wheel in an empty environment, PyTorch and all
+test-wheel: $(INSTALLED_TEST) ## before a release: install the built wheel with PyTorch into an empty environment
 	$(BIN)/python -m pytest tests/packaging/test_wheel.py $(PYTEST_ARGS)
 
-environments: $(INSTALLED_TEST) ## make the environments that some tests need, once, in build/
+environments: $(INSTALLED_TEST) ## create the environments that some tests need in build/, once
 	@echo "== Environments of the tests (minutes the first time)"
 	@$(BIN)/python -m tests.environments
 
-test-gpu: $(INSTALLED) ## training on this machine's GPU: speed, memory, and one step against the CPU's (four minutes)
+test-gpu: $(INSTALLED) ## check training on this machine's GPU: speed, memory, agreement with the CPU (four minutes)
 	$(BIN)/python -m training.gpu_check --out "$(GPU_REPORT)" --device cuda
 
 lint: $(INSTALLED_TEST) ## style, formatting, types and the direction of imports
@@ -77,7 +77,7 @@ lint: $(INSTALLED_TEST) ## style, formatting, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(INSTALLED_TEST) ## let ruff fix what it can
+format: $(INSTALLED_TEST) ## apply ruff's fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -100,13 +100,13 @@ readers: ## install libraries that read COCO files into .venv-readers, for the s
 	$(PYTHON) -m venv .venv-readers
 	.venv-readers/bin/python -m pip install --quiet $(PIP_ARGS) -r tests/readers/requirements.txt
 
-readers-table: $(INSTALLED_TEST) ## write the table of docs/coco-readers.md anew
+readers-table: $(INSTALLED_TEST) ## regenerate the table of docs/coco-readers.md
 	$(BIN)/python -W ignore -m tests.readers.table
 
-train-playground: $(INSTALLED) ## train the embedded model again (under two hours on two cores)
+train-playground: $(INSTALLED) ## retrain the embedded model (under two hours on two cores)
 	$(KEEP_MEMORY) $(BIN)/python -m training.playground
 
-clean: ## remove the environment and what was made (a training in build/playground stays)
+clean: ## remove the environment and all outputs, except the training in build/playground
 	rm -rf "$(VENV)" "$(OUT)" build/docs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # A stamp is newer than what it was made from; the environment is touched only when that changes.

@@ -75,38 +75,38 @@ def _add_routes(app: FastAPI) -> None:
     @app.get("/", responses=_ERRORS)
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Say that the server is up, whatever the worker does."""
+        """Report that the server is up, whatever the state of the worker."""
         return {"status": "UP", "model_class": "tcl-annotate"}
 
     @app.post("/setup", responses=_ERRORS)
     async def setup(request: SetupRequest) -> dict[str, str]:
-        """Take note of a project; nothing is loaded here, for Label Studio waits three seconds only."""
+        """Register a project. Nothing is loaded here, because Label Studio waits only three seconds."""
         return {"model_version": await service().setup(request)}
 
     @app.post("/predict", responses=_ERRORS)
     async def predict(request: PredictRequest) -> Response:
-        """Predict tasks; see the documentation for what a context may hold."""
+        """Predict tasks. The documentation describes the context."""
         return Response(await service().predict(request), media_type="application/json")
 
     @app.get("/versions", responses=_ERRORS)
     @app.post("/versions", responses=_ERRORS)
     async def versions() -> Versions:
-        """Model versions that were given out since the start."""
+        """Model versions returned since the server started."""
         return Versions(versions=service().versions())
 
     @app.post("/webhook", responses=_ERRORS)
     async def webhook() -> dict[str, str]:
-        """Accept Label Studio's messages; nothing is learned from annotations."""
+        """Accept Label Studio's webhooks; the model does not learn from annotations."""
         return {"status": "ignored"}
 
     @app.get("/status", responses=_ERRORS)
     async def status() -> dict[str, Any]:
-        """The server's status: model, queue, and the latest tasks that failed with their reasons."""
+        """Status of the server: model, queue, and recently failed tasks with the reasons."""
         return service().status()
 
     @app.get("/metrics", responses=_ERRORS)
     async def metrics() -> Response:
-        """Numbers for Prometheus."""
+        """Metrics for Prometheus."""
         return Response(service().metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -108,7 +108,7 @@ def _running(settings: ServerSettings) -> Iterator[httpx.Client]:
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        _wait_for(lambda: server.started, "the server does not start")
+        _wait_for(lambda: server.started, "the server did not start")
         port = server.servers[0].sockets[0].getsockname()[1]
         limits = httpx.Limits(max_connections=_AT_ONCE + 5)
         with httpx.Client(
@@ -127,14 +127,14 @@ def _wait_until_ready(client: httpx.Client) -> None:
             raise SettingsError(status["reason"])
         return status["state"] == "ready"
 
-    _wait_for(ready, "the model is not loaded")
+    _wait_for(ready, "the model was not loaded")
 
 
 def _wait_for(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + _SECONDS_TO_LOAD
     while not condition():
         if time.monotonic() > deadline:
-            raise SettingsError(f"{what} after {_SECONDS_TO_LOAD:g} seconds")
+            raise SettingsError(f"{what} within {_SECONDS_TO_LOAD:g} seconds")
         time.sleep(0.1)
 
 
@@ -228,7 +228,7 @@ def _lost_answers(
         # Stopped, it is surely killed during a request and not between two.
         os.kill(worker, signal.SIGSTOP)
         pending = [pool.submit(_predict, client, config, [name], text) for name in names]
-        _wait_for(lambda: client.get("/status").json()["requests"] == len(names), "the requests do not arrive")
+        _wait_for(lambda: client.get("/status").json()["requests"] == len(names), "the requests did not arrive")
         os.kill(worker, signal.SIGKILL)
         answers = [one.result() for one in pending]
     wrong = sum(_wrong(answer, shape) for answer, shape in zip(answers, right, strict=True))

@@ -77,11 +77,13 @@ def decode_brush(rle: Sequence[int], size: tuple[int, int]) -> NDArray[np.bool_]
         [[True, False]]
     """
     if not all(isinstance(byte, int) and 0 <= byte <= 255 for byte in rle):
-        raise ValueError("the brush mask holds something that is no byte")
+        raise ValueError("the brush mask contains a value that is not a byte")
     reader = _BitReader(bytes(rle))
     count = reader.read(32)
     if count != size[0] * size[1] * _CHANNELS:
-        raise ValueError(f"the brush mask has {count} values, an image of {size[1]} x {size[0]} needs another number")
+        raise ValueError(
+            f"the brush mask has {count} values, which does not fit an image of {size[1]} x {size[0]} pixels"
+        )
     value_bits = reader.read(5) + 1
     lengths = [reader.read(4) + 1 for _ in range(4)]
     values = np.zeros(count, dtype=np.uint8)

@@ -211,7 +211,7 @@ class LabelStudioClient:
         try:
             return response.json() if response.content else {}
         except ValueError as error:
-            raise LabelStudioError(f"{self.url}{path}: the answer is not JSON; is this Label Studio?") from error
+            raise LabelStudioError(f"{self.url}{path}: the response is not JSON; is this Label Studio?") from error
 
     def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
         for attempt in range(1, _TRIES + 1):
@@ -227,7 +227,7 @@ class LabelStudioClient:
                     raise LabelStudioError(f"{self.url}: Label Studio cannot be reached ({error})") from error
             except httpx.HTTPError as error:
                 if method == "POST" or attempt == _TRIES:
-                    raise LabelStudioError(f"{self.url}{path}: no answer ({type(error).__name__})") from error
+                    raise LabelStudioError(f"{self.url}{path}: no response ({type(error).__name__})") from error
             time.sleep(_PAUSE_SECONDS * attempt)
         raise AssertionError("the last attempt returns or raises")
 
@@ -266,15 +266,15 @@ def _project(data: Mapping[str, Any]) -> Project:
 def _refusal(url: str, method: str, path: str, response: httpx.Response) -> str:
     if response.status_code == httpx.codes.UNAUTHORIZED:
         return (
-            f"{url}: Label Studio refused the token (401); legacy tokens are off by default, so take a personal access "
-            "token"
+            f"{url}: Label Studio refused the token (401); legacy tokens are disabled by default, so use a personal "
+            "access token"
         )
     if response.status_code == httpx.codes.FORBIDDEN and path.startswith("/api/ml"):
         return (
-            f"{url}: Label Studio refuses the backend's address (403); private addresses need "
-            "USE_DEFAULT_BANNED_SUBNETS=false in its environment"
+            f"{url}: Label Studio refuses the backend's address (403); to allow private addresses, start it with "
+            "USE_DEFAULT_BANNED_SUBNETS=false"
         )
-    return f"{url}: {method} {path} was answered with {response.status_code}: {_reason(response)}"
+    return f"{url}: {method} {path} failed with {response.status_code}: {_reason(response)}"
 
 
 def _reason(response: httpx.Response) -> str:

@@ -73,8 +73,8 @@ def _add_labels(view: Element, tag: str, name: str, vocabulary: Vocabulary, **at
         if label.prompts != (label.name,):
             if with_comma := [prompt for prompt in label.prompts if "," in prompt]:
                 raise VocabularyError(
-                    f"label {label.name!r}: the prompt {with_comma[0]!r} holds a comma, which separates prompts in a "
-                    "labeling configuration; rewrite it"
+                    f"label {label.name!r}: the prompt {with_comma[0]!r} contains a comma, which separates prompts in "
+                    "a labeling configuration; rewrite it"
                 )
             element.set("predicted_values", ", ".join(label.prompts))
         if label.threshold is not None:

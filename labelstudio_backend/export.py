@@ -88,7 +88,7 @@ def export_tasks(
         raise SettingsError(f"annotators is {annotators!r}; give one of {', '.join(ANNOTATORS)}")
     values = [value for value in config.values if value.casefold() != "background"]
     if not values:
-        raise CocoError("the project has no label that could be a category")
+        raise CocoError("the project has no labels to export")
     vocabulary = Vocabulary(tuple(Label(value) for value in values))
     summary = ExportSummary()
     names = _Names()
@@ -153,11 +153,11 @@ def _read(
         try:
             size = int(result["original_height"]), int(result["original_width"])
         except (KeyError, TypeError, ValueError):
-            left_out.append(f"region {result.get('id')}: it does not say the size of its image")
+            left_out.append(f"region {result.get('id')}: the size of its image is missing")
             continue
         sizes.add(size)
         if result.get("image_rotation"):
-            left_out.append(f"region {result.get('id')}: drawn while the image was turned, so its place is not known")
+            left_out.append(f"region {result.get('id')}: drawn on a rotated image, so its position is unknown")
             continue
         for label in value.get(kind) or []:
             if label not in names:
@@ -176,7 +176,7 @@ def _region(label_id: int, label: str, kind: str, value: Mapping[str, Any], size
     mask = mask_of_value(kind, value, size)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
-        raise ValueError("it covers no pixel")
+        raise ValueError("it covers no pixels")
     top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
     polygon = polygon_of_value(kind, value, size) if kind != "brushlabels" else None
     inside = polygon is not None and polygon.is_valid and 0 <= min(polygon.bounds) and _within(polygon.bounds, size)

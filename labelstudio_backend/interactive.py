@@ -64,7 +64,7 @@ def answer(predictor: Predictor, question: Question, image: bytes) -> Answer:
     if typed.action == "nearest":
         routed = predictor.route(str(prompt), config, question.added)
         label = routed.label
-        note = f"The prompt {prompt!r} went to the nearest label, {label!r} (similarity {routed.similarity:.2f})."
+        note = f"The prompt {prompt!r} was added to the nearest label, {label!r} (similarity {routed.similarity:.2f})."
     plan = Plan(config, added, label=label, prompts=None if prompt is None else (prompt,), note=note)
     prediction = predictor.predict(image, plan)
     learned = (str(label), str(prompt)) if typed.action in ("add", "nearest") else None

@@ -192,7 +192,7 @@ def _parse(xml: str) -> Element:
         # A document type could define entities; Label Studio's configurations have none.
         return defusedxml.ElementTree.fromstring(xml, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError) as error:
-        raise SettingsError(f"the labeling configuration is not XML that can be read ({error})") from error
+        raise SettingsError(f"the labeling configuration is not valid XML ({error})") from error
 
 
 def _tag(element: Element) -> str:

@@ -12,14 +12,14 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.tasks = Counter("tcl_tasks", "Tasks by their outcome.", ["outcome"], registry=self.registry)
-        self.refused = Counter("tcl_requests_refused", "Requests beyond the queue.", registry=self.registry)
-        self.restarts = Counter(
-            "tcl_worker_restarts", "Times the worker had to be started anew.", registry=self.registry
+        self.tasks = Counter("tcl_tasks", "Tasks by outcome.", ["outcome"], registry=self.registry)
+        self.refused = Counter(
+            "tcl_requests_refused", "Requests refused because the queue was full.", registry=self.registry
         )
-        self.requests = Gauge("tcl_requests", "Requests that are worked on or wait.", registry=self.registry)
+        self.restarts = Counter("tcl_worker_restarts", "Number of worker restarts.", registry=self.registry)
+        self.requests = Gauge("tcl_requests", "Requests that are running or queued.", registry=self.registry)
         self.seconds = Histogram(
-            "tcl_task_seconds", "Time from a task's request to its answer.", ["kind"], registry=self.registry
+            "tcl_task_seconds", "Time from a task's request to its response.", ["kind"], registry=self.registry
         )
 
     def count(self, outcome: str) -> float:

@@ -38,7 +38,7 @@ def read_auth_file(path: Path) -> tuple[str, ...]:
         if not (name and colon and password):
             raise SettingsError(f"--auth-file {path}: line {number} is not of the form name:password")
     if not pairs:
-        raise SettingsError(f"--auth-file {path}: holds no name:password line")
+        raise SettingsError(f"--auth-file {path}: contains no name:password line")
     return tuple(line for _, line in pairs)
 
 
@@ -139,7 +139,7 @@ class NoTracebacks:
             logger.exception("internal error at %s", scope.get("path"))
             if begun or scope["type"] != "http":
                 raise
-            await _refuse(send, 500, "internal error; the server's log says more", [])
+            await _refuse(send, 500, "internal error; see the server's log", [])
 
 
 async def _refuse(send: Send, status: int, detail: str, headers: list[tuple[bytes, bytes]]) -> None:

@@ -76,7 +76,7 @@ def _read_command(words: str, by_name: Mapping[str, str]) -> TypedPrompt:
     if command == "/list" and not rest:
         return TypedPrompt("list")
     if command != "/clear":
-        raise SettingsError(f"{words!r} is no command; the commands are /list, /clear and /clear LABEL")
+        raise SettingsError(f"{words!r} is not a command; the commands are /list, /clear and /clear LABEL")
     if not rest.strip():
         return TypedPrompt("clear")
     if (label := by_name.get(rest.strip().casefold())) is None:

@@ -120,7 +120,9 @@ def _read_box(result: Mapping[str, Any], value: Mapping[str, Any], config: Label
     labels = value.get("rectanglelabels")
     label = labels[0] if isinstance(labels, Sequence) and labels else None
     if not isinstance(label, str) or label not in config.labels:
-        raise SettingsError(f"the rectangle's label {label!r} is none that is predicted; choose a label before drawing")
+        raise SettingsError(
+            f"the rectangle has the label {label!r}, which is not predicted; choose a label before you draw"
+        )
     try:
         corners = rectangle_points(value, (1, 1))
     except ValueError as error:

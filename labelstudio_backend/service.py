@@ -164,7 +164,7 @@ class Service:
                 try:
                     outcomes[place] = await self._answer_one(task, question, project)
                 except ModelUnavailableError as error:
-                    errors.append(BusyError(f"there is no model: {error}"))
+                    errors.append(BusyError(f"no model is loaded: {error}"))
                 except (BusyError, RefusedError) as error:
                     errors.append(error)
 
@@ -184,8 +184,8 @@ class Service:
             return self._fail(task, project, str(error), interactive)
         except WorkerDiedError as error:
             if interactive:
-                raise BusyError("the model's process ended during this request; try again") from error
-            return self._fail(task, project, f"the model's process ended ({error})", interactive)
+                raise BusyError("the model process ended during this request; try again") from error
+            return self._fail(task, project, f"the model process ended ({error})", interactive)
         self.metrics.tasks.labels("done").inc()
         self.metrics.seconds.labels("interactive" if interactive else "default").observe(time.perf_counter() - began)
         for note in reply.notes:
@@ -238,10 +238,10 @@ class Service:
     @contextmanager
     def _admitted(self) -> Iterator[None]:
         if self.supervisor.state == "failed":
-            raise BusyError(f"there is no model: {self.supervisor.reason}")
+            raise BusyError(f"no model is loaded: {self.supervisor.reason}")
         if self._requests >= self.settings.queue:
             self.metrics.refused.inc()
-            raise BusyError(f"{self.settings.queue} requests are worked on or wait; try again soon")
+            raise BusyError(f"{self.settings.queue} requests are running or queued; try again soon")
         self._requests += 1
         self.metrics.requests.set(self._requests)
         try:

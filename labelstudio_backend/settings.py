@@ -157,7 +157,9 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: expected a mapping of settings")
     for forbidden in ("credentials", "token"):
         if forbidden in data:
-            raise SettingsError(f"{path}: {forbidden} does not belong here; use --auth-file and --token-file")
+            raise SettingsError(
+                f"{path}: {forbidden} is not allowed in the settings file; use --auth-file and --token-file"
+            )
     return data
 
 

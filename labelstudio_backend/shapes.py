@@ -94,7 +94,7 @@ def rectangle_points(value: Mapping[str, Any], size: tuple[int, int]) -> NDArray
     except (KeyError, TypeError, ValueError):
         raise ValueError("the rectangle lacks x, y, width or height") from None
     if not all(map(math.isfinite, (x, y, width, height, turn))):
-        raise ValueError("the rectangle holds a number that is not finite")
+        raise ValueError("the rectangle contains a number that is not finite")
     corner = np.array([x * size[1], y * size[0]])
     across = np.array([math.cos(turn), math.sin(turn)]) * width * size[1]
     down = np.array([-math.sin(turn), math.cos(turn)]) * height * size[0]

@@ -92,7 +92,7 @@ class Supervisor:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._refuse_all(ModelUnavailableError("the server stops"))
+        self._refuse_all(ModelUnavailableError("the server is shutting down"))
         await asyncio.to_thread(self._end_process)
 
     async def submit(self, job: Job, *, urgent: bool) -> Reply | Failed:
@@ -103,7 +103,7 @@ class Supervisor:
             WorkerDiedError: the worker ended during this job.
         """
         if self.state in ("failed", "stopped"):
-            raise ModelUnavailableError(self.reason or "the server stops")
+            raise ModelUnavailableError(self.reason or "the server is shutting down")
         future: asyncio.Future[Reply | Failed] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, _Waiting(0 if urgent else 1, next(self._numbers), job, future))
         self._wake.set()
@@ -115,7 +115,7 @@ class Supervisor:
             await self._work()
             self.state = "loading"
             self.restarts += 1
-            logger.error("the worker process ended; starting another")
+            logger.error("the worker process ended; restarting it")
             if self._on_restart is not None:
                 self._on_restart()
         self.state = "failed"
@@ -136,7 +136,7 @@ class Supervisor:
             try:
                 first = await asyncio.to_thread(ours.recv)
             except (EOFError, OSError):
-                self.reason = "the worker process ended while it loaded the model"
+                self.reason = "the worker process ended while loading the model"
                 continue
             if isinstance(first, Ready):
                 self.model, self.device = first.model, first.device
@@ -167,7 +167,7 @@ class Supervisor:
                 reply = await asyncio.to_thread(self._exchange, item.job)
             except asyncio.CancelledError:
                 if not item.reply.done():
-                    item.reply.set_exception(ModelUnavailableError("the server stops"))
+                    item.reply.set_exception(ModelUnavailableError("the server is shutting down"))
                 raise
             # Whatever it is, what the worker says next could be the answer to another job.
             except Exception as error:
@@ -181,7 +181,7 @@ class Supervisor:
         assert self._connection is not None
         self._connection.send(job)
         if not self._connection.poll(self._job_seconds):
-            raise TimeoutError(f"not done after {self._job_seconds:g} seconds")
+            raise TimeoutError(f"timed out after {self._job_seconds:g} seconds")
         return self._connection.recv()
 
     def _refuse_all(self, error: Exception) -> None:

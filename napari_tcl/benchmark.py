@@ -119,7 +119,7 @@ class _Benchmark:
         for number in range(_TIMES):
             self._add("large", _scene(2 + number, _LARGE))
             self.widget.segment()
-            self._wait(lambda: self._says("looking at the image"))
+            self._wait(lambda: self._says("encoding the image"))
             begun = time.perf_counter()
             self.widget.cancel()
             self._wait(lambda: not self.widget.busy)
@@ -220,7 +220,7 @@ class _Benchmark:
         while not condition():
             QApplication.processEvents()
             if time.monotonic() > end:
-                raise TimeoutError(f"waited in vain; the widget says: {self.widget.buttons.message.text()}")
+                raise TimeoutError(f"timed out; the widget shows: {self.widget.buttons.message.text()}")
             time.sleep(_PAUSE)
 
 

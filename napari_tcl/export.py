@@ -101,11 +101,11 @@ def check_folder(path: Path) -> None:
     """
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise CocoError(f"{path}: there is no folder {folder}; make it, or choose another")
+        raise CocoError(f"{path}: the folder {folder} does not exist; create it, or choose another")
     if path.is_dir():
-        raise CocoError(f"{path}: is a folder; name a file")
+        raise CocoError(f"{path}: is a folder; give a file name")
     if journal_path(path).exists():
-        raise CocoError(f"{path}: a run of tcl-annotate that makes this file is not finished; choose another name")
+        raise CocoError(f"{path}: an unfinished run of tcl-annotate writes this file; choose another name")
     if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise CocoError(f"{path}: cannot be written to; change its permissions, or choose another folder")
 
@@ -132,14 +132,14 @@ def to_positions(label_map: NDArray[Any], ids: Sequence[int], names: Sequence[st
         return label_map.astype(np.int32)
     table = np.full(max([int(label_map.max()), *ids, 0]) + 1, -1, dtype=np.int32)
     if int(label_map.min()) < 0:
-        raise CocoError(f"a label map holds the number {int(label_map.min())}; labels are counted from 1")
+        raise CocoError(f"a label map contains {int(label_map.min())}; labels start at 1")
     table[0] = 0
     table[list(ids)] = np.arange(1, len(ids) + 1)
     positions = table[label_map]
     if (positions < 0).any():
         stray = int(label_map[positions < 0].min())
         known = ", ".join(f"{number} {name}" for number, name in zip(ids, names, strict=True))
-        raise CocoError(f"label {stray} has no name; paint it over, or use one of {known}")
+        raise CocoError(f"label {stray} has no name; paint over it, or use one of {known}")
     return np.asarray(positions)
 
 

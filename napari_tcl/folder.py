@@ -142,14 +142,16 @@ class FolderJob:
             VocabularyError: the model does not know a word of a prompt.
         """
         if segmenter.settings() != self.settings:
-            raise SettingsError(f"{self.work}: was begun with another model or other settings; choose another folder")
+            raise SettingsError(f"{self.work}: was started with another model or other settings; choose another folder")
         segmenter.embed_prompts([prompt for _, prompt in self.vocabulary.prompts], self.vocabulary.templates)
         for name in self.images.file_names:
             if self.state(name).state in ("labeled", "corrected"):
                 continue
             try:
                 if not is_text(name):
-                    raise ImageError("the file's name is not valid UTF-8, so COCO cannot hold it; rename it")
+                    raise ImageError(
+                        "the file name is not valid UTF-8, so it cannot be written to COCO; rename the file"
+                    )
                 session = ImageSession(segmenter, load_image(self.images.root / name))
                 found = session.segment(self.vocabulary, None if on_progress is None else on_progress(name))
                 found = without_specks(found, segmenter.model, min_area)
@@ -193,7 +195,7 @@ class FolderJob:
             SettingsError: the name is not of this job, or the disc refuses.
         """
         if file_name not in self.images.file_names:
-            raise SettingsError(f"{file_name}: is no image of this job")
+            raise SettingsError(f"{file_name}: is not an image of this job")
         path = self._mask_path(file_name)
         part = path.with_suffix(".part")
         try:
@@ -250,7 +252,7 @@ class FolderJob:
                 found = json.loads(path.read_text(encoding="utf-8"))
             else:
                 if self.work.is_dir() and any(self.work.iterdir()):
-                    raise SettingsError(f"{self.work}: holds other files; choose an empty folder for the masks")
+                    raise SettingsError(f"{self.work}: contains other files; choose an empty folder for the masks")
                 self.work.mkdir(parents=True, exist_ok=True)
                 part = path.with_suffix(".part")
                 part.write_text(json.dumps(wanted), encoding="utf-8")
@@ -263,7 +265,7 @@ class FolderJob:
         changed = _first_change(found, wanted)
         if changed is not None:
             raise SettingsError(
-                f"{self.work}: was begun with other {changed}; go back to them, or choose another folder for the masks"
+                f"{self.work}: was started with other {changed}; restore them, or choose another folder for the masks"
             )
 
 

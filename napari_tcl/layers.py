@@ -63,7 +63,7 @@ def reader_of(layer: Image, channel_axis: int | None = None, channels: Sequence[
     """
     data = layer.data[0] if layer.multiscale else layer.data
     if any(length == 0 for length in data.shape):
-        raise ImageError(f"the layer {layer.name!r} holds no pixel")
+        raise ImageError(f"the layer {layer.name!r} has no pixels")
     limits = None if layer.rgb else (float(layer.contrast_limits[0]), float(layer.contrast_limits[1]))
     return SliceReader(data, bool(layer.rgb), channel_axis, tuple(channels), limits)
 

@@ -59,23 +59,23 @@ class SliceReader:
     def __post_init__(self) -> None:
         shape = tuple(self.data.shape)
         if self.rgb and (len(shape) < 3 or shape[-1] not in (3, 4)):
-            raise ImageError(f"an RGB image needs a last axis of 3 or 4, this array has the shape {shape}")
+            raise ImageError(f"an RGB image needs a last axis of size 3 or 4, but the array has the shape {shape}")
         if self.rgb and self.channel_axis is not None:
-            raise ImageError("an RGB image has its channels already; choose no channel axis")
+            raise ImageError("an RGB image already has channels; set the channel axis to none")
         planes = len(shape) - self.rgb - (self.channel_axis is not None)
         if planes < 2:
-            raise ImageError(f"this array has the shape {shape}, which leaves no two axes for the image itself")
+            raise ImageError(f"this array has the shape {shape}, which leaves fewer than two axes for the image")
         if self.channel_axis is not None:
             self._check_channels(shape)
         if 0 in shape:
-            raise ImageError(f"this array has the shape {shape}, so it holds no pixel")
+            raise ImageError(f"this array has the shape {shape}, so it has no pixels")
         if np.dtype(self.data.dtype).kind not in "buif":
-            raise ImageError(f"images of the type {self.data.dtype} cannot be shown to the model; use real numbers")
+            raise ImageError(f"images of type {self.data.dtype} are not supported; use real numbers")
 
     def _check_channels(self, shape: tuple[int, ...]) -> None:
         axis = self.channel_axis
         if axis is None or not 0 <= axis < len(shape):
-            raise ImageError(f"there is no channel axis {axis} in an array of the shape {shape}")
+            raise ImageError(f"there is no channel axis {axis} in an array of shape {shape}")
         if not 1 <= len(self.channels) <= MAX_CHANNELS:
             raise ImageError(f"choose one to {MAX_CHANNELS} channels, not {len(self.channels)}")
         wrong = [channel for channel in self.channels if not 0 <= channel < shape[axis]]
@@ -125,7 +125,7 @@ class SliceReader:
             0 <= number < length for number, length in zip(place, self.stack_shape, strict=True)
         )
         if not inside:
-            raise ImageError(f"there is no slice {place} in a stack of the shape {self.stack_shape}")
+            raise ImageError(f"there is no slice {place} in a stack of shape {self.stack_shape}")
         if self.rgb:
             return _flatten(np.asarray(self.data[place]), self.limits)
         gray = [scale_to_8_bit(self._plane(place, channel), self.limits) for channel in self._chosen]

@@ -46,11 +46,11 @@ def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     if label_map.ndim < 2 or label_map.dtype.kind not in "biu" or label_map.size == 0:
         raise CocoError(f"{path}: the layer's data are {label_map.dtype} {label_map.shape}, not integers [..., H, W]")
     if int(label_map.min()) < 0:
-        raise CocoError(f"{path}: the layer holds the label {int(label_map.min())}; labels are counted from 1")
+        raise CocoError(f"{path}: the layer contains the label {int(label_map.min())}; labels start at 1")
     own = _own(attributes)
     names = _label_names(own, attributes, label_map)
     if not names:
-        raise CocoError(f"{path}: the layer holds no label; paint something first")
+        raise CocoError(f"{path}: the layer has no labels; paint something first")
     ids = list(names)
     vocabulary = vocabulary_of_names(names.values())
     files = own.get("file_names", {})
@@ -87,7 +87,7 @@ def write_shapes(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     kinds = [kinds] * len(data) if isinstance(kinds, str) else list(kinds)
     labels = _shape_labels(attributes, len(data))
     if not len(data):
-        raise CocoError(f"{path}: the layer holds no shape; draw one first")
+        raise CocoError(f"{path}: the layer has no shapes; draw one first")
     outlines: dict[tuple[int, ...], list[tuple[str, shapely.Polygon]]] = {}
     for number, (vertices, kind, label) in enumerate(zip(data, kinds, labels, strict=True), start=1):
         place, polygon = _outline(np.asarray(vertices, dtype=np.float64), str(kind), f"{path}: shape {number}")
@@ -141,7 +141,7 @@ def _outline(vertices: NDArray[np.float64], kind: str, what: str) -> tuple[tuple
         raise CocoError(f"{what} is a {kind}, which has no area; remove it, or draw a polygon")
     leading = np.round(vertices[:, :-2])
     if (leading != leading[0]).any():
-        raise CocoError(f"{what} lies across slices of the stack; draw it in one slice")
+        raise CocoError(f"{what} spans several slices of the stack; draw it in one slice")
     corners = vertices[:, :-3:-1] + _PIXEL_CENTER
     if kind == "ellipse":
         corners = _ellipse(corners)
@@ -174,7 +174,7 @@ def _region(label_id: int, name: str, polygon: shapely.Polygon, size: tuple[int,
     for part in parts:
         mask |= polygon_to_mask(part, size)
     if not mask.any():
-        raise CocoError(f"a shape of the label {name!r} covers no pixel of the image; remove it")
+        raise CocoError(f"a shape of the label {name!r} covers no pixels of the image; remove it")
     rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
     y, x, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
     return Region(

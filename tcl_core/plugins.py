@@ -50,6 +50,6 @@ def load(point: EntryPoint, what: str, kind: type, *, subclass: bool = False) ->
     if not fits:
         wanted = f"sub-class of {kind.__name__}" if subclass else f"{kind.__name__}"
         raise SettingsError(
-            f"{what} {point.name!r} of the package {package} is no {wanted}; update or uninstall the package."
+            f"{what} {point.name!r} of the package {package} is not a {wanted}; update or uninstall the package."
         )
     return found

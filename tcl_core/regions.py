@@ -51,7 +51,7 @@ def label_map_to_regions(
     names = [label.name for label in segmentation.vocabulary.labels]
     _check(label_map, score_map, len(names))
     if min_area < 0:
-        raise SettingsError(f"min_area: {min_area} is negative; give a number of pixels from 0 up")
+        raise SettingsError(f"min_area: {min_area} is negative; give a number of pixels, 0 or more")
     if small not in ("drop", "merge"):
         raise SettingsError(f"small: {small!r} is not known; give drop or merge")
     if label_map.size == 0:
@@ -118,4 +118,4 @@ def _check(label_map: NDArray[np.int32], score_map: NDArray[np.float32], labels:
     if score_map.shape != label_map.shape:
         raise SettingsError(f"score map: its shape {score_map.shape} differs from the label map's {label_map.shape}")
     if label_map.size and (label_map.min() < 0 or label_map.max() > labels):
-        raise SettingsError(f"label map: values must lie between 0 and {labels}, the number of labels")
+        raise SettingsError(f"label map: values must be between 0 and {labels}, the number of labels")

@@ -47,7 +47,7 @@ class _LazyGroup(click.Group):
 @click.group(
     "label-studio",
     cls=_LazyGroup,
-    short_help="Pre-annotate in Label Studio.",
+    short_help="Pre-annotate tasks in Label Studio.",
     epilog="""\b
 Examples:
   tcl-annotate label-studio serve --model playground --token-file token.txt
@@ -55,4 +55,4 @@ Examples:
   tcl-annotate label-studio prelabel --url http://localhost:8080 --token-file token.txt --project 1""",
 )
 def command() -> None:
-    """Pre-annotate in Label Studio: regions with labels in every task, corrected by typed prompts."""
+    """Pre-annotate tasks in Label Studio, and refine them with typed prompts."""

@@ -31,7 +31,7 @@ Example:
     "labels",
     multiple=True,
     metavar="WORD",
-    help=f"A word that the model knows, several times; by default {', '.join(_LABELS)}.",
+    help=f"A word that the model knows; repeatable. Default: {', '.join(_LABELS)}.",
 )
 @click.option(
     "--size",
@@ -42,7 +42,7 @@ Example:
     help="Size of the images in pixels.",
 )
 def command(model: str, labels: tuple[str, ...], size: tuple[int, int]) -> int:
-    """Run the server on a free port and measure its answers under load, and a second prompt against the first.
+    """Run the server on a free port, and measure its responses under load and the time of a second prompt.
 
     The exit code is 1 if a figure misses its target.
     """
@@ -51,7 +51,7 @@ def command(model: str, labels: tuple[str, ...], size: tuple[int, int]) -> int:
     from labelstudio_backend.settings import ServerSettings
 
     if len(labels) == 1:
-        raise SettingsError("--label: give at least two, the later ones for second prompts")
+        raise SettingsError("--label: give at least two; all but the first are used for second prompts")
     options = ModelOptions(model)
     options.identity()
     with tempfile.TemporaryDirectory() as folder:

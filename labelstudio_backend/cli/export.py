@@ -25,17 +25,17 @@ Examples:
   tcl-annotate label-studio export --token-file token.txt --project 1 --out coco.json --annotators consensus""",
 )
 @server_options
-@click.option("--project", type=click.IntRange(min=1), required=True, metavar="N", help="The project's number.")
+@click.option("--project", type=click.IntRange(min=1), required=True, metavar="N", help="Project id.")
 @click.option("--out", type=OUTPUT_PATH, required=True, metavar="FILE", help="COCO file to write.")
 @click.option(
     "--annotators",
     type=click.Choice(["latest", "all", "consensus"]),
     default="latest",
     show_default=True,
-    help="Whose regions count: each task's latest annotation, everybody's, or what more than half agree on.",
+    help="Which annotations to use: the latest of each task, all, or the pixels on which more than half agree.",
 )
 @geometry_option
-@click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @image_options
 def command(
     url: str,
@@ -49,10 +49,9 @@ def command(
     allow_addresses: tuple[str, ...],
     local_root: Path | None,
 ) -> int:
-    """Write the accepted regions of a project: polygons, brush masks and boxes, each image once.
+    """Export the annotations of a project as COCO: polygons, brush masks and boxes, each image once.
 
-    Skipped annotations do not count. Images without a region are in the file too; their sizes are read from the
-    images themselves.
+    Skipped annotations are ignored. Images without regions are included; their sizes are read from the image files.
     """
     from anyio.from_thread import start_blocking_portal
 

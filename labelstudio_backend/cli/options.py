@@ -29,13 +29,14 @@ def server_options(function: F) -> F:
                 default="http://localhost:8080",
                 show_default=True,
                 metavar="URL",
-                help="Label Studio's address.",
+                help="Label Studio's URL.",
             ),
             click.option(
                 "--token-file",
                 type=INPUT_PATH,
                 metavar="FILE",
-                help=f"File with Label Studio's token, personal or legacy; by default the variable {TOKEN_VARIABLE}.",
+                help="File with the Label Studio token, personal or legacy. Default: the environment variable "
+                f"{TOKEN_VARIABLE}.",
             ),
         ]
     ):
@@ -52,20 +53,20 @@ def image_options(function: F) -> F:
                 "allow_hosts",
                 multiple=True,
                 metavar="HOST",
-                help="A further host that may be asked for images; may be given again.",
+                help="Additional host to fetch images from; repeatable.",
             ),
             click.option(
                 "--allow-address",
                 "allow_addresses",
                 multiple=True,
                 metavar="NETWORK",
-                help="A network that may be asked although it is not public, such as 10.0.0.0/8; may be given again.",
+                help="Non-public network to fetch images from, such as 10.0.0.0/8; repeatable.",
             ),
             click.option(
                 "--local-root",
                 type=INPUT_PATH,
                 metavar="DIR",
-                help="Read /data/local-files/ from this folder instead of asking Label Studio.",
+                help="Read /data/local-files/ from this folder instead of Label Studio.",
             ),
         ]
     ):
@@ -84,6 +85,6 @@ def read_token(token_file: Path | None, *, needed: bool = True) -> str | None:
     token = os.environ.get(TOKEN_VARIABLE, "").strip()
     if not token and needed:
         raise SettingsError(
-            f"no token: give --token-file FILE or set {TOKEN_VARIABLE}; Label Studio shows it under Account & Settings"
+            f"no token: pass --token-file FILE or set {TOKEN_VARIABLE}; see Account & Settings in Label Studio"
         )
     return token or None

@@ -26,11 +26,9 @@ Examples:
   tcl-annotate label-studio prelabel --token-file token.txt --project 1 --view 3 --only-unlabeled""",
 )
 @server_options
-@click.option("--project", type=click.IntRange(min=1), required=True, metavar="N", help="The project's number.")
-@click.option(
-    "--view", type=click.IntRange(min=1), metavar="ID", help="Only the tasks of this tab of the data manager."
-)
-@click.option("--only-unlabeled", is_flag=True, help="Leave out tasks that somebody has annotated.")
+@click.option("--project", type=click.IntRange(min=1), required=True, metavar="N", help="Project id.")
+@click.option("--view", type=click.IntRange(min=1), metavar="ID", help="Only tasks in this tab of the data manager.")
+@click.option("--only-unlabeled", is_flag=True, help="Skip tasks that somebody has annotated.")
 @model_options
 @image_options
 @min_area_option
@@ -39,9 +37,9 @@ Examples:
     default="easy-to-edit",
     show_default=True,
     metavar="D",
-    help="How far polygons may leave the masks: exact (not at all), fine, default, easy-to-edit, or pixels.",
+    help="Maximum deviation of polygons from the masks: exact (none), fine, default, easy-to-edit, or pixels.",
 )
-@click.option("--state-dir", type=INPUT_PATH, metavar="DIR", help="Folder of typed prompts.")
+@click.option("--state-dir", type=INPUT_PATH, metavar="DIR", help="Folder for typed prompts.")
 @click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")
 def command(
     url: str,
@@ -65,8 +63,8 @@ def command(
 ) -> int:
     """Predict all tasks of a project and store the predictions in Label Studio.
 
-    Tasks that have a prediction of the same model, settings and labels are skipped, so a run that was stopped goes on
-    where it was. A task that fails is named, and the exit code is then 1.
+    Tasks that already have a prediction of the same model, settings and labels are skipped, so you can resume a
+    stopped run by starting it again. Failed tasks are reported, and the exit code is then 1.
     """
     from labelstudio_backend.batch import predict_project
     from labelstudio_backend.client import LabelStudioClient
@@ -100,6 +98,6 @@ def command(
         click.echo(f"failed: task {task}: {reason}", err=True)
     if summary.interrupted:
         words = click.get_current_context().find_root().obj
-        click.echo(f"interrupted; to go on: {shlex.join(['tcl-annotate', *words])}", err=True)
+        click.echo(f"interrupted; to continue, run: {shlex.join(['tcl-annotate', *words])}", err=True)
         return EXIT_INTERRUPTED
     return EXIT_ISSUES if summary.failed else EXIT_FINE

@@ -21,10 +21,10 @@ Examples:
   tcl-annotate label-studio prompts
   tcl-annotate label-studio prompts --project 1.1795221295 --clear --label Sofa""",
 )
-@click.option("--project", metavar="KEY", help="Only this project, by its number or by number and time of creation.")
-@click.option("--clear", is_flag=True, help="Forget the prompts of the project.")
+@click.option("--project", metavar="KEY", help="Only this project: its id, or its id and creation time as listed.")
+@click.option("--clear", is_flag=True, help="Remove the prompts of the project.")
 @click.option("--label", metavar="NAME", help="With --clear: only the prompts of this label.")
-@click.option("--state-dir", type=INPUT_PATH, metavar="DIR", help="The server's folder.")
+@click.option("--state-dir", type=INPUT_PATH, metavar="DIR", help="Folder for typed prompts.")
 def command(project: str | None, clear: bool, label: str | None, state_dir: Path | None) -> int:
     """List the prompts that annotators typed, by project and label, or clear them."""
     from labelstudio_backend.prompts import PromptStore
@@ -33,10 +33,10 @@ def command(project: str | None, clear: bool, label: str | None, state_dir: Path
     store = PromptStore((state_dir or default_state_dir()) / "prompts.json")
     projects = {key: prompts for key, prompts in store.all().items() if project in (None, key, key.partition(".")[0])}
     if label is not None and not clear:
-        raise SettingsError("--label: goes with --clear")
+        raise SettingsError("--label: requires --clear")
     if clear:
         if project is None:
-            raise SettingsError("--clear: name the project with --project")
+            raise SettingsError("--clear: requires --project")
         count = sum(store.clear(key, label) for key in projects)
         click.echo(f"{count} typed prompts cleared")
         return EXIT_FINE

@@ -42,24 +42,30 @@ A settings file:
     "--auth-file",
     type=INPUT_PATH,
     metavar="FILE",
-    help="Lines name:password; only they may use the server.",
+    help="File with name:password lines; other users are refused.",
 )
-@click.option("--url", metavar="URL", help="Label Studio's address, http://localhost:8080 if nothing says otherwise.")
+@click.option("--url", metavar="URL", help="Label Studio's URL. Default: http://localhost:8080.")
 @click.option(
     "--token-file",
     type=INPUT_PATH,
     metavar="FILE",
-    help=f"File with Label Studio's token, personal or legacy, for images; by default the variable {TOKEN_VARIABLE}.",
+    help="File with the Label Studio token, personal or legacy, to fetch images. Default: the environment variable "
+    f"{TOKEN_VARIABLE}.",
 )
 @image_options
 @min_area_option
 @click.option(
     "--tolerance",
     metavar="D",
-    help="How far polygons may leave the masks: exact (not at all), fine, default, easy-to-edit, or a number of "
-    "pixels; easy-to-edit.",
+    help="Maximum deviation of polygons from the masks: exact (none), fine, default, easy-to-edit, or a number of "
+    "pixels. Default: easy-to-edit.",
 )
-@click.option("--queue", type=click.IntRange(min=1), metavar="N", help="Requests that may be worked on or wait; 16.")
+@click.option(
+    "--queue",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Maximum number of running and queued requests. Default: 16.",
+)
 @click.option("--state-dir", type=INPUT_PATH, metavar="DIR", help="Folder for typed prompts.")
 @click.option("--config", "config_file", type=INPUT_PATH, metavar="FILE", help="Settings file (YAML).")
 def command(
@@ -83,7 +89,7 @@ def command(
     state_dir: Path | None,
     config_file: Path | None,
 ) -> int:
-    """Run the ML backend that a Label Studio project connects to."""
+    """Run the ML backend for Label Studio projects."""
     import uvicorn
 
     from labelstudio_backend.app import create_app
@@ -120,7 +126,7 @@ def command(
     for chatty in ("httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if not settings.credentials and host not in ("127.0.0.1", "::1", "localhost"):
-        click.echo(f"warning: everybody who reaches {host}:{port} may use this server; see --auth-file", err=True)
+        click.echo(f"warning: anyone who can reach {host}:{port} can use this server; see --auth-file", err=True)
     click.echo(f"backend for {settings.images.label_studio_url} at http://{host}:{port}", err=True)
     uvicorn.run(create_app(settings), host=host, port=port, log_config=None, server_header=False)
     return EXIT_FINE

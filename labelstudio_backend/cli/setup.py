@@ -27,25 +27,27 @@ Examples:
 )
 @vocabulary_options
 @server_options
-@click.option("--title", default="Pre-labeled with tcl-annotate", show_default=True, metavar="TEXT", help="Its name.")
+@click.option(
+    "--title", default="Pre-labeled with tcl-annotate", show_default=True, metavar="TEXT", help="Title of the project."
+)
 @click.option(
     "--shape",
     type=click.Choice(["polygon", "brush", "box"]),
     default="polygon",
     show_default=True,
-    help="What predictions are drawn as; polygon draws what has a hole with a brush.",
+    help="Shape of predictions; polygon draws regions with holes as brush masks.",
 )
 @click.option(
     "--backend-url",
     default="http://localhost:9090",
     show_default=True,
     metavar="URL",
-    help="The backend, as Label Studio reaches it.",
+    help="URL at which Label Studio reaches the backend.",
 )
-@click.option("--no-backend", is_flag=True, help="Connect no backend; predict with 'label-studio prelabel' alone.")
-@click.option("--auth-file", type=INPUT_PATH, metavar="FILE", help="The backend's file of name:password lines.")
+@click.option("--no-backend", is_flag=True, help="Do not connect a backend; predict only with 'label-studio prelabel'.")
+@click.option("--auth-file", type=INPUT_PATH, metavar="FILE", help="The backend's file with name:password lines.")
 @click.option("--upload", type=INPUT_PATH, multiple=True, metavar="PATH", help="Images or folders to upload.")
-@click.option("--local-files", metavar="DIR", help="Folder of the server's to take tasks from, as the server sees it.")
+@click.option("--local-files", metavar="DIR", help="Folder on the server to import tasks from, as seen by the server.")
 def command(
     labels_file: Path | None,
     label_options: tuple[str, ...],
@@ -63,7 +65,7 @@ def command(
     upload: tuple[Path, ...],
     local_files: str | None,
 ) -> int:
-    """Create a project with labels, connect the backend to it, and say where it is."""
+    """Create a project with labels, connect the backend to it, and print its URL."""
     from labelstudio_backend.client import LabelStudioClient
     from labelstudio_backend.config_writer import labeling_config_xml
     from labelstudio_backend.middleware import read_auth_file
@@ -86,10 +88,10 @@ def command(
             click.echo(f"{len(images):,} images uploaded")
         if local_files is not None:
             client.add_local_storage(project.id, local_files)
-            click.echo(f"tasks taken from {local_files}")
+            click.echo(f"tasks imported from {local_files}")
         # Last, because it fails most easily, and can then be done in the project's settings.
         if not no_backend:
             client.connect_backend(project.id, backend_url, _BACKEND_TITLE, credentials)
             client.use_model(project.id, _BACKEND_TITLE)
-            click.echo(f"backend {backend_url} is connected")
+            click.echo(f"connected to backend {backend_url}")
     return EXIT_FINE

@@ -30,7 +30,7 @@ def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
         try:
             networks.append(ipaddress.ip_network(text, strict=False))
         except ValueError as error:
-            raise SettingsError(f"allow_addresses: {text!r} is no address or network ({error})") from error
+            raise SettingsError(f"allow_addresses: {text!r} is not an address or network ({error})") from error
     return tuple(networks)
 
 
@@ -69,9 +69,9 @@ async def resolve(host: str, port: int, allowed: Sequence[Network], *, trusted: 
     try:
         found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise ImageError(f"the host {host!r} cannot be found ({error})") from error
+        raise ImageError(f"the host {host!r} cannot be resolved ({error})") from error
     addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     for address in addresses:
         if trusted or is_public(address) or any(address in network for network in allowed):
             return str(address)
-    raise ImageError(f"the host {host!r} has a private address, which is not in allow_addresses")
+    raise ImageError(f"the host {host!r} resolves to a private address that is not in allow_addresses")

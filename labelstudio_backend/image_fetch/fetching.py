@@ -112,9 +112,9 @@ class ImageFetcher:
             with anyio.fail_after(self.limits.seconds):
                 data = await self._download(location)
         except TimeoutError as error:
-            raise ImageError(f"{_shown(location.url)}: not here after {self.limits.seconds:g} seconds") from error
+            raise ImageError(f"{_shown(location.url)}: timed out after {self.limits.seconds:g} seconds") from error
         except httpx.HTTPError as error:
-            raise ImageError(f"{_shown(location.url)}: cannot be fetched ({type(error).__name__})") from error
+            raise ImageError(f"{_shown(location.url)}: could not be fetched ({type(error).__name__})") from error
         self._cache.put(location.url, data)
         return data
 
@@ -176,11 +176,11 @@ class ImageFetcher:
                     raise ImageError(f"Label Studio refused the personal access token ({response.status_code})")
                 access = httpx.Response(200, content=body).json().get("access")
             except (ValueError, AttributeError) as error:
-                raise ImageError("Label Studio gave no access token for the personal access token") from error
+                raise ImageError("Label Studio returned no access token for the personal access token") from error
             finally:
                 await response.aclose()
             if not isinstance(access, str):
-                raise ImageError("Label Studio gave no access token for the personal access token")
+                raise ImageError("Label Studio returned no access token for the personal access token")
             self.token.accept(access)
 
     async def _ask(
@@ -223,14 +223,14 @@ class ImageFetcher:
         except SettingsError:
             same = False
         if not same:
-            raise ImageError(f"{_shown(url)}: redirected to another host, which is not followed")
+            raise ImageError(f"{_shown(url)}: the server redirects to another host, which is refused")
         return target
 
 
 def _explained(status: int, location: Remote) -> str:
     if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN) and location.is_label_studio:
-        return f"Label Studio refused it ({status}); give the backend a token that may see the project"
-    return f"the server answered {status}"
+        return f"Label Studio denied access ({status}); give the backend a token with access to the project"
+    return f"the server responded with {status}"
 
 
 def _shown(url: str) -> str:

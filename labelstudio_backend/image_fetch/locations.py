@@ -79,7 +79,7 @@ def origin_of(url: str) -> Origin:
     """Scheme, host and port of an absolute address.
 
     Raises:
-        SettingsError: it is not an http or https address.
+        SettingsError: it is not an http or https URL.
 
     >>> origin_of("http://Example.org/a")
     ('http', 'example.org', 80)
@@ -88,9 +88,9 @@ def origin_of(url: str) -> Origin:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise SettingsError(f"{url[:_SHOWN]!r} is not an address ({error})") from error
+        raise SettingsError(f"{url[:_SHOWN]!r} is not a valid URL ({error})") from error
     if parts.scheme not in _PORTS or not parts.hostname:
-        raise SettingsError(f"{url[:_SHOWN]!r} is not an http or https address")
+        raise SettingsError(f"{url[:_SHOWN]!r} is not an http or https URL")
     return parts.scheme, parts.hostname.lower(), port or _PORTS[parts.scheme]
 
 
@@ -106,28 +106,28 @@ def locate(url: object, site: Site, max_bytes: int) -> Inline | LocalFile | Remo
         ImageError: the address is none, of an unknown kind, or leads to where nothing may be fetched.
     """
     if not isinstance(url, str) or not url.strip():
-        raise ImageError(f"the task's image is {str(url)[:_SHOWN]!r}, which is no address")
+        raise ImageError(f"the task's image is {str(url)[:_SHOWN]!r}, which is not a URL")
     url = url.strip()
     if url.startswith("data:"):
         return Inline(_decode_data_url(url, max_bytes))
     shown = url[:_SHOWN]
     if len(url) > _MAX_URL or any(ord(character) < 32 for character in url):
-        raise ImageError(f"{shown}: the address is too long or holds a control character")
+        raise ImageError(f"{shown}: the URL is too long or contains a control character")
     absolute = urljoin(site.label_studio + "/", url) if url.startswith("/") and not url.startswith("//") else url
     try:
         origin = origin_of(absolute)
     except SettingsError as error:
-        raise ImageError(f"{shown}: only http, https, data and Label Studio's own addresses can be read") from error
+        raise ImageError(f"{shown}: only http, https, data and Label Studio URLs can be read") from error
     parts = urlsplit(absolute)
     if parts.username is not None or parts.password is not None:
-        raise ImageError(f"{shown}: an address with a name or password is not fetched")
+        raise ImageError(f"{shown}: URLs with a user name or password are refused")
     ours = origin == site.origin or origin in site.aliases
     if ours and parts.path.rstrip("/").endswith(_LOCAL_FILES):
         name = _local_name(parts.query, shown)
         if site.local_root is not None:
             return LocalFile(_below(site.local_root, name, shown))
     if _climbs(parts.path):
-        raise ImageError(f"{shown}: the path leaves its folder")
+        raise ImageError(f"{shown}: the path points outside its folder")
     if ours:
         target = site.label_studio + (absolute[len(_prefix(absolute)) :] or "/")
         return Remote(target, site.origin, is_label_studio=True)
@@ -143,28 +143,28 @@ def _prefix(url: str) -> str:
 
 def _decode_data_url(url: str, max_bytes: int) -> bytes:
     if len(url) > 2 * max_bytes + 1024:
-        raise ImageError(f"the image inside the address is larger than {max_bytes} bytes")
+        raise ImageError(f"the image in the data URL is larger than {max_bytes} bytes")
     match = _DATA_URL.fullmatch(url)
     if match is None:
-        raise ImageError(f"{url[:40]}...: the image inside the address cannot be read")
+        raise ImageError(f"{url[:40]}...: the data URL cannot be read")
     try:
         if ";base64" in match.group(2).lower():
             data = base64.b64decode(unquote(match.group(3)), validate=True)
         else:
             data = unquote_to_bytes(match.group(3))
     except (binascii.Error, ValueError) as error:
-        raise ImageError(f"{url[:40]}...: the image inside the address is not base64 ({error})") from error
+        raise ImageError(f"{url[:40]}...: the data URL is not valid base64 ({error})") from error
     if len(data) > max_bytes:
-        raise ImageError(f"the image inside the address is larger than {max_bytes} bytes")
+        raise ImageError(f"the image in the data URL is larger than {max_bytes} bytes")
     return data
 
 
 def _local_name(query: str, shown: str) -> str:
     names = parse_qs(query).get("d", [])
     if len(names) != 1:
-        raise ImageError(f"{shown}: the address names no local file, or several")
+        raise ImageError(f"{shown}: the URL must name exactly one local file")
     if _climbs(names[0]) or "\0" in names[0] or names[0].startswith(("/", "\\")):
-        raise ImageError(f"{shown}: the path leaves its folder")
+        raise ImageError(f"{shown}: the path points outside its folder")
     return names[0]
 
 
@@ -185,5 +185,5 @@ def _below(root: Path, name: str, shown: str) -> Path:
     path = os.path.realpath(os.path.join(real_root, name))
     # Links are followed before the comparison: one that leads outside is as good as "..".
     if path == real_root or os.path.commonpath([path, real_root]) != real_root:
-        raise ImageError(f"{shown}: the path leaves the folder of local files")
+        raise ImageError(f"{shown}: the path points outside the folder of local files")
     return Path(path)

@@ -19,18 +19,18 @@ class RunButtons(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.segment = tool_button("Segment", "Find the labels in the image (or the slice) that is shown.")
-        self.segment_all = tool_button(
-            "Segment all slices", "Find the labels in every slice of a stack, one after another."
-        )
-        self.cancel = tool_button("Cancel", "Stop the running work. The layers stay as they are.")
+        self.segment = tool_button("Segment", "Segment the current image or slice.")
+        self.segment_all = tool_button("Segment all slices", "Segment every slice of the stack.")
+        self.cancel = tool_button("Cancel", "Stop the current run. The layers stay unchanged.")
         self.accept = tool_button(
             "Accept label (C)",
-            "Move the chosen label's regions to the accepted layer, which later runs never overwrite. "
-            "The key C does the same while the labels layer is active.",
+            "Move the selected label's regions to the accepted layer, which later runs never overwrite. "
+            "Shortcut: C, while the labels layer is active.",
         )
-        self.undo = tool_button("Undo", "Take back the last run or acceptance. Brush strokes: Ctrl+Z in their layer.")
-        self.export = tool_button("Export COCO...", "Write what the labels and accepted layers show to a COCO file.")
+        self.undo = tool_button(
+            "Undo", "Undo the last run or acceptance. To undo brush strokes, press Ctrl+Z in their layer."
+        )
+        self.export = tool_button("Export COCO...", "Write the labels and accepted layers to a COCO file.")
         self.cancel.setEnabled(False)
         grid = QGridLayout()
         for place, button in enumerate(
@@ -38,13 +38,13 @@ class RunButtons(QWidget):
         ):
             grid.addWidget(button, place // 3, place % 3)
         self.progress = QProgressBar()
-        self.progress.setToolTip("How far the work is.")
+        self.progress.setToolTip("Progress of the current run.")
         self.progress.setRange(0, _STEPS)
         self.message = QLabel("Type labels and press Segment.")
         self.message.setWordWrap(True)
-        self.message.setToolTip("What was done last, or what went wrong.")
+        self.message.setToolTip("The last result or error.")
         self.vertices = QLabel("")
-        self.vertices.setToolTip("How many vertices the polygons have at this tolerance; updated as you change it.")
+        self.vertices.setToolTip("Number of polygon vertices at this tolerance; updated as you change it.")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addLayout(grid)

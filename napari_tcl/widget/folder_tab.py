@@ -44,18 +44,20 @@ class FolderTab(Widget):
         self.folder = FileEdit(
             label="Folder",
             mode=FileDialogMode.EXISTING_DIRECTORY,
-            tooltip="Images of this folder and its sub-folders are labeled.",
+            tooltip="Folder of images to label, including its subfolders.",
         )
         self.run_button = tool_button(
             "Label folder / resume",
             "Label every image that has no labels yet, with the labels and the model of the first tab. Masks are "
-            "kept beside the folder in FOLDER.masks, so that the work can be stopped and resumed.",
+            "stored next to the folder in FOLDER.masks, so that you can stop and resume.",
         )
         self.images = QListWidget()
         self.images.setToolTip("· waiting   ○ labeled   ● corrected by you   ✕ failed. Double-click opens an image.")
-        self.open_button = tool_button("Open", "Show the chosen image with its labels, for correction.")
-        self.save_button = tool_button("Save and next", "Keep the corrections of the open image and open the next one.")
-        self.export_button = tool_button("Export COCO...", "Write the labels of all images that are done to one file.")
+        self.open_button = tool_button("Open", "Open the selected image with its labels for correction.")
+        self.save_button = tool_button(
+            "Save and next", "Save the corrections of the current image and open the next one."
+        )
+        self.export_button = tool_button("Export COCO...", "Write the labels of all finished images to one file.")
         layout = QVBoxLayout(self)
         layout.addWidget(QLabel("Folder of images"))
         layout.addWidget(self.folder.native)
@@ -82,7 +84,7 @@ class FolderTab(Widget):
             self.owner.fail(str(error))
             return
         if not str(self.folder.value).strip(".") or not folder.is_dir():
-            self.owner.fail("there is no such folder; choose the folder that holds the images")
+            self.owner.fail("the folder does not exist; choose the folder that contains the images")
             return
         engine = self.owner.engine
 
@@ -109,7 +111,7 @@ class FolderTab(Widget):
     def open(self, file_name: str) -> None:
         """Show an image with its labels, in place of the one that is open."""
         if self.job is None:
-            self.owner.fail("there is no job; choose a folder and label it first")
+            self.owner.fail("no folder is labeled yet; choose a folder and label it first")
             return
         try:
             image = load_image(self.job.images.root / file_name)
@@ -137,12 +139,12 @@ class FolderTab(Widget):
     def save(self) -> bool:
         """Keep the corrections of the open image; returns whether that was done."""
         if self.job is None or self._opened is None or not self._opened[1].present:
-            self.owner.fail("no image of the folder is open; choose one and press Open")
+            self.owner.fail("no image of the folder is open; select one and press Open")
             return False
         name, results = self._opened
         try:
             if not self._table_is_the_jobs():
-                raise TclError("the labels are not those of the folder's job any more; open the image again")
+                raise TclError("the labels no longer belong to the folder's job; open the image again")
             annotated = results.annotated((), self.owner.labels.ids, self.job.vocabulary.names)
             assert annotated.score_map is not None
             self.job.save(name, annotated.label_map, annotated.score_map)
@@ -150,7 +152,7 @@ class FolderTab(Widget):
             self.owner.fail(str(error))
             return False
         self._show_state(self.job.state(name))
-        self.owner.buttons.say(f"{name}: corrections kept")
+        self.owner.buttons.say(f"{name}: corrections saved")
         return True
 
     def save_and_next(self) -> None:
@@ -163,13 +165,13 @@ class FolderTab(Widget):
         if done:
             self.open(done[0])
         else:
-            self.owner.buttons.say("that was the last image; export the folder when you are done")
+            self.owner.buttons.say("this was the last image; to finish, export the folder")
 
     def export(self, path: str | Path) -> None:
         """Write one COCO file of all images that are done."""
         job = self.job
         if job is None:
-            self.owner.fail("there is no job; choose a folder and label it first")
+            self.owner.fail("no folder is labeled yet; choose a folder and label it first")
             return
         form = self.owner.polygons
         geometry, tolerance = form.geometry.value, float(form.tolerance.value)
@@ -197,7 +199,9 @@ class FolderTab(Widget):
         done = sum(state.state in ("labeled", "corrected") for state in states)
         failed = sum(state.state == "failed" for state in states)
         text = f"{done} of {len(states)} images are labeled"
-        self.owner.buttons.say(text + (f", {failed} failed; hover over them in the list to see why" if failed else ""))
+        self.owner.buttons.say(
+            text + (f", {failed} failed; hover over them in the list to see the reason" if failed else "")
+        )
 
     def _show_job(self, job: FolderJob) -> None:
         self.job = job
@@ -226,7 +230,7 @@ class FolderTab(Widget):
     def _open_chosen(self) -> None:
         item = self.images.currentItem()
         if item is None:
-            self.owner.fail("no image is chosen; click on one in the list")
+            self.owner.fail("no image is selected; click one in the list")
         else:
             self.open(item.data(_NAME_ROLE))
 

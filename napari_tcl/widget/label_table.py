@@ -34,11 +34,11 @@ __all__ = ["LabelTable"]
 _SHOW, _NAME, _PROMPTS, _COLOR, _THRESHOLD = range(5)
 _HEADS = ("", "Label", "Prompts", "Color", "Min. score")
 _TIPS = (
-    "Whether the label is drawn. Hidden labels are segmented and exported all the same.",
-    "What the annotation is called (the COCO category).",
-    "What is searched for, separated by commas. Left empty, the label's own name is the prompt.",
+    "Show or hide the label. Hidden labels are still segmented and exported.",
+    "Name of the annotation (COCO category).",
+    "Texts to search for, separated by commas. If empty, the label's name is the prompt.",
     "Click to choose the label's color.",
-    "Score from 0 to 1 that a pixel needs for this label. The mask follows while you change it; 0 asks for nothing.",
+    "Minimum score, from 0 to 1, that a pixel needs for this label; 0: no minimum. The mask updates as you change it.",
 )
 _Color = tuple[int, int, int]
 
@@ -84,9 +84,9 @@ class LabelTable(QWidget):
         for place, (text, tip, action) in enumerate(
             (
                 ("Add label", "Add a row to the table.", self.add_row),
-                ("Remove", "Remove the chosen row, and its label from the layers.", self.remove_current),
-                ("Load...", "Read labels from a labels.yaml of the command line.", self._ask_load),
-                ("Save...", "Write labels.yaml, which the command line reads too.", self._ask_save),
+                ("Remove", "Remove the selected row, and its label from the layers.", self.remove_current),
+                ("Load...", "Read labels from a label file (labels.yaml).", self._ask_load),
+                ("Save...", "Write a label file (labels.yaml), which the command line can read too.", self._ask_save),
             )
         ):
             button = tool_button(text, tip)
@@ -151,7 +151,7 @@ class LabelTable(QWidget):
         """Remove the chosen row."""
         row = self.table.currentRow()
         if row < 0:
-            self.failed.emit("no label is chosen; click on a row of the table first")
+            self.failed.emit("no label is selected; click a row of the table first")
             return
         gone = self._ids.pop(row)
         self._known_ids = {name: number for name, number in self._known_ids.items() if number != gone}
@@ -190,7 +190,7 @@ class LabelTable(QWidget):
             except VocabularyError as error:
                 raise VocabularyError(f"row {row + 1}: {error}") from error
         if not labels:
-            raise VocabularyError("there is no label; add one to the table and type what to search for")
+            raise VocabularyError("there are no labels; add one to the table and type a name")
         background = self.background
         threshold = None if isinstance(background, bool) else background
         names = None if background is False else self.background_names

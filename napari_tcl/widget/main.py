@@ -89,7 +89,7 @@ class SegmentWidget(QWidget):
         self.tabs.addTab(scroll, "Image")
         self.tabs.addTab(self.folder, "Folder")
         self.tabs.setTabToolTip(0, "Segment the image or stack in the viewer.")
-        self.tabs.setTabToolTip(1, "Segment a folder of images and go through them one by one.")
+        self.tabs.setTabToolTip(1, "Segment a folder of images and review them one by one.")
         layout = QVBoxLayout(self)
         layout.addWidget(self.tabs)
         layout.addWidget(self.buttons)
@@ -157,7 +157,7 @@ class SegmentWidget(QWidget):
         def on_end(outcome: Outcome) -> None:
             self._task_layer = None
             if outcome.error is None and layer not in self.viewer.layers:
-                self.fail(f"the layer {layer.name!r} was removed meanwhile, so its result is dropped")
+                self.fail(f"the layer {layer.name!r} was removed in the meantime, so its result is discarded")
             elif outcome.result is not None:
                 self._summary_stale = True
                 self.summarize(layer, index)
@@ -182,19 +182,19 @@ class SegmentWidget(QWidget):
         chosen = int(results.draft.selected_label)
         names = {label.id: label.name for label in self.labels.shown_labels()}
         if chosen not in names:
-            self.fail("choose the label to accept: click on its row in the table")
+            self.fail("select the label to accept: click its row in the table")
             return
         moved = results.accept(index, [chosen])
-        self.buttons.say(f"{names[chosen]}: {moved:,} pixels accepted; later runs leave them alone")
+        self.buttons.say(f"{names[chosen]}: {moved:,} pixels accepted; later runs keep them")
         self.overlays.follow()
 
     def undo(self) -> None:
         """Take back the last run or acceptance (strokes of the brush are taken back by Ctrl+Z in their layer)."""
         current = self.current()
         if current is None or current[0].undo() is None:
-            self.buttons.say("there is no run or acceptance to take back")
+            self.buttons.say("there is no run or acceptance to undo")
             return
-        self.buttons.say("taken back")
+        self.buttons.say("undone")
         self.overlays.follow()
 
     def relabel(self) -> None:
@@ -210,7 +210,7 @@ class SegmentWidget(QWidget):
             # Half-typed labels are checked when Segment is pressed.
             return
         if session is None or not session.has_scores(vocabulary):
-            self.buttons.say("press Segment to see what you changed")
+            self.buttons.say("press Segment to apply your changes")
             return
         if self._task is not None:
             self._waiting = self._waiting or self.relabel
@@ -304,7 +304,7 @@ class SegmentWidget(QWidget):
             if outcome.error is not None:
                 self.fail(outcome.error)
             elif outcome.cancelled:
-                self.buttons.say("cancelled; the layers are as they were")
+                self.buttons.say("cancelled; the layers are unchanged")
             on_end(outcome)
             waiting, self._waiting = self._waiting, None
             if waiting is not None and self._task is None:
@@ -371,7 +371,7 @@ class SegmentWidget(QWidget):
         labels = self.labels.shown_labels()
         counts = np.bincount(found.annotation.combined(index).ravel(), minlength=max(self.labels.ids, default=0) + 1)
         if not counts[1:].any():
-            self.buttons.say("nothing was found; try lower thresholds, other words, or no background")
+            self.buttons.say("nothing found; try lower thresholds, other words, or no background")
             return
         shares = (f"{label.name} {counts[label.id] / counts.sum():.0%}" for label in labels)
         self.buttons.say(", ".join(shares))

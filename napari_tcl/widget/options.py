@@ -38,18 +38,18 @@ class ImageForm(Container):
 
     def __init__(self, viewer: ViewerModel) -> None:
         self._viewer = viewer
-        self.layer = ComboBox(label="Image", choices=self._layers, tooltip="The image layer that is segmented.")
+        self.layer = ComboBox(label="Image", choices=self._layers, tooltip="The image layer to segment.")
         self.axis = ComboBox(
             label="Channel axis",
             choices=[_NO_AXIS, "0", "1", "2", "3", "-1"],
             value=_NO_AXIS,
-            tooltip="The axis of the layer's data that holds channels, for images that are neither RGB nor gray.",
+            tooltip="Axis of the layer's data that holds the channels, for images that are neither RGB nor grayscale.",
         )
         self.channels = LineEdit(
             label="Channels",
             value="0",
-            tooltip="Channels that the model sees: one as gray, two as red and green, three as red, green and blue; "
-            "such as 0,2.",
+            tooltip="Channels for the model, such as 0,2: one as gray, two as red and green, three as red, green "
+            "and blue.",
         )
         super().__init__(widgets=[self.layer, self.axis, self.channels], labels=True)
         _finish(self)
@@ -70,7 +70,7 @@ class ImageForm(Container):
         """
         layer = self.layer.value
         if layer is None or layer not in self._viewer.layers:
-            raise ImageError("there is no image; open one (File > Open), or a sample (File > Open Sample)")
+            raise ImageError("no image is open; open one (File > Open), or a sample (File > Open Sample)")
         axis = None
         if self.axis.value != _NO_AXIS and not layer.rgb:
             axis = int(self.axis.value) % layer.ndim
@@ -82,7 +82,7 @@ class ImageForm(Container):
             return tuple(int(part) for part in self.channels.value.split(","))
         except ValueError:
             raise ImageError(
-                f"channels: {self.channels.value!r} is no list of numbers; write one to three, such as 0,2"
+                f"channels: {self.channels.value!r} is not a list of numbers; enter one to three, such as 0,2"
             ) from None
 
 
@@ -93,36 +93,35 @@ class ModelForm(Container):
         self.model = ComboBox(
             label="Model",
             choices=[row.name for row in list_models() if row.installed],
-            tooltip="Models that are ready on this computer. 'playground' knows its toy world only; fetch others with "
-            "'tcl-annotate models fetch NAME', such as naclip:ViT-B-16-quickgelu/openai.",
+            tooltip="Models that are ready on this computer. 'playground' knows only its toy world. To download "
+            "others, run 'tcl-annotate models fetch NAME', such as naclip:ViT-B-16-quickgelu/openai.",
         )
         self.file = FileEdit(
             label="or file",
             filter="*.safetensors",
             nullable=True,
             value=None,
-            tooltip="A model file of your own, in place of the model above.",
+            tooltip="Your own model file, used instead of the model above.",
         )
         self.method = ComboBox(
             label="Method",
             choices=[_OWN_METHOD, *list_methods()],
-            tooltip="How the model's network is used. Other methods than the model's own have to be ones that learn "
-            "nothing.",
+            tooltip="Segmentation method. Methods other than the model's own must be training-free.",
         )
         self.device = ComboBox(
             label="Device",
             choices=["auto", "cpu", "cuda", "mps"],
-            tooltip="Where the network runs; auto uses a GPU if there is one.",
+            tooltip="Device to run the network on; auto uses a GPU if there is one.",
         )
         self.precision = ComboBox(
             label="Precision",
             choices=["auto", *PRECISIONS],
-            tooltip="Number format of the network; auto is right unless you measure.",
+            tooltip="Number format of the network; auto is recommended.",
         )
         self.refine = CheckBox(
             text="Refine edges (PAMR)",
             value=True,
-            tooltip="Let masks follow the image's edges. Off is coarser.",
+            tooltip="Refine masks along image edges. Off: coarser masks.",
         )
         widgets = [self.model, self.file, self.method, self.device, self.precision, self.refine]
         super().__init__(widgets=widgets, labels=True)
@@ -137,7 +136,9 @@ class ModelForm(Container):
         own = self.file.value
         name = str(own) if own is not None and str(own) not in ("", ".") else self.model.value
         if not name:
-            raise SettingsError("there is no model; run 'tcl-annotate models list' in a terminal")
+            raise SettingsError(
+                "no model is selected; to see the available models, run 'tcl-annotate models list' in a terminal"
+            )
         if self.method.value != _OWN_METHOD:
             name = f"{self.method.value}:{split_method(name)[1]}"
         return ModelChoice(name, self.device.value, self.precision.value, bool(self.refine.value))
@@ -148,25 +149,25 @@ class BackgroundForm(Container):
 
     def __init__(self) -> None:
         self.on = CheckBox(
-            text="Background", value=True, tooltip="On: pixels that no label reaches stay free. Off: each gets a label."
+            text="Background", value=True, tooltip="On: pixels may stay unlabeled. Off: every pixel gets a label."
         )
         self.own = CheckBox(
-            text="Own threshold, not the model's",
+            text="Custom threshold",
             value=False,
-            tooltip="Off: the model's own threshold. On: the slider's.",
+            tooltip="On: use the slider. Off: use the model's threshold.",
         )
         self.threshold = FloatSlider(
             min=0,
             max=1,
             step=0.005,
             value=_DEFAULT_BACKGROUND,
-            tooltip="Score that a label has to exceed to win against the background; masks follow while you move it.",
+            tooltip="Score that a label must exceed to win against the background. Masks update as you change it.",
         )
         self.names = LineEdit(
             label="Competing names",
             value="auto",
-            tooltip="Names that compete with the labels and leave what they win without a label: auto for all else "
-            "that an image may hold, none, or your own with commas between them.",
+            tooltip="Names that compete with the labels; pixels they win stay unlabeled. auto: the model's list of "
+            "other things that images may show; none; or your own names, separated by commas.",
         )
         competing = Container(widgets=[self.names], labels=True)
         competing.tooltip = self.names.tooltip
@@ -214,31 +215,31 @@ class PolygonForm(Container):
             max=_LARGEST_TOLERANCE,
             step=0.25,
             value=TOLERANCES["easy-to-edit"],
-            tooltip="How far, in pixels, polygons may leave the mask: 0 is exact, larger is coarser with fewer points.",
+            tooltip="Maximum deviation from the mask, in pixels. 0: exact; larger: coarser, with fewer vertices.",
         )
         self.min_area = LineEdit(
             label="Min. area",
             value="auto",
-            tooltip="Regions of the model of fewer pixels join their surroundings; auto: a quarter of the model's "
-            "patch; 0 keeps all. Your own strokes stay as they are.",
+            tooltip="Merge predicted regions with fewer pixels into their surroundings. auto: a quarter of the model's "
+            "patch; 0: keep all. Your own strokes are not changed.",
         )
         self.geometry = ComboBox(
             label="Export as",
             choices=["polygon", "keyhole", "rle"],
-            tooltip="polygon: simple rings, holes cut open; keyhole: one ring, holes bridged; rle: every pixel, but "
-            "many readers drop it.",
+            tooltip="polygon: simple rings, regions with holes are cut; keyhole: one ring, holes are bridged; rle: "
+            "pixel-exact, but many readers drop it.",
         )
         self.polygons = CheckBox(
-            text="Polygons layer", value=False, tooltip="Show the polygons as a Shapes layer that can be edited."
+            text="Polygons layer", value=False, tooltip="Show the polygons as an editable Shapes layer."
         )
         self.scores = CheckBox(
-            text="Score map layers", value=False, tooltip="Show each label's score map as an image layer."
+            text="Score map layers", value=False, tooltip="Show the score map of each label as an image layer."
         )
         self.word = ComboBox(
             label="Polygons",
             choices=[*TOLERANCES, _NO_WORD],
             value="easy-to-edit",
-            tooltip="How closely polygons follow the mask, in a word: easy-to-edit has few points to drag.",
+            tooltip="How closely polygons follow the mask; easy-to-edit has few vertices to drag.",
         )
         self.word.changed.connect(self._follow_word)
         self.tolerance.changed.connect(self._follow_tolerance)

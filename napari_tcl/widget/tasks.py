@@ -104,9 +104,9 @@ class Task(QObject):
             outcome = Outcome(error=str(error))
         except Exception as error:
             if is_out_of_memory(error):
-                outcome = Outcome(error="there is not enough memory for this image; use a smaller one, or fewer labels")
+                outcome = Outcome(error="not enough memory for this image; use a smaller image, or fewer labels")
             else:
-                _log.exception("the work failed")
+                _log.exception("the task failed")
                 text = " ".join(str(error).split())
                 outcome = Outcome(error=f"internal error, {type(error).__name__}: {text}; please report it")
         self._over.emit(outcome)

@@ -19,9 +19,9 @@ __all__ = ["PolygonRun", "SegmentRun", "SliceDone", "Step"]
 
 
 _TEXTS = {
-    "encode": "looking at the image",
-    "prompts": "reading the prompts",
-    "names": "reading background names, which are kept for the next time",
+    "encode": "encoding the image",
+    "prompts": "embedding the prompts",
+    "names": "embedding background names (once per model)",
     "scores": "finding labels",
 }
 

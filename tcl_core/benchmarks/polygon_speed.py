@@ -220,7 +220,7 @@ def run_curve(count: int = 20, seed: int = 0, progress: bool = True) -> list[Cur
 def format_speed(rows: Sequence[SpeedRow], revision: str | None = None) -> str:
     """Lay the times out as text, one line for each case with its verdict."""
     old = "" if revision is None else f"  ratio to {revision}"
-    lines = [f"{'':6} {'seconds of the processor':28} {'maps':>5} {'regions':>8} {'median':>8} {'worst':>8}{old}"]
+    lines = [f"{'':6} {'CPU seconds':28} {'maps':>5} {'regions':>8} {'median':>8} {'worst':>8}{old}"]
     for row in rows:
         case = row.case
         limit = f"at most {case.median:g}" + ("" if case.worst is None else f", worst {case.worst:g}")
@@ -288,7 +288,7 @@ def _tree(revision: str | None) -> Iterator[Path | None]:
                 reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
                 raise SettingsError(
                     f"--against {revision}: not found in a checkout of the project ({reason}); "
-                    "name a revision of the repository that this program runs from"
+                    "give a revision of the repository that this program runs from"
                 )
         yield tree
 
@@ -309,5 +309,5 @@ def _old_times(tree: Path, maps: Iterator[NDArray[np.int32]]) -> list[float]:
     )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise SettingsError(f"--against: the other revision cannot make regions of the maps ({reason})")
+        raise SettingsError(f"--against: the other revision cannot compute regions of the maps ({reason})")
     return [float(seconds) for seconds in json.loads(done.stdout.splitlines()[-1])]

@@ -96,7 +96,7 @@ def run(
         SettingsError: a number is under 1.
     """
     if min(count, *size, batch_size, repeats) < 1:
-        raise SettingsError("the benchmark's numbers of images, pixels, windows and repetitions must be at least 1.")
+        raise SettingsError("the numbers of images, pixels, windows and repeats must be at least 1.")
     images = _draw(count, size, seed)
     first, second = _vocabularies(model)
     # The first call of a shape pays for memory and kernel selection.
@@ -165,7 +165,7 @@ def run_stages(
         SettingsError: a number is under 1.
     """
     if min(*size, batch_size, repeats) < 1:
-        raise SettingsError("the benchmark's numbers of pixels, windows and repetitions must be at least 1.")
+        raise SettingsError("the numbers of pixels, windows and repeats must be at least 1.")
     other, image = _draw(2, size, seed)
     vocabulary = _vocabularies(model)[0]
     fields = [

@@ -32,30 +32,37 @@ Examples:
   tcl-annotate benchmark polygons --against 56cd0a1""",
 )
 @click.option(
-    "--maps", type=click.IntRange(min=1), default=200, show_default=True, metavar="N", help="How many label maps."
+    "--maps", type=click.IntRange(min=1), default=200, show_default=True, metavar="N", help="Number of label maps."
 )
 @click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, metavar="N", help="Same seed, same maps."
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Random seed; the same seed gives the same maps.",
 )
 @click.option(
     "--tolerance",
     default="default",
     show_default=True,
     metavar="D",
-    help="Tolerance of the polygons, as of 'tcl-annotate prelabel'.",
+    help="Tolerance of the polygons, as for 'tcl-annotate prelabel'.",
 )
-@click.option("--image", type=OUTPUT_PATH, metavar="FILE", help="Also draw some of the maps and their polygons.")
+@click.option(
+    "--image", type=OUTPUT_PATH, metavar="FILE", help="Also draw some of the maps with their polygons to FILE."
+)
 @click.option(
     "--part",
     "parts",
     type=click.Choice(["quality", "speed", "curve"]),
     multiple=True,
-    help="Measure only this; may be repeated.  [default: all three]",
+    help="Measure only this part; repeatable.  [default: all three]",
 )
 @click.option(
     "--against",
     metavar="REVISION",
-    help="Also time another revision, in a checkout of the project; an old one takes many minutes.",
+    help="Also time another revision; needs a checkout of the project, and takes many minutes for an old revision.",
 )
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def polygons_command(
@@ -67,10 +74,10 @@ def polygons_command(
     against: str | None,
     quiet: bool,
 ) -> int:
-    """Measure how close polygons are to their masks, with how few points, and how long they take.
+    """Measure the accuracy, vertex count and speed of polygons.
 
-    Three parts: the quality of polygons on label maps of many kinds, the speed of regions and polygons, and the curve
-    of vertices and IoU over the tolerance. The exit code is 1 if a target is missed.
+    There are three parts: the quality of polygons on label maps of many kinds, the speed of regions and polygons, and
+    vertices and IoU over the tolerance. The exit code is 1 if a target is missed.
     """
     from tcl_core.benchmarks import polygon_speed, polygons
 
@@ -109,7 +116,9 @@ Examples:
 @click.option(
     "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16 or float16."
 )
-@click.option("--images", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="How many.")
+@click.option(
+    "--images", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Number of images."
+)
 @click.option(
     "--size",
     type=(click.IntRange(min=1), click.IntRange(min=1)),
@@ -119,11 +128,16 @@ Examples:
     help="Size of the images in pixels.",
 )
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Windows in a batch."
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Windows per batch."
 )
-@click.option("--refine/--no-refine", default=True, help="Whether masks follow the image's edges (PAMR).")
+@click.option("--refine/--no-refine", default=True, help="Refine masks along image edges (PAMR).")
 @click.option(
-    "--repeats", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="The shortest counts."
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Number of repeats; the shortest time counts.",
 )
 def segment_command(
     model: str,
@@ -135,7 +149,7 @@ def segment_command(
     refine: bool,
     repeats: int,
 ) -> int:
-    """Measure where the time goes, and what encoding an image once, and images in batches, is worth."""
+    """Measure the time per stage, and the speedup from encoding an image once and from batches."""
     from tcl_core.benchmarks.segment import format_rows, format_stages, run, run_stages
     from tcl_core.models import load_model
 
@@ -144,5 +158,5 @@ def segment_command(
     click.echo(f"model {loaded.name} on {loaded.device}, {images} images of {size[0]} x {size[1]}")
     click.echo(format_rows(rows))
     stages = run_stages(loaded, size=size[::-1], batch_size=batch_size, refine=refine, repeats=repeats)
-    click.echo(f"\none new image\n{format_stages(stages)}")
+    click.echo(f"\none new image, by stage\n{format_stages(stages)}")
     return EXIT_FINE

@@ -17,7 +17,7 @@ __all__ = ["command"]
 
 @click.command(
     "compare",
-    short_help="Show the same images through several models, side by side.",
+    short_help="Compare several models side by side on the same images.",
     epilog="""\b
 Examples:
   tcl-annotate compare photos --labels labels.yaml --model tcl-vit-b16 \\
@@ -33,17 +33,17 @@ Examples:
     multiple=True,
     required=True,
     metavar="NAME",
-    help="Name of a model ('tcl-annotate models list') or path of a model file; given twice or more.",
+    help="Name of a model (see 'tcl-annotate models list') or path of a model file; pass at least two.",
 )
 @click.option("--preview", required=True, type=OUTPUT_PATH, metavar="DIR", help="Folder for the page.")
-@click.option("--refine/--no-refine", default=True, help="Whether masks follow the image's edges (PAMR).")
+@click.option("--refine/--no-refine", default=True, help="Refine masks along image edges (PAMR).")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")
 @click.option(
     "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16 or float16."
 )
 @click.option("--title", default="Models side by side", show_default=True, metavar="TEXT", help="Heading of the page.")
-@click.option("--overwrite", is_flag=True, help="Replace the page if it is there.")
-@click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")
+@click.option("--overwrite", is_flag=True, help="Replace the page if it exists.")
+@click.option("--quiet", is_flag=True, help="Print only the summary.")
 def command(
     inputs: tuple[str, ...],
     labels_file: Path | None,
@@ -61,21 +61,20 @@ def command(
     overwrite: bool,
     quiet: bool,
 ) -> int:
-    """Segment a handful of images with each model and write a page that shows them side by side.
+    """Segment a few images with several models and write a page that shows the results side by side.
 
-    INPUT is an image, a folder (searched through its sub-folders) or a pattern such as 'photos/*.jpg'. Every image has
-    one card for each model, with its masks, polygons and a table of regions, and the page says on how many pixels the
-    models agree. Nothing else is written; 'prelabel' makes annotations. An image that cannot be read is left out, and
-    the exit code is then 1.
+    INPUT is an image, a folder (searched recursively) or a pattern such as 'photos/*.jpg'. The page shows the masks,
+    polygons and regions of each image for each model, and the share of pixels on which the models agree. No
+    annotations are written; use 'prelabel' for that. Unreadable images are skipped, and the exit code is then 1.
     """
     vocabulary = make_vocabulary(
         labels_file, label_options, background, background_threshold, background_names, templates
     )
     twice = next((name for name in models if models.count(name) > 1), None)
     if twice is not None:
-        raise SettingsError(f"--model {twice}: is given twice; give each model once")
+        raise SettingsError(f"--model {twice}: is given twice; pass each model once")
     if len(models) < 2:
-        raise SettingsError("--model: give two models or more, each with an option of its own")
+        raise SettingsError("--model: pass at least two models, each with its own --model")
 
     from tcl_core.jobs.comparison import compare_models
     from tcl_core.jobs.inputs import find_images

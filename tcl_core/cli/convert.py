@@ -18,7 +18,7 @@ __all__ = ["command"]
 
 @click.command(
     "convert",
-    short_help="Turn annotations or masks into COCO, YOLO or semantic masks.",
+    short_help="Convert annotations or masks to COCO, YOLO or semantic masks.",
     epilog="""\b
 Examples:
   tcl-annotate convert annotations.json --to yolo-seg --out dataset
@@ -26,7 +26,7 @@ Examples:
   tcl-annotate convert annotations.json --labels labels.yaml --to semantic-png --out masks
 
 \b
-The number of a label in masks is its place in the label file, counted from 1, or:
+A label's pixel value in masks is its position in the label file, starting at 1, unless value is set:
   labels:
     - {name: road, value: 7}
     - {name: car, value: 26}""",
@@ -38,7 +38,7 @@ The number of a label in masks is its place in the label file, counted from 1, o
     "labels_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Label file (YAML); needed for masks. Of a COCO file only these categories are taken, in this order.",
+    help="Label file (YAML); required for masks. For a COCO file, selects and orders the categories.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="PATH", help="File or folder to write.")
 @geometry_option
@@ -47,7 +47,7 @@ The number of a label in masks is its place in the label file, counted from 1, o
     default="default",
     show_default=True,
     metavar="D",
-    help="How closely polygons that are made follow the masks, as for prelabel.",
+    help="Tolerance of polygons created from masks, as for prelabel.",
 )
 @click.option(
     "--min-area",
@@ -55,9 +55,9 @@ The number of a label in masks is its place in the label file, counted from 1, o
     default=0,
     show_default=True,
     metavar="N",
-    help="Merge regions of masks of fewer pixels into their surroundings; 0 keeps all.",
+    help="Merge regions of masks with fewer pixels into their surroundings; 0 keeps all.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@click.option("--overwrite", is_flag=True, help="Replace existing output.")
 def command(
     source: Path,
     format_name: str,
@@ -68,20 +68,20 @@ def command(
     min_area: int,
     overwrite: bool,
 ) -> int:
-    """Write the annotations of INPUT, a COCO file or a folder of semantic PNG masks, in another format.
+    """Convert INPUT, a COCO file or a folder of semantic PNG masks, to another format.
 
-    Ground truth stays as it is: no region is too small, and a COCO file's annotations go to COCO as they are, unless
-    --geometry is given. What cannot be taken over is counted, and the exit code is then 1.
+    Small regions are kept, and COCO annotations are copied unchanged to COCO unless --geometry is given. Anything that
+    cannot be converted is counted, and the exit code is then 1.
     """
     from tcl_core.export.base import create_exporter
 
     given = click.get_current_context().get_parameter_source("geometry") is not click.core.ParameterSource.DEFAULT
     if given and format_name != "coco":
-        raise SettingsError(f"--geometry: belongs to COCO, not to {format_name}; leave it out")
+        raise SettingsError(f"--geometry: only applies to COCO, not to {format_name}; remove it")
     exporter = create_exporter(format_name)
     exporter.check_target(out)
     if out.exists() and not overwrite and (out.is_file() or any(out.iterdir())):
-        raise SettingsError(f"--out {out}: is there already; add --overwrite, or name another")
+        raise SettingsError(f"--out {out}: already exists; add --overwrite, or choose another name")
     read = [source, labels_file]
     if exporter.writes_folder:
         check_folder("--out", out.absolute().parent)

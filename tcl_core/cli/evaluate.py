@@ -41,33 +41,33 @@ Examples:
   tcl-annotate evaluate --masks masks --labels labels.yaml --images photos
   tcl-annotate evaluate playground --all-methods --refiner none --refiner pamr
 
-A run that was stopped goes on when the same command is given again.""",
+To resume a stopped run, run the same command again.""",
 )
 @click.argument("data_sets", metavar="[DATASET]...", nargs=-1, type=click.Choice(_DATA_SETS))
-@click.option("--data", type=INPUT_PATH, metavar="DIR", help="Folder of the benchmarks, as they are unpacked.")
+@click.option("--data", type=INPUT_PATH, metavar="DIR", help="Folder with the unpacked benchmarks.")
 @click.option(
     "--split",
     metavar="NAME",
-    help="val (the default) or train of a benchmark, on which papers choose their settings; seen (the default) or "
-    "held-out of the playground.",
+    help="Benchmarks: val (default), or train, which papers use to choose settings. Playground: seen (default) or "
+    "held-out.",
 )
 @click.option("--coco", type=INPUT_PATH, metavar="FILE", help="Your own data: a COCO file.")
-@click.option("--masks", type=INPUT_PATH, metavar="DIR", help="Your own data: PNG masks with numbers of labels.")
+@click.option("--masks", type=INPUT_PATH, metavar="DIR", help="Your own data: PNG masks with label values.")
 @click.option("--label-studio", type=INPUT_PATH, metavar="FILE", help="Your own data: a JSON export of Label Studio.")
-@click.option("--images", type=INPUT_PATH, metavar="DIR", help="Folder of the images of your own data.")
+@click.option("--images", type=INPUT_PATH, metavar="DIR", help="Image folder of your own data.")
 @click.option(
     "--labels",
     type=INPUT_PATH,
     metavar="FILE",
-    help="Label file of your own data; without one all labels of a COCO file or an export are taken.",
+    help="Label file of your own data. Default: all labels of the COCO file or export.",
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Evaluate the first N images only.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Evaluate only the first N images.")
 @click.option(
     "--names",
     default="raw",
     show_default=True,
     metavar="raw|synonyms|FILE",
-    help="What a benchmark's classes are called: their names to the letter, NACLIP's synonyms, or the rows of a file.",
+    help="Class names of a benchmark: raw names, NACLIP's synonyms, or the rows of a file.",
 )
 @click.option(
     "--model",
@@ -76,9 +76,9 @@ A run that was stopped goes on when the same command is given again.""",
     default=[DEFAULT_MODEL],
     show_default=True,
     metavar="NAME",
-    help="Name or path of a model; may be given again.",
+    help="Name or path of a model; repeatable.",
 )
-@click.option("--all-methods", is_flag=True, help="Also every method that needs nothing learned, on each model.")
+@click.option("--all-methods", is_flag=True, help="Also evaluate every training-free method on each model.")
 @click.option(
     "--refiner",
     "refiners",
@@ -86,7 +86,7 @@ A run that was stopped goes on when the same command is given again.""",
     type=click.Choice(_REFINERS),
     default=["pamr"],
     show_default=True,
-    help="What makes masks follow the image; may be given again.",
+    help="Refinement along image edges; repeatable.",
 )
 @click.option(
     "--option",
@@ -94,25 +94,42 @@ A run that was stopped goes on when the same command is given again.""",
     multiple=True,
     callback=read_options,
     metavar="NAME=VALUE",
-    help="An option of the model's method, such as kp_weight=0.3; may be given again.",
+    help="Option of the model's method, such as kp_weight=0.3; repeatable.",
 )
-@click.option("--short-side", type=click.IntRange(min=1), metavar="N", help="Size of images, instead of the model's.")
-@click.option("--max-long-side", type=click.IntRange(min=1), metavar="N", help="Its limit, instead of the model's.")
-@click.option("--window", type=click.IntRange(min=1), metavar="N", help="Side of windows, instead of the model's.")
-@click.option("--stride", type=click.IntRange(min=1), metavar="N", help="Their distance, instead of the model's.")
 @click.option(
-    "--background-threshold", type=click.FloatRange(0, 1), metavar="T", help="Instead of the model's own height."
+    "--short-side", type=click.IntRange(min=1), metavar="N", help="Short side of resized images. Default: the model's."
 )
-@click.option("--templates", type=click.Choice(list(TEMPLATE_SETS)), help="Template set, instead of the model's.")
+@click.option(
+    "--max-long-side", type=click.IntRange(min=1), metavar="N", help="Limit of the long side. Default: the model's."
+)
+@click.option("--window", type=click.IntRange(min=1), metavar="N", help="Window size. Default: the model's.")
+@click.option("--stride", type=click.IntRange(min=1), metavar="N", help="Window stride. Default: the model's.")
+@click.option(
+    "--background-threshold",
+    type=click.FloatRange(0, 1),
+    metavar="T",
+    help="Background threshold. Default: the model's.",
+)
+@click.option("--templates", type=click.Choice(list(TEMPLATE_SETS)), help="Template set. Default: the model's.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")
 @click.option(
     "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16, float16."
 )
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Windows at once."
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Windows per forward pass.",
 )
 @click.option(
-    "--processes", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="That share the images."
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Number of processes to distribute the images over.",
 )
 @click.option(
     "--out",
@@ -120,14 +137,12 @@ A run that was stopped goes on when the same command is given again.""",
     default=Path("evaluation"),
     show_default=True,
     metavar="DIR",
-    help="Folder of the results; each data set, model and refiner has one of its own in it.",
+    help="Folder for results, with a subfolder per data set, model and refiner.",
 )
-@click.option("--overwrite", is_flag=True, help="Begin anew, instead of going on where an earlier run ended.")
-@click.option("--effort/--no-effort", default=True, help="Whether the effort of correcting is measured; on by default.")
-@click.option(
-    "--page/--no-page", default=True, help="Whether a page of the worst and best images is made; on by default."
-)
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option("--overwrite", is_flag=True, help="Start over instead of resuming an earlier run.")
+@click.option("--effort/--no-effort", default=True, help="Measure the correction effort; on by default.")
+@click.option("--page/--no-page", default=True, help="Write a page with the worst and best images; on by default.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
 def command(
     data_sets: tuple[str, ...],
     data: Path | None,
@@ -159,10 +174,10 @@ def command(
     page: bool,
     quiet: bool,
 ) -> int:
-    """Score models on DATASET: benchmarks that you have on disk (all for the eight), the playground, or your own data.
+    """Score models on DATASET: benchmarks on your disk (all: the eight of them), the playground, or your own data.
 
-    Prints IoU, accuracy, how well boundaries are met, and how much work it is to correct the predictions; writes them
-    with every setting as JSON and CSV, for the whole set, every class and every image.
+    Prints IoU, accuracy, boundary quality and the effort to correct the predictions. Writes them with all settings as
+    JSON and CSV, for the whole set, every class and every image.
     """
     if out.exists():
         check_folder("--out", out)
@@ -235,20 +250,20 @@ def _data_specs(
     given = [name for name, value in own if value is not None]
     if len(given) + bool(data_sets) != 1:
         raise SettingsError(
-            "which data? name data sets, such as voc, or give --coco FILE, --masks DIR or --label-studio FILE"
+            "no data: name data sets, such as voc, or pass --coco FILE, --masks DIR or --label-studio FILE"
             if not given
-            else f"{' and '.join([*given, *data_sets])}: give one of them"
+            else f"{' and '.join([*given, *data_sets])} cannot be combined; use one of them"
         )
     if given and images is None:
-        raise SettingsError(f"{given[0]}: say with --images DIR where the images are")
+        raise SettingsError(f"{given[0]}: requires --images DIR")
     if given and split is not None:
-        raise SettingsError("--split: your own data has no splits; leave it out")
+        raise SettingsError("--split: your own data has no splits; remove it")
     if names != "raw" and not set(data_sets) & {*_BENCHMARKS, "all"}:
-        raise SettingsError("--names: belongs to benchmarks; your own data's names are in its label file")
+        raise SettingsError("--names: only applies to benchmarks; for your own data, use --labels")
     if data_sets and images is not None:
-        raise SettingsError("--images: belongs to your own data; leave it out")
+        raise SettingsError("--images: only applies to your own data; remove it")
     if data_sets and vocabulary is not None:
-        raise SettingsError("--labels: belongs to your own data; give other names of classes with --names FILE")
+        raise SettingsError("--labels: only applies to your own data; for other class names, use --names FILE")
 
     from tcl_core.evaluation.jobs import BenchmarkData, CocoData, MaskData, PlaygroundData, PluginData
 
@@ -258,7 +273,7 @@ def _data_specs(
         return {label_studio.stem: PluginData("label-studio", label_studio, images, vocabulary)}
     if masks is not None and images is not None:
         if vocabulary is None:
-            raise SettingsError("--masks: hold numbers only; say with --labels FILE which labels they are")
+            raise SettingsError("--masks: masks contain only numbers; use --labels FILE to define their labels")
         return {masks.resolve().name: MaskData(masks, images, vocabulary)}
     specs: dict[str, DataSpec] = {}
     for name in dict.fromkeys(each for one in data_sets for each in (_BENCHMARKS if one == "all" else (one,))):
@@ -267,7 +282,7 @@ def _data_specs(
             specs[f"{name}-{chosen}"] = PlaygroundData(chosen)
             continue
         if data is None:
-            raise SettingsError(f"{name}: say with --data DIR where the benchmarks are")
+            raise SettingsError(f"{name}: requires --data DIR, the folder with the benchmarks")
         specs[f"{name}-{split or 'val'}"] = BenchmarkData(name, data, split or "val", names)
     return specs
 
@@ -284,7 +299,7 @@ def _models(
         options = {name: dict(first.options)}
         if all_methods:
             if split_method(name)[0] is not None:
-                raise SettingsError(f"--all-methods: {name} names a method; give the model alone")
+                raise SettingsError(f"--all-methods: {name} includes a method; give only the model")
             for method in _methods_without_weights():
                 known = method_class(method).options_class.model_fields
                 options[f"{method}:{name}"] = {key: value for key, value in first.options.items() if key in known}

@@ -1,4 +1,4 @@
-"""``--explain``: which background names compete with the labels, which step aside and why, and what they won."""
+"""``--explain``: which background names compete with the labels, which are left out and why, and what they won."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 _SHOWN = 5
 
 explain_option = click.option(
-    "--explain", is_flag=True, help="Say which background names compete with the labels, and which step aside and why."
+    "--explain",
+    is_flag=True,
+    help="Print which background names compete with the labels, and which are left out and why.",
 )
 """``--explain``."""
 
 
 def choose_names(segmenter: Segmenter, vocabulary: Vocabulary, quiet: bool = False) -> NameChoice:
-    """The background names of a vocabulary, with a progress bar where they have to be embedded first.
+    """The background names of a vocabulary, with a progress bar if they have to be embedded first.
 
     Raises:
         VocabularyError: the model does not know a word of a prompt or name.
@@ -37,7 +39,7 @@ def choose_names(segmenter: Segmenter, vocabulary: Vocabulary, quiet: bool = Fal
 
     from tqdm import tqdm
 
-    with tqdm(unit="name", desc="reading background names, once for this model", leave=False, delay=1) as bar:
+    with tqdm(unit="name", desc="embedding background names (once per model)", leave=False, delay=1) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total
@@ -53,20 +55,20 @@ def explain_names(choice: NameChoice) -> str:
         >>> from tcl_core.segmentation.background_names import LeftOut, NameChoice
         >>> left_out = (LeftOut("sofa", "near", "couch", 0.99), LeftOut("zebra", "unknown"))
         >>> print(explain_names(NameChoice("model", (("cat", "sky"),), left_out)))
-        background names: 2 compete with the labels, of all that the model knows: cat, sky
-          left out: sofa (means nearly what 'couch' does: 0.99, and the limit is 0.85)
-          left out: 1 with a word that the model does not know: zebra
+        background names: 2 compete with the labels (from the model's own vocabulary): cat, sky
+          left out: sofa (too similar to 'couch': 0.99, limit 0.85)
+          left out: 1 with words unknown to the model: zebra
     """
     if choice.source == "none":
         return "background names: none compete with the labels"
-    lines = [f"background names: {len(choice.names)} compete with the labels, of {_origin(choice)}: " + _listed(choice)]
+    lines = [
+        f"background names: {len(choice.names)} compete with the labels (from {_origin(choice)}): " + _listed(choice)
+    ]
     lines += [f"  left out: {out.name} ({_reason(out)})" for out in choice.left_out if out.reason != "unknown"]
     unknown = [out.name for out in choice.left_out if out.reason == "unknown"]
     if unknown:
         more = ", ..." if len(unknown) > _SHOWN else ""
-        lines.append(
-            f"  left out: {len(unknown)} with a word that the model does not know: {', '.join(unknown[:_SHOWN])}{more}"
-        )
+        lines.append(f"  left out: {len(unknown)} with words unknown to the model: {', '.join(unknown[:_SHOWN])}{more}")
     return "\n".join(lines)
 
 
@@ -95,7 +97,7 @@ def _origin(choice: NameChoice) -> str:
 
     if choice.source == "common":
         return f"the {len(common_names())} common names (version {common_names_version()})"
-    return {"vocabulary": "those that you listed", "model": "all that the model knows", "method": "the method's own"}[
+    return {"vocabulary": "your list", "model": "the model's own vocabulary", "method": "the method's list"}[
         choice.source
     ]
 
@@ -104,7 +106,7 @@ def _reason(out: LeftOut) -> str:
     from tcl_core.segmentation.background_names import NEAR
 
     if out.reason == "same":
-        return f"the same words as {out.text!r}"
+        return f"same words as {out.text!r}"
     if out.reason == "related":
         return f"related to {out.text!r}"
-    return f"means nearly what {out.text!r} does: {out.nearness:.2f}, and the limit is {NEAR}"
+    return f"too similar to {out.text!r}: {out.nearness:.2f}, limit {NEAR}"

@@ -25,12 +25,12 @@ __all__ = ["COMMANDS", "cli", "main", "run"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "prelabel": ("tcl_core.cli.prelabel", "Label images from text and write a COCO file."),
-    "segment": ("tcl_core.cli.segment", "Segment one image and show what was found."),
-    "compare": ("tcl_core.cli.compare", "Show the same images through several models, side by side."),
-    "convert": ("tcl_core.cli.convert", "Turn annotations or masks into COCO, YOLO or semantic masks."),
-    "validate-coco": ("tcl_core.cli.validate_coco", "Check a COCO file and print each fault with its place."),
+    "segment": ("tcl_core.cli.segment", "Segment one image and print a summary."),
+    "compare": ("tcl_core.cli.compare", "Compare several models side by side on the same images."),
+    "convert": ("tcl_core.cli.convert", "Convert annotations or masks to COCO, YOLO or semantic masks."),
+    "validate-coco": ("tcl_core.cli.validate_coco", "Check a COCO file and print each issue with its location."),
     "evaluate": ("tcl_core.cli.evaluate", "Score models on benchmarks or on your own annotated images."),
-    "score": ("tcl_core.cli.score", "Score detections against ground truth by COCO's metric."),
+    "score": ("tcl_core.cli.score", "Score detections against ground truth with COCO's metric."),
     "models": ("tcl_core.cli.models", "List, fetch and import models."),
     "benchmark": ("tcl_core.cli.benchmark", "Measure polygons and speed on this machine."),
     "playground": ("tcl_core.cli.playground", "Draw sample scenes and score a model on them."),
@@ -87,11 +87,11 @@ Examples:
   tcl-annotate validate-coco labels.json --images photos
   tcl-annotate score --gt annotations.json --dt labels.json
 
-Exit codes: 0 all is well, 1 done but something was found or skipped, 2 bad input, 130 interrupted.""",
+Exit codes: 0 success, 1 finished but issues were found or inputs skipped, 2 invalid input, 130 interrupted.""",
 )
 @click.version_option(tcl_core.__version__, prog_name="tcl-annotate")
 def cli() -> None:
-    """Pre-label images from text: masks, polygons that share their edges, COCO that is correct to the pixel."""
+    """Pre-label images from text: masks, polygons that share their borders, and pixel-exact COCO."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -146,8 +146,8 @@ def _error(message: str) -> int:
 
 def _memory_message(error: Exception) -> str:
     if "CUDA" in str(error) or "CUBLAS" in str(error):
-        return "the GPU has not enough free memory; use a smaller --batch-size, another --device, or smaller images"
-    return "there is not enough free memory; use a smaller --batch-size, or smaller images"
+        return "not enough free GPU memory; use a smaller --batch-size, another --device, or smaller images"
+    return "not enough free memory; use a smaller --batch-size, or smaller images"
 
 
 def _internal(error: Exception) -> int:

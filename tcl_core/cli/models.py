@@ -29,7 +29,7 @@ def command() -> None:
 
 @command.command("list", epilog="\b\nExample:\n  tcl-annotate models list")
 def list_command() -> int:
-    """List the models that can be used by name, and where they lie."""
+    """List the available models and their files."""
     from tcl_core.models.registry import list_models
 
     for row in list_models():
@@ -40,8 +40,8 @@ def list_command() -> int:
             if line:
                 click.echo(f"    {line}")
     click.echo(
-        "METHOD:ARCHITECTURE/TAG names any other CLIP of open_clip that is a plain ViT, METHOD:ARCHITECTURE=FILE "
-        "weights of your own."
+        "Any other plain ViT of open_clip works as METHOD:CONFIGURATION/TAG, and your own weights as "
+        "METHOD:CONFIGURATION=FILE."
     )
     return EXIT_FINE
 
@@ -52,7 +52,7 @@ def list_command() -> int:
 )
 @click.argument("name")
 def options_command(name: str) -> int:
-    """List the options of the model or method NAME, with the values that are in force."""
+    """List the options of the model or method NAME and their values."""
     from tcl_core.models.loading import options_of
 
     method, options = options_of(name)
@@ -71,7 +71,7 @@ def options_command(name: str) -> int:
 @click.argument("name")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def fetch_command(name: str, quiet: bool) -> int:
-    """Download the model NAME and make it ready; what is there already is not fetched again."""
+    """Download and prepare the model NAME; existing files are not downloaded again."""
     from tcl_core.models.registry import fetch_model
 
     click.echo(f"ready: {fetch_model(name, progress=not quiet)}")
@@ -86,24 +86,24 @@ Examples:
   tcl-annotate models import training.pth --out my-tcl.safetensors""",
 )
 @click.argument("file", type=INPUT_PATH)
-@click.option("--name", metavar="NAME", help="Name to load the model by; by default that of FILE.")
+@click.option("--name", metavar="NAME", help="Name to load the model by. Default: the name of FILE.")
 @click.option(
     "--out",
     type=OUTPUT_PATH,
     metavar="FILE",
-    help="Model file to write (.safetensors); by default NAME in the folder of models.",
+    help="Model file to write (.safetensors). Default: NAME in the model folder.",
 )
 @click.option(
     "--clip",
     "clip_file",
     type=INPUT_PATH,
     metavar="FILE",
-    help="Safetensors file with the frozen CLIP, which is kept in the model file; for checkpoints of another CLIP than "
-    "OpenAI's ViT-B/16 that lack it, and for models that need no download.",
+    help="Safetensors file with the frozen CLIP, to store in the model file. Required if the checkpoint lacks its CLIP "
+    "and that is not OpenAI's ViT-B/16; otherwise it saves a download.",
 )
-@click.option("--license", default="", metavar="TEXT", help="License of the weights, kept in the model file.")
+@click.option("--license", default="", metavar="TEXT", help="License of the weights, stored in the model file.")
 def import_command(file: Path, name: str | None, out: Path | None, clip_file: Path | None, license: str) -> int:
-    """Turn a published or training checkpoint (.pth) FILE into a model file, without running code from it."""
+    """Convert the published or training checkpoint FILE (.pth) to a model file, without running code from it."""
     from tcl_core.models.checkpoints import import_checkpoint
 
     written = import_checkpoint(file, name=name, out=out, clip_file=clip_file, license=license)

@@ -40,8 +40,8 @@ geometry_option = click.option(
     type=click.Choice(["polygon", "keyhole", "rle"]),
     default="polygon",
     show_default=True,
-    help="How every region of the COCO file is written: polygon cuts holes open into simple rings; keyhole bridges "
-    "them to one ring; rle is exact, but many readers drop it.",
+    help="How COCO regions are written: polygon cuts regions with holes into simple rings; keyhole bridges holes to "
+    "get one ring; rle is exact, but many readers drop it.",
 )
 """``--geometry``: how regions are written to COCO."""
 
@@ -57,7 +57,7 @@ class _MinAreaType(click.ParamType):
         if value == "auto" or isinstance(value, int):
             return value
         if not (value.isascii() and value.isdigit()):
-            self.fail(f"{value!r} is neither auto nor a number of pixels from 0 up", param, ctx)
+            self.fail(f"{value!r} is not valid; give auto, or a number of pixels, 0 or more", param, ctx)
         return int(value)
 
 
@@ -67,7 +67,7 @@ min_area_option = click.option(
     default="auto",
     show_default=True,
     metavar="N",
-    help="Merge regions of fewer pixels into their surroundings; auto is a quarter of the model's patch, 0 keeps all.",
+    help="Merge regions with fewer pixels into their surroundings. auto: a quarter of the model's patch; 0: keep all.",
 )
 """``--min-area``: when a region of a prediction is taken for noise."""
 
@@ -86,8 +86,8 @@ bit_depth_option = click.option(
     show_default=True,
     callback=_read_bit_depth,
     metavar="BITS",
-    help="Bits that 16-bit images use, such as 12: their highest value is white. auto takes 8, 10, 12, 14 or 16 by the "
-    "values of each image.",
+    help="Number of bits that 16-bit images use, such as 12; the highest value is white. auto detects 8, 10, 12, 14 or "
+    "16 from the values of each image.",
 )
 """``--bit-depth``: how bright images of more than 8 bits are."""
 
@@ -102,32 +102,33 @@ def vocabulary_options(function: F) -> F:
                 "label_options",
                 multiple=True,
                 metavar="NAME[=PROMPT,...]",
-                help='A label and its prompts, such as "Sofa=sofa,couch"; may be given again. Without prompts the name '
-                "is the prompt.",
+                help='A label and its prompts, such as "Sofa=sofa,couch"; repeatable. Without prompts, the name is the '
+                "prompt.",
             ),
             click.option(
                 "--background/--no-background",
                 default=None,
-                help="Whether pixels may stay without a label; by default what the label file says, or yes.",
+                help="Whether pixels may stay unlabeled. Default: from the label file, otherwise yes.",
             ),
             click.option(
                 "--background-threshold",
                 type=float,
                 metavar="T",
-                help="Score from 0 to 1 that a label must reach to win against the background; by default the label "
-                "file's or the model's.",
+                help="Score, from 0 to 1, that a label must exceed to win against the background. Default: from the "
+                "label file, otherwise the model's.",
             ),
             click.option(
                 "--background-names",
                 metavar="NAME,NAME",
-                help="Names that compete with the labels and leave what they win without a label; auto for all else "
-                "that an image may hold ('--explain' lists it), or none. By default the label file's, or auto.",
+                help="Names that compete with the labels; pixels they win stay unlabeled. auto: the model's list of "
+                "other things that images may show (see --explain); none: no names. Default: from the label file, "
+                "otherwise auto.",
             ),
             click.option(
                 "--templates",
                 metavar="NAME",
-                help=f"Template set for the prompts: {', '.join(TEMPLATE_SETS)}; by default the label file's or the "
-                "model's.",
+                help=f"Template set for the prompts: {', '.join(TEMPLATE_SETS)}. Default: from the label file, "
+                "otherwise the model's.",
             ),
         ]
     ):
@@ -150,13 +151,13 @@ def make_vocabulary(
         SettingsError: if labels are given both ways or not at all.
     """
     if labels_file is not None and label_options:
-        raise SettingsError("--labels and --label: give the labels one way, in a file or as options")
+        raise SettingsError("--labels and --label cannot be combined; use one of them")
     if labels_file is None and not label_options:
-        raise SettingsError('no labels: give --labels FILE, or --label "NAME=PROMPT,PROMPT" for each label')
+        raise SettingsError('no labels: pass --labels FILE, or --label "NAME=PROMPT,PROMPT" for each label')
     if background is False and background_threshold is not None:
-        raise SettingsError("--no-background and --background-threshold exclude each other; give one of them")
+        raise SettingsError("--no-background and --background-threshold cannot be combined; use one of them")
     if background is False and background_names is not None:
-        raise SettingsError("--no-background and --background-names exclude each other; give one of them")
+        raise SettingsError("--no-background and --background-names cannot be combined; use one of them")
     vocabulary = Vocabulary.from_file(labels_file) if labels_file else Vocabulary.from_options(label_options)
     if background is not None:
         kept = vocabulary.background_threshold if background else None
@@ -180,7 +181,7 @@ def read_options(_: click.Context, __: click.Parameter, given: tuple[str, ...]) 
         if not (name.strip() and equals):
             raise SettingsError(f"--option {text}: write NAME=VALUE, such as kp_weight=0.2")
         if name.strip() in values:
-            raise SettingsError(f"--option {name.strip()}: is given twice; give it once")
+            raise SettingsError(f"--option {name.strip()}: is given twice; pass it once")
         values[name.strip()] = value.strip()
     return values
 
@@ -194,13 +195,13 @@ def model_options(function: F) -> F:
                 default=DEFAULT_MODEL,
                 show_default=True,
                 metavar="NAME",
-                help="Name of a model ('tcl-annotate models list') or path of a model file.",
+                help="Name of a model (see 'tcl-annotate models list') or path of a model file.",
             ),
             click.option(
                 "--refine/--no-refine",
                 default=True,
-                help="Whether masks follow the image's edges (PAMR); on by default. Off is coarser, and saves little "
-                "time unless the model is small.",
+                help="Refine masks along image edges (PAMR); on by default. --no-refine gives coarser masks and saves "
+                "little time unless the model is small.",
             ),
             click.option(
                 "--option",
@@ -208,8 +209,8 @@ def model_options(function: F) -> F:
                 multiple=True,
                 callback=read_options,
                 metavar="NAME=VALUE",
-                help="An option of the model's method ('tcl-annotate models options NAME' lists them), such as "
-                "kp_weight=0.2; may be given again.",
+                help="Option of the model's method, such as kp_weight=0.2; repeatable. 'tcl-annotate models options "
+                "NAME' lists the options.",
             ),
             click.option(
                 "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."
@@ -227,7 +228,7 @@ def model_options(function: F) -> F:
                 default=8,
                 show_default=True,
                 metavar="N",
-                help="Images and windows that go through the network together; memory grows with it.",
+                help="Images and windows per forward pass; larger batches need more memory.",
             ),
         ]
     ):

@@ -32,13 +32,11 @@ class _Place(click.Path):
         """
         option = "the path" if param is None else param.opts[0] if param.param_type_name == "option" else param.name
         if value == "":
-            raise SettingsError(
-                f"{option}: the path is empty; name a file or folder (is a variable of the shell unset?)"
-            )
+            raise SettingsError(f"{option}: the path is empty; give a file or folder (is a shell variable unset?)")
         if self._output and value == "-":
             raise SettingsError(
-                f"{option} -: results are not written to standard output, from which no stopped run could go on; "
-                "name a file, such as labels.json, and read that (./- for a file that is really called so)"
+                f"{option} -: results are not written to standard output, because a stopped run could not resume; "
+                "give a file name such as labels.json (./- for a file that is really named -)"
             )
         return super().convert(value, param, ctx)
 
@@ -67,11 +65,11 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | st
         check_file(option, path)
         place = os.path.realpath(path)
         if place in read:
-            raise SettingsError(f"{option} {path}: is an input of this command; name another file")
+            raise SettingsError(f"{option} {path}: is an input of this command; choose another file")
         if place in taken:
-            raise SettingsError(f"{option} {path}: is the same file as {taken[place]}; name another")
+            raise SettingsError(f"{option} {path}: is the same file as {taken[place]}; choose another name")
         if path.exists() and not replace:
-            raise SettingsError(f"{option} {path}: is there already; add --overwrite, or name another file")
+            raise SettingsError(f"{option} {path}: already exists; add --overwrite, or choose another file")
         taken[place] = option
 
 
@@ -94,19 +92,19 @@ def check_file(
         found = os.stat(path)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-            raise SettingsError(f"{option} {path}: cannot be used ({reason_of(error)}); name another file") from error
+            raise SettingsError(f"{option} {path}: cannot be used ({reason_of(error)}); choose another file") from error
     else:
         if stat.S_ISDIR(found.st_mode) and not folder_is_fine:
-            raise SettingsError(f"{option} {path}: is a folder; name a file")
+            raise SettingsError(f"{option} {path}: is a folder; give a file name")
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-            raise SettingsError(f"{option} {path}: is not a regular file; name another")
+            raise SettingsError(f"{option} {path}: is not a regular file; choose another")
     try:
         os.lstat(path.with_name(path.name + suffix))
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise SettingsError(
-                f"{option} {path}: {path.name + suffix!r} cannot be made beside it ({reason_of(error)}); "
-                "name another file"
+                f"{option} {path}: {path.name + suffix!r} cannot be created next to it ({reason_of(error)}); "
+                "choose another file"
             ) from error
     folder = path.absolute().parent
     while make_folders and not os.path.lexists(folder):
@@ -122,18 +120,18 @@ def check_folder(option: str, folder: Path) -> None:
     """
     if not folder.is_dir():
         if os.path.lexists(folder):
-            raise SettingsError(f"{option}: {folder} is not a folder; name another place")
-        raise SettingsError(f"{option}: there is no folder {folder}; make it, or name another")
+            raise SettingsError(f"{option}: {folder} is not a folder; choose another path")
+        raise SettingsError(f"{option}: the folder {folder} does not exist; create it, or choose another")
     try:
         # Only trying tells, for the superuser and on file systems that allow no writing at all.
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"\0")
     except OSError as error:
-        remedy = "name another"
+        remedy = "choose another"
         if is_full(error):
-            remedy = "free some space, or name another"
+            remedy = "free some space, or choose another"
         elif error.errno in (errno.EACCES, errno.EPERM):
-            remedy = "change its permissions, or name another"
+            remedy = "change its permissions, or choose another"
         raise SettingsError(
             f"{option}: the folder {folder} cannot be written to ({reason_of(error)}); {remedy}"
         ) from error
@@ -148,4 +146,4 @@ def check_holds_nothing(option: str, folder: Path, inputs: Iterable[Path | str |
     place = os.path.realpath(folder)
     for path in inputs:
         if path is not None and os.path.commonpath([place, real := os.path.realpath(path)]) == place:
-            raise SettingsError(f"{option} {folder}: holds {real}, an input of this command; name another folder")
+            raise SettingsError(f"{option} {folder}: contains {real}, an input of this command; choose another folder")

@@ -32,7 +32,7 @@ Examples:
   tcl-annotate playground evaluate --scenes 500""",
 )
 def command() -> None:
-    """Draw scenes of the small world that the embedded model knows, and score a model on scenes it has never seen."""
+    """Draw scenes of the toy world that the embedded model knows, and score models on unseen scenes."""
 
 
 @command.command(
@@ -43,8 +43,17 @@ Examples:
   tcl-annotate playground scenes --out scenes --count 40 --size 320 240 --seed 7 --ground-truth""",
 )
 @click.option("--out", type=OUTPUT_PATH, required=True, metavar="DIR", help="Folder for the images.")
-@click.option("--count", type=click.IntRange(min=1), default=12, show_default=True, metavar="N", help="How many.")
-@click.option("--seed", type=_SEED, default=0, show_default=True, metavar="N", help="Same seed, same scenes.")
+@click.option(
+    "--count", type=click.IntRange(min=1), default=12, show_default=True, metavar="N", help="Number of scenes."
+)
+@click.option(
+    "--seed",
+    type=_SEED,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Random seed; the same seed gives the same scenes.",
+)
 @click.option(
     "--size",
     type=(click.IntRange(min=32, max=4096), click.IntRange(min=32, max=4096)),
@@ -54,12 +63,12 @@ Examples:
     help="Size of the images in pixels.",
 )
 @click.option("--ground-truth", is_flag=True, help="Also write the exact masks as a COCO file, ground_truth.json.")
-@click.option("--overwrite", is_flag=True, help="Replace scenes, labels.yaml and ground_truth.json that are in DIR.")
+@click.option("--overwrite", is_flag=True, help="Replace existing scenes, labels.yaml and ground_truth.json in DIR.")
 def scenes_command(out: Path, count: int, seed: int, size: tuple[int, int], ground_truth: bool, overwrite: bool) -> int:
-    """Write scenes as PNG files, and a labels.yaml that names everything in them."""
+    """Write scenes as PNG files, and a labels.yaml with everything that they can show."""
     there = [path for name in ("labels.yaml", "ground_truth.json", "scene-*.png") for path in sorted(out.glob(name))]
     if there and not overwrite:
-        raise SettingsError(f"--out {out}: holds {there[0].name} already; add --overwrite, or name another folder")
+        raise SettingsError(f"--out {out}: already contains {there[0].name}; add --overwrite, or choose another folder")
 
     from tcl_core.playground.export import write_scenes
 
@@ -87,21 +96,26 @@ Examples:
     default=[DEFAULT_MODEL],
     show_default=True,
     metavar="NAME",
-    help="Name or path of a model; may be given again for a table of each.",
+    help="Name or path of a model; repeatable, for one table each.",
 )
 @click.option(
-    "--scenes", type=click.IntRange(min=1), default=500, show_default=True, metavar="N", help="Scenes in each set."
+    "--scenes",
+    type=click.IntRange(min=1),
+    default=500,
+    show_default=True,
+    metavar="N",
+    help="Number of scenes per set.",
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")
 @click.option(
     "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16 or float16."
 )
-@click.option("--json", "json_file", type=OUTPUT_PATH, metavar="FILE", help="Also write the table here.")
+@click.option("--json", "json_file", type=OUTPUT_PATH, metavar="FILE", help="Also write the table to FILE.")
 def evaluate_command(models: tuple[str, ...], scenes: int, device: str, precision: str, json_file: Path | None) -> int:
-    """Print the mean IoU of models and of their parts, on scenes that took no part in training.
+    """Print the mean IoU of models and their parts on scenes that were not used in training.
 
-    One half of the scenes has kind-color combinations that occur in training, the other only combinations that never
-    do. Every class of the world competes in every scene.
+    One set of scenes has kind-color combinations that occur in training, the other only held-out combinations. All
+    classes compete in every scene.
     """
     if json_file is not None:
         check_file("--json", json_file)
@@ -116,7 +130,9 @@ def evaluate_command(models: tuple[str, ...], scenes: int, device: str, precisio
         loaded = load_model(name, device=device, precision=precision)
         with tqdm(total=2 * scenes, unit="scene", desc=f"scoring {loaded.name}", mininterval=1) as bar:
             rows = evaluate_playground(loaded, scenes, partial(_advance, bar))
-        click.echo(f"mean IoU in percent, {scenes} scenes a set, model {loaded.name} ({loaded.weights_sha256[:12]})\n")
+        click.echo(
+            f"mean IoU in percent, {scenes} scenes per set, model {loaded.name} ({loaded.weights_sha256[:12]})\n"
+        )
         click.echo(format_rows(rows) + "\n")
         about = {"model": loaded.name, "weights_sha256": loaded.weights_sha256, "scenes": scenes}
         tables.append(about | {"rows": json.loads(rows_to_json(rows))})
@@ -138,20 +154,29 @@ Examples:
   tcl-annotate playground projects --seed 7101 --scenes 150 --option kp_weight=0.3 --background-threshold 0.4""",
 )
 @model_options
-@click.option("--scenes", type=click.IntRange(min=1), default=300, show_default=True, metavar="N", help="How many.")
+@click.option(
+    "--scenes", type=click.IntRange(min=1), default=300, show_default=True, metavar="N", help="Number of scenes."
+)
 @click.option(
     "--draws",
     type=click.IntRange(min=1),
     default=10,
     show_default=True,
     metavar="N",
-    help="Vocabularies of each kind of project.",
+    help="Number of vocabularies per kind of project.",
 )
-@click.option("--seed", type=_SEED, default=7_204, show_default=True, metavar="N", help="Of scenes and vocabularies.")
 @click.option(
-    "--background-threshold", type=click.FloatRange(0, 1), metavar="T", help="Instead of the model's own height."
+    "--seed", type=_SEED, default=7_204, show_default=True, metavar="N", help="Random seed of scenes and vocabularies."
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Also write the table here.")
+@click.option(
+    "--background-threshold",
+    type=click.FloatRange(0, 1),
+    metavar="T",
+    help="Background threshold. Default: the model's.",
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Also write the table to FILE."
+)
 def projects_command(
     model: str,
     refine: bool,
@@ -165,9 +190,9 @@ def projects_command(
     background_threshold: float | None,
     json_file: Path | None,
 ) -> int:
-    """Print the mean IoU on projects that ask for a few labels of all that the scenes hold.
+    """Print the mean IoU on projects with a few labels.
 
-    Everything else in a scene has to stay unlabeled, and counts. Each row is the mean over several vocabularies.
+    Everything else in a scene must stay unlabeled, and counts. Each row is the mean over several vocabularies.
     """
     from tqdm import tqdm
 
@@ -186,14 +211,14 @@ def projects_command(
     height = segmenter.background_threshold if background_threshold is None else background_threshold
     digest = segmenter.model.weights_sha256
     click.echo(
-        f"mean IoU in percent, {scenes} scenes, {draws} draws a row, seed {seed}, model {name} ({digest[:12]}), "
+        f"mean IoU in percent, {scenes} scenes, {draws} draws per row, seed {seed}, model {name} ({digest[:12]}), "
         f"background {height}\n"
     )
     click.echo(format_projects(rows))
     synonyms, others = synonyms_and_others(segmenter)
     click.echo(
-        f"\nnearness of two words for one thing at least {synonyms:.2f}, of different things at most {others:.2f}; "
-        f"names step aside from {NEAR} on"
+        f"\nsimilarity of synonyms at least {synonyms:.2f}, of different things at most {others:.2f}; "
+        f"background names are left out at {NEAR} or above"
     )
     if json_file is not None:
         content = {"settings": segmenter.settings(), "scenes": scenes, "seed": seed, "background_threshold": height}

@@ -58,13 +58,13 @@ A label file:
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @vocabulary_options
 @model_options
-@click.option("--out", required=True, type=OUTPUT_PATH, metavar="FILE", help="What to write.")
-@click.option("--preview", type=OUTPUT_PATH, metavar="DIR", help="Folder for a preview page that works offline.")
+@click.option("--out", required=True, type=OUTPUT_PATH, metavar="FILE", help="File or folder to write.")
+@click.option("--preview", type=OUTPUT_PATH, metavar="DIR", help="Folder for preview pages that work offline.")
 @click.option(
     "--root",
     type=INPUT_PATH,
     metavar="DIR",
-    help="Folder that the file names in FILE are relative to; by default the deepest one that holds every INPUT.",
+    help="Folder that file names in FILE are relative to. Default: the deepest folder that contains every INPUT.",
 )
 @geometry_option
 @click.option(
@@ -72,17 +72,17 @@ A label file:
     default="default",
     show_default=True,
     metavar="D",
-    help="How closely polygons follow the masks: exact (every pixel edge), fine, default, easy-to-edit, or a number of "
-    "pixels that an edge may move.",
+    help="Maximum deviation of polygons from the masks: exact (every pixel edge), fine, default, easy-to-edit, or a "
+    "number of pixels.",
 )
-@click.option("--merge", is_flag=True, help="One annotation for each label of an image instead of each region.")
+@click.option("--merge", is_flag=True, help="One annotation per label and image instead of one per region.")
 @min_area_option
 @click.option(
     "--small",
     type=click.Choice(["merge", "drop"]),
     default="merge",
     show_default=True,
-    help="What becomes of regions under --min-area: merged into their surroundings, or dropped.",
+    help="What to do with regions smaller than --min-area: merge them into their surroundings, or drop them.",
 )
 @click.option(
     "--max-pixels",
@@ -90,7 +90,7 @@ A label file:
     default=200_000_000,
     show_default=True,
     metavar="N",
-    help="Skip images of more pixels.",
+    help="Skip images with more pixels.",
 )
 @bit_depth_option
 @click.option(
@@ -99,17 +99,17 @@ A label file:
     default="coco",
     show_default=True,
     metavar="NAME",
-    help="coco writes a file; yolo-seg and semantic-png write a folder; installed packages can bring others.",
+    help="coco writes a file; yolo-seg and semantic-png write a folder; installed packages can add formats.",
 )
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on with a run that was stopped; images that failed or have changed since are labeled again.",
+    help="Continue a stopped run; images that failed or have changed since are labeled again.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace FILE and the preview if they are there.")
-@click.option("--failures", type=OUTPUT_PATH, metavar="FILE", help="Write skipped images and reasons as CSV.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE and the preview if they exist.")
+@click.option("--failures", type=OUTPUT_PATH, metavar="FILE", help="Write skipped images and the reasons as CSV.")
 @explain_option
-@click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")
+@click.option("--quiet", is_flag=True, help="Print only the summary.")
 def command(
     inputs: tuple[str, ...],
     labels_file: Path | None,
@@ -143,9 +143,9 @@ def command(
 ) -> int:
     """Label images from text and write a COCO file.
 
-    INPUT is an image, a folder (searched through its sub-folders) or a pattern such as 'photos/*.jpg'. An image that
-    cannot be read is reported and skipped, and the exit code is then 1; files in folders that do not end like images
-    are counted. Stopped by Ctrl-C or in any other way, the job goes on with --resume and ends with the same file.
+    INPUT is an image, a folder (searched recursively) or a pattern such as 'photos/*.jpg'. Unreadable images are
+    reported and skipped, and the exit code is then 1. Files in folders without an image extension are counted. If the
+    run is stopped, by Ctrl-C or otherwise, --resume continues it to an identical file.
     """
     vocabulary = make_vocabulary(
         labels_file, label_options, background, background_threshold, background_names, templates
@@ -218,7 +218,7 @@ def _check_own_options(format_name: str) -> None:
     for option in ("geometry", "merge"):
         given = context.get_parameter_source(option) is not click.core.ParameterSource.DEFAULT
         if given and format_name != "coco":
-            raise SettingsError(f"--{option}: belongs to COCO, not to {format_name}; leave it out")
+            raise SettingsError(f"--{option}: only applies to COCO, not to {format_name}; remove it")
 
 
 def _check_places(
@@ -228,22 +228,22 @@ def _check_places(
     from tcl_core.jobs.journal import LONGEST_SUFFIX, is_in_use, journal_path
 
     if resume and overwrite:
-        raise SettingsError("--resume and --overwrite exclude each other; give one of them")
+        raise SettingsError("--resume and --overwrite cannot be combined; use one of them")
     check_file("--out", out, suffix=LONGEST_SUFFIX, make_folders=True, folder_is_fine=folder)
     if is_in_use(out):
-        raise SettingsError(f"--out {out}: another run is writing it; wait until that has ended, or name another file")
+        raise SettingsError(f"--out {out}: another run is writing to it; wait for it to finish, or choose another file")
     if not (resume or overwrite):
-        for path, what in ((out, "is there already"), (journal_path(out), "is left from a run that was stopped")):
+        for path, what in ((out, "already exists"), (journal_path(out), "is left over from a stopped run")):
             if path.is_file() or (folder and path.is_dir()):
                 raise SettingsError(
-                    f"{path}: {what}; add --resume to go on, --overwrite to begin anew, or name another"
+                    f"{path}: {what}; add --resume to continue, --overwrite to start over, or choose another name"
                 )
     if failures is not None:
         check_file("--failures", failures)
     if failures is not None and failures.absolute() == out.absolute():
-        raise SettingsError(f"--failures {failures}: is the same file as --out; name another")
+        raise SettingsError(f"--failures {failures}: is the same file as --out; choose another name")
     if preview is not None and out.absolute() == preview.absolute():
-        raise SettingsError(f"--preview {preview}: is the same path as --out; name another folder")
+        raise SettingsError(f"--preview {preview}: is the same path as --out; choose another folder")
     if preview is not None:
         above = preview.absolute()
         while not os.path.lexists(above):
@@ -255,7 +255,7 @@ def _check_own_failures(path: Path) -> None:
     with open(path, "rb") as file:
         head = file.readline(100).strip()
     if head and head != ",".join(_FAILURES_HEAD).encode():
-        raise SettingsError(f"--failures {path}: is no list of failures that could be replaced; name another file")
+        raise SettingsError(f"--failures {path}: is not a list of failures, so it is not replaced; choose another file")
 
 
 def _write_failures(path: Path, failed: Mapping[str, str], out: Path) -> None:
@@ -266,8 +266,8 @@ def _write_failures(path: Path, failed: Mapping[str, str], out: Path) -> None:
             writer.writerows((printable(name), printable(reason)) for name, reason in sorted(failed.items()))
     except OSError as error:
         raise SettingsError(
-            f"--failures {path}: cannot be written ({reason_of(error)}); mend that and run again with --resume for the "
-            f"list ({out} is written)"
+            f"--failures {path}: cannot be written ({reason_of(error)}); fix this and run again with --resume to get "
+            f"the list ({out} is written)"
         ) from error
 
 
@@ -280,13 +280,13 @@ def _report(summary: PrelabelSummary, out: Path, quiet: bool) -> int:
     for name, warning in sorted(summary.warnings.items())[:20] if quiet else ():
         click.echo(f"warning: {name}: {warning}", err=True)
     if summary.failed:
-        blame = f", {summary.internal:,} by internal errors of the program; please report them"
+        blame = f", {summary.internal:,} because of internal errors; please report them"
         click.echo(f"skipped: {_count(len(summary.failed), 'image')}{blame if summary.internal else ''}", err=True)
     # With progress shown, each was named when it was met.
     for name, reason in sorted(summary.failed.items())[:20] if quiet else ():
         click.echo(f"  {name}: {reason}", err=True)
     if summary.interrupted:
-        click.echo(f"interrupted; to go on: {_resume_command()}", err=True)
+        click.echo(f"interrupted; to continue, run: {_resume_command()}", err=True)
         return EXIT_INTERRUPTED
     return EXIT_ISSUES if summary.failed else EXIT_FINE
 

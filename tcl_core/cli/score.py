@@ -17,21 +17,20 @@ __all__ = ["command"]
 
 @click.command(
     "score",
-    short_help="Score detections against ground truth by COCO's metric.",
+    short_help="Score detections against ground truth with COCO's metric.",
     epilog="""\b
 Examples:
   tcl-annotate score --gt annotations.json --dt labels.json
   tcl-annotate score --gt annotations.json --dt results.json --type segm --per-category""",
 )
-@click.option("--gt", "truth", required=True, type=INPUT_PATH, metavar="FILE", help="Ground truth, a COCO file.")
+@click.option("--gt", "truth", required=True, type=INPUT_PATH, metavar="FILE", help="Ground truth: a COCO file.")
 @click.option(
     "--dt",
     "detections",
     required=True,
     type=INPUT_PATH,
     metavar="FILE",
-    help="Detections: a COCO file with scores, whose images and categories have the same names, or a list of results "
-    "with the same ids.",
+    help="Detections: a COCO file with scores, matched by names, or a list of results with the ground truth's ids.",
 )
 @click.option(
     "--type",
@@ -39,17 +38,17 @@ Examples:
     type=click.Choice(["auto", "box", "segm"]),
     default="auto",
     show_default=True,
-    help="Overlap of boxes or of masks; auto scores both, or boxes alone where an object has no mask.",
+    help="Score boxes or masks; auto scores both, or only boxes if an object has no mask.",
 )
-@click.option("--per-category", is_flag=True, help="Print the average precision of each category too.")
-@click.option("--json", "json_file", type=OUTPUT_PATH, metavar="FILE", help="Also write the figures here.")
-@click.option("--overwrite", is_flag=True, help="Replace the file of --json if it is there.")
+@click.option("--per-category", is_flag=True, help="Also print the average precision of each category.")
+@click.option("--json", "json_file", type=OUTPUT_PATH, metavar="FILE", help="Also write the figures to FILE.")
+@click.option("--overwrite", is_flag=True, help="Replace the file of --json if it exists.")
 def command(
     truth: Path, detections: Path, kind: str, per_category: bool, json_file: Path | None, overwrite: bool
 ) -> int:
-    """Print COCO's average precision and recall (COCOeval of pycocotools) of detections.
+    """Compute COCO's average precision and recall of detections (COCOeval of pycocotools).
 
-    Ids and names are checked first; what is left out of the scores is said.
+    Ids and names are checked first, and anything that is left out of the scores is reported.
     """
     check_outputs({"--json": json_file}, [truth, detections], overwrite)
 

@@ -30,7 +30,7 @@ __all__ = ["command"]
 
 @click.command(
     "segment",
-    short_help="Segment one image and show what was found.",
+    short_help="Segment one image and print a summary.",
     epilog="""\b
 Examples:
   tcl-annotate segment room.jpg --label "Sofa=sofa,couch" --label Lamp
@@ -40,18 +40,18 @@ Examples:
 @click.argument("path", metavar="IMAGE", type=INPUT_PATH)
 @vocabulary_options
 @model_options
-@click.option("--out", type=OUTPUT_PATH, metavar="FILE", help="Write the image under its masks, with a legend.")
+@click.option("--out", type=OUTPUT_PATH, metavar="FILE", help="Write the image with its masks and a legend.")
 @click.option("--json", "json_file", type=OUTPUT_PATH, metavar="FILE", help="Write the regions as a COCO file.")
 @explain_option
 @min_area_option
-@click.option("--overwrite", is_flag=True, help="Replace the files of --out and --json if they are there.")
+@click.option("--overwrite", is_flag=True, help="Replace the files of --out and --json if they exist.")
 @click.option(
     "--max-pixels",
     type=click.IntRange(min=1),
     default=200_000_000,
     show_default=True,
     metavar="N",
-    help="Refuse images of more pixels.",
+    help="Reject images with more pixels.",
 )
 @bit_depth_option
 def command(
@@ -76,7 +76,7 @@ def command(
     max_pixels: int,
     bit_depth: int | None,
 ) -> int:
-    """Segment IMAGE and print, for each label, its regions, its share of the image and its mean score."""
+    """Segment IMAGE and print the number of regions, the share of the image and the mean score of each label."""
     vocabulary = make_vocabulary(
         labels_file, label_options, background, background_threshold, background_names, templates
     )
@@ -125,7 +125,7 @@ def _warn(message: str) -> None:
 
 def _check_ending(out: Path | None) -> None:
     if out is not None and out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise SettingsError(f"--out {out}: the overlay is an image; let its name end in .png, .jpg or .webp")
+        raise SettingsError(f"--out {out}: the overlay is an image; use the extension .png, .jpg or .webp")
 
 
 def _table(segmentation: Segmentation, regions: list[Region]) -> str:

@@ -14,7 +14,7 @@ __all__ = ["command"]
 
 @click.command(
     "validate-coco",
-    short_help="Check a COCO file and print each fault with its place.",
+    short_help="Check a COCO file and print each issue with its location.",
     epilog="""\b
 Examples:
   tcl-annotate validate-coco labels.json
@@ -25,16 +25,16 @@ Examples:
     "--images",
     type=INPUT_PATH,
     metavar="DIR",
-    help="Folder that the file names are relative to: check that the images are there and of the stated size.",
+    help="Folder that file names are relative to; also check that the images exist and have the stated size.",
 )
-@click.option("--strict", is_flag=True, help="Let the exit code be 1 for warnings too.")
-@click.option("--all", "show_all", is_flag=True, help="Print each finding, also where many are alike.")
+@click.option("--strict", is_flag=True, help="Exit with code 1 if there are warnings.")
+@click.option("--all", "show_all", is_flag=True, help="Print every issue instead of counting similar ones.")
 def command(file: Path, images: Path | None, strict: bool, show_all: bool) -> int:
     """Check any COCO FILE: ids, references, sizes, boxes, areas, polygons and RLE.
 
-    Files of instances, of boxes alone, of keypoints, panoptic segments and captions are told apart. Errors make a
-    reader crash, lose or misread data, or falsify scores; warnings are odd, and harmless to most. Findings that are
-    alike are counted. The exit code is 1 if there is any error.
+    The kind of file is detected: instances, boxes only, keypoints, panoptic segments or captions. Errors make a reader
+    crash, lose data or misread it, or distort scores. Warnings are harmless to most readers. Similar issues are
+    counted. The exit code is 1 if there are errors.
     """
     from tcl_core.export.coco.validate.issues import IssueGroup, group_issues
     from tcl_core.export.coco.validate.kinds import Kind

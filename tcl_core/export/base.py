@@ -91,7 +91,7 @@ class Exporter(ABC):
             ExportError: what is there cannot be replaced.
         """
         if out.exists() and not out.is_file():
-            raise ExportError(f"{out} is not a file; name a file to write")
+            raise ExportError(f"{out} is not a file; give a file to write")
 
     def check_names(self, names: Sequence[str]) -> None:
         """Refuse, before any work, images that an output could not tell apart; by default there are none.

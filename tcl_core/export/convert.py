@@ -26,9 +26,9 @@ from tcl_core.vocabulary import Label, Vocabulary
 
 __all__ = ["ConvertSummary", "convert", "segmentation_mask"]
 
-_CROWDS = "crowds that became one object each, because the format knows no crowds"
-_HIDDEN = "pixels of several labels that took the last one's"
-_EMPTY = "annotations that cover no pixel"
+_CROWDS = "crowds converted to single objects, because the format has no crowds"
+_HIDDEN = "pixels with several labels, which keep only the last one"
+_EMPTY = "annotations that cover no pixels"
 
 
 @dataclass

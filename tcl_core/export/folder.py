@@ -41,9 +41,9 @@ class FolderExporter(Exporter):
     def check_target(self, out: Path) -> None:
         """Refuse a file, and a folder with files that this program did not write."""
         if out.exists() and not out.is_dir():
-            raise ExportError(f"{out} is a file; {self.name} writes a folder, so name one")
+            raise ExportError(f"{out} is a file, but {self.name} writes a folder; choose a folder")
         if out.is_dir() and any(out.iterdir()) and not _is_own(out, self.name):
-            raise ExportError(f"{out} holds files that {self.name} did not write; name another folder")
+            raise ExportError(f"{out} contains files that {self.name} did not write; choose another folder")
 
     def check_names(self, names: Sequence[str]) -> None:
         """Refuse images whose files would be one."""
@@ -51,7 +51,7 @@ class FolderExporter(Exporter):
         for name in names:
             place = self.place(name)
             if place in taken:
-                raise ExportError(f"{taken[place]} and {name} would both be {place}; rename one of the two")
+                raise ExportError(f"{taken[place]} and {name} would both be written to {place}; rename one of the two")
             taken[place] = name
 
     def place(self, name: str) -> str:
@@ -62,7 +62,7 @@ class FolderExporter(Exporter):
         """
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not path.name:
-            raise ExportError(f"{printable(name)} is no name relative to a folder; give --root a folder that holds it")
+            raise ExportError(f"{printable(name)} is not a relative path; set --root to a folder that contains it")
         return f"{self.files}/{path.with_suffix(self.ending)}"
 
     def open(self, out: Path, vocabulary: Vocabulary, info: Mapping[str, Any]) -> None:
@@ -89,7 +89,9 @@ class FolderExporter(Exporter):
             raise ExportError(f"no {self.name} folder is open; open one first")
         place = self.place(name)
         if place in self._images:
-            raise ExportError(f"{self._images[place]} and {name} would both be {place}; rename one of the two")
+            raise ExportError(
+                f"{self._images[place]} and {name} would both be written to {place}; rename one of the two"
+            )
         try:
             path = self._part / place
             path.parent.mkdir(parents=True, exist_ok=True)

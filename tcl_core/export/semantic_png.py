@@ -98,7 +98,7 @@ def values_of(vocabulary: Vocabulary) -> list[int]:
         if value in values[:place]:
             first, second = vocabulary.names[values.index(value)], vocabulary.names[place]
             raise ExportError(
-                f"the labels {first!r} and {second!r} would both be {value} in masks; give each a value of its own in "
-                "the label file"
+                f"the labels {first!r} and {second!r} would both have the value {value} in masks; give each its own "
+                "value in the label file"
             )
     return values

@@ -102,9 +102,9 @@ class CocoSource(Source):
             for annotation in data["annotations"]:
                 self._annotations[int(annotation["image_id"])].append(annotation)
         except (KeyError, TypeError, ValueError) as error:
-            what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else "a field has another type"
+            what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else "a field has the wrong type"
             raise CocoError(
-                f"{path} is no COCO file of instances ({what}); tcl-annotate validate-coco says more"
+                f"{path} is not a COCO file with instances ({what}); for details, run tcl-annotate validate-coco"
             ) from None
         if vocabulary is None:
             vocabulary = Vocabulary(tuple(Label(categories[number]) for number in sorted(categories)))
@@ -150,7 +150,7 @@ class CocoSource(Source):
         category, place = annotation.get("category_id"), self._place(annotation)
         if place is None:
             name = self._categories.get(category, category) if isinstance(category, int) else category
-            self.left_out[f"of the category {name!r}, which the labels do not have"] += 1
+            self.left_out[f"with category {name!r}, which is not among the labels"] += 1
             return None
         fault = _fault(annotation.get("segmentation"), size)
         if fault is not None:
@@ -173,7 +173,7 @@ def _fault(segmentation: object, size: tuple[int, int]) -> str | None:
         if not isinstance(ring, list) or len(ring) < 6 or len(ring) % 2:
             return "with a ring of fewer than three points"
         if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in ring):
-            return "with a coordinate that is no number"
+            return "with a coordinate that is not a number"
         if min(ring) < -size[1] - size[0] or max(ring) > 2 * (size[0] + size[1]):
             return "with a ring far outside its image"
     return None
@@ -203,7 +203,7 @@ class MaskSource(Source):
         order = {name: place for place, name in enumerate(known)}
         self._paths = sorted(paths, key=lambda path: (order.get(f"masks/{path}", len(order)), path))
         if not self._paths:
-            raise ExportError(f"{folder}: there is no PNG file in it; name a COCO file or a folder of masks")
+            raise ExportError(f"{folder}: contains no PNG file; give a COCO file or a folder of masks")
         self._table = np.zeros(1 << 16, dtype=np.int32)
         self._table[values_of(vocabulary)] = np.arange(1, len(vocabulary.labels) + 1)
         super().__init__(vocabulary, [known.get(f"masks/{path}", path) for path in self._paths])
@@ -235,7 +235,7 @@ class MaskSource(Source):
         values = self.values(index)
         label_map, stray = self.label_map(values)
         for value in stray:
-            self.left_out[f"with pixels of {value}, which no label has"] += 1
+            self.left_out[f"with pixels of value {value}, which no label has"] += 1
         height, width = values.shape
         return SourceImage(self.names[index], height, width, label_map=label_map)
 
@@ -251,11 +251,11 @@ def open_source(path: Path, vocabulary: Vocabulary | None) -> Source:
         ExportError: it is neither, or masks come without a vocabulary.
     """
     if not path.exists():
-        raise ExportError(f"{path}: there is no such file or folder; name a COCO file or a folder of masks")
+        raise ExportError(f"{path}: no such file or folder; give a COCO file or a folder of masks")
     if path.is_file():
         return CocoSource(path, vocabulary)
     if vocabulary is None:
-        raise ExportError(f"{path}: masks hold numbers only; say with --labels FILE which labels they are")
+        raise ExportError(f"{path}: masks contain only numbers; use --labels FILE to define their labels")
     return MaskSource(path, vocabulary)
 
 
@@ -269,9 +269,9 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise CocoError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError):
-        raise CocoError(f"{path} is no JSON file; name a COCO file or a folder of masks") from None
+        raise CocoError(f"{path} is not a JSON file; give a COCO file or a folder of masks") from None
     if not isinstance(data, dict):
-        raise CocoError(f"{path} holds no JSON object; name a COCO file or a folder of masks")
+        raise CocoError(f"{path} does not contain a JSON object; give a COCO file or a folder of masks")
     return data
 
 
@@ -280,7 +280,7 @@ def _read_mask(path: Path) -> NDArray[Any]:
     try:
         with Image.open(path) as mask:
             if mask.mode not in _ONE_CHANNEL:
-                raise ExportError(f"{path} is a color image ({mask.mode}); a mask has one channel of label numbers")
+                raise ExportError(f"{path} is a color image ({mask.mode}); a mask has one channel with label values")
             if mask.width * mask.height > DEFAULT_MAX_PIXELS:
                 raise ExportError(f"{path} has {mask.width}x{mask.height} pixels, more than {DEFAULT_MAX_PIXELS:,}")
             values = np.asarray(mask)

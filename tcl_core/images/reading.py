@@ -148,7 +148,7 @@ def load_image(
         height, width = _upright_size(image, handle)
         if height * width > max_pixels:
             raise ImageError(
-                f"{shown}: {width} x {height} is {height * width} pixels, more than the limit of {max_pixels}; "
+                f"{shown}: {width} x {height} has {height * width} pixels, more than the limit of {max_pixels}; "
                 "make the image smaller or raise the pixel limit."
             )
         orientation = _orientation(image, handle)
@@ -225,7 +225,7 @@ def _opened(source: ImageSource, shown: str) -> Iterator[tuple[ImageFile.ImageFi
 def _binary_handle(source: ImageSource, shown: str) -> Iterator[BinaryIO]:
     if isinstance(source, bytes):
         if not source:
-            raise ImageError(f"{shown}: no bytes in it; give the content of an image file.")
+            raise ImageError(f"{shown}: contains no bytes; give the content of an image file.")
         yield io.BytesIO(source)
         return
     try:
@@ -258,7 +258,7 @@ def _identify(handle: BinaryIO, shown: str) -> ImageFile.ImageFile:
     start = handle.read(256)
     if _is_heif(start):
         if HeifImageFile is None:
-            raise ImageError(f"{shown}: is a HEIF image, whatever its ending; {HEIF_REMEDY}.")
+            raise ImageError(f"{shown}: is a HEIF image, regardless of its extension; {HEIF_REMEDY}.")
         handle.seek(0)
         return HeifImageFile(handle, "")
     prefix = start[:16]
@@ -382,7 +382,9 @@ def _load(image: ImageFile.ImageFile, handle: BinaryIO, shown: str, warn: Callab
             raise
     again = _identify(io.BytesIO(mended), shown)
     again.load()
-    warn(f"{shown}: the end marker of the JPEG is missing, though the image is whole; save it again to mend the file.")
+    warn(
+        f"{shown}: the end marker of the JPEG is missing, but the image is complete; save it again to repair the file."
+    )
     return again
 
 

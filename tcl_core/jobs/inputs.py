@@ -51,7 +51,7 @@ class ImageList:
         >>> ImageList(Path("/"), (), {".txt": 3}).left_out_message()
         '3 files left out: .txt'
         >>> ImageList(Path("/"), (), {".txt": 2, "": 1}).left_out_message()
-        '3 files left out: .txt (2), without an ending (1)'
+        '3 files left out: .txt (2), without an extension (1)'
         """
         return _left_out_message(self.left_out)
 
@@ -101,7 +101,7 @@ def find_images(inputs: Sequence[str], root: Path | None = None, exclude: Sequen
 def _left_out_message(endings: Mapping[str, int]) -> str:
     if not endings:
         return ""
-    shown = {ending or "without an ending": count for ending, count in list(endings.items())[:_ENDINGS_SHOWN]}
+    shown = {ending or "without an extension": count for ending, count in list(endings.items())[:_ENDINGS_SHOWN]}
     total = sum(endings.values())
     text = next(iter(shown)) if len(endings) == 1 else ", ".join(f"{name} ({n:,})" for name, n in shown.items())
     more = ", and others" if len(endings) > _ENDINGS_SHOWN else ""
@@ -111,14 +111,14 @@ def _left_out_message(endings: Mapping[str, int]) -> str:
 
 def _expand(named: str) -> list[str]:
     if not named:
-        raise ImageError("an input is empty; name an image, a folder or a pattern")
+        raise ImageError("an input is empty; give an image, a folder or a pattern")
     if os.path.lexists(named):
         return [named]
     if not glob.has_magic(named):
-        raise ImageError(f"{named}: there is no such file or folder; check the path")
+        raise ImageError(f"{named}: no such file or folder; check the path")
     matches = sorted(glob.glob(os.path.expanduser(named), recursive=True))
     if not matches:
-        raise ImageError(f"{named}: the pattern matches no file; check it, and that it is in quotes if it should be")
+        raise ImageError(f"{named}: the pattern matches no files; check it, and quote it if the shell would expand it")
     return matches
 
 
@@ -147,17 +147,17 @@ def _unreadable(error: OSError) -> None:
 def _root(root: Path | None, anchors: list[str]) -> str:
     if root is not None:
         if not root.is_dir():
-            raise SettingsError(f"--root {root}: is not a folder; name the folder that file names are relative to")
+            raise SettingsError(f"--root {root}: is not a folder; give the folder that file names are relative to")
         return _absolute(str(root))
     try:
         return os.path.commonpath(anchors)
     except ValueError as error:
-        raise SettingsError("the inputs lie on different drives; label them in one run for each drive") from error
+        raise SettingsError("the inputs are on different drives; run the command once per drive") from error
 
 
 def _relative(path: str, root: str) -> str:
     if path != root and os.path.commonpath([path, root]) != root:
-        raise SettingsError(f"{path}: lies outside --root {root}; name a folder that holds every input")
+        raise SettingsError(f"{path}: is outside --root {root}; give a folder that contains every input")
     return Path(os.path.relpath(path, root)).as_posix()
 
 

@@ -160,7 +160,7 @@ def run_prelabel(
     segmenter.embed_prompts(segmenter.background_names(vocabulary).names, vocabulary.templates)
     if preview is not None and check_preview_folder(preview) and not (resume or overwrite):
         raise SettingsError(
-            f"--preview {preview}: holds a preview already; name another folder, --resume or --overwrite"
+            f"--preview {preview}: already contains a preview; use another folder, --resume or --overwrite"
         )
     exporter.check_names(images.file_names)
     info = {**segmenter.settings(), **exporter.settings(), **asdict(settings)}
@@ -229,9 +229,9 @@ class _Job:
         already = sum(not self._is_wanted(name) for name in self._images.file_names)
         progress = Progress(total, already, quiet=self._quiet)
         if already:
-            progress.say(f"{already:,} of {total:,} images are done already")
+            progress.say(f"{already:,} of {total:,} images are already done")
         if self.changed:
-            progress.say(f"{len(self.changed):,} of them have changed since they were labeled and are labeled again")
+            progress.say(f"{len(self.changed):,} of them have changed and are labeled again")
         try:
             size = self._segmenter.batch_size
             for begin in range(0, total, size):
@@ -263,7 +263,8 @@ class _Job:
             try:
                 if not is_text(name):
                     raise ImageError(
-                        f"{_printable(name)}: the file's name is not valid UTF-8, so COCO cannot hold it; rename it"
+                        f"{_printable(name)}: the file name is not valid UTF-8, so it cannot be written to COCO; "
+                        "rename the file"
                     )
                 image = self._load(name, progress)
             except Exception as error:
@@ -404,8 +405,8 @@ def _check_same_inputs(images: ImageList, done: Set[str], out: Path) -> None:
     gone = done - set(images.file_names)
     if gone:
         raise SettingsError(
-            f"{out}: {len(gone):,} of the {len(done):,} images done so far (such as {_printable(min(gone))}) are not "
-            "among the inputs; give the same inputs and the same --root to resume (more inputs may be added)"
+            f"{out}: {len(gone):,} of the {len(done):,} images labeled so far (such as {_printable(min(gone))}) are "
+            "not among the inputs; give the same inputs and the same --root to resume (more inputs may be added)"
         )
 
 

@@ -102,13 +102,17 @@ class Journal:
         out = Path(out_path)
         journal = journal_path(out)
         if resume and overwrite:
-            raise ExportError(f"{out}: resume and overwrite exclude each other; ask for one of them")
+            raise ExportError(f"{out}: resume and overwrite cannot be combined; use one of them")
         exporter.check_target(out)
         if not resume and not overwrite:
             if journal.exists():
-                raise ExportError(f"{journal} is left from an unfinished run; resume it, or ask to overwrite it")
+                raise ExportError(
+                    f"{journal} is left over from an unfinished run; resume it (--resume), or start over (--overwrite)"
+                )
             if out.exists():
-                raise ExportError(f"{out} exists; resume it, ask to overwrite it, or choose another name")
+                raise ExportError(
+                    f"{out} already exists; resume it (--resume), overwrite it (--overwrite), or choose another name"
+                )
         info = run_info(vocabulary, {**settings, **exporter.settings()})
         header = {"journal": _FORMAT, "exporter": exporter.name, "info": info}
         try:
@@ -179,7 +183,7 @@ class Journal:
                 refuses.
         """
         if image.file_name in self._done:
-            raise ExportError(f"{image.file_name} is in {journal_path(self.out_path)} already")
+            raise ExportError(f"{image.file_name} is already in {journal_path(self.out_path)}")
         if image.height < 1 or image.width < 1:
             raise ExportError(f"{image.file_name} has a size of {image.width}x{image.height}")
         if not is_text(image.file_name):
@@ -203,7 +207,7 @@ class Journal:
             ExportError: the image has a result already, or the disk refuses.
         """
         if file_name in self._done:
-            raise ExportError(f"{file_name} is in {journal_path(self.out_path)} already")
+            raise ExportError(f"{file_name} is already in {journal_path(self.out_path)}")
         self._append({"failure": {"file_name": file_name, "reason": reason}}, file_name)
         self._failed[file_name] = reason
 
@@ -230,7 +234,7 @@ class Journal:
         names = list(order) if order is not None else [*self._done, *self._failed]
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise ExportError(f"{twice} is among the images twice; an output lists an image once")
+            raise ExportError(f"{twice} is listed twice; an output lists each image once")
         missing = [name for name in names if name not in self._done and self._reason(name) is None]
         if final and missing:
             raise ExportError(f"{missing[0]} has no result yet, so {self.out_path} cannot be finished")
@@ -335,7 +339,7 @@ class Journal:
                 except ValueError:
                     journal = journal_path(self.out_path)
                     raise ExportError(
-                        f"{journal}, line {number}: this is not a journal's line; ask to overwrite it"
+                        f"{journal}, line {number}: this is not a journal entry; use --overwrite to start over"
                     ) from None
                 yield self._end, line
                 self._end += len(raw)
@@ -359,7 +363,8 @@ class Journal:
                 self._done.pop(name, None)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise ExportError(
-                f"{journal_path(self.out_path)}, byte {offset}: neither an image nor a failure; ask to overwrite it"
+                f"{journal_path(self.out_path)}, byte {offset}: neither an image nor a failure; use --overwrite to "
+                "start over"
             ) from None
 
     def _append(self, line: dict[str, Any], what: str) -> int:
@@ -392,7 +397,7 @@ class Journal:
             return
         if "regions" not in line:
             raise ExportError(
-                f"{name} was taken over from a finished {self.exporter.name} output, whose regions are no longer known "
+                f"{name} comes from a finished {self.exporter.name} output, whose regions are not stored "
                 "exactly; label it again to write another format"
             )
         regions = [region_from_json(entry, self._vocabulary) for entry in line["regions"]]
@@ -408,7 +413,7 @@ class Journal:
         mend = "free some space on that disk" if is_full(error) else "see to it that it can be written"
         return ExportError(
             f"{path or journal} cannot be written: {reason_of(error)}; {mend} and resume the run (--resume), "
-            f"for {journal} keeps what is done"
+            f"because {journal} keeps the finished images"
         )
 
     def _sync(self) -> None:
@@ -452,7 +457,7 @@ def _locked(journal: Path) -> FileLock:
         lock.acquire()
     except Timeout:
         raise ExportError(
-            f"{journal} is in use by another run; wait until that has ended, or choose another name"
+            f"{journal} is in use by another run; wait for it to finish, or choose another name"
         ) from None
     return lock
 

@@ -25,13 +25,15 @@ def check_same_run(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Pa
             first line.
     """
     if "journal" not in found:
-        raise ExportError(f"{path} is not a journal of tcl-annotate; ask to overwrite it, or choose another name")
+        raise ExportError(
+            f"{path} is not a journal of tcl-annotate; use --overwrite to replace it, or choose another name"
+        )
     difference = _first_difference(found, wanted, "")
     if difference is not None:
         place, before, now = difference
         raise ExportError(
             f"{path} was made with {place} {before}, now it is {now}; "
-            "use the same settings to resume, or ask to overwrite it"
+            "use the same settings to resume, or --overwrite to start over"
         )
 
 

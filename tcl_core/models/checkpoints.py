@@ -74,7 +74,7 @@ def import_checkpoint(
         raise WeightsError(f"the name {name!r} belongs to a known model; choose another one with --name")
     if re.search(r"[/\\:\0]|^\.", name):
         raise WeightsError(
-            f"the name {name!r} must not hold slashes or colons or begin with a dot; give a path with --out"
+            f"the name {name!r} must not contain slashes or colons or start with a dot; to write to a path, use --out"
         )
     state = read_checkpoint(source)
     towers = {"clip": read_clip_tensors(Path(clip_file))} if clip_file is not None else {}
@@ -88,10 +88,10 @@ def import_checkpoint(
         check_clip_tensors(found.tower_config, found.tower_tensors, str(source if clip_file is None else clip_file))
     downloadable = "open_clip" in found.tower
     if clip_sha256 is not None and not downloadable:
-        raise WeightsError(f"{source}: belongs to another CLIP than the one that is downloaded for it")
+        raise WeightsError(f"{source}: belongs to a different CLIP than the one that would be downloaded")
     if with_clip and not found.tower_tensors:
         raise WeightsError(
-            f"{source}: holds no frozen CLIP to write into the model file; give the CLIP's own safetensors file"
+            f"{source}: contains no frozen CLIP for the model file; pass the CLIP's safetensors file with --clip"
         )
     held = bool(found.tower_tensors) and (clip_file is not None or not downloadable)
     embed = held if with_clip is None else with_clip
@@ -155,7 +155,7 @@ def _recognize(
             return name, found
     known = "the method " + method if method is not None else "any method (" + ", ".join(list_methods()) + ")"
     held = ", ".join(sorted(state)[:5]) + (", ..." if len(state) > 5 else "")
-    raise WeightsError(f"{source}: is not a checkpoint of {known}; it holds the tensors {held}{broken}")
+    raise WeightsError(f"{source}: is not a checkpoint of {known}; it contains the tensors {held}{broken}")
 
 
 def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -174,7 +174,7 @@ def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     source = Path(source)
     if source.suffix == ".safetensors":
         raise WeightsError(
-            f"{source}: is a safetensors file, not a checkpoint; a model file needs no import, give its path"
+            f"{source}: is a safetensors file, not a checkpoint; a model file needs no import, so use its path"
         )
     content = read_pytorch_file(source)
     if not isinstance(content, dict) or not isinstance(content.get("model"), Mapping):

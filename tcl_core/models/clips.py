@@ -109,7 +109,7 @@ def find_clip(name: ClipName, *, fetch: bool = True, progress: bool = True) -> F
             sha256 = file_sha256(name.file)
         except OSError as error:
             raise WeightsError(
-                f"{name.file}: cannot be read: {error.strerror or error}; name the file of the CLIP's weights after ="
+                f"{name.file}: cannot be read: {error.strerror or error}; give the path of the CLIP's weights after ="
             ) from error
         # Fine-tuned from OpenAI's weights and named without -quickgelu, they would give wrong results in silence.
         used, other = ("QuickGELU", "GELU") if config.get("quick_gelu") else ("GELU", "QuickGELU")

@@ -116,8 +116,8 @@ def _check(file: RemoteFile, folder: Path, path: Path, what: str) -> str:
     if file.sha256 is not None:
         if sha256 != file.sha256:
             raise WeightsError(
-                f"{file.filename}: {what} has SHA-256 {sha256} instead of {file.sha256}, so it is damaged or another "
-                "file; delete it and run the command again"
+                f"{file.filename}: {what} has SHA-256 {sha256} instead of {file.sha256}, so it is damaged or a "
+                "different file; delete it and run the command again"
             )
         return sha256
     pin = pin_path(file, folder)
@@ -162,7 +162,7 @@ def _check_kind(file: RemoteFile, path: Path, what: str) -> None:
         right = zipfile.is_zipfile(path) or _is_legacy_checkpoint(path)
     if not right:
         raise WeightsError(
-            f"{file.filename}: {what} is not a {_kind(file.filename)} (perhaps an error page or a part of the file); "
+            f"{file.filename}: {what} is not a {_kind(file.filename)} (perhaps an error page or an incomplete file); "
             "delete it and run the command again"
         )
 
@@ -199,7 +199,7 @@ def _locked(final: Path) -> Iterator[None]:
     except OSError as error:
         raise WeightsError(
             f"{final.parent}: the download folder cannot be used: {error.strerror or error}; set TCL_ANNOTATE_HOME to "
-            "a folder that can be written"
+            "a writable folder"
         ) from error
     try:
         yield

@@ -163,7 +163,7 @@ def model_from_file(file: ModelFile, device: torch.device, precision: torch.dtyp
                 built.load_learned_state_dict(file.learned)
         if not own and built.learned_state_dict():
             raise SettingsError(
-                f"The method {kind.name!r} needs learned tensors, and those of {metadata.name!r} are of the method "
+                f"The method {kind.name!r} needs learned tensors, but those of {metadata.name!r} belong to the method "
                 f"{metadata.method!r}; use a model file of {kind.name!r}."
             )
         debiasing = None
@@ -272,8 +272,8 @@ def _tower(file: ModelFile, tokenizer: Tokenizer | None) -> FrozenClip:
         tower = load_referenced_clip(clip, file.path)
     else:
         raise WeightsError(
-            f"{file.path}: holds the learned tensors of {file.metadata.name!r} alone, and its CLIP is not one that can "
-            "be downloaded; import the checkpoint again together with its CLIP"
+            f"{file.path}: contains only the learned tensors of {file.metadata.name!r}, and its CLIP cannot be "
+            "downloaded; import the checkpoint again together with its CLIP (--clip)"
         )
     vocab_size = cast(Any, tower.model).token_embedding.num_embeddings
     if tokenizer is not None and (

@@ -25,7 +25,7 @@ _HUB_ADDRESS = re.compile(
 def _http(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be an http or https address")
+        raise ValueError("must be an http or https URL")
     return value
 
 

@@ -77,7 +77,7 @@ class _Clip(_Entry):
         reference = {"open_clip", "pretrained"}
         given = {name for name in self.model_fields_set if getattr(self, name) is not None}
         if given != self.model_fields_set or given - {"sha256"} not in (set(), {"config"}, reference):
-            raise ValueError("must hold either 'config' or both 'open_clip' and 'pretrained'")
+            raise ValueError("must contain either 'config' or both 'open_clip' and 'pretrained'")
         if "sha256" in given and not given > reference:
             raise ValueError("'sha256' belongs to 'open_clip' and 'pretrained'")
         return self
@@ -86,7 +86,7 @@ class _Clip(_Entry):
 def _single_word(value: str) -> str:
     # Prompts are split into words like this one.
     if split_words(value) != [value]:
-        raise ValueError("must be a single word in lower case")
+        raise ValueError("must be a single lower-case word")
     return value
 
 

@@ -82,10 +82,7 @@ def write_model_file(
         raise WeightsError(f"{path}: a model file's name must end in .safetensors")
     metadata = ModelMetadata.from_dict(metadata.to_dict())
     if bool(clip) != ("config" in metadata.clip):
-        raise WeightsError(
-            f"{path}: clip.config belongs in the metadata exactly when the CLIP's tensors are in the file; "
-            "give both or neither"
-        )
+        raise WeightsError(f"{path}: clip.config and the CLIP's tensors belong together; give both or neither")
     named = {**learned, **{CLIP_PREFIX + name: tensor for name, tensor in (clip or {}).items()}}
     clash = sorted(name for name in learned if name.startswith(CLIP_PREFIX) or name == _DEBIASING_AXES)
     if clash:
@@ -138,7 +135,7 @@ def read_model_file(path: str | os.PathLike[str]) -> ModelFile:
     except (OSError, SafetensorError) as error:
         raise WeightsError(_unreadable(path, error)) from error
     if bool(clip) != ("config" in metadata.clip):
-        raise WeightsError(f"{path}: the file's description and its tensors disagree on whether it holds a CLIP")
+        raise WeightsError(f"{path}: the metadata and the tensors disagree on whether the file contains a CLIP")
     axes = learned.pop(_DEBIASING_AXES, None)
     _check_axes_belong(path, metadata, axes)
     return ModelFile(path=path, sha256=sha256, metadata=metadata, learned=learned, clip=clip, debiasing_axes=axes)
@@ -147,7 +144,7 @@ def read_model_file(path: str | os.PathLike[str]) -> ModelFile:
 def _check_axes_belong(path: Path, metadata: ModelMetadata, axes: Tensor | None) -> None:
     if bool(metadata.debiasing) != (axes is not None):
         raise WeightsError(
-            f"{path}: debiasing needs words in the description and the tensor {_DEBIASING_AXES}, or neither"
+            f"{path}: debiasing needs words in the metadata and the tensor {_DEBIASING_AXES}, or neither"
         )
 
 
@@ -155,14 +152,14 @@ def _metadata(path: Path, header: Mapping[str, str] | None) -> ModelMetadata:
     text = (header or {}).get(METADATA_KEY)
     if text is None:
         raise WeightsError(
-            f"{path}: this safetensors file is not a model file of tcl-annotate: it has no {METADATA_KEY!r} description"
+            f"{path}: this safetensors file is not a model file of tcl-annotate: it has no {METADATA_KEY!r} metadata"
         )
     try:
         entry = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise WeightsError(f"{path}: the description is not valid JSON: {error}") from error
+        raise WeightsError(f"{path}: the metadata is not valid JSON: {error}") from error
     if not isinstance(entry, dict):
-        raise WeightsError(f"{path}: the description must be a JSON object")
+        raise WeightsError(f"{path}: the metadata must be a JSON object")
     try:
         return ModelMetadata.from_dict(entry)
     except WeightsError as error:
@@ -192,4 +189,4 @@ def _unreadable(path: Path, error: Exception) -> str:
         return f"{path}: there is no such file"
     if isinstance(error, OSError) and error.strerror:
         return f"{path}: cannot be read: {error.strerror}"
-    return f"{path}: is not a whole safetensors file ({error})"
+    return f"{path}: is not a complete safetensors file ({error})"

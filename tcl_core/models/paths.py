@@ -77,7 +77,7 @@ def mirrored(url: str) -> str | Path:
     if "://" not in mirror:
         return Path(mirror).expanduser().joinpath(*unquote(parts.path).lstrip("/").split("/"))
     if not mirror.lower().startswith(("http://", "https://")) or not urlsplit(mirror).hostname:
-        raise SettingsError(f"{MIRROR_VARIABLE} must be an http or https address or a folder, not {mirror!r}")
+        raise SettingsError(f"{MIRROR_VARIABLE} must be an http or https URL or a folder, not {mirror!r}")
     query = f"?{parts.query}" if parts.query else ""
     return mirror.rstrip("/") + parts.path + query
 

@@ -52,14 +52,14 @@ def translated(
     if isinstance(error, OSError) and error.errno and error.strerror:
         free = f" ({shutil.disk_usage(part.parent).free / 1e6:.0f} MB are free)" if part.parent.is_dir() else ""
         return WeightsError(
-            f"{error.filename or part}: cannot be written: {error.strerror}{free}; make room, or set "
-            f"TCL_ANNOTATE_HOME to another folder{'; what was received is kept and continued' if kept else ''}"
+            f"{error.filename or part}: cannot be written: {error.strerror}{free}; free some space, or set "
+            f"TCL_ANNOTATE_HOME to another folder{'; the download resumes' if kept else ''}"
         )
     if total is not None and (kept or 0) > total:
-        return TransferError(f"the server sends more than the {total} bytes that it announced")
+        return TransferError(f"the server sent more than the {total} bytes that it announced")
     if total is not None and kept:
         return TransferError(
-            f"the connection ended after {kept} of {total} bytes; they are kept, run the command again to go on"
+            f"the connection ended after {kept} of {total} bytes; they are kept; run the command again to continue"
         )
     if total is not None:
         return TransferError(f"the connection ended before all {total} bytes had arrived; run the command again")

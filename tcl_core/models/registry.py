@@ -94,14 +94,13 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
         return imported
     if clip_name(text) is not None:
         raise WeightsError(
-            f"{text}: is a CLIP, which needs a method to find anything; write it with one, such as "
-            f"{_usual_method()}:{text}"
+            f"{text}: is a CLIP, which needs a method; write it with one, such as {_usual_method()}:{text}"
         )
     path = Path(text)
     if path.suffix.lower() in _CHECKPOINT_SUFFIXES:
         raise WeightsError(
             f"{path}: a PyTorch checkpoint is not loaded directly; run 'tcl-annotate models import {path}' once and "
-            "use the model file that it writes"
+            "use the model file that it creates"
         )
     if not path.is_file():
         names = ", ".join(row.name for row in list_models())
@@ -205,7 +204,7 @@ def fetch_model(name: str, progress: bool = True) -> Path:
         return fetch_file(manifest.files[name], progress=progress)
     if name not in manifest.models:
         known = ", ".join([*manifest.models, *manifest.files])
-        raise WeightsError(f"there is no model {name!r} to fetch; known are: {known}")
+        raise WeightsError(f"there is no model {name!r} to fetch; the models are: {known}")
     entry = manifest.models[name]
     path = _entry_path(entry)
     if entry.asset is not None:
@@ -213,7 +212,7 @@ def fetch_model(name: str, progress: bool = True) -> Path:
     paths = {file.name: fetch_file(file, progress=progress) for file in entry.files}
     hashes = {file.name: check_file(file) for file in entry.files}
     if entry.checkpoint is None:
-        raise WeightsError(f"the model {name!r} has nothing to fetch")
+        raise WeightsError(f"the model {name!r} needs no download")
     if not (path.is_file() and _made_from(path, entry, hashes)):
         import_checkpoint(
             paths[entry.checkpoint.name],

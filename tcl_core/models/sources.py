@@ -65,8 +65,8 @@ def from_hub(file: HubFile, part: Path, staging: Path, *, progress: bool = True)
             found = _metadata(file, headers, endpoint)
             if found.commit_hash is None or found.etag is None:
                 raise TransferError(
-                    f"{endpoint or constants.ENDPOINT} does not answer as a Hugging Face hub does (a login or proxy "
-                    "page, or HF_ENDPOINT names another kind of server)"
+                    f"{endpoint or constants.ENDPOINT} does not respond like a Hugging Face hub (a login or proxy "
+                    "page, or HF_ENDPOINT points to another kind of server)"
                 )
             size = found.size
             beginning = _beginning(staging, found)
@@ -84,7 +84,9 @@ def from_hub(file: HubFile, part: Path, staging: Path, *, progress: bool = True)
         # The hub's ETag of a large file is its SHA-256.
         if re.fullmatch("[0-9a-f]{64}", found.etag) and file_sha256(beginning) != found.etag:
             beginning.unlink()
-            raise TransferError("what arrived has another SHA-256 than the hub announced; run the command again")
+            raise TransferError(
+                "the downloaded file does not match the SHA-256 that the hub announced; run the command again"
+            )
         os.replace(beginning, part)
         shutil.rmtree(staging, ignore_errors=True)
     except TransferError:
@@ -219,9 +221,7 @@ def _check_response(response: requests.Response, size: int | None) -> None:
             raise TransferError(f"the server redirects to {target}, which is not {' or '.join(allowed)}")
     elif response.ok:
         if response.headers.get("Content-Type", "").lower().startswith("text/html"):
-            raise TransferError(
-                "the server answers with a web page instead of the file (moved, or a login or proxy page)"
-            )
+            raise TransferError("the server returned a web page instead of the file (moved, or a login or proxy page)")
         length = response.headers.get("Content-Length", "")
         if size is not None and length.isdigit() and int(length) != size:
-            raise TransferError(f"the server has a file of {length} bytes, but {size} are expected")
+            raise TransferError(f"the file on the server has {length} bytes, but {size} are expected")

@@ -159,7 +159,7 @@ def read_pytorch_file(source: Path, *, mapped: bool = False) -> Any:
     try:
         if _is_program(source):
             raise WeightsError(
-                f"{source}: this is a TorchScript archive, a program that would run when it is loaded; only "
+                f"{source}: this is a TorchScript archive, which contains code; only "
                 "checkpoints of tensors can be imported"
             )
         return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
@@ -168,12 +168,12 @@ def read_pytorch_file(source: Path, *, mapped: bool = False) -> Any:
     except pickle.UnpicklingError as error:
         raise WeightsError(_unpickling_message(source, error)) from error
     except FileNotFoundError as error:
-        raise WeightsError(f"{source}: there is no such file") from error
+        raise WeightsError(f"{source}: no such file") from error
     except OSError as error:
         raise WeightsError(f"{source}: cannot be read: {error.strerror or error}") from error
     # Damaged archives surface as many kinds of errors, depending on where the damage is.
     except Exception as error:
-        raise WeightsError(f"{source}: is not a whole PyTorch checkpoint ({_first_sentence(error)})") from error
+        raise WeightsError(f"{source}: is not a complete PyTorch checkpoint ({_first_sentence(error)})") from error
 
 
 def _unpickling_message(source: Path, error: Exception) -> str:
@@ -184,7 +184,7 @@ def _unpickling_message(source: Path, error: Exception) -> str:
         is_pickle = file.read(1) == pickle.PROTO
     # Where no class is asked for the file is damaged or something else altogether; to trust it would not help.
     if not (found and (is_archive or is_pickle)) and not (is_pickle and _asks_for_class(source)):
-        return f"{source}: is not a whole PyTorch checkpoint"
+        return f"{source}: is not a complete PyTorch checkpoint"
     what = f" ({found[1]})" if found else ""
     return (
         f"{source}: holds Python objects besides tensors{what}; reading such objects can run any code, "

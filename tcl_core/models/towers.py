@@ -97,9 +97,9 @@ def read_clip_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return {key: _weight(path, key, x) for key, x in safetensors_entries(path) if key not in _NOT_TENSORS}
     except FileNotFoundError as error:
-        raise WeightsError(f"{path}: there is no such file") from error
+        raise WeightsError(f"{path}: no such file") from error
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: is not a whole safetensors file ({error})") from error
+        raise WeightsError(f"{path}: is not a complete safetensors file ({error})") from error
 
 
 def _weight(path: Path, name: str, tensor: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         if name not in _NOT_TENSORS:
             found[name] = _weight(path, key, tensor)
     if not found:
-        raise WeightsError(f"{path}: holds no tensors by name, as the weights of a CLIP are kept")
+        raise WeightsError(f"{path}: does not contain named tensors, as a CLIP state dict does")
     return found
 
 
@@ -138,7 +138,9 @@ def referenced_file(open_clip_name: str, pretrained: str) -> RemoteFile:
     clips = load_manifest().clips
     if (open_clip_name, pretrained) not in clips:
         known = ", ".join("/".join(key) for key in clips)
-        raise WeightsError(f"the CLIP {open_clip_name}/{pretrained} is not known to this version; known are: {known}")
+        raise WeightsError(
+            f"the CLIP {open_clip_name}/{pretrained} is not known to this version; the known ones are: {known}"
+        )
     return clips[open_clip_name, pretrained]
 
 
@@ -181,7 +183,7 @@ def _fill_causal_mask(model: open_clip.CLIP, what: str) -> None:
         model.attn_mask = torch.full(mask.shape, float("-inf")).triu_(1)
     left = [name for name, tensor in [*model.named_buffers(), *model.named_parameters()] if tensor.is_meta]
     if left:
-        raise WeightsError(f"{what}: the CLIP has tensors that no file holds: {', '.join(left)}; use another one")
+        raise WeightsError(f"{what}: these tensors of the CLIP are in no file: {', '.join(left)}; use another CLIP")
 
 
 def _create(config: Mapping[str, Any], what: str) -> open_clip.CLIP:
@@ -196,7 +198,7 @@ def _compare_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor], wha
     if any(name.startswith(("vision_model.", "visual.trunk.")) for name in tensors):
         raise WeightsError(
             f"{what}: has the tensor names of transformers or timm, not open_clip's; give the file that open_clip "
-            "uses, which is mostly called open_clip_model.safetensors or open_clip_pytorch_model.bin"
+            "uses, usually called open_clip_model.safetensors or open_clip_pytorch_model.bin"
         )
     try:
         found = clip_config_from_state_dict(tensors)

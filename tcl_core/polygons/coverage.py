@@ -58,7 +58,7 @@ def tolerance_in_pixels(tolerance: str | float) -> float:
             names = ", ".join(TOLERANCES)
             raise SettingsError(f"tolerance: {tolerance!r} is not known; give {names}, or a number of pixels") from None
     if not (np.isfinite(tolerance) and tolerance >= 0):
-        raise SettingsError(f"tolerance: {tolerance} is out of range; give a number of pixels from 0 (exact) up")
+        raise SettingsError(f"tolerance: {tolerance} is out of range; give a number of pixels, 0 (exact) or more")
     return float(tolerance)
 
 

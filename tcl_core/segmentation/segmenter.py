@@ -541,7 +541,7 @@ class Segmenter:
     def _check_features(self, features: ImageFeatures) -> None:
         if (features.key.weights, features.key.settings) != (self.model.weights_sha256, self._feature_settings):
             raise SettingsError(
-                "these features were made with another model or other settings; encode the image with this segmenter."
+                "these features come from another model or other settings; encode the image with this segmenter."
             )
 
     def segment(self, features: ImageFeatures, vocabulary: Vocabulary) -> Segmentation:

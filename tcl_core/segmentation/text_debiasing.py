@@ -75,7 +75,7 @@ class PromptDebiasing:
             )
         axes = axes.float()
         if not torch.allclose(axes @ axes.T, torch.eye(len(axes), device=axes.device), atol=1e-2):
-            raise WeightsError("debiasing: axes must be orthonormal rows, and are far from it")
+            raise WeightsError("debiasing: axes must be orthonormal rows, but are not")
         return cls(frozenset(words), torch.linalg.qr(axes.T).Q.T.contiguous(), text_set)
 
 
@@ -108,5 +108,7 @@ def attribute_axes(embeddings: Mapping[str, Mapping[str, Tensor]], plain: Mappin
     _, spread, axes = torch.linalg.svd(changes - changes.mean(dim=0), full_matrices=False)
     differing = int((spread > 1e-6 * spread.max()).sum())
     if not 0 < count <= differing:
-        raise ValueError(f"count must be from 1 to {differing}, in as many directions the values differ, not {count}")
+        raise ValueError(
+            f"count must be from 1 to {differing}, the number of directions in which the values differ, not {count}"
+        )
     return torch.Tensor(axes[:count].float())

@@ -158,7 +158,7 @@ class Texts:
                 os.replace(Path(place) / path.name, path)
         except OSError as error:
             warnings.warn(
-                f"{path}: the embedded background names cannot be kept ({error.strerror}), so that the next run embeds "
+                f"{path}: the embedded background names cannot be cached ({error.strerror}), so the next run embeds "
                 "them again",
                 stacklevel=2,
             )

@@ -39,7 +39,7 @@ class HubTokenizer:
             from tokenizers import Tokenizer
         except ModuleNotFoundError as error:
             raise WeightsError(
-                "this CLIP has a tokenizer of the Hugging Face hub, which needs the package tokenizers; install it "
+                "this CLIP uses a Hugging Face tokenizer, which needs the package tokenizers; install it "
                 "with 'pip install tcl-annotate[hub-tokenizers]'"
             ) from error
         from open_clip.tokenizer import get_clean_fn
@@ -49,7 +49,7 @@ class HubTokenizer:
         # The library raises Exception itself.
         except Exception as error:
             raise WeightsError(
-                f"{path}: is not a whole tokenizer file ({' '.join(str(error).split())[:200]})"
+                f"{path}: is not a complete tokenizer file ({' '.join(str(error).split())[:200]})"
             ) from error
         self._clean = get_clean_fn(clean)
         self._context_length = int(context_length)
@@ -90,4 +90,4 @@ class HubTokenizer:
         Raises:
             WeightsError: always.
         """
-        raise WeightsError("a tokenizer of the Hugging Face hub cannot be kept in a model file")
+        raise WeightsError("a Hugging Face tokenizer cannot be stored in a model file")

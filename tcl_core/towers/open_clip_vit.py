@@ -501,19 +501,19 @@ def _check_text_tower(model: nn.Module) -> None:
     """
     if not isinstance(model, CLIP):
         raise WeightsError(
-            f"The CLIP is open_clip's {type(model).__name__}, which keeps its text tower apart; build it as an "
+            f"The CLIP is open_clip's {type(model).__name__}, which has a separate text tower; build it as an "
             "open_clip.CLIP, whose tensors have OpenAI's names."
         )
     if model.text_pool_type not in ("argmax", "eos", "first", "last"):
         raise WeightsError(
-            f"The CLIP text tower has pool_type {model.text_pool_type!r}, which leaves an embedding for each token; "
+            f"The CLIP text tower has pool_type {model.text_pool_type!r}, which returns one embedding per token; "
             "choose a CLIP whose text pool_type is 'argmax', 'eos', 'first' or 'last'."
         )
     if model.text_projection is None:
         raise WeightsError("The CLIP text tower has no projection; choose a CLIP whose text proj_type is 'linear'.")
     if len(model.positional_embedding) != model.context_length:
         raise WeightsError(
-            "The CLIP text tower has a class token, which open_clip.CLIP never puts in; choose a CLIP whose text "
+            "The CLIP text tower has a class token, which open_clip.CLIP does not support; choose a CLIP whose text "
             "embed_cls is false."
         )
 
@@ -550,7 +550,7 @@ def clip_config_from_state_dict(
     odd = [x for x in needed if state[x].dim() != (4 if "conv1" in x else 2) or not state[x].numel()]
     if odd:
         sizes = ", ".join(f"{name} {list(state[name].shape)}" for name in odd)
-        raise WeightsError(f"These tensors are not a CLIP with a ViT image tower; of another shape: {sizes}.")
+        raise WeightsError(f"These tensors are not a CLIP with a ViT image tower; wrong shapes: {sizes}.")
     width, _, patch, _ = state["visual.conv1.weight"].shape
     positions = state["visual.positional_embedding"].shape[0] - 1
     side = round(positions**0.5)

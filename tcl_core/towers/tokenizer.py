@@ -210,7 +210,7 @@ class NoTokenizer:
         """
         raise WeightsError(
             f"the model file has no tokenizer (its text tower has {self._vocab_size} tokens, which is not CLIP's "
-            "vocabulary), so it can encode token ids but no texts; import it again with its tokenizer"
+            "vocabulary), so it cannot encode texts; import it again with its tokenizer"
         )
 
     def unknown_words(self, text: str) -> list[str]:

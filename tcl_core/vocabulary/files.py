@@ -68,7 +68,7 @@ def _refuse_comment(node: yaml.Node, what: str) -> None:
     rest = re.split(r"[\r\n\0\x85\u2028\u2029]", mark.buffer[mark.pointer :], maxsplit=1)[0].strip()
     if rest.startswith("#"):
         raise VocabularyError(
-            f"line {mark.line + 1}: {what} has no value, because '#' begins a comment in YAML; "
+            f"line {mark.line + 1}: {what} has no value, because '#' starts a comment in YAML; "
             f'put the value in quotes, such as "{rest}"'
         )
 
@@ -81,11 +81,11 @@ def read_vocabulary_file(path: Path) -> Any:
     """
     try:
         if path.is_dir():
-            raise VocabularyError(f"{path}: is a folder; name a label file such as labels.yaml")
+            raise VocabularyError(f"{path}: is a folder; give a label file such as labels.yaml")
         if not path.exists():
-            raise VocabularyError(f"{path}: there is no such label file; check the path")
+            raise VocabularyError(f"{path}: label file not found; check the path")
         if path.stat().st_size > _MAX_BYTES:
-            raise VocabularyError(f"{path}: is larger than {_MAX_BYTES // 2**20} MiB, so it is no label file")
+            raise VocabularyError(f"{path}: is larger than {_MAX_BYTES // 2**20} MiB, so it is not a label file")
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise VocabularyError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
@@ -100,7 +100,7 @@ def read_vocabulary_file(path: Path) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = " ".join(str(error.problem or error.context).split())
-        hint = "; put colors in quotes, for '#' begins a comment" if _UNQUOTED_COLOR.search(text) else ""
+        hint = "; put colors in quotes, because '#' starts a comment" if _UNQUOTED_COLOR.search(text) else ""
         raise VocabularyError(f"{path}: {place}not valid YAML ({problem}){hint}") from error
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         problem = " ".join(str(error).split())
@@ -123,7 +123,7 @@ def labels_from_options(options: Sequence[str]) -> tuple[Label, ...]:
             parts = [part.strip() for part in name.split(",") if part.strip()]
             several = " ".join(f'--label "{part}"' for part in parts)
             raise VocabularyError(
-                f"{where}: a label has no commas unless its prompts follow; write {several} for several labels, "
+                f"{where}: a label without prompts cannot contain commas; write {several} for several labels, "
                 f'or --label "NAME={",".join(parts)}" for one label with several prompts'
             )
         try:
@@ -133,12 +133,12 @@ def labels_from_options(options: Sequence[str]) -> tuple[Label, ...]:
         key = unicodedata.normalize("NFC", label.name)
         if key.casefold() == "background":
             raise VocabularyError(
-                f"{where}: {label.name!r} is not a label but what wins where no label does; "
+                f"{where}: {label.name!r} is not a label, but stands for pixels without a label; "
                 "use --background or --background-threshold"
             )
         if key in given_by:
             raise VocabularyError(
-                f'{where}: the label {label.name!r} is already given by --label "{given_by[key]}"; '
+                f'{where}: the label {label.name!r} is already defined by --label "{given_by[key]}"; '
                 "rename or remove one of the two"
             )
         given_by[key] = option
@@ -190,7 +190,7 @@ def vocabulary_arguments(
         VocabularyError: if it holds a mistake; the message begins with the field.
     """
     if data is None:
-        raise VocabularyError("labels: the file is empty; list the labels, one to a line as '- name'")
+        raise VocabularyError("labels: the file is empty; list the labels, one per line as '- name'")
     if isinstance(data, Mapping):
         _check_keys(data, _TOP_KEYS, "")
         if "labels" not in data:
@@ -199,9 +199,9 @@ def vocabulary_arguments(
     else:
         entries, data = data, {}
     if entries is None or entries == []:
-        raise VocabularyError("labels: there is no label; list at least one")
+        raise VocabularyError("labels: the list is empty; add at least one label")
     if not isinstance(entries, (list, tuple)):
-        raise VocabularyError(f"labels: expected a list, found {_describe(entries)}; begin each label with '- '")
+        raise VocabularyError(f"labels: expected a list, found {_describe(entries)}; start each label with '- '")
     labels = tuple(_parse_label(entry, f"labels[{index}]") for index, entry in enumerate(entries))
     background, threshold, names = _parse_background(data.get("background", True))
     templates = data.get("templates")
@@ -215,7 +215,7 @@ def _parse_label(entry: object, where: str) -> Label:
         if "=" in entry:
             name, _, prompts = entry.partition("=")
             raise VocabularyError(
-                f"{where}: {entry!r} is the form of the option --label; "
+                f"{where}: {entry!r} is the syntax of the option --label; "
                 f"write {{name: {name.strip()}, prompts: [{prompts}]}}"
             )
         entry = {"name": entry}

@@ -49,11 +49,11 @@ class Label:
     def __post_init__(self) -> None:
         name = _check_text(self.name, "name", "the label")
         if isinstance(self.prompts, str):
-            raise VocabularyError(f"prompts: expected a list of texts, found one text; write ({self.prompts!r},)")
+            raise VocabularyError(f"prompts: expected a list of strings, found a string; write ({self.prompts!r},)")
         prompts = tuple(_check_text(p, f"prompts[{i}]", "the prompt") for i, p in enumerate(self.prompts)) or (name,)
         for i, prompt in enumerate(prompts):
             if prompt in prompts[:i]:
-                raise VocabularyError(f"prompts[{i}]: the prompt {prompt!r} is there twice; remove one of the two")
+                raise VocabularyError(f"prompts[{i}]: the prompt {prompt!r} is listed twice; remove one of the two")
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "prompts", prompts)
         if self.threshold is not None:
@@ -78,13 +78,13 @@ def name_key(name: str) -> str:
 
 def _check_text(value: object, field: str, what: str) -> str:
     if not isinstance(value, str):
-        raise VocabularyError(f"{field}: expected a text, found {value!r}; put it in quotes")
+        raise VocabularyError(f"{field}: expected text, found {value!r}; put it in quotes")
     text = value.strip()
     if not text:
         raise VocabularyError(f"{field}: {what} is empty; write a word or remove it")
     bad = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs")), None)
     if bad is not None:
-        raise VocabularyError(f"{field}: {what} {text!r} holds a line break or control character; remove it")
+        raise VocabularyError(f"{field}: {what} {text!r} contains a line break or control character; remove it")
     return text
 
 
@@ -115,5 +115,5 @@ def _check_color(value: object) -> Color:
 def _check_value(value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST_VALUE:
         raise VocabularyError(
-            f"value: {value!r} is no number of a mask; write a whole number from 1 to {_LARGEST_VALUE}"
+            f"value: {value!r} is not a valid mask value; write a whole number from 1 to {_LARGEST_VALUE}"
         )

@@ -63,7 +63,7 @@ class Vocabulary:
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
         if not self.labels:
-            raise VocabularyError("labels: there is no label; give at least one")
+            raise VocabularyError("labels: the list is empty; add at least one label")
         first_at: dict[str, int] = {}
         for index, label in enumerate(self.labels):
             if not isinstance(label, Label):
@@ -71,8 +71,8 @@ class Vocabulary:
             key = name_key(label.name)
             if key.casefold() == "background":
                 raise VocabularyError(
-                    f"labels[{index}].name: {label.name!r} is not a label but what wins where no label does; remove it "
-                    "and write background: true, or its threshold, such as background: 0.45"
+                    f"labels[{index}].name: {label.name!r} is not a label, but stands for pixels without a label; "
+                    "remove it and write background: true, or its threshold, such as background: 0.45"
                 )
             if key in first_at:
                 raise VocabularyError(
@@ -85,7 +85,9 @@ class Vocabulary:
         if self.background_threshold is not None:
             value = check_threshold(self.background_threshold, "background threshold")
             if not self.background:
-                raise VocabularyError("background threshold: there is no background; switch it on or leave this out")
+                raise VocabularyError(
+                    "background threshold: the background is disabled; enable it or remove the threshold"
+                )
             object.__setattr__(self, "background_threshold", value)
         if self.background_names is not None:
             object.__setattr__(self, "background_names", self._checked_names(self.background_names))
@@ -94,12 +96,12 @@ class Vocabulary:
 
     def _checked_names(self, names: tuple[str, ...]) -> tuple[str, ...]:
         if names and not self.background:
-            raise VocabularyError("background names: there is no background; switch it on or leave them out")
+            raise VocabularyError("background names: the background is disabled; enable it or remove the names")
         for name in names:
             # In options they are words of their own, so that a list with one of them would change its meaning there.
             if isinstance(name, str) and name.strip().casefold() in ("auto", "none"):
                 raise VocabularyError(
-                    f"background names: {name!r} stands alone; give it, or a list of names without it"
+                    f"background names: {name!r} cannot be combined with other names; use it alone, or remove it"
                 )
         try:
             names = Label("background", tuple(names)).prompts if names else ()

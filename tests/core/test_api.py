@@ -232,7 +232,7 @@ def test_files_are_not_replaced_and_not_mixed(photos: list[Path], tiny_model_pat
     out = tmp_path / "o.json"
     one, two = (tcl_core.segment(photos[0], labels, model=tiny_model_path) for labels in (SEATS, ["cat"]))
     one.save_coco(out)
-    with pytest.raises(tcl_core.CocoError, match="o.json exists"):
+    with pytest.raises(tcl_core.CocoError, match="o.json already exists"):
         one.save_coco(out)
     one.save_coco(out, overwrite=True)
     with pytest.raises(tcl_core.ExportError, match="a.png was segmented with other labels"):
@@ -254,7 +254,7 @@ def test_files_are_not_replaced_and_not_mixed(photos: list[Path], tiny_model_pat
         (np.zeros((4, 4), np.uint8), ["cat"], "must be an RGB array"),
         (Image.new("I;16", (4, 4)), ["cat"], "mode I;16"),
         ("a.png", "cat", "expected a dict such as"),
-        ("a.png", {}, "there is no label"),
+        ("a.png", {}, "the list is empty"),
         ("a.png", {"labels": ["cat"], "background": False}, "use Vocabulary.from_dict"),
         (
             "a.png",

@@ -186,9 +186,9 @@ def test_label_files(
     ("background", "message"),
     [
         ({"names": 3}, "background.names: expected auto, none, or a list"),
-        ({"names": ["sky", "sky"]}, "background names: prompts.1.: the prompt 'sky' is there twice"),
+        ({"names": ["sky", "sky"]}, "background names: prompts.1.: the prompt 'sky' is listed twice"),
         ({"names": [""]}, "background names: prompts.0.: the prompt is empty"),
-        ({"names": ["auto", "floods"]}, "background names: 'auto' stands alone"),
+        ({"names": ["auto", "floods"]}, "background names: 'auto' cannot be combined with other names"),
         ({"threshold": True}, "background.threshold: expected a number"),
         ({"threshold": 2.0}, "background threshold: 2.0 is out of range"),
         ({"heights": 1}, "background.heights: unknown key"),

@@ -123,19 +123,25 @@ def test_a_bad_image_is_named_and_the_exit_code_says_so(
     [
         (["prelabel"], "Missing argument 'INPUT...'"),
         (["prelabel", "pics", "--label", "a"], "Missing option '--out'"),
-        (["prelabel", "pics", "--out", "o.json"], "no labels: give --labels FILE"),
+        (["prelabel", "pics", "--out", "o.json"], "no labels: pass --labels FILE"),
         (["prelabel", "pics", "--out", "o.json", "--label", "a=,"], '--label "a=,": prompts[0]: the prompt is empty'),
-        (["prelabel", "pics", "--out", "o.json", "--labels", "no.yaml"], "no.yaml: there is no such label file"),
-        (["prelabel", "pics", "--out", "o.json", "--labels", "l.yaml", "--label", "b"], "give the labels one way"),
+        (["prelabel", "pics", "--out", "o.json", "--labels", "no.yaml"], "no.yaml: label file not found"),
+        (
+            ["prelabel", "pics", "--out", "o.json", "--labels", "l.yaml", "--label", "b"],
+            "--labels and --label cannot be combined",
+        ),
         (["prelabel", "pics", "--out", "o.json", "--labels", "bad.yaml"], "bad.yaml: labels[0].prompt: unknown key"),
-        (["prelabel", "nowhere", "--out", "o.json", "--label", "a"], "nowhere: there is no such file or folder"),
+        (["prelabel", "nowhere", "--out", "o.json", "--label", "a"], "nowhere: no such file or folder"),
         (["prelabel", "void", "--out", "o.json", "--label", "a"], "void: no images found"),
         (["prelabel", "pics", "--out", "pics", "--label", "a"], "--out pics: is a folder"),
         (["prelabel", "pics", "--out", "l.yaml/o.json", "--label", "a"], "l.yaml is not a folder"),
-        (["prelabel", "pics", "--out", "l.yaml", "--label", "a"], "l.yaml: is there already; add --resume"),
-        (["prelabel", "pics", "--out", "o.json", "--label", "a", "--failures", "x/f.csv"], "--failures: there is no"),
+        (["prelabel", "pics", "--out", "l.yaml", "--label", "a"], "l.yaml: already exists; add --resume"),
+        (
+            ["prelabel", "pics", "--out", "o.json", "--label", "a", "--failures", "x/f.csv"],
+            "/x does not exist; create it",
+        ),
         (["prelabel", "pics", "--out", "o.json", "--label", "a", "--failures", "o.json"], "is the same file as --out"),
-        (["prelabel", "pics", "--out", "o.json", "--label", "a", "--resume", "--overwrite"], "exclude each other"),
+        (["prelabel", "pics", "--out", "o.json", "--label", "a", "--resume", "--overwrite"], "cannot be combined"),
         (["prelabel", "pics", "--out", "o.json", "--label", "a", "--model", "nope"], "no model and no file called"),
         (["prelabel", "pics", "--out", "o.json", "--label", "a", "--templates", "nope"], "no template set 'nope'"),
         (
@@ -145,11 +151,11 @@ def test_a_bad_image_is_named_and_the_exit_code_says_so(
         (["prelabel", "pics", "--out", "o.json", "--label", "a", "--background-threshold", "2"], "2.0 is out of range"),
         (
             ["prelabel", "pics", "--out", "o.json", "--label", "a", "--no-background", "--background-threshold", ".2"],
-            "--no-background and --background-threshold exclude each other",
+            "--no-background and --background-threshold cannot be combined",
         ),
-        (["prelabel", "pics", "--out", "o.json", "--label", "a", "--root", "void"], "lies outside --root"),
+        (["prelabel", "pics", "--out", "o.json", "--label", "a", "--root", "void"], "is outside --root"),
         (["segment", "void/none.png", "--label", "a"], "void/none.png: no such file"),
-        (["segment", "pics/0.png", "--label", "a", "--out", "o.txt"], "let its name end in .png"),
+        (["segment", "pics/0.png", "--label", "a", "--out", "o.txt"], "use the extension .png"),
         (["validate-coco", "none.json"], "none.json cannot be read"),
         (["models", "fetch", "nope"], "there is no model 'nope' to fetch"),
         (["models", "import", "none.pth"], "none.pth"),
@@ -255,7 +261,7 @@ def test_a_signal_leaves_a_valid_file_and_says_how_to_go_on(place: Path, fast: l
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
-    assert "to go on: tcl-annotate prelabel pics" in said and said.rstrip().endswith("--resume")
+    assert "to continue, run: tcl-annotate prelabel pics" in said and said.rstrip().endswith("--resume")
     assert "Traceback" not in said
     assert run(["validate-coco", "o.json", "--images", "pics"]) == 0
     partial = json.loads((place / "o.json").read_text())
@@ -275,13 +281,13 @@ def test_formats_that_are_folders(
     assert run([*words, "--out", "made"]) == 0
     assert len(list((place / "made").glob(files))) == 5
     assert run([*words, "--out", "made"]) == 2
-    assert "made: is there already; add --resume" in capsys.readouterr().err
+    assert "made: already exists; add --resume" in capsys.readouterr().err
     assert run([*words, "--out", "made", "--overwrite"]) == 0
     for arguments, message in (
-        (["--out", "pics", "--overwrite"], f"pics holds files that {format_name} did not write"),
+        (["--out", "pics", "--overwrite"], f"pics contains files that {format_name} did not write"),
         (["--out", "made", "--resume"], f"a finished {format_name} output cannot be resumed"),
-        (["--out", "other", "--merge"], f"--merge: belongs to COCO, not to {format_name}"),
-        (["--out", "other", "--min-area", "few"], "'few' is neither auto nor a number of pixels from 0 up"),
+        (["--out", "other", "--merge"], f"--merge: only applies to COCO, not to {format_name}"),
+        (["--out", "other", "--min-area", "few"], "'few' is not valid; give auto, or a number of pixels"),
     ):
         assert run([*words, *arguments]) == 2
         error = capsys.readouterr().err

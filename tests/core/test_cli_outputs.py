@@ -27,16 +27,16 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("segment a.png --labels l.yaml --out a.png --overwrite", "--out a.png: is an input"),
         ("segment a.png --labels l.yaml --json l.yaml --overwrite", "--json l.yaml: is an input"),
         ("segment a.png --labels l.yaml --json m.json --model m.json --overwrite", "--json m.json: is an input"),
-        ("segment a.png --labels l.yaml --json mine.json", "--json mine.json: is there already; add --overwrite"),
+        ("segment a.png --labels l.yaml --json mine.json", "--json mine.json: already exists; add --overwrite"),
         ("segment a.png --labels l.yaml --out x.png --json ./x.png", "--json x.png: is the same file as --out"),
-        ("segment a.png --labels l.yaml --out no/x.png", "--out: there is no folder"),
-        ("segment a.png --labels l.yaml --json no/x.json", "--json: there is no folder"),
+        ("segment a.png --labels l.yaml --out no/x.png", "/no does not exist; create it"),
+        ("segment a.png --labels l.yaml --json no/x.json", "/no does not exist; create it"),
         ("prelabel a.png --labels l.yaml --out o.json --failures l.yaml --overwrite", "--failures l.yaml: is an input"),
         ("prelabel a.png --labels l.yaml --out o.json --failures a.png --overwrite", "--failures a.png: is an input"),
         ("prelabel a.png --labels l.yaml --out l.yaml --overwrite", "--out l.yaml: is an input"),
         ("prelabel a.png --labels l.yaml --out a.png --resume", "--out a.png: is an input"),
-        ("prelabel a.png --labels l.yaml --out o.json --failures mine.csv", "mine.csv: is there already"),
-        ("prelabel a.png --labels l.yaml --out o.json --failures mine.csv --overwrite", "no list of failures"),
+        ("prelabel a.png --labels l.yaml --out o.json --failures mine.csv", "mine.csv: already exists"),
+        ("prelabel a.png --labels l.yaml --out o.json --failures mine.csv --overwrite", "not a list of failures"),
     ],
 )
 def test_refused_before_any_work(place: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +51,7 @@ def test_scenes_replace_nothing_unless_asked(place: Path, capsys: pytest.Capture
     (place / "labels.yaml").write_text("[mine]")
     words = ["playground", "scenes", "--out", ".", "--count", "1", "--size", "32", "32"]
     assert run(words) == 2
-    assert "holds labels.yaml already; add --overwrite" in capsys.readouterr().err
+    assert "already contains labels.yaml; add --overwrite" in capsys.readouterr().err
     assert (place / "labels.yaml").read_text() == "[mine]" and not (place / "scene-0001.png").exists()
     assert run([*words, "--overwrite"]) == 0
 

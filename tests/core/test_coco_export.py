@@ -162,7 +162,7 @@ def test_masks_that_cannot_be_are_refused() -> None:
         region_to_annotation(region(np.zeros((2, 2), dtype=bool)), SIZE)
     with pytest.raises(CocoError, match="inside the image"):
         region_to_annotation(region(BAR, x=36), SIZE)
-    with pytest.raises(CocoError, match="counted from 1"):
+    with pytest.raises(CocoError, match="start at 1"):
         region_to_annotation(Region(0, "none", 0.5, 9, (3, 2, 9, 1), BAR), SIZE)
     with pytest.raises(SettingsError, match="polygon, keyhole, rle"):
         region_to_annotation(region(BAR), SIZE, "mask")  # type: ignore[arg-type]

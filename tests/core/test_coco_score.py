@@ -363,7 +363,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     # pycocotools' own talk is not mixed in.
     assert not any("DONE" in line or "Accumulating" in line for line in shown)
     assert run([*words, "--json", "s.json"]) == 2
-    assert "is there already; add --overwrite" in capsys.readouterr().err
+    assert "already exists; add --overwrite" in capsys.readouterr().err
     assert run([*words, "--json", "gt.json", "--overwrite"]) == 2
     assert "is an input of this command" in capsys.readouterr().err
     assert run([*words, "--type", "box"]) == 0

@@ -439,8 +439,8 @@ def test_a_border_too_long_to_draw_is_measured_instead(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("box", "ending"),
     [
-        ([8, 5, 7, 10], "the polygon leaves the bbox by 3 pixels at its left side"),
-        ([5, 5, 10, 6], "the polygon leaves the bbox by 4 pixels at its bottom side"),
+        ([8, 5, 7, 10], "the polygon extends beyond the bbox by 3 pixels at its left side"),
+        ([5, 5, 10, 6], "the polygon extends beyond the bbox by 4 pixels at its bottom side"),
         ([5, 5, 15, 15], None),  # the box is too large: the polygon stays inside
     ],
 )

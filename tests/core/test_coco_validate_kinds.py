@@ -248,7 +248,7 @@ def test_what_is_alike_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[
     streams = capsys.readouterr()
     assert streams.out.splitlines() == [
         "error: annotations[0] (id 1): iscrowd is missing [missing-key]",
-        "    and 499 more like it, the last at annotations[1497] (id 1498)",
+        "    and 499 similar ones, the last at annotations[1497] (id 1498)",
         "error: annotations[10] (id 11): image_id is 87; no image has this id [unknown-image]",
         "error: annotations[20] (id 21): image_id is 97; no image has this id [unknown-image]",
     ]

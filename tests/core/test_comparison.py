@@ -77,7 +77,7 @@ def test_mistakes_are_found_before_any_work(
 ) -> None:
     page, both = tmp_path / "page", [tiny_model_path, f"maskclip:{tiny_model_path}"]
     for models, message in (
-        ([tiny_model_path], "two models or more"),
+        ([tiny_model_path], "at least two models"),
         ([tiny_model_path, tiny_model_path], "is given twice"),
         ([tiny_model_path, "nothing"], "there is no model"),
     ):

@@ -264,7 +264,7 @@ def test_embedded_names_are_kept(open_model: Model, tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_costs_time_only(open_model: Model, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     model = replace(open_model, text_folder=tmp_path / "file")
-    with pytest.warns(UserWarning, match="cannot be kept"):
+    with pytest.warns(UserWarning, match="cannot be cached"):
         segmenter, _ = embedded(model)
     assert segmenter.background_names(Vocabulary.from_options(["unicorn"])).names
 

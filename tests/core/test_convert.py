@@ -203,14 +203,14 @@ def test_numbers_in_masks_are_places_or_values(tmp_path: Path, capsys: pytest.Ca
     assert image.label_map is not None
     assert np.array_equal(image.label_map, np.select([values == 7, values == 2], [1, 2], 0))
     assert dict(source.left_out) == {
-        "with pixels of 1, which no label has": 1,
-        "with pixels of 9, which no label has": 1,
+        "with pixels of value 1, which no label has": 1,
+        "with pixels of value 9, which no label has": 1,
     }
     labels = tmp_path / "labels.yaml"
     labels.write_text("labels:\n- {name: road, value: 7}\n- {name: car, value: 2}\n")
     out = tmp_path / "out"
     assert run(["convert", str(masks), "--to", "semantic-png", "--labels", str(labels), "--out", str(out)]) == 1
-    assert "1 masks with pixels of 9" in capsys.readouterr().err
+    assert "1 masks with pixels of value 9" in capsys.readouterr().err
     assert np.array_equal(np.asarray(Image.open(out / "masks" / "a.png")), np.where(image.label_map, values, 0))
 
 
@@ -221,7 +221,7 @@ def test_a_value_that_no_mask_could_hold_is_refused(value: object) -> None:
 
 
 def test_labels_of_one_number_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="'road' and 'car' would both be 2"):
+    with pytest.raises(ExportError, match="'road' and 'car' would both have the value 2"):
         SemanticPngExporter().open(tmp_path / "out", Vocabulary((Label("road", value=2), Label("car"))), {})
 
 
@@ -300,7 +300,7 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     labels.write_text("- cat\n")
     assert run(["convert", str(path), "--to", "coco", "--labels", str(labels), "--out", str(out)]) == 1
     said = capsys.readouterr().err
-    assert "1 annotations of the category 'dog', which the labels do not have" in said
+    assert "1 annotations with category 'dog', which is not among the labels" in said
     assert "2 annotations without a segmentation" in said and "RLE that cannot be read" in said
     [kept] = annotations(out)
     assert kept["keypoints"] == [1, 2, 3] and kept["category_id"] == 1
@@ -325,20 +325,20 @@ def test_what_means_less_in_the_other_format_is_said(tmp_path: Path, capsys: pyt
     run(["convert", str(path), "--to", "semantic-png", "--out", str(tmp_path / "masks")])
     said = capsys.readouterr().err
     # The squares share columns and rows 5 to 8.
-    assert "pixels of several labels that took the last one's: 16" in said
+    assert "pixels with several labels, which keep only the last one: 16" in said
     mask = np.asarray(Image.open(tmp_path / "masks" / "masks" / "a.png"))
     assert (mask == 2).sum() == 36 and (mask == 1).sum() == 64 - 16
 
 
 REFUSED = {
-    "no-labels": (["masks", "--to", "coco", "--out", "x.json"], "say with --labels FILE which labels"),
+    "no-labels": (["masks", "--to", "coco", "--out", "x.json"], "use --labels FILE to define"),
     "nothing": (["gone", "--to", "coco", "--out", "x.json"], "no such file or folder"),
     "no-masks": (["empty", "--to", "coco", "--labels", "labels.yaml", "--out", "x.json"], "no PNG file"),
     "format": (["masks", "--to", "voc", "--out", "x"], "there is no exporter 'voc'"),
     "color": (["colors", "--to", "coco", "--labels", "labels.yaml", "--out", "x.json"], "a.png is a color image"),
     "broken": (["broken", "--to", "coco", "--labels", "labels.yaml", "--out", "x.json"], "a.png cannot be read"),
-    "no-json": (["labels.yaml", "--to", "coco", "--out", "x.json"], "labels.yaml is no JSON file"),
-    "list": (["list.json", "--to", "coco", "--out", "x.json"], "holds no JSON object"),
+    "no-json": (["labels.yaml", "--to", "coco", "--out", "x.json"], "labels.yaml is not a JSON file"),
+    "list": (["list.json", "--to", "coco", "--out", "x.json"], "does not contain a JSON object"),
     "captions": (["captions.json", "--to", "coco", "--out", "x.json"], "'categories' is missing"),
     "taken": (["masks", "--to", "coco", "--labels", "labels.yaml", "--out", "list.json"], "add --overwrite"),
     "input": (
@@ -350,10 +350,13 @@ REFUSED = {
         "did not write",
     ),
     "file": (["masks", "--to", "yolo-seg", "--labels", "labels.yaml", "--out", "list.json"], "is a file"),
-    "geometry": (["masks", "--to", "yolo-seg", "--geometry", "rle", "--out", "x"], "belongs to COCO"),
+    "geometry": (["masks", "--to", "yolo-seg", "--geometry", "rle", "--out", "x"], "only applies to COCO"),
     "tolerance": (["list.json", "--to", "coco", "--tolerance", "-1", "--out", "x.json"], "tolerance"),
-    "one name": (["twins.json", "--to", "yolo-seg", "--out", "x"], "a.png and a.jpg would both be labels/a.txt"),
-    "outside": (["outside.json", "--to", "yolo-seg", "--out", "x"], "no name relative to a folder"),
+    "one name": (
+        ["twins.json", "--to", "yolo-seg", "--out", "x"],
+        "a.png and a.jpg would both be written to labels/a.txt",
+    ),
+    "outside": (["outside.json", "--to", "yolo-seg", "--out", "x"], "not a relative path"),
 }
 
 

@@ -283,7 +283,7 @@ def test_coco_faults_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataSetError, match=r"has 41x30 pixels for a.jpg, but that image has 40x30"):
         CocoDataSet(path, tmp_path / "photos", None).check(0)
     path.write_text("[]", encoding="utf-8")
-    with pytest.raises(DataSetError, match="no JSON object"):
+    with pytest.raises(DataSetError, match="does not contain a JSON object"):
         CocoDataSet(path, tmp_path / "photos", None)
 
 
@@ -305,7 +305,7 @@ def test_images_may_end_differently_from_masks(own: Path) -> None:
         path.unlink()
     data = MaskDataSet(own / "masks", own / "images", Vocabulary.from_file(own / "labels.yaml"))
     assert data.image(0).shape[:2] == data.truth(0).shape
-    with pytest.raises(DataSetError, match=re.escape("there is no PNG file in it")):
+    with pytest.raises(DataSetError, match=re.escape("contains no PNG file")):
         MaskDataSet(own / "images", own / "images", Vocabulary.from_file(own / "labels.yaml"))
 
 

@@ -289,17 +289,17 @@ def test_the_command(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "which data?"),
-        (["voc"], "voc: say with --data DIR"),
+        ([], "no data: name data sets"),
+        (["voc"], "voc: requires --data DIR"),
         (["voc", "--data", "nowhere"], "voc is not there, for VOCdevkit/VOC2012/JPEGImages is missing; get VOC"),
-        (["voc", "--data", "nowhere", "--coco", "x.json"], "--coco and voc: give one of them"),
-        (["--coco", "x.json"], "--coco: say with --images DIR"),
-        (["--masks", "masks", "--images", "images"], "--masks: hold numbers only"),
-        (["playground", "--names", "synonyms"], "--names: belongs to benchmarks"),
-        (["voc", "--images", "images"], "--images: belongs to your own data"),
+        (["voc", "--data", "nowhere", "--coco", "x.json"], "--coco and voc cannot be combined"),
+        (["--coco", "x.json"], "--coco: requires --images DIR"),
+        (["--masks", "masks", "--images", "images"], "--masks: masks contain only numbers"),
+        (["playground", "--names", "synonyms"], "--names: only applies to benchmarks"),
+        (["voc", "--images", "images"], "--images: only applies to your own data"),
         (["playground", "--split", "val"], "--split val: the playground has the splits seen and held-out"),
         (["playground", "--option", "kp_wait=1"], "kp_wait"),
-        (["playground", "--all-methods", "--model", "naclip:playground"], "names a method"),
+        (["playground", "--all-methods", "--model", "naclip:playground"], "includes a method"),
     ],
 )
 def test_wrong_words(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

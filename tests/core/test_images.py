@@ -367,7 +367,7 @@ def test_no_permission_as_the_system_reports_it(tmp_path: Path, monkeypatch: pyt
 
 
 def test_bytes_can_be_named() -> None:
-    with pytest.raises(ImageError, match="^task 12: no bytes"):
+    with pytest.raises(ImageError, match="^task 12: contains no bytes"):
         load_image(b"", name="task 12")
     with pytest.raises(ImageError, match="^image in memory: "):
         load_image(b"nothing")

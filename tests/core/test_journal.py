@@ -261,7 +261,7 @@ def test_no_image_at_all_is_a_valid_file(out: Path) -> None:
 
 def test_an_existing_file_is_replaced_only_when_asked_and_only_at_the_end(out: Path) -> None:
     out.write_text("precious")
-    with pytest.raises(ExportError, match="exists; resume it, ask to overwrite it"):
+    with pytest.raises(ExportError, match=r"already exists; resume it \(--resume\), overwrite it"):
         Journal.open(out, CocoExporter(), VOCABULARY, SETTINGS)
     assert folder(out) == ["out.json"]
     with Journal.open(out, CocoExporter(), VOCABULARY, SETTINGS, overwrite=True) as journal:
@@ -278,7 +278,7 @@ def test_a_journal_left_over_is_not_thrown_away_unasked(out: Path) -> None:
         Journal.open(out, CocoExporter(), VOCABULARY, SETTINGS)
     with Journal.open(out, CocoExporter(), VOCABULARY, SETTINGS, overwrite=True) as journal:
         assert not journal.done
-    with pytest.raises(ExportError, match="exclude each other"):
+    with pytest.raises(ExportError, match="cannot be combined"):
         Journal.open(out, CocoExporter(), VOCABULARY, SETTINGS, resume=True, overwrite=True)
 
 
@@ -358,10 +358,10 @@ def test_a_number_that_is_not_finite_is_refused_and_leaves_no_trace(out: Path, v
 @pytest.mark.parametrize(
     ("action", "message"),
     [
-        (lambda j: j.add(image("b.png")), "b.png is in .* already"),
-        (lambda j: j.add_failure("b.png", "late"), "b.png is in .* already"),
+        (lambda j: j.add(image("b.png")), "b.png is already in"),
+        (lambda j: j.add_failure("b.png", "late"), "b.png is already in"),
         (lambda j: j.add(ImageRegions("c.png", 0, 4)), "size of 4x0"),
-        (lambda j: j.export(["b.png", "b.png"]), "b.png is among the images twice"),
+        (lambda j: j.export(["b.png", "b.png"]), "b.png is listed twice"),
         (lambda j: j.export(["b.png", "c.png"]), "c.png has no result yet"),
     ],
 )

@@ -74,7 +74,7 @@ def test_nothing_of_that_name() -> None:
     for name in ("nope", "nope.safetensors", "", "a/b", ".."):
         with pytest.raises(WeightsError, match="there is no model and no file .*playground, tcl-vit-b16"):
             load_model(name)
-    with pytest.raises(WeightsError, match="no model 'nope' to fetch; known are: playground, tcl-vit-b16, clip"):
+    with pytest.raises(WeightsError, match="no model 'nope' to fetch; the models are: playground, tcl-vit-b16, clip"):
         fetch_model("nope")
 
 
@@ -117,7 +117,7 @@ def test_verify(home: Path) -> None:
     path = import_checkpoint(MINI / "full.pth", name="mini")
     assert verify_model("mini") == verify_model(path) == read_model_file(path).sha256
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(WeightsError, match="not a whole"):
+    with pytest.raises(WeightsError, match="not a complete"):
         verify_model("mini")
 
 

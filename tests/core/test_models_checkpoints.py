@@ -89,7 +89,7 @@ def test_minimal_checkpoint_without_its_clip_says_so_when_loaded(home: Path) -> 
     assert read_model_file(path).metadata.clip == {}
     with pytest.raises(WeightsError, match="together with its CLIP"):
         load_model("minimal", device="cpu")
-    with pytest.raises(WeightsError, match="holds no frozen CLIP"):
+    with pytest.raises(WeightsError, match="contains no frozen CLIP"):
         import_checkpoint(MINI / "minimal.pth", with_clip=True)
 
 
@@ -165,7 +165,7 @@ def test_blocks_of_another_tower(tmp_path: Path, full: dict[str, Tensor], form: 
 
 
 def test_no_block_at_all_lists_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"not a checkpoint of any method .*tcl.*holds the tensors fc\.weight"):
+    with pytest.raises(WeightsError, match=r"not a checkpoint of any method .*tcl.*contains the tensors fc\.weight"):
         import_checkpoint(saved(tmp_path, {"fc.weight": torch.ones(2, 2)}))
 
 
@@ -228,11 +228,11 @@ def test_a_program_is_refused(tmp_path: Path) -> None:
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     whole = (MINI / "minimal.pth").read_bytes()
     cases: list[tuple[bytes, str]] = [
-        (b"", "whole PyTorch checkpoint|damaged"),
-        (b"<html>no</html>", "whole PyTorch checkpoint|damaged"),
-        (whole[: len(whole) // 2], "whole PyTorch checkpoint|damaged"),
-        (whole[:4], "whole PyTorch checkpoint|damaged"),
-        (json.dumps({"model": 1}).encode(), "whole PyTorch checkpoint|damaged"),
+        (b"", "complete PyTorch checkpoint|damaged"),
+        (b"<html>no</html>", "complete PyTorch checkpoint|damaged"),
+        (whole[: len(whole) // 2], "complete PyTorch checkpoint|damaged"),
+        (whole[:4], "complete PyTorch checkpoint|damaged"),
+        (json.dumps({"model": 1}).encode(), "complete PyTorch checkpoint|damaged"),
     ]
     source = tmp_path / "käputt file.pth"
     for content, message in cases:

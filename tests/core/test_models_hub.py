@@ -182,13 +182,13 @@ def test_any_remainder_of_an_earlier_run_is_of_use_or_replaced(hub: HubServer, t
 
 def test_damage_on_the_way(hub: HubServer, tmp_path: Path) -> None:
     hub.damaged[NAME] = CONTENT[:-1] + b"\1"
-    with pytest.raises(WeightsError, match="another SHA-256 than the hub announced; run the command again"):
+    with pytest.raises(WeightsError, match="does not match the SHA-256 that the hub announced; run the command again"):
         fetch(hub, tmp_path)
     hub.damaged[NAME] = CONTENT[:-8]
     with pytest.raises(WeightsError, match=f"ended after {len(CONTENT) - 8} of {len(CONTENT)} bytes|SHA-256"):
         fetch(hub, tmp_path)
     hub.damaged[NAME] = CONTENT + b"more"
-    with pytest.raises(WeightsError, match=f"sends more than the {len(CONTENT)} bytes|SHA-256"):
+    with pytest.raises(WeightsError, match=f"sent more than the {len(CONTENT)} bytes|SHA-256"):
         fetch(hub, tmp_path)
     hub.damaged.clear()
     assert fetch(hub, tmp_path).read_bytes() == CONTENT
@@ -263,7 +263,7 @@ def test_a_server_that_is_no_hub(hub: HubServer, tmp_path: Path) -> None:
     hub.is_hub = False
     with pytest.raises(WeightsError) as error:
         fetch(hub, tmp_path)
-    one_sentence(error, f"{hub.endpoint} does not answer as a Hugging Face hub", "HF_ENDPOINT")
+    one_sentence(error, f"{hub.endpoint} does not respond like a Hugging Face hub", "HF_ENDPOINT")
 
 
 def test_no_network_and_offline_mode(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +287,7 @@ def test_full_disk_keeps_what_was_received(hub: HubServer, tmp_path: Path) -> No
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, limits[1]))
     try:
-        with pytest.raises(WeightsError, match=r"cannot be written: File too large .*TCL_ANNOTATE_HOME.*continued"):
+        with pytest.raises(WeightsError, match=r"cannot be written: File too large .*TCL_ANNOTATE_HOME.*resumes"):
             fetch(hub, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

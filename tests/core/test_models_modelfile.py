@@ -121,11 +121,11 @@ def test_unreadable_files(tmp_path: Path) -> None:
         for read in (read_model_file, read_metadata):
             if name == "longer" and read is read_metadata:
                 continue
-            with pytest.raises(WeightsError, match=f"{name}.safetensors: is not a whole safetensors file"):
+            with pytest.raises(WeightsError, match=f"{name}.safetensors: is not a complete safetensors file"):
                 read(path)
     with pytest.raises(WeightsError, match="no such file"):
         read_model_file(tmp_path / "missing.safetensors")
-    with pytest.raises(WeightsError, match="cannot be read|not a whole"):
+    with pytest.raises(WeightsError, match="cannot be read|not a complete"):
         read_model_file(tmp_path)
 
 

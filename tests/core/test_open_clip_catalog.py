@@ -239,7 +239,7 @@ def test_a_broken_tokenizer_file(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     path = tmp_path / "tokenizer.json"
     path.write_text('{"version": "1.0"}')
-    with pytest.raises(WeightsError, match="is not a whole tokenizer file"):
+    with pytest.raises(WeightsError, match="is not a complete tokenizer file"):
         HubTokenizer(path, 6)
 
 

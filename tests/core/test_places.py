@@ -52,7 +52,7 @@ def error_of(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 2
 def test_a_path_that_is_empty(place: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(place.rglob("*"))
     words = ["prelabel", "pics", *LABELS, "--out", "o.json", option, ""]
-    assert f"error: {option}: the path is empty; name a file" in error_of(words, capsys)
+    assert f"error: {option}: the path is empty; give a file" in error_of(words, capsys)
     assert sorted(place.rglob("*")) == before
 
 
@@ -68,7 +68,7 @@ def test_a_path_that_is_empty(place: Path, option: str, capsys: pytest.CaptureFi
 )
 def test_standard_output_as_a_file(place: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     said = error_of(words, capsys)
-    assert f"{words[-2]} -: results are not written to standard output" in said and "name a file" in said
+    assert f"{words[-2]} -: results are not written to standard output" in said and "give a file name" in said
     assert [path.name for path in place.iterdir()] == ["pics"]
 
 
@@ -76,11 +76,11 @@ def test_standard_output_as_a_file(place: Path, words: list[str], capsys: pytest
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("pics", "--out pics: is a folder; name a file"),
-        ("/dev/null", "--out /dev/null: is not a regular file; name another"),
-        ("pics/00.png/o.json", "00.png is not a folder; name another place"),
+        ("pics", "--out pics: is a folder; give a file name"),
+        ("/dev/null", "--out /dev/null: is not a regular file; choose another"),
+        ("pics/00.png/o.json", "00.png is not a folder; choose another path"),
         ("n" * 300, "cannot be used (File name too long)"),
-        ("n" * 246, ".journal.lock' cannot be made beside it (File name too long)"),
+        ("n" * 246, ".journal.lock' cannot be created next to it (File name too long)"),
     ],
     ids=lambda value: value[:20],
 )
@@ -93,7 +93,7 @@ def test_places_that_no_file_can_be_made_at(
 
 def test_a_folder_where_a_folder_is_written(tmp_path: Path) -> None:
     check_file("--out", tmp_path, folder_is_fine=True)
-    with pytest.raises(SettingsError, match="is a folder; name a file"):
+    with pytest.raises(SettingsError, match="is a folder; give a file name"):
         check_file("--out", tmp_path)
 
 
@@ -106,7 +106,7 @@ def test_a_folder_that_refuses_even_the_superuser(place: Path, option: str, caps
 
 @pytest.mark.parametrize(
     ("number", "remedy"),
-    [(errno.EACCES, "change its permissions"), (errno.EROFS, "name another"), (errno.ENOSPC, "free some space")],
+    [(errno.EACCES, "change its permissions"), (errno.EROFS, "choose another"), (errno.ENOSPC, "free some space")],
 )
 def test_the_remedy_follows_the_reason(
     place: Path, number: int, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -126,7 +126,7 @@ def test_a_second_run_beside_a_living_one(
     words = ["prelabel", "pics", *LABELS, *fast, "--out", "o.json"]
     with Journal.open("o.json", CocoExporter(), Vocabulary.from_options(["a"]), {}):
         before = journal_path("o.json").read_bytes()
-        assert "--out o.json: another run is writing it; wait until that has ended" in error_of([*words, *more], capsys)
+        assert "--out o.json: another run is writing to it; wait for it to finish" in error_of([*words, *more], capsys)
         assert journal_path("o.json").read_bytes() == before and is_in_use("o.json")
     assert not is_in_use("o.json")
 
@@ -183,7 +183,7 @@ def test_a_full_disk_while_the_output_is_put_together(
     assert (
         "o.json cannot be written: File too large; free some space on that disk and resume the run (--resume)" in said
     )
-    assert "for o.json.journal keeps what is done" in said
+    assert "because o.json.journal keeps the finished images" in said
     assert {path.name for path in place.iterdir()} == {"pics", "whole.json", "o.json.journal"}
     assert run([*words, "o.json", "--resume"]) == 0
     assert Path("o.json").read_bytes() == Path("whole.json").read_bytes()

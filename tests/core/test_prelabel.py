@@ -82,7 +82,7 @@ def test_files_folders_and_patterns(tree: Path, inputs: list[str], names: list[s
 
 def test_names_are_relative_to_the_root_that_is_set(tree: Path) -> None:
     assert find_images(["pics/z/c d.jpg"], root=tree).file_names == ("pics/z/c d.jpg",)
-    with pytest.raises(SettingsError, match="lies outside --root"):
+    with pytest.raises(SettingsError, match="is outside --root"):
         find_images(["more"], root=tree / "pics")
     with pytest.raises(SettingsError, match="is not a folder"):
         find_images(["more"], root=tree / "pics" / "b.png")
@@ -96,11 +96,11 @@ def test_a_name_with_brackets_is_a_name_first(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (["nowhere"], "nowhere: there is no such file or folder"),
+        (["nowhere"], "nowhere: no such file or folder"),
         (["pics/*.tif"], r"pics/\*.tif: the pattern matches no file"),
         (["empty"], "empty: no images found"),
         ([""], "an input is empty"),
-        (["pics", "nowhere.png"], "nowhere.png: there is no such file"),
+        (["pics", "nowhere.png"], "nowhere.png: no such file"),
     ],
 )
 def test_inputs_without_images_are_errors(tree: Path, inputs: list[str], message: str) -> None:
@@ -347,7 +347,7 @@ def test_places_that_hold_something_are_left_alone(
     before = out.read_bytes()
     with pytest.raises(ExportError, match="exists"):
         run_prelabel(images, segmenter, VOCABULARY, out)
-    with pytest.raises(SettingsError, match="holds a preview already"):
+    with pytest.raises(SettingsError, match="already contains a preview"):
         run_prelabel(images, segmenter, VOCABULARY, tmp_path / "other.json", preview=preview)
     with pytest.raises(SettingsError, match="holds other files"):
         run_prelabel(images, segmenter, VOCABULARY, out, preview=images.root, overwrite=True)

@@ -93,7 +93,7 @@ def test_an_image_that_changed_is_labeled_again(
     summary = run_prelabel(images, again, VOCABULARY, out, preview=preview, resume=True, quiet=False)
     assert summary.changed == ("1.bmp",) and summary.done == 6
     assert again.calls == 6 - before + 1
-    assert "1 of them have changed since they were labeled" in capsys.readouterr().err
+    assert "1 of them have changed" in capsys.readouterr().err
     fresh = tmp_path / "fresh.json"
     run_prelabel(
         images, TroubledSegmenter(model, refine=False, batch_size=4), VOCABULARY, fresh, preview=tmp_path / "p"
@@ -196,7 +196,7 @@ def test_files_left_out_are_counted_by_their_endings(tmp_path: Path) -> None:
     found = find_images([str(tmp_path / "pics"), str(tmp_path / "pics" / "out.json")], exclude=excluded)
     assert found.file_names == ("a.png", "b.png", "x.png", "out.json")
     assert found.left_out == {".txt": 3, "": 1}
-    assert found.left_out_message() == "4 files left out: .txt (3), without an ending (1)"
+    assert found.left_out_message() == "4 files left out: .txt (3), without an extension (1)"
     assert find_images([str(tmp_path / "pics" / "a.png")]).left_out_message() == ""
 
 

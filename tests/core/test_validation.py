@@ -103,7 +103,7 @@ def test_preprocess_has_one_home() -> None:
     ("place", "value", "message"),
     [
         ("files.f.size", True, "manifest: files.f.size must be a whole number"),
-        ("files.f.url", "ftp://x", "manifest: files.f.url must be an http or https address"),
+        ("files.f.url", "ftp://x", "manifest: files.f.url must be an http or https URL"),
         ("files.f.shade", 1, "manifest: files.f: unknown keys: shade; the keys are name, filename"),
         ("models.m.checkpoint", "f", "manifest: models.m: needs either an asset or a checkpoint"),
         ("models.m.clip", "g", "manifest: models.m.clip refers to the file 'g', which is not listed"),

@@ -70,18 +70,18 @@ MISTAKES = [
     ("- Cat\n- Dog\n- Cat\n", "labels[2].name: the label 'Cat' is already labels[0]"),
     ("labels: [Cat, {name: Sofa, prompts: [sofa, '  ']}]", "labels[1].prompts[1]: the prompt is empty; write a word"),
     ("labels: [{name: Sofa, prompts: []}]", "labels[0].prompts: the list is empty"),
-    ("labels: [{name: Sofa, prompts: [sofa, couch, sofa]}]", "labels[0].prompts[2]: the prompt 'sofa' is there twice"),
+    ("labels: [{name: Sofa, prompts: [sofa, couch, sofa]}]", "labels[0].prompts[2]: the prompt 'sofa' is listed twice"),
     ("labels: [{name: Sofa, prompts: 'sofa, couch'}]", "labels[0].prompts: expected a list such as [sofa, couch]"),
     ("labels: [{name: Sofa, prompts: }]", "labels[0].prompts: expected a list such as [sofa, couch], found nothing"),
-    ("labels: [{name: Sofa, prompts: [1]}]", "labels[0].prompts[0]: expected a text, found 1; put it in quotes"),
+    ("labels: [{name: Sofa, prompts: [1]}]", "labels[0].prompts[0]: expected text, found 1; put it in quotes"),
     ("labels: [{name: ''}]", "labels[0].name: the label is empty"),
     ("labels: [{prompts: [a]}]", "labels[0].name: this key is missing"),
     ("labels: [{name: A, colr: red}]", "labels[0].colr: unknown key (did you mean 'color'?)"),
     ("label: [A]", "label: unknown key (did you mean 'labels'?)"),
     ("labels: [A]\n3: x", "3: unknown key"),
     ("background: true", "labels: this key is missing"),
-    ("labels:\n", "labels: there is no label"),
-    ("[]", "labels: there is no label"),
+    ("labels:\n", "labels: the list is empty"),
+    ("[]", "labels: the list is empty"),
     ("", "labels: the file is empty"),
     ("# nothing\n", "labels: the file is empty"),
     ("Cat", "labels: expected a list, found the text 'Cat'"),
@@ -90,8 +90,8 @@ MISTAKES = [
     ("- 7\n", "labels[0]: expected a name or a mapping, found 7; put it in quotes"),
     ("- [Cat]\n", "labels[0]: expected a name or a mapping, found a list"),
     ("-\n", "labels[0]: expected a name or a mapping, found nothing"),
-    ("- Sofa=sofa,couch\n", "labels[0]: 'Sofa=sofa,couch' is the form of the option --label"),
-    ('- "a\\nb"\n', "labels[0].name: the label 'a\\nb' holds a line break"),
+    ("- Sofa=sofa,couch\n", "labels[0]: 'Sofa=sofa,couch' is the syntax of the option --label"),
+    ('- "a\\nb"\n', "labels[0].name: the label 'a\\nb' contains a line break"),
     ("labels: [{name: A, threshold: 1.2}]", "labels[0].threshold: 1.2 is out of range"),
     ("labels: [{name: A, threshold: -1}]", "labels[0].threshold: -1 is out of range"),
     ("labels: [{name: A, threshold: .nan}]", "labels[0].threshold: nan is out of range"),
@@ -107,7 +107,7 @@ MISTAKES = [
     ("labels: [A]\nbackground:", "background: expected true, false or a threshold"),
     ("labels: [A]\ntemplates: customs", "templates: there is no template set 'customs' (did you mean 'custom'?)"),
     ("labels: [A]\ntemplates: [custom]", "templates: expected the name of a template set, found a list"),
-    ("labels: [Cat, Background]", "labels[1].name: 'Background' is not a label but what wins where no label does"),
+    ("labels: [Cat, Background]", "labels[1].name: 'Background' is not a label, but stands for pixels without a label"),
     ("labels: [A]\nlabels: [B]", "line 2: the key 'labels' is written twice"),
     ("labels:\n  - name: A\n    name: B\n", "line 3: the key 'name' is written twice"),
     ("labels: [A\n", "not valid YAML"),
@@ -119,14 +119,14 @@ MISTAKES = [
     (b"- A\x00\n", "not valid YAML"),
     (b"- caf\xe9\n", "is not UTF-8 text (byte 5)"),
     ("- A\n".encode("utf-16"), "is not UTF-8 text (byte 0)"),
-    ("labels:\n- name: A\n  color: #ff0000\n", "line 3: the key 'color' has no value, because '#' begins a comment"),
+    ("labels:\n- name: A\n  color: #ff0000\n", "line 3: the key 'color' has no value, because '#' starts a comment"),
     ("labels:\n- name: A\n  color: #ff0000\n", 'put the value in quotes, such as "#ff0000"'),
     ("labels:\n- name: #1\n", "line 2: the key 'name' has no value, because '#'"),
     ("labels:\n- name: A\n  prompts: #a\n", "line 3: the key 'prompts' has no value, because '#'"),
     ("labels: [A]\ntemplates: #1", "line 2: the key 'templates' has no value, because '#'"),
     ("labels: [A]\nbackground: #1", "line 2: the key 'background' has no value, because '#'"),
-    ("labels:\n- A\n- #B\n", "line 3: the entry has no value, because '#' begins a comment"),
-    ("labels: [{name: A, color: #ff0000}]\n", "; put colors in quotes, for '#' begins a comment"),
+    ("labels:\n- A\n- #B\n", "line 3: the entry has no value, because '#' starts a comment"),
+    ("labels: [{name: A, color: #ff0000}]\n", "; put colors in quotes, because '#' starts a comment"),
 ]
 
 
@@ -157,13 +157,13 @@ def test_same_name_in_two_unicode_forms_is_a_duplicate(tmp_path: Path) -> None:
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(VocabularyError, match="there is no such label file"):
+    with pytest.raises(VocabularyError, match="label file not found"):
         Vocabulary.from_file(tmp_path / "no such.yaml")
     with pytest.raises(VocabularyError, match="is a folder"):
         Vocabulary.from_file(tmp_path)
     big = tmp_path / "big.yaml"
     big.write_bytes(b"#" * (5 * 2**20))
-    with pytest.raises(VocabularyError, match="so it is no label file"):
+    with pytest.raises(VocabularyError, match="so it is not a label file"):
         Vocabulary.from_file(big)
 
 
@@ -180,12 +180,12 @@ def test_options() -> None:
         (["Sofa="], '--label "Sofa=": prompts[0]: the prompt is empty'),
         (["=sofa"], '--label "=sofa": name: the label is empty'),
         ([""], '--label "": name: the label is empty'),
-        (["A", "A=b"], '--label "A=b": the label \'A\' is already given by --label "A"'),
+        (["A", "A=b"], '--label "A=b": the label \'A\' is already defined by --label "A"'),
         (["background"], "--label \"background\": 'background' is not a label"),
-        ([], "labels: there is no label"),
+        ([], "labels: the list is empty"),
         (
             ["a", "bed, car"],
-            '--label "bed, car": a label has no commas unless its prompts follow; write --label "bed" --label "car" '
+            '--label "bed, car": a label without prompts cannot contain commas; write --label "bed" --label "car" '
             'for several labels, or --label "NAME=bed,car" for one label with several prompts',
         ),
     ],
@@ -199,11 +199,11 @@ def test_option_mistakes(options: list[str], message: str) -> None:
 def test_vocabularies_made_in_python_are_checked_too() -> None:
     with pytest.raises(VocabularyError, match=r"prompts\[0\]: the prompt is empty"):
         Label("A", ("",))
-    with pytest.raises(VocabularyError, match="found one text"):
+    with pytest.raises(VocabularyError, match="found a string"):
         Label("A", "abc")  # type: ignore[arg-type]
     with pytest.raises(VocabularyError, match=r"labels\[1\].name"):
         Vocabulary((Label("A"), Label("A")))
-    with pytest.raises(VocabularyError, match="no background; switch it on"):
+    with pytest.raises(VocabularyError, match="the background is disabled; enable it"):
         Vocabulary((Label("A"),), background=False, background_threshold=0.3)
     with pytest.raises(VocabularyError, match="expected a Label"):
         Vocabulary(("A",))  # type: ignore[arg-type]

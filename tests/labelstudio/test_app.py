@@ -190,7 +190,7 @@ def test_prompts_are_kept_listed_and_cleared(client: TestClient, server_settings
     assert cleared["model_version"] == before and store.get("8.1") == {}
 
 
-@pytest.mark.parametrize(("text", "reason"), [("zebra", "zebra"), ("/forget", "no command"), ("x" * 300, "longer")])
+@pytest.mark.parametrize(("text", "reason"), [("zebra", "zebra"), ("/forget", "not a command"), ("x" * 300, "longer")])
 def test_a_prompt_that_cannot_be_answered_says_why(text: str, reason: str, client: TestClient) -> None:
     answer = client.post("/predict", json=request([data_url()], text))
     assert answer.status_code == 400 and reason in answer.json()["detail"]
@@ -385,4 +385,4 @@ def test_an_internal_error_shows_no_traceback(client: TestClient) -> None:
     finally:
         service.status = status
     assert answer.status_code == 500
-    assert answer.json() == {"detail": "internal error; the server's log says more"}
+    assert answer.json() == {"detail": "internal error; see the server's log"}

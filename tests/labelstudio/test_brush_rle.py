@@ -69,5 +69,5 @@ def test_a_mask_that_ends_early(rle: list[int]) -> None:
 
 
 def test_a_mask_of_another_size() -> None:
-    with pytest.raises(ValueError, match="another number"):
+    with pytest.raises(ValueError, match="does not fit"):
         decode_brush(encode_brush(np.ones((3, 5), dtype=bool)), (3, 6))

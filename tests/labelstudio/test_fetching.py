@@ -69,7 +69,7 @@ def test_recorded_addresses(payload: Callable[[str], dict[str, Any]], image_serv
 def test_an_image_inside_its_address() -> None:
     url = "data:image/png;base64," + base64.b64encode(PNG).decode()
     assert fetch(url, ImageSettings()) == PNG
-    with pytest.raises(ImageError, match="not base64"):
+    with pytest.raises(ImageError, match="not valid base64"):
         fetch("data:image/png;base64,@@@", ImageSettings())
     with pytest.raises(ImageError, match="larger than 10 bytes"):
         fetch(url, ImageSettings(max_bytes=10))
@@ -130,10 +130,10 @@ def test_a_refused_token_is_explained_and_not_shown(image_server: ImageServer) -
 
 @pytest.mark.parametrize("target", ["http://169.254.169.254/latest/meta-data", "http://127.0.0.1:1/", "//localhost/a"])
 def test_a_redirect_elsewhere_is_not_followed(target: str, image_server: ImageServer) -> None:
-    with pytest.raises(ImageError, match="redirected to another host"):
+    with pytest.raises(ImageError, match="redirects to another host"):
         fetch(f"/redirect?to={target}", ours(image_server))
     url, settings = foreign(image_server, allow_addresses=("127.0.0.0/8", "::1"))
-    with pytest.raises(ImageError, match="redirected to another host"):
+    with pytest.raises(ImageError, match="redirects to another host"):
         fetch(f"{url}/redirect?to={target}", settings)
 
 
@@ -213,7 +213,7 @@ def test_no_path_leads_out_of_the_root(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/data/local-files/?d=../../etc/passwd", "/data/upload/..%2f..%2fetc/passwd"])
 def test_climbing_paths_are_not_even_sent(path: str, image_server: ImageServer) -> None:
-    with pytest.raises(ImageError, match="leaves its folder"):
+    with pytest.raises(ImageError, match="outside its folder"):
         fetch(path, ours(image_server))
     assert image_server.requests == []
 
@@ -238,7 +238,7 @@ def test_a_body_without_end_is_cut_off(image_server: ImageServer) -> None:
 
 def test_a_slow_server_is_given_up(image_server: ImageServer) -> None:
     began = time.monotonic()
-    with pytest.raises(ImageError, match="not here after 1 seconds"):
+    with pytest.raises(ImageError, match="timed out after 1 seconds"):
         fetch("/slow", ours(image_server, seconds=1.0))
     # The server would go on for twenty seconds, a byte at a time.
     assert time.monotonic() - began < 15
@@ -296,7 +296,7 @@ def test_a_local_file_is_read_again_when_it_has_changed(tmp_path: Path) -> None:
 
 
 def test_a_missing_image_names_the_status(image_server: ImageServer) -> None:
-    with pytest.raises(ImageError, match="/missing.png: the server answered 404"):
+    with pytest.raises(ImageError, match="/missing.png: the server responded with 404"):
         fetch("/missing.png", ours(image_server))
 
 

@@ -78,14 +78,14 @@ def test_recorded_configurations(name: str, payload: Callable[[str], dict[str, A
 @pytest.mark.parametrize(
     ("xml", "message"),
     [
-        ("", "not XML"),
-        ("<View>", "not XML"),
+        ("", "not valid XML"),
+        ("<View>", "not valid XML"),
         ("<View/>", "has no PolygonLabels"),
         (CONFIG.replace("$photo", "photo"), "such as \\$image"),
         (CONFIG.replace("0.4", "high"), "'high'; give a number"),
         (CONFIG.replace("0.6", "nan"), "'nan'; give a number"),
         ("<View>" + " " * (1 << 20) + "</View>", "longer than"),
-        ('<!DOCTYPE v [<!ENTITY a "b">]><View>&a;</View>', "not XML"),
+        ('<!DOCTYPE v [<!ENTITY a "b">]><View>&a;</View>', "not valid XML"),
         ('<View><Image name="i" value="$i"/><PolygonLabels name="p" toName="i"/></View>', "no label to predict"),
     ],
 )

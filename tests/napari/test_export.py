@@ -55,7 +55,7 @@ def test_an_older_file_is_replaced(label_map: np.ndarray, tmp_path: Path) -> Non
 
 
 def test_missing_folder(label_map: np.ndarray, tmp_path: Path) -> None:
-    with pytest.raises(CocoError, match="there is no folder"):
+    with pytest.raises(CocoError, match="does not exist; create it"):
         export_coco(tmp_path / "no" / "labels.json", [AnnotatedImage("a.png", label_map)], VOCABULARY, {})
     assert not list(tmp_path.iterdir())
 
@@ -83,7 +83,7 @@ def test_what_cannot_be_written_leaves_the_older_file(label_map: np.ndarray, tmp
 def test_a_file_that_a_run_is_making_is_left_to_it(label_map: np.ndarray, tmp_path: Path) -> None:
     journal = journal_path(tmp_path / "labels.json")
     journal.write_text("{}")
-    with pytest.raises(CocoError, match="not finished"):
+    with pytest.raises(CocoError, match="unfinished run"):
         export_coco(tmp_path / "labels.json", [AnnotatedImage("a.png", label_map)], VOCABULARY, {})
     assert journal.read_text() == "{}"
 

@@ -170,7 +170,7 @@ def test_masks_of_an_image_that_waits(opened: Callable[[], FolderJob]) -> None:
 
 
 def test_other_images_are_not_of_the_job(opened: Callable[[], FolderJob]) -> None:
-    with pytest.raises(SettingsError, match="no image of this job"):
+    with pytest.raises(SettingsError, match="not an image of this job"):
         opened().save("z.png", np.zeros((3, 3)), np.zeros((3, 3), np.float32))
 
 

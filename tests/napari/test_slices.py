@@ -81,10 +81,10 @@ def test_one_channel_is_gray(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
-        ((8, 9), {"rgb": True}, "last axis of 3 or 4"),
-        ((8, 9, 3), {"rgb": True, "channel_axis": 0}, "channels already"),
-        ((9,), {}, "no two axes"),
-        ((2, 9), {"channel_axis": 0}, "no two axes"),
+        ((8, 9), {"rgb": True}, "last axis of size 3 or 4"),
+        ((8, 9, 3), {"rgb": True, "channel_axis": 0}, "already has channels"),
+        ((9,), {}, "fewer than two axes"),
+        ((2, 9), {"channel_axis": 0}, "fewer than two axes"),
         ((2, 8, 9), {"channel_axis": 3}, "no channel axis 3"),
         ((2, 8, 9), {"channel_axis": 0, "channels": (0, 2)}, "no channel 2"),
         ((5, 8, 9), {"channel_axis": 0, "channels": (0, 1, 2, 3)}, "one to 3"),

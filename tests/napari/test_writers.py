@@ -59,7 +59,7 @@ def test_stack_of_labels(label_map: np.ndarray, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (np.zeros((4, 4), np.uint8), "holds no label"),
+        (np.zeros((4, 4), np.uint8), "has no labels"),
         (np.zeros((4, 4)), "not integers"),
         (np.ones(4, np.uint8), "not integers"),
         (np.full((4, 4), -1), "-1"),
@@ -72,7 +72,7 @@ def test_labels_that_cannot_be_written(data: np.ndarray, message: str, tmp_path:
 
 
 def test_missing_folder(label_map: np.ndarray, tmp_path: Path) -> None:
-    with pytest.raises(CocoError, match="no folder"):
+    with pytest.raises(CocoError, match="does not exist; create it"):
         write_labels(str(tmp_path / "no" / "a.json"), label_map, {"name": "a"})
 
 
@@ -132,8 +132,8 @@ def test_shapes_of_a_stack(tmp_path: Path) -> None:
     [
         (SQUARE[:2], "line", "shape 1 is a line"),
         (SQUARE[:2], "polygon", "no area"),
-        (np.hstack([np.arange(4)[:, None], SQUARE]), "polygon", "across slices"),
-        (SQUARE - 50, "polygon", "covers no pixel"),
+        (np.hstack([np.arange(4)[:, None], SQUARE]), "polygon", "several slices"),
+        (SQUARE - 50, "polygon", "covers no pixels"),
     ],
 )
 def test_shapes_that_cannot_be_written(shape: np.ndarray, kind: str, message: str, tmp_path: Path) -> None:
@@ -144,5 +144,5 @@ def test_shapes_that_cannot_be_written(shape: np.ndarray, kind: str, message: st
 
 
 def test_no_shapes(tmp_path: Path) -> None:
-    with pytest.raises(CocoError, match="holds no shape"):
+    with pytest.raises(CocoError, match="has no shapes"):
         write_shapes(str(tmp_path / "a.json"), [], {"name": "a"})

@@ -119,13 +119,13 @@ def _check(region: Region, size: tuple[int, int]) -> None:
     what = f"the region of label {region.label!r} at x={x}, y={y}"
     if region.mask.shape != (height, width) or min(x, y) < 0 or y + height > size[0] or x + width > size[1]:
         raise CocoError(
-            f"{what} has a mask of {region.mask.shape} and a box of {width}x{height}, which must be equal "
+            f"{what} has a mask of {region.mask.shape} and a box of {width}x{height}, which must match "
             f"and inside the image of {size[1]}x{size[0]}"
         )
     if region.label_id < 1:
-        raise CocoError(f"{what} has the id {region.label_id}; labels are counted from 1")
+        raise CocoError(f"{what} has the id {region.label_id}; label ids start at 1")
     if not region.mask.any():
-        raise CocoError(f"{what} has no pixel; leave it out")
+        raise CocoError(f"{what} has no pixels; leave it out")
     score = float(region.score)
     if not math.isfinite(score) or not 0 <= score <= 1:
         raise CocoError(f"{what} has the score {score}; a score is a number in [0, 1]")

@@ -157,11 +157,11 @@ def decode_counts(text: str) -> NDArray[np.int64]:
     try:
         chars = np.frombuffer(text.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
     except UnicodeEncodeError:
-        raise ValueError("the counts hold a character that is not ASCII") from None
+        raise ValueError("the counts contain a character that is not ASCII") from None
     if not chars.size:
         raise ValueError("the counts are empty")
     if chars.min() < 0 or chars.max() > 63:
-        raise ValueError("the counts hold a character outside '0'..'o'")
+        raise ValueError("the counts contain a character outside '0'..'o'")
     last = (chars & 0x20) == 0
     if not last[-1]:
         raise ValueError("the counts end in the middle of a number")
@@ -169,7 +169,7 @@ def decode_counts(text: str) -> NDArray[np.int64]:
     begins = np.concatenate(([0], stops[:-1] + 1))
     lengths = stops - begins + 1
     if lengths.max() > _MAX_CHARS_PER_COUNT:
-        raise ValueError("the counts hold a number that is too long")
+        raise ValueError("the counts contain a number that is too long")
     shifts = 5 * (np.arange(chars.size) - np.repeat(begins, lengths))
     values = np.add.reduceat((chars & 0x1F) << shifts, begins)
     negative = (chars[stops] & 0x10) != 0
@@ -178,7 +178,7 @@ def decode_counts(text: str) -> NDArray[np.int64]:
     counts[1::2] = np.cumsum(values[1::2])
     counts[2::2] = np.cumsum(values[2::2])
     if counts.min() < 0:
-        raise ValueError("the counts hold a negative run")
+        raise ValueError("the counts contain a negative run")
     return counts
 
 
@@ -201,9 +201,9 @@ def read_rle(rle: Mapping[str, Any], size: tuple[int, int]) -> Runs:
         decoded = decode_counts(counts)
     elif isinstance(counts, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in counts):
         if any(n < 0 for n in counts):
-            raise ValueError("the counts hold a negative run")
+            raise ValueError("the counts contain a negative run")
         if any(n > size[0] * size[1] for n in counts):
-            raise ValueError("the counts hold a run longer than the image")
+            raise ValueError("the counts contain a run longer than the image")
         decoded = np.asarray(counts, dtype=np.int64)
     else:
         raise ValueError("the counts are neither a string nor a list of whole numbers")

@@ -83,7 +83,7 @@ class CocoFile:
         if not is_text(name):
             raise CocoError(f"{printable(name)}: {NOT_TEXT}")
         if name in self._names:
-            raise CocoError(f"{name} is among the images twice; COCO lists an image once")
+            raise CocoError(f"{name} is listed twice; COCO lists each image once")
         if image.height < 1 or image.width < 1:
             raise CocoError(f"{name} has a size of {image.width}x{image.height}")
         image_id, first = len(self._names) + 1, self._annotated + 1
@@ -169,12 +169,14 @@ def write_coco_file(
     """
     out = Path(out_path)
     if out.exists() and not out.is_file():
-        raise CocoError(f"{out} is not a file; name a file to write")
+        raise CocoError(f"{out} is not a file; give a file to write")
     if out.exists() and not overwrite:
-        raise CocoError(f"{out} exists; ask to overwrite it, or choose another name")
+        raise CocoError(f"{out} already exists; overwrite it, or choose another name")
     journal = journal_path(out)
     if journal.exists():
-        raise CocoError(f"{out}: {journal} is left from an unfinished run that makes this file; choose another name")
+        raise CocoError(
+            f"{out}: {journal} is left over from an unfinished run that writes this file; choose another name"
+        )
     info = run_info(vocabulary, settings)
     file = CocoFile(out, vocabulary)
     try:

@@ -42,7 +42,7 @@ class TCLOptions(MethodOptions):
     )
     kp_scale: float = option(10.0, "Slope of the sigmoid of CLIP's own dense map.", affects="scores", gt=0)
     kp_threshold: float = option(
-        0.25, "Cosine at which CLIP's own dense map is one half.", affects="scores", ge=-1, le=1
+        0.25, "Cosine at which CLIP's own dense map has the score 0.5.", affects="scores", ge=-1, le=1
     )
 
 

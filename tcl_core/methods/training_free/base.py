@@ -43,24 +43,24 @@ class DenseOptions(MethodOptions):
     scale: float = option(40.0, "Slope of the softmax over all names.", affects="scores", gt=0, le=1000)
     softmax_over: Literal["names", "labels"] = option(
         "names",
-        "What shares add to one over: all names, or the best name of each label, as NACLIP's program does.",
+        "Softmax over all names, or over the best name of each label, as in NACLIP's program.",
         affects="scores",
     )
     area_threshold: float = option(
         0.0,
-        "A label that wins no more than this share of all labeled pixels is left out (SCLIP on Pascal VOC: 0.1).",
+        "Drop labels that win at most this share of all labeled pixels (SCLIP on Pascal VOC: 0.1).",
         affects="scores",
         ge=0,
         le=1,
     )
     positions: Literal["scale-factor", "size"] = option(
         "scale-factor",
-        "How position embeddings are resized to other grids: with the papers' scale factors, or to the size.",
+        "How position embeddings are resized to other grids: by the papers' scale factors, or to the exact size.",
         affects="features",
     )
     finish_pixels: int = option(
         640 * 640,
-        "Scores are finished at the image's own size up to this number of pixels, and enlarged from there.",
+        "Compute scores at image size up to this number of pixels; upsample them for larger images.",
         affects="features",
         ge=1,
     )
@@ -125,7 +125,7 @@ class TrainingFree(Method):
             SettingsError: there is a setting.
         """
         if config:
-            raise SettingsError(f"The method {cls.name!r} has no setting {next(iter(config))!r}; it has none.")
+            raise SettingsError(f"The method {cls.name!r} has no setting {next(iter(config))!r}; it has no settings.")
         return cls(cast(FrozenClip, towers["clip"]))
 
     def config_to_dict(self) -> dict[str, Any]:

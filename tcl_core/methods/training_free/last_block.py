@@ -16,11 +16,13 @@ class LastBlockOptions(DenseOptions):
     """What the last block does instead of CLIP's attention."""
 
     attention: Attention = option(
-        "kk", "What tokens of the last block attend by; identity is each of them alone.", affects="features"
+        "kk",
+        "What tokens of the last block compare to attend to each other; identity: each token attends only to itself.",
+        affects="features",
     )
     sigma: float = option(
         0.0,
-        "Width in patches of the window that favors neighbors in the last block; 0 is none.",
+        "Width, in patches, of the window that favors neighbors in the last block; 0: none.",
         affects="features",
         ge=0,
     )

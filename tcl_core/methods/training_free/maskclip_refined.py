@@ -32,14 +32,14 @@ class MaskCLIPRefinedOptions(DenseOptions):
 
     prompt_denoising: float = option(
         0.5,
-        "A prompt whose best share in the whole image is below this is left out; 0 keeps all.",
+        "Drop prompts whose maximum probability in the image is below this; 0 keeps all.",
         affects="scores",
         ge=0,
         le=1,
     )
     key_smoothing: float = option(
         1.0,
-        "Patches whose best share is below this take over the shares of patches with like keys; 0 is none.",
+        "Patches whose maximum probability is below this take the probabilities of patches with similar keys; 0: none.",
         affects="scores",
         ge=0,
         le=1,

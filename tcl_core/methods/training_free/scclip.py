@@ -29,17 +29,15 @@ class SCCLIPOptions(DenseOptions):
     """The published settings."""
 
     beta: float = option(
-        0.4, "Cosine below which patches take no part in mixing features.", affects="features", ge=-1, le=1
+        0.4, "Cosine below which patches are excluded from feature mixing.", affects="features", ge=-1, le=1
     )
-    class_token: float = option(
-        0.3, "Share of the class token that is added to each patch.", affects="features", ge=0, le=10
-    )
+    class_token: float = option(0.3, "Share of the class token to add to each patch.", affects="features", ge=0, le=10)
     neighbors: int = option(
-        30, "Nearest patches by which outliers are found; fewer in small windows.", affects="features", ge=1
+        30, "Number of nearest patches for outlier detection; fewer in small windows.", affects="features", ge=1
     )
     upstream_order: bool = option(
         False,
-        "Repair the tokens that the authors' program repairs in windows that are not square, which are others.",
+        "In non-square windows, repair the same tokens as the authors' program, which are not the outliers.",
         affects="features",
     )
 

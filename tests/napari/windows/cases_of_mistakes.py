@@ -45,7 +45,7 @@ def test_labels_that_cannot_be_used(widget: SegmentWidget, image: NDArray[np.uin
 def test_no_label(viewer: Viewer, image: NDArray[np.uint8], errors: list[str]) -> None:
     viewer.add_image(image)
     dock(viewer).segment()
-    assert "there is no label" in errors[0]
+    assert "there are no labels" in errors[0]
     assert len(viewer.layers) == 1
 
 
@@ -53,7 +53,7 @@ def test_no_image(widget: SegmentWidget, errors: list[str], tmp_path: Path) -> N
     widget.segment()
     widget.accept()
     widget.export(tmp_path / "labels.json")
-    assert "there is no image" in errors[0]
+    assert "no image is open" in errors[0]
     assert "nothing to accept" in errors[1]
     assert "nothing to export" in errors[2]
     assert not widget.viewer.layers and not list(tmp_path.iterdir())
@@ -157,7 +157,13 @@ def test_folder_mistakes(widget: SegmentWidget, tmp_path: Path, errors: list[str
     tab.folder.value = tmp_path / "empty"
     tab.run()
     idle(widget)
-    parts = ["there is no job", "no image of the folder is open", "there is no job", "no such folder", "no images"]
+    parts = [
+        "no folder is labeled",
+        "no image of the folder is open",
+        "no folder is labeled",
+        "does not exist",
+        "no images",
+    ]
     assert [part in error for part, error in zip(parts, errors, strict=True)] == [True] * 5
 
 

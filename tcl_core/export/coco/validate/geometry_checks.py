@@ -97,7 +97,7 @@ def _segmentation(
     if isinstance(segmentation, list):
         return _rings(segmentation, location, size, report)
     kind = "null" if segmentation is None else type(segmentation).__name__
-    report.add(location, "wrong-type", f"segmentation is {kind}; it must be a list of rings or a run-length encoding")
+    report.add(location, "wrong-type", f"segmentation is {kind}; it must be a list of rings or RLE")
     return None
 
 
@@ -110,7 +110,7 @@ def _run_lengths(rle: Mapping[str, Any], location: str, size: tuple[int, int] | 
     own = rle["size"]
     whole = isinstance(own, list) and len(own) == 2 and all(isinstance(n, int) and type(n) is not bool for n in own)
     if not whole:
-        report.add(location, "wrong-type", "segmentation.size is not two whole numbers, height and width")
+        report.add(location, "wrong-type", "segmentation.size must be two whole numbers, height and width")
         return None
     if min(own) < 1 or (size is not None and tuple(own) != size):
         image = "" if size is None else f", the image is {size[0]} high and {size[1]} wide"
@@ -122,7 +122,7 @@ def _run_lengths(rle: Mapping[str, Any], location: str, size: tuple[int, int] | 
         report.add(location, "rle-undecodable", f"segmentation.counts: {error}")
         return None
     if runs.area == 0:
-        report.add(location, "empty-geometry", "segmentation covers no pixel")
+        report.add(location, "empty-geometry", "segmentation covers no pixels")
         return None
     if size is None:
         return None
@@ -150,7 +150,7 @@ def _rings(rings: list[Any], location: str, size: tuple[int, int] | None, report
     flat = [p.ravel().tolist() for p in points]
     drawn = rasterize_rings(flat, size)
     if drawn.area == 0:
-        report.add(location, "empty-geometry", "segmentation covers no pixel once it is drawn")
+        report.add(location, "empty-geometry", "segmentation covers no pixels once it is drawn")
         return None
     area -= drawn_twice(flat, drawn)
     pairs = list(zip(edges, _edges(*drawn.bbox), strict=True))
@@ -172,7 +172,7 @@ def _ring(
     if not np.isfinite(points).all():
         return None
     if len(np.unique(points, axis=0)) < 3:
-        report.add(location, "too-few-points", f"{field} has less than three different points")
+        report.add(location, "too-few-points", f"{field} has fewer than three different points")
         return None
     if size is not None:
         beyond = np.maximum(-points, points - np.array([size[1], size[0]])).max(axis=1)
@@ -214,7 +214,7 @@ def _box(
             report.add(
                 location,
                 "bbox-outside",
-                f"bbox {_box_text(box)} leaves the image of {size[1]}x{size[0]} by {beyond:.10g}",
+                f"bbox {_box_text(box)} extends beyond the image of {size[1]}x{size[0]} by {beyond:.10g}",
             )
             return None
     return x, y, width, height
@@ -246,7 +246,7 @@ def _compare_box(
         if not low - tolerance <= edge <= high + tolerance:
             left, top, right, bottom = ((a + b) / 2 for a, b in zip(extent.low, extent.high, strict=True))
             around = _box_text([left, top, right - left, bottom - top])
-            message = f"bbox is {_box_text(list(box))}, the segmentation lies in {around}"
+            message = f"bbox is {_box_text(list(box))}, the segmentation's is {around}"
             report.add(location, "bbox-mismatch", message + _beyond_box(box, extent), severity)
             return
 
@@ -265,7 +265,7 @@ def _beyond_box(box: tuple[float, float, float, float], extent: Extent) -> str:
     side = max(beyond, key=beyond.__getitem__)
     if beyond[side] <= polygon_box_tolerance(box[2] if side in ("left", "right") else box[3]):
         return ""
-    return f": the polygon leaves the bbox by {beyond[side]:.3g} pixels at its {side} side"
+    return f": the polygon extends beyond the bbox by {beyond[side]:.3g} pixels at its {side} side"
 
 
 def _edges(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:

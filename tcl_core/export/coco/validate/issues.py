@@ -25,45 +25,45 @@ Severity = Literal["error", "warning"]
 
 CODES: dict[str, str] = {
     "absolute-file-name": "a file name is an absolute path",
-    "area-mismatch": "the area is not that of the geometry",
+    "area-mismatch": "the area differs from that of the geometry",
     "bad-area": "the area is zero or negative",
-    "bad-keypoints": "keypoints are of the wrong number, or have an unknown visibility",
+    "bad-keypoints": "the number of keypoints is wrong, or a visibility is unknown",
     "bad-iscrowd": "iscrowd is neither 0 nor 1",
-    "bad-skeleton": "an edge of a skeleton joins no two points of its category",
+    "bad-skeleton": "an edge of a skeleton does not connect two points of its category",
     "bbox-empty": "the box has no width or height",
-    "bbox-mismatch": "the box does not lie around the geometry",
-    "bbox-outside": "the box leaves the image",
-    "duplicate-category-name": "two categories have one name",
-    "duplicate-file-name": "two images have one file name",
-    "duplicate-id": "an id is there twice in its list",
-    "duplicate-key": "an object has a key twice; all but the last are lost",
-    "empty-file": "the file holds nothing",
-    "empty-geometry": "the geometry covers no pixel",
+    "bbox-mismatch": "the box differs from that of the geometry",
+    "bbox-outside": "the box extends beyond the image",
+    "duplicate-category-name": "two categories have the same name",
+    "duplicate-file-name": "two images have the same file name",
+    "duplicate-id": "an id appears twice in its list",
+    "duplicate-key": "an object has a key twice; only the last one counts",
+    "empty-file": "the file is empty",
+    "empty-geometry": "the geometry covers no pixels",
     "empty-name": "a name is empty",
-    "empty-segmentation": "there is no ring",
-    "file-name-not-text": "a file name holds bytes that are not UTF-8",
-    "image-size": "a width or height is below 1, or the image is too large for run lengths",
+    "empty-segmentation": "the list of rings is empty",
+    "file-name-not-text": "a file name contains bytes that are not UTF-8",
+    "image-size": "a width or height is below 1, or the image is too large for RLE",
     "invalid-json": "the file is not JSON",
-    "keypoint-outside": "a labeled point lies outside the image",
-    "keypoints-count": "num_keypoints is not the number of labeled points",
+    "keypoint-outside": "a labeled point is outside the image",
+    "keypoints-count": "num_keypoints differs from the number of labeled points",
     "missing-key": "a key is missing",
     "negative-id": "an id is negative",
     "non-finite": "a number is NaN or infinite, which is not JSON",
     "not-utf8": "the file is not UTF-8",
     "odd-coordinates": "a ring has an odd count of coordinates",
-    "outside-file-name": "a file name leads out of the folder by ..",
-    "image-missing": "the image's file is not there",
-    "image-size-differs": "the image's size is another after EXIF rotation",
-    "image-unreadable": "the image's file cannot be read",
-    "polygon-outside": "a ring leaves the image",
-    "rle-size": "the run-length encoding is of another size than its image",
-    "rle-undecodable": "the run-length encoding does not decode",
+    "outside-file-name": "a file name leaves the folder with ..",
+    "image-missing": "the image file does not exist",
+    "image-size-differs": "the size of the image file differs, after EXIF rotation",
+    "image-unreadable": "the image file cannot be read",
+    "polygon-outside": "a ring extends beyond the image",
+    "rle-size": "the size of the RLE differs from that of its image",
+    "rle-undecodable": "the RLE cannot be decoded",
     "segment-id": "a segment's id does not fit into the colors of a PNG",
     "self-crossing": "a ring crosses itself",
-    "too-few-points": "a ring has less than three different points",
+    "too-few-points": "a ring has fewer than three different points",
     "unknown-category": "no category has this id",
     "unknown-image": "no image has this id",
-    "wrong-type": "a value is of the wrong type",
+    "wrong-type": "a value has the wrong type",
     "zero-id": "the id of an annotation or segment is 0",
 }
 """Every code an issue can have, and what it means."""
@@ -132,11 +132,11 @@ class IssueGroup:
         """A few issues as they are; of more the first, how many there are, and where the last one is.
 
         >>> IssueGroup(tuple(Issue(f"annotations[{i}]", "zero-id", "id is 0") for i in range(1200))).lines()
-        ['annotations[0]: id is 0 [zero-id]', '    and 1,199 more like it, the last at annotations[1199]']
+        ['annotations[0]: id is 0 [zero-id]', '    and 1,199 similar ones, the last at annotations[1199]']
         """
         if len(self.issues) <= _SHOWN_ONE_BY_ONE:
             return [str(issue) for issue in self.issues]
-        rest = f"    and {len(self.issues) - 1:,} more like it, the last at {self.issues[-1].location}"
+        rest = f"    and {len(self.issues) - 1:,} similar ones, the last at {self.issues[-1].location}"
         return [str(self.issues[0]), rest.encode("utf-8", "backslashreplace").decode("utf-8")]
 
 
@@ -193,7 +193,7 @@ class Report:
         if value is None:
             return None
         if not isinstance(value, str):
-            self.add(location, "wrong-type", f"{key} is {_shown(value)}; it must be a text")
+            self.add(location, "wrong-type", f"{key} is {_shown(value)}; it must be a string")
             return None
         if not value.strip():
             self.add(location, "empty-name", f"{key} is empty")
@@ -211,11 +211,11 @@ class Report:
         if value is None:
             return None
         if value == 0 and zero is not None:
-            self.add(location, "zero-id", f"id is 0, which {zero}; count from 1")
+            self.add(location, "zero-id", f"id is 0, which {zero}; ids start at 1")
         elif value < 0:
-            self.add(location, "negative-id", f"id is {value}; count from 1")
+            self.add(location, "negative-id", f"id is {value}; ids start at 1")
         if value in seen:
-            self.add(location, "duplicate-id", f"id {value} is that of entry [{seen[value]}] already")
+            self.add(location, "duplicate-id", f"id {value} is already used by entry [{seen[value]}]")
         else:
             seen[value] = index
         return value

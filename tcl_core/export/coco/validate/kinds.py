@@ -135,7 +135,9 @@ def check_segments(entry: Mapping[str, Any], location: str, report: Report) -> I
             continue
         identity = report.identity(segment, place, seen, index, zero="stands for pixels without a segment in the PNG")
         if identity is not None and identity > _HIGHEST_SEGMENT_ID:
-            report.add(place, "segment-id", f"id is {identity}; the colors of the PNG hold {_HIGHEST_SEGMENT_ID}")
+            report.add(
+                place, "segment-id", f"id is {identity}; the colors of the PNG can encode at most {_HIGHEST_SEGMENT_ID}"
+            )
         yield place, segment
 
 

@@ -81,7 +81,7 @@ def check_coco(path: str | os.PathLike[str], images_dir: str | os.PathLike[str] 
     file = Path(path)
     folder = None if images_dir is None else Path(images_dir)
     if folder is not None and not folder.is_dir():
-        raise CocoError(f"{folder} is not a folder; name the folder that holds the images")
+        raise CocoError(f"{folder} is not a folder; give the folder that contains the images")
     try:
         raw = file.read_bytes()
     except OSError as error:
@@ -133,11 +133,11 @@ def _parse(text: str, report: Report) -> dict[str, Any] | None:
         report.add(
             "file",
             "wrong-type",
-            "the file is a list of results, not a data set; 'tcl-annotate score --gt FILE --dt FILE' scores it",
+            "the file is a list of results, not a data set; use 'tcl-annotate score --gt FILE --dt FILE'",
         )
         return None
     if not isinstance(data, dict):
-        report.add("file", "wrong-type", f"the file holds a {type(data).__name__}; it must be an object")
+        report.add("file", "wrong-type", f"the file contains a {type(data).__name__}; it must be an object")
         return None
     repeats.report(data, report)
     return data
@@ -167,7 +167,7 @@ class _Repeats:
         if isinstance(value, dict):
             for key in self._found.get(id(value), ({}, []))[1]:
                 name = f"{inner}.{key}".lstrip(".")
-                report.add(location, "duplicate-key", f"{name!r} is there twice; only the last one counts")
+                report.add(location, "duplicate-key", f"{name!r} appears twice; only the last one counts")
             for key, child in value.items():
                 if location == "file" and not inner and key in _SECTIONS and isinstance(child, list):
                     for index, entry in enumerate(child):
@@ -219,7 +219,7 @@ def _check_images(
         identity = report.identity(entry, location, ids, index)
         name = report.text(entry, "file_name", location)
         if name is not None and names.setdefault(name, index) != index:
-            report.add(location, "duplicate-file-name", f"file_name {name!r} is that of images[{names[name]}] already")
+            report.add(location, "duplicate-file-name", f"file_name {name!r} is already used by images[{names[name]}]")
         size = _stated_size(entry, location, report)
         if identity is not None:
             sizes.setdefault(identity, size)
@@ -235,7 +235,7 @@ def _names_inside(name: str, location: str, report: Report) -> bool:
     elif _ABSOLUTE.match(name):
         report.add(location, "absolute-file-name", f"file_name {name!r} is absolute; it must be relative to the folder")
     elif ".." in re.split(r"[/\\]", name):
-        report.add(location, "outside-file-name", f"file_name {name!r} may leave the folder of the images by '..'")
+        report.add(location, "outside-file-name", f"file_name {name!r} may leave the image folder with '..'")
     else:
         return True
     return False
@@ -249,9 +249,7 @@ def _stated_size(entry: dict[str, Any], location: str, report: Report) -> tuple[
         report.add(location, "image-size", f"the size is {width}x{height}; both must be at least 1")
         return None
     if width * height > _MAX_PIXELS:
-        report.add(
-            location, "image-size", f"the size is {width}x{height}; run lengths hold at most {_MAX_PIXELS} pixels"
-        )
+        report.add(location, "image-size", f"the size is {width}x{height}; RLE supports at most {_MAX_PIXELS} pixels")
         return None
     return height, width
 
@@ -263,7 +261,7 @@ def _check_image(folder: Path, name: str, size: tuple[int, int] | None, location
     except (OSError, ValueError):
         there = False
     if not there:
-        report.add(location, "image-missing", f"file_name {name!r}: there is no such file in {str(folder)!r}")
+        report.add(location, "image-missing", f"file_name {name!r}: no such file in {str(folder)!r}")
         return
     try:
         height, width = image_size(image)
@@ -293,7 +291,7 @@ def _check_categories(entries: list[Any] | None, report: Report) -> dict[int, in
         name = report.text(entry, "name", location)
         if name is not None and names.setdefault(name, index) != index:
             report.add(
-                location, "duplicate-category-name", f"name {name!r} is that of categories[{names[name]}] already"
+                location, "duplicate-category-name", f"name {name!r} is already used by categories[{names[name]}]"
             )
     return counts
 
@@ -308,7 +306,7 @@ def _annotations(
     ids: dict[int, int] = {}
     for index, location, entry in _entries("annotations", entries, report):
         if with_ids:
-            harm = "COCOeval takes for 'no match', so that a found object counts as missed"
+            harm = "COCOeval treats as 'no match', so that a found object counts as missed"
             report.identity(entry, location, ids, index, zero=harm)
         image = report.integer(entry, "image_id", location)
         if image is not None and sizes is not None and image not in sizes:
