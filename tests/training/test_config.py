@@ -18,10 +18,11 @@ from torch import nn
 from tcl_core.errors import SettingsError, TclError
 from tests.training.runs import log_of, tiny_data, tiny_recipe, train_here
 from tests.training.shards import encoded
-from training.cli import changed, command, open_data
+from training.cli import command
 from training.config import OptimizerSettings, Recipe, ScheduleSettings, TrainPhase, list_recipes, read_recipe
 from training.log import JsonLines
 from training.optimizer import make_optimizer, set_learning_rate
+from training.preparation import changed, open_data
 from training.schedule import learning_rate
 
 
