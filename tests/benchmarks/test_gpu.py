@@ -35,6 +35,7 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part", ["image tower, float32", "image tower, weights", "parity, texts", "parity, random weights, sclip", "out of"]
 )
@@ -66,6 +67,7 @@ def test_all_of_it_but_the_compiler(tmp_path: Path) -> None:
         assert all(figure["met"] for figure in exact if "bfloat16" not in figure["what"])
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_costs_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +174,7 @@ def test_directions_are_those_from_the_mean_to_the_labels_pixels() -> None:
     torch.testing.assert_close(rows[1], -rows[0])
 
 
+@pytest.mark.slow
 def test_random_weights_give_regions_that_hold_together(models: RandomModels) -> None:
     """End to end the polygons of noise would be all that is measured."""
     scenes = [enlarged_scene(index, (64, 64)) for index in range(2)]

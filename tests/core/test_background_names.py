@@ -142,6 +142,7 @@ def photograph_model() -> Model:
     return model_of(method, preprocess=preprocess, templates="simple")
 
 
+@pytest.mark.slow
 def test_one_label_does_not_cover_a_photograph(photograph_model: Model) -> None:
     one = Vocabulary.from_options(["astronaut"])
     features = Segmenter(photograph_model).encode(skimage.data.astronaut()[:240, :320])

@@ -65,6 +65,7 @@ def test_the_list_of_commands_says_what_the_commands_say() -> None:
         assert command.get_short_help_str(200) == line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["prelabel", "--help"], ["--version"], ["validate-coco", "f.json"]])
 def test_quick_commands_do_not_load_the_network(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "f.json").write_text('{"info": {}, "images": [], "annotations": [], "categories": []}')

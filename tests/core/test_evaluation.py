@@ -79,6 +79,7 @@ def test_the_recorded_table_meets_the_bars() -> None:
     assert tcl["lost"] <= 10
 
 
+@pytest.mark.slow
 def test_a_model_that_debiases_nothing_has_no_row_for_it() -> None:
     from tcl_core.models import load_model
 

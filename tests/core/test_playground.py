@@ -60,6 +60,7 @@ def test_combinations_are_respected(combinations: str) -> None:
             assert is_held_out(thing.kind, thing.color) == (combinations == "held-out")
 
 
+@pytest.mark.slow
 def test_training_captions_never_say_a_held_out_combination_of_one_object() -> None:
     templates = get_templates("full")
     for index in range(150):
@@ -73,6 +74,7 @@ def test_training_captions_never_say_a_held_out_combination_of_one_object() -> N
                 assert not is_held_out(kinds[0], colors[0]), text
 
 
+@pytest.mark.slow
 def test_captions_name_only_what_is_there_and_not_everything() -> None:
     partial = 0
     for index in range(200):

@@ -31,6 +31,7 @@ def test_draws() -> None:
             assert sum(label in KINDS for label in labels) == project.kinds
 
 
+@pytest.mark.slow
 def test_rows_are_the_mean_over_draws(segmenter: Segmenter) -> None:
     """Against intersections and unions that are counted anew."""
     project, seed, scenes, draws = Project(8, 2), 17, 3, 2

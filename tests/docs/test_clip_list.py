@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import open_clip
+import pytest
 
 from tcl_core.towers.open_clip_catalog import architectures
 
@@ -20,6 +21,7 @@ def builder() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_list_of_clips_says_what_open_clip_says() -> None:
     """Another version of open_clip may know other configurations; what both know is compared."""
     written = (DOCS / "open-clip-models.md").read_text(encoding="utf-8")

@@ -74,6 +74,7 @@ def test_again_gives_the_same(tmp_path: Path) -> None:
     assert log_of(tmp_path / "a") == before, "a finished run was taken up again"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random(tmp_path: Path, times: int) -> None:
     """By SIGKILL at any moment; the log says how far the process had come."""
@@ -165,6 +166,7 @@ def _fill_disk(folder: Path, recipe: Recipe, limit: int) -> None:
         (folder / "message.txt").write_text(str(error))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [20_000, 300])
 def test_a_full_disk_loses_nothing(tmp_path: Path, limit: int) -> None:
     """Of checkpoints first, then of the log as well."""
