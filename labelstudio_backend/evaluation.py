@@ -50,7 +50,7 @@ class LabelStudioDataSet(FolderDataSet):
         if vocabulary is None:
             used = {str(label) for regions in self._results for _, label, _, _ in regions}
             if not used:
-                raise DataSetError(f"{path}: no task has an annotated region; annotate one, or give --labels FILE")
+                raise DataSetError(f"{path}: no task has an annotated region; annotate one, or pass --labels FILE")
             vocabulary = Vocabulary(tuple(Label(name) for name in sorted(used)))
         self._places = {name_key(name): place for place, name in enumerate(vocabulary.names)}
         names = [self._name(task, images) for task in tasks]
@@ -62,7 +62,7 @@ class LabelStudioDataSet(FolderDataSet):
         values = [value for value in (task.get("data") or {}).values() if isinstance(value, str)]
         names = [name for value in values if is_supported(name := image_name(value))]
         if not names:
-            raise DataSetError(f"{self._path}: task {task.get('id')} names no image file; export it as JSON")
+            raise DataSetError(f"{self._path}: task {task.get('id')} has no image file; export the project as JSON")
         name = names[0]
         base = name.rsplit("/", 1)[-1]
         for candidate in (name, base, _UPLOAD_PREFIX.sub("", base)):
@@ -85,11 +85,9 @@ class LabelStudioDataSet(FolderDataSet):
             try:
                 size = int(result["original_height"]), int(result["original_width"])
             except (KeyError, TypeError, ValueError):
-                raise DataSetError(f"{where}: does not say the size of its image; export the project again") from None
+                raise DataSetError(f"{where}: the size of its image is missing; export the project again") from None
             if result.get("image_rotation"):
-                raise DataSetError(
-                    f"{where}: was drawn on a turned image, so that its place is not known; draw it anew"
-                )
+                raise DataSetError(f"{where}: was drawn on a rotated image, so its position is unknown; draw it again")
             value = result.get("value") or {}
             for label in value.get(kind) or []:
                 if str(label).casefold() not in BACKGROUND_NAMES:
@@ -115,7 +113,7 @@ class LabelStudioDataSet(FolderDataSet):
                 drawn.append((mask_of_value(kind, value, size), place))
             except ValueError as error:
                 raise DataSetError(
-                    f"{self._path}: a {label!r} of {self.images[index]} cannot be drawn ({error}); draw it anew"
+                    f"{self._path}: a {label!r} of {self.images[index]} cannot be drawn ({error}); draw it again"
                 ) from error
         for mask, place in sorted(drawn, key=lambda pair: -int(pair[0].sum())):
             truth[mask] = place + first
@@ -132,12 +130,12 @@ def _read(path: Path) -> list[Mapping[str, Any]]:
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise DataSetError(f"{path}: cannot be read ({error.strerror}); name a JSON export of Label Studio") from error
+        raise DataSetError(f"{path}: cannot be read ({error.strerror}); give a JSON export of Label Studio") from error
     except (ValueError, RecursionError):
-        raise DataSetError(f"{path}: is no JSON file; export the project as JSON") from None
+        raise DataSetError(f"{path}: is not a JSON file; export the project as JSON") from None
     fits = isinstance(data, list) and all(
         isinstance(task, dict) and isinstance(task.get("data"), dict) for task in data
     )
     if not fits or any("annotations" not in task for task in data):
-        raise DataSetError(f"{path}: is no list of tasks with annotations; export the project as JSON, not JSON-MIN")
+        raise DataSetError(f"{path}: is not a list of tasks with annotations; export the project as JSON, not JSON-MIN")
     return data

@@ -72,17 +72,17 @@ def test_what_is_wrong_is_one_sentence(export: Path, tmp_path: Path) -> None:
         LabelStudioDataSet(export, tmp_path, None)
     turned = {**SQUARE, "image_rotation": 90}
     path = write_export(tmp_path, task(1, "/a.png", annotation(turned)))
-    with pytest.raises(DataSetError, match="task 1, region x: was drawn on a turned image"):
+    with pytest.raises(DataSetError, match="task 1, region x: was drawn on a rotated image"):
         LabelStudioDataSet(path, tmp_path / "images", None)
     other = {**SQUARE, "original_width": 61}
     path = write_export(tmp_path, task(1, "/a.png", annotation(other)))
     with pytest.raises(DataSetError, match=r"has 61x40 pixels for a.png, but that image has 60x40"):
         LabelStudioDataSet(path, tmp_path / "images", None).check(0)
     path.write_text('{"a": 1}', encoding="utf-8")
-    with pytest.raises(DataSetError, match="no list of tasks with annotations"):
+    with pytest.raises(DataSetError, match="not a list of tasks with annotations"):
         LabelStudioDataSet(path, tmp_path / "images", None)
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(DataSetError, match="is no JSON file"):
+    with pytest.raises(DataSetError, match="is not a JSON file"):
         LabelStudioDataSet(path, tmp_path / "images", None)
 
 
