@@ -1,4 +1,4 @@
-"""The numbers behind the embedded model; docs/playground.md says how they were found."""
+"""The numbers behind the embedded model; docs/history.md says how they were found."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ RECIPE = Recipe(
         area_prior=0.25,
         tv_weight=0.25,
         refine_scale=12,
-        # Chosen on projects of a few labels, where all other names of the world compete (docs/playground.md).
+        # Chosen on projects of a few labels, where all other names of the world compete (docs/history.md).
         kp_weight=0.0,
         background_threshold_pamr=0.25,
         background_threshold_plain=0.3,
