@@ -31,7 +31,7 @@ from tcl_core.vocabulary.common_names import common_names
 __all__ = ["large_image", "out_of_memory", "scarce_memory"]
 
 _FILES = 2
-_SENTENCE = "enough free memory; use a smaller --batch-size"
+_SENTENCE = "memory; use a smaller --batch-size"
 
 
 def large_image(models: RandomModels, name: str, with_polygons: bool) -> Iterator[Figure]:

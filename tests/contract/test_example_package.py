@@ -152,7 +152,7 @@ def test_napari_widget(packages: Path, display: dict[str, str], tmp_path: Path) 
     [
         ("import a_package_that_is_not_there\n", "No module named 'a_package_that_is_not_there'"),
         ("raise RuntimeError('two\\nlines')\n", "RuntimeError: two lines"),
-        ("class Broken:\n    pass\n", "no sub-class of Method"),
+        ("class Broken:\n    pass\n", "is not a sub-class of Method"),
     ],
 )
 def test_broken_package_is_one_sentence(scene: Path, tmp_path: Path, source: str, part: str) -> None:

@@ -133,7 +133,7 @@ def test_label_studio_without_its_extra_says_what_is_missing(environment: Path, 
     assert done.returncode == 2 and "tcl-annotate[label-studio]" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["training", "tests"])
+@pytest.mark.parametrize("name", ["benchmarks", "tests"])
 def test_no_other_package_is_installed(environment: Path, tmp_path: Path, name: str) -> None:
     code = f"import importlib.util; print(importlib.util.find_spec({name!r}))"
     assert run([environment / "python", "-c", code], tmp_path).strip() == "None"

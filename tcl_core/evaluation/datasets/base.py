@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from tcl_core.errors import DataSetError
 from tcl_core.images import DEFAULT_MAX_PIXELS
 from tcl_core.vocabulary import Label, Vocabulary
+from tcl_core.vocabulary.colors import Color  # noqa: F401  (the reference looks up types of inherited fields here)
 
 __all__ = ["IGNORED", "ClassList", "DataSet", "VerbatimLabel", "files_sha256", "label_header", "read_label"]
 

@@ -5,8 +5,6 @@ from them is a few numbers for each image, so the images are worked through in p
 masks of each part once more instead of keeping them (Chen et al., arXiv 1604.06174).
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

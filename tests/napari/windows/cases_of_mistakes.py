@@ -142,7 +142,7 @@ def test_channels_that_do_not_exist(widget: SegmentWidget, image: NDArray[np.uin
     for channels in ("0,7", "red"):
         widget.image_form.channels.value = channels
         widget.segment()
-    assert ["no two axes" in errors[0], "no channel 7" in errors[1], "'red'" in errors[2]] == [True] * 3
+    assert ["fewer than two axes" in errors[0], "no channel 7" in errors[1], "'red'" in errors[2]] == [True] * 3
     assert len(widget.viewer.layers) == 2
 
 
