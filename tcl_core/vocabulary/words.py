@@ -38,6 +38,45 @@ _PLURAL_ONLY = frozenset(
 """Plurals that name one thing, so that templates make another plural of them ("pantss")."""
 
 
+_SINGULAR_ENDINGS = {
+    "s": ("",),
+    "es": ("", "is"),
+    "ies": ("y", "ey"),
+    "ves": ("f", "fe"),
+    "zes": ("", "ze"),
+    "sses": ("s",),
+    "zzes": ("z",),
+    "ices": ("ex", "ix"),
+    "men": ("man",),
+    "feet": ("foot",),
+    "teeth": ("tooth",),
+    "geese": ("goose",),
+    "ice": ("ouse", "ie"),
+    "people": ("person",),
+    "n": ("",),
+    "en": ("",),
+    "ren": ("",),
+    "kine": ("cow",),
+    "a": ("um", "on", "o", "us", ""),
+    "ta": ("",),
+    "as": ("an",),
+    "ina": ("en",),
+    "ita": ("ut",),
+    "era": ("us",),
+    "ora": ("us",),
+    "odes": ("us",),
+    "ntes": ("s",),
+    "ethren": ("other",),
+    "ia": ("e", "ium", "ion"),
+    "i": ("us", "o", ""),
+    "ae": ("a",),
+    "e": ("",),
+    "im": ("",),
+    "x": ("",),
+}
+"""Endings of plurals, and those of their singulars: more than English has, so that no pair is missed."""
+
+
 def same_words(first: str, second: str) -> bool:
     """Whether two names are the same words.
 
@@ -136,12 +175,27 @@ def _is_plural(plural: str, singular: str) -> bool:
 def _same_word(first: str, second: str) -> bool:
     if first == second:
         return True
-    # No English noun changes its first letter, and most pairs end here, without inflect.
-    return first[0] == second[0] and (second in word_forms(first) or first in word_forms(second))
+    return _may_be_forms(first, second) and (second in word_forms(first) or first in word_forms(second))
 
 
 def _is_form_of(word: str, singular: str) -> bool:
-    return word == singular or (word[0] == singular[0] and singular in word_forms(word))
+    return word == singular or (_may_be_forms(word, singular) and singular in word_forms(word))
+
+
+def _may_be_forms(first: str, second: str) -> bool:
+    """Whether two words can have one singular. Nearly all pairs end here, without inflect, which takes 2 s to import."""
+    return first[0] == second[0] and not _possible_singulars(first).isdisjoint(_possible_singulars(second))
+
+
+@lru_cache(maxsize=16384)
+def _possible_singulars(word: str) -> frozenset[str]:
+    """The word, and what it can be the plural of by its ending."""
+    return frozenset({word}).union(
+        word[: -len(ending)] + singular
+        for ending, singulars in _SINGULAR_ENDINGS.items()
+        if word.endswith(ending)
+        for singular in singulars
+    )
 
 
 @lru_cache(maxsize=16384)
