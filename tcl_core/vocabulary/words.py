@@ -183,7 +183,7 @@ def _is_form_of(word: str, singular: str) -> bool:
 
 
 def _may_be_forms(first: str, second: str) -> bool:
-    """Whether two words can have one singular. Nearly all pairs end here, without inflect, which takes 2 s to import."""
+    """Whether two words can have one singular: nearly no pair can, and inflect takes two seconds to import."""
     return first[0] == second[0] and not _possible_singulars(first).isdisjoint(_possible_singulars(second))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import run_python
 from tests.missing import missing
 from tests.napari.conftest import display  # noqa: F401
 
@@ -29,6 +30,8 @@ def run(
     """Run Python in the repository, with a folder of installed packages beside it."""
     folders = [str(REPOSITORY), *([] if packages is None else [str(packages)])]
     environment = {**os.environ, **(more or {}), "PYTHONPATH": os.pathsep.join(folders)}
+    if words[0] in ("-m", "-c") and words[1] != "pip":
+        return run_python(words, env=environment, cwd=REPOSITORY)
     command = [sys.executable, *map(str, words)]
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, encoding="utf-8")
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forked import run_python
 
 pytestmark = pytest.mark.slow
 
@@ -30,8 +31,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def run(environment: dict[str, str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tcl_core.cli", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return run_python(["-m", "tcl_core.cli", *arguments], env=environment)
 
 
 def test_the_list_of_commands_shows_it_as_broken(broken: dict[str, str]) -> None:

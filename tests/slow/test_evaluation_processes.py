@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.core.evaluation_helpers import write_own_data
+from tests.forked import run_python
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -36,8 +37,7 @@ def results(out: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("whole")
-    command = [sys.executable, "-m", "tcl_core.cli", *words, "--out", str(out)]
-    subprocess.run(command, check=True, env=ENVIRONMENT)
+    run_python(["-m", "tcl_core.cli", *words, "--out", out]).check_returncode()
     return results(out)
 
 
@@ -53,13 +53,12 @@ def test_killed_and_resumed(words: list[str], whole: dict[str, bytes], tmp_path:
         time.sleep(0.005)
     assert process.wait() == -signal.SIGKILL
     assert not list(tmp_path.rglob("result.json"))
-    subprocess.run(command, check=True, env=ENVIRONMENT)
+    run_python(command[1:]).check_returncode()
     assert results(tmp_path) == whole
 
 
 def test_two_processes(words: list[str], whole: dict[str, bytes], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tcl_core.cli", *words, "--out", str(tmp_path), "--processes", "2"]
-    subprocess.run(command, check=True, env=ENVIRONMENT)
+    run_python(["-m", "tcl_core.cli", *words, "--out", tmp_path, "--processes", "2"]).check_returncode()
     assert results(tmp_path) == whole
     assert len(list(tmp_path.rglob("journal-*.jsonl"))) == 2
 
@@ -68,9 +67,9 @@ def test_an_error_in_one_of_two_processes_is_one_sentence(words: list[str], tmp_
     data = write_own_data(tmp_path / "data", 4)
     broken = data / "images/room/image-1.png"
     broken.write_bytes(broken.read_bytes()[:-40])
-    command = [sys.executable, "-m", "tcl_core.cli", "evaluate", "--masks", str(data / "masks"), "--images"]
+    command = ["-m", "tcl_core.cli", "evaluate", "--masks", str(data / "masks"), "--images"]
     command += [str(data / "images"), *words[words.index("--device") :], "--out", str(tmp_path / "out")]
-    done = subprocess.run([*command, "--processes", "2"], env=ENVIRONMENT, capture_output=True, text=True)
+    done = run_python([*command, "--processes", "2"])
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if "error" in line] == [done.stderr.splitlines()[-1]]
     assert "image-1.png" in done.stderr and "Traceback" not in done.stderr
@@ -91,9 +90,10 @@ def test_memory_stays_flat_over_two_thousand_images(tmp_path: Path, tiny_model_p
     rng = np.random.default_rng(0)
     (tmp_path / "labels.yaml").write_text("[cat, sofa, tree]\n", encoding="utf-8")
     for number in range(2000):
-        blocks = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(24, axis=0).repeat(24, axis=1)
+        # Few regions: what is watched is the number of images.
+        blocks = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8).repeat(20, axis=0).repeat(20, axis=1)
         Image.fromarray(blocks).save(tmp_path / "images" / f"{number:04}.png")
-        mask = rng.integers(0, 4, (4, 4), dtype=np.uint8).repeat(24, axis=0).repeat(24, axis=1)
+        mask = rng.integers(0, 4, (2, 1), dtype=np.uint8).repeat(20, axis=0).repeat(40, axis=1)
         Image.fromarray(mask).save(tmp_path / "masks" / f"{number:04}.png")
     peaks = []
     for limit in (200, 2000):
@@ -109,8 +109,8 @@ def test_memory_stays_flat_over_two_thousand_images(tmp_path: Path, tiny_model_p
         words += ["--labels", str(tmp_path / "labels.yaml"), "--model", str(tiny_model_path), "--limit", str(limit)]
         script = "import resource, sys; from tcl_core.cli.main import run; assert run(sys.argv[1:]) == 0; "
         script += "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-        command = [sys.executable, "-c", script, *words, "--out", str(tmp_path / f"out {limit}")]
-        done = subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True, text=True)
+        done = run_python(["-c", script, *words, "--out", tmp_path / f"out {limit}"], timeout=1800)
+        done.check_returncode()
         peaks.append(int(done.stdout.rsplit("PEAK", 1)[1]) / 1024)
     print(f"peak memory {peaks[0]:.0f} MiB after 200 images, {peaks[1]:.0f} MiB after 2,000")
     assert peaks[1] <= peaks[0] + 60

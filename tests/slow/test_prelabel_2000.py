@@ -35,8 +35,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for number in range(NUMBER - len(BAD)):
-        blocks = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
-        pixels = blocks.repeat(10, axis=0).repeat(10, axis=1)[:, : 48 if number % 5 else 44]
+        # Few regions: what is watched is the number of images.
+        blocks = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
+        pixels = blocks.repeat(20, axis=0).repeat(20, axis=1)[:, : 38 if number % 5 else 34]
         Image.fromarray(pixels).save(folder / f"{number:04d}.png", compress_level=1)
     whole = (folder / "0000.png").read_bytes()
     contents = [whole[:40] + bytes(reversed(whole[40:])), b"", b"these are words, not an image\n", whole[:-60]]
@@ -113,7 +114,7 @@ def test_memory_stays_flat_over_two_thousand_images(images: Path, tiny_model_pat
     data = json.loads(out.read_text())
     assert len(data["images"]) == NUMBER - len(BAD)
     assert [failure["file_name"] for failure in data["info"]["failed"]] == list(BAD)
-    assert len(data["annotations"]) > NUMBER
+    assert len(data["annotations"]) > NUMBER - len(BAD)
     assert validate_coco(out, images) == []
 
 
