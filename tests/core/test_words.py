@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import inflect
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,6 +121,9 @@ def test_common_names_equal_their_plurals(name: CommonName) -> None:
 
 def words_with_irregular_plurals() -> set[str]:
     """Those of inflect's tables, which hold what English has of them, and those of the common names."""
+    # Here, so that collecting tests does not wait for it.
+    import inflect
+
     tables = [table for name, table in vars(inflect).items() if name.startswith(("pl_sb", "si_sb"))]
     pairs = [word for table in tables if isinstance(table, dict) for pair in table.items() for word in pair]
     lists = [word for table in tables if isinstance(table, list | tuple | set) for word in table]

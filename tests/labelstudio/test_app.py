@@ -18,12 +18,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import schemathesis
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from schemathesis.core import NotSet
 
 from labelstudio_backend.app import create_app
 from labelstudio_backend.labeling_config import parse_labeling_config
@@ -336,6 +334,10 @@ def send_odd(client: TestClient, path: str, body: Any) -> None:
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 def test_no_request_of_the_schema_makes_an_internal_error(path: str, method: str, client: TestClient) -> None:
+    # Here, so that collecting tests does not wait for it.
+    import schemathesis
+    from schemathesis.core import NotSet
+
     schema = schemathesis.openapi.from_dict(client.get("/openapi.json").json())
 
     @MANY
