@@ -242,7 +242,7 @@ def test_a_table_of_your_own(tmp_path: Path) -> None:
     words = (recipe, "--data", tmp_path / "pairs.csv", "--out", tmp_path / "run", "--workers", "0", "--device", "cpu")
     dry = invoke(*words, "--dry-run")
     assert dry.exception is None, dry.exception
-    assert "main: 12 steps of 6 pairs (12.0 epochs)" in dry.stdout and "hours in all" in dry.stdout
+    assert "main: 12 steps of 6 pairs (12.0 epochs)" in dry.stdout and " in all, without evaluations" in dry.stdout
     assert "ust: 5 steps" in dry.stdout and not (tmp_path / "run").exists()
     assert "nothing was written" in dry.stdout and "1 process, 1 part, 6 pairs at a time" in dry.stdout
     scored = invoke(*words, "--dry-run", "--set", "phases.0.evaluation={benchmarks: [voc20]}")

@@ -135,7 +135,7 @@ def test_columns_of_tables(tmp_path: Path) -> None:
     path.write_text("Photo,Words\n0.jpg,a cat\n")
     assert len(table(path, "Photo", "Words")) == 1
     with pytest.raises(
-        SettingsError, match="pairs.csv: has no column one of image, .*only Photo, Words.*--image-column"
+        SettingsError, match=r"pairs.csv: has no image column \(image, .*columns are: Photo, Words; .*--image-column"
     ):
         table(path)
     with pytest.raises(SettingsError, match="has no column 'Text'"):

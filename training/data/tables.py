@@ -86,11 +86,11 @@ def table(path: Path, image_column: str | None = None, caption_column: str | Non
             comma = ";" if ";" in header and "," not in header else ","
             reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else comma)
             columns = [name.strip() for name in next(reader, [])]
-            image = _column(path, columns, image_column, _IMAGE_COLUMNS, "--image-column")
-            caption = _column(path, columns, caption_column, _CAPTION_COLUMNS, "--caption-column")
+            image = _column(path, columns, image_column, _IMAGE_COLUMNS, "image")
+            caption = _column(path, columns, caption_column, _CAPTION_COLUMNS, "caption")
             return ListedSource(path, _rows(path, reader, image, caption))
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; name a table that is there") from error
+        raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; check the path") from error
     except csv.Error as error:
         raise SettingsError(f"{path}: is not a table: {error}; save it as CSV or TSV") from error
 
@@ -102,12 +102,14 @@ def _rows(path: Path, reader: Iterable[list[str]], image: int, caption: int) -> 
             yield path.parent / (row[image] if len(row) > image else ""), row[caption] if len(row) > caption else ""
 
 
-def _column(path: Path, columns: list[str], asked: str | None, known: tuple[str, ...], option: str) -> int:
+def _column(path: Path, columns: list[str], asked: str | None, known: tuple[str, ...], what: str) -> int:
     for name in (asked,) if asked else known:
         if name in columns:
             return columns.index(name)
-    wanted = repr(asked) if asked else f"one of {', '.join(known)}"
-    raise SettingsError(f"{path}: has no column {wanted}, only {', '.join(columns) or 'none'}; name one with {option}.")
+    wanted = f"column {asked!r}" if asked else f"{what} column ({', '.join(known)})"
+    raise SettingsError(
+        f"{path}: has no {wanted}; its columns are: {', '.join(columns) or 'none'}; choose one with --{what}-column."
+    )
 
 
 def coco_captions(path: Path, images: Path) -> ListedSource:
@@ -125,7 +127,7 @@ def coco_captions(path: Path, images: Path) -> ListedSource:
         names = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
         rows = [(names.get(entry["image_id"], ""), str(entry["caption"])) for entry in content["annotations"]]
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; name a file that is there") from error
+        raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; check the path") from error
     except (ValueError, KeyError, TypeError) as error:
         raise SettingsError(
             f"{path}: is not a file of COCO captions ({type(error).__name__}: {error}); it needs images with id and "
