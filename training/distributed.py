@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -135,7 +135,7 @@ def wait_for_first(make: Callable[[], T]) -> T:
     if world_size() == 1:
         return make()
     # By default the others would lose their patience after ten minutes (nccl) or thirty (gloo).
-    patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+    patient: Any = dist.new_group(backend="gloo", timeout=timedelta(days=7))
     if process_rank() == 0:
         # Also after an error, or the others would wait for ever.
         try:
