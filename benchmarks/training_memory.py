@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.compare_revision import BenchmarkError, worktree
 
-__all__ = ["LOSS_SIZES", "Step", "loss_units", "main", "step_figures"]
+__all__ = ["LOSS_SIZES", "Step", "loss_units", "main", "parts_figures", "step_figures"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LOSS_SIZES = {"images": 32, "texts": 512, "dim": 64, "side": 56}
@@ -96,6 +96,19 @@ measured(run)
 """
 
 
+_PARTS = """
+import dataclasses
+from training.gpu_check import PAPER, build, draw_batch, phase
+from training.step import Stepper
+chosen = dataclasses.replace(PAPER, clip=sizes["clip"], batch=sizes["images"], pixels=sizes["size"])
+tcl, device = build(chosen), torch.device("cpu")
+batch = draw_batch(tcl, chosen.batch, chosen.pixels, device)
+stepper = Stepper(tcl, phase(chosen, "float32"), device, sizes["parts"])
+stepper.step(0, batch)
+measured(lambda: stepper.step(1, batch))
+"""
+
+
 def _measure(code: str, sizes: Step, tree: Path = REPOSITORY) -> dict[str, float]:
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     # What malloc keeps for later would count as used.
@@ -137,6 +150,17 @@ def step_figures(step: Step, tree: Path = REPOSITORY) -> tuple[float, float]:
     return added, _measure(_STEP, {**step, "warm": True}, tree)["seconds"]
 
 
+def parts_figures(step: Step, parts: int) -> tuple[float, float]:
+    """MiB that a whole step of the engine adds, and its CPU seconds, on one thread.
+
+    Args:
+        step: sizes.
+        parts: of its batch, a divisor of the number of images.
+    """
+    found = _measure(_PARTS, {**step, "parts": parts})
+    return found["bytes"] / 2**20, found["seconds"]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_memory", description=__doc__)
@@ -144,9 +168,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clip", default="ViT-B-16-quickgelu", help="architecture of the step's CLIP")
     parser.add_argument("--images", type=int, default=8, help="images of the step")
     parser.add_argument("--size", type=int, default=224, help="side of the step's images in pixels")
+    parser.add_argument("--parts", type=int, metavar="N", help="only compare a step in N parts (--accumulate) with one")
     options = parser.parse_args(arguments)
     step = {"clip": options.clip, "images": options.images, "size": options.size}
     try:
+        if options.parts:
+            print(f"step of the engine, {options.images} images of {options.size} pixels, {options.clip}")
+            figures = {count: parts_figures(step, count) for count in (1, options.parts)}
+            for count, (memory, seconds) in figures.items():
+                print(f"  {f'parts: {count}':<20} {memory:7.0f} MiB added, {seconds:6.1f} CPU seconds")
+            memory, seconds = (cut / whole for cut, whole in zip(figures[options.parts], figures[1], strict=True))
+            print(f"  {'ratio':<20} {memory:7.2f} of the memory, {seconds:.2f} of the time")
+            return 0
         unit = 4 * LOSS_SIZES["images"] * LOSS_SIZES["texts"] * LOSS_SIZES["side"] ** 2 / 2**20
         print(f"loss, 32 images, 512 texts, 56 x 56 masks (one tensor of all masks: {unit:.0f} MiB)")
         for parts, name in ((True, "in parts"), (False, "all masks at once")):

@@ -7,6 +7,7 @@ the input; a user needs the first of them, the place it is about, and what would
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import re
 import reprlib
@@ -55,6 +56,7 @@ _WORDS = {
 }
 _UNKNOWN = {"extra_forbidden", "invalid_key", "unexpected_keyword_argument"}
 _MISSING = {"missing", "missing_argument"}
+_QUOTES = "'"
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
@@ -108,8 +110,9 @@ def explain(error: ValidationError, what: str, kind: type) -> str:
         kind: dataclass or model that was validated; its keys are listed where a key is unknown.
     """
     found = error.errors(include_url=False)
-    places = [_place(item["loc"], kind) for item in found]
-    first, place = found[0], places[0]
+    traced = [_trace(item["loc"], kind) for item in found]
+    places = [other for other, _ in traced]
+    first, (place, holder) = found[0], traced[0]
     together = [item for item, other in zip(found, places, strict=True) if other == place]
     if first["type"] in _UNKNOWN | _MISSING:
         parent = place[:-1]
@@ -118,8 +121,12 @@ def explain(error: ValidationError, what: str, kind: type) -> str:
         missing = sorted(str(item["loc"][-1]) for item in beside if item["type"] in _MISSING)
         where = _prefix(what, parent)
         if unknown:
-            keys = ", ".join(_keys(_kind_at(parent, kind))) or "none"
-            return f"{where}: unknown keys: {_short(', '.join(unknown))}; the keys are {keys}"
+            keys = _keys(holder)
+            near = [match for name in unknown for match in difflib.get_close_matches(name, keys, n=1)]
+            hint = f"; did you mean {' and '.join(dict.fromkeys(near))}?" if near else ""
+            return (
+                f"{where}: unknown keys: {_short(', '.join(unknown))}; the keys are {', '.join(keys) or 'none'}{hint}"
+            )
         if isinstance(place[-1], int):
             return f"{where}: too few values, number {place[-1] + 1} is missing"
         return f"{where}: missing keys: {', '.join(missing)}"
@@ -175,30 +182,36 @@ def _sentence(item: Mapping[str, Any]) -> str:
     context = item.get("ctx", {})
     if item["type"] == "value_error":
         return str(context["error"])
+    if item["type"] == "union_tag_not_found":
+        return f"missing keys: {context['discriminator'].strip(_QUOTES)}"
+    if item["type"] == "union_tag_invalid":
+        known = context["expected_tags"]
+        return f"{context['discriminator'].strip(_QUOTES)} is {context['tag']!r}, which is none of {known}"
     if item["type"] in _WORDS:
         return "must be " + _WORDS[item["type"]].format(**context)
     return re.sub(r"^[\w ]*?\bshould\b", "must", item["msg"])
 
 
-def _place(loc: tuple[int | str, ...], kind: Any) -> tuple[int | str, ...]:
-    """The location without the names of a union's members, which are no part of the file."""
+def _trace(loc: tuple[int | str, ...], kind: Any) -> tuple[tuple[int | str, ...], Any]:
+    """The location without the names of a union's members, which are no part of the file, and what its last part is in.
+
+    What holds the last part is ``None`` where it is not known.
+    """
     place: list[int | str] = []
+    holder = None
     for number, part in enumerate(loc):
+        tagged = _tagged(kind)
+        if tagged:
+            kind = tagged.get(str(part))
+            continue
         keys = _keys(kind)
         # Arguments that are given by position are reported by it.
         name = keys[part] if number == 0 and isinstance(part, int) and part < len(keys) else part
         place.append(name)
-        annotation = _step(kind, name)
-        if _is_choice(annotation):
+        holder, kind = kind, _step(kind, name)
+        if _is_choice(kind):
             break
-        kind = annotation
-    return tuple(place)
-
-
-def _kind_at(place: tuple[int | str, ...], kind: Any) -> Any:
-    for part in place:
-        kind = _step(kind, part)
-    return kind
+    return tuple(place), holder
 
 
 def _step(kind: Any, part: int | str) -> Any:
@@ -206,7 +219,20 @@ def _step(kind: Any, part: int | str) -> Any:
     kind = _plain(kind)
     if typing.get_origin(kind) in (dict, Mapping):
         return typing.get_args(kind)[1]
+    if typing.get_origin(kind) is list:
+        return typing.get_args(kind)[0]
     return typing.get_type_hints(kind, include_extras=True).get(str(part)) if _keys(kind) else None
+
+
+def _tagged(kind: Any) -> dict[str, Any]:
+    """The members of a union that a key chooses between, by that key's value; empty for anything else."""
+    if typing.get_origin(kind) is not Annotated:
+        return {}
+    key = next((key for extra in kind.__metadata__ if (key := getattr(extra, "discriminator", None))), None)
+    if key is None:
+        return {}
+    members = _members(kind.__origin__)
+    return {value: member for member in members for value in typing.get_args(typing.get_type_hints(member)[key])}
 
 
 def _keys(kind: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from tcl_core.errors import SettingsError, is_full, reason_of, remedy_of
 
-__all__ = ["CheckpointError", "load_checkpoint", "save_checkpoint"]
+__all__ = ["CheckpointError", "difference", "load_checkpoint", "save_checkpoint"]
 
 
 class CheckpointError(SettingsError):
@@ -38,8 +39,10 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
             raise
         part.unlink(missing_ok=True)
         remedy = remedy_of(cause) if is_full(cause) else "choose another folder"
-        kept = "the checkpoint before it is whole" if path.exists() else "there is none before it"
-        raise CheckpointError(f"{path}: cannot be written: {reason_of(cause)}; {kept}; {remedy} and go on") from error
+        kept = "the previous checkpoint is intact" if path.exists() else "there is no previous checkpoint"
+        raise CheckpointError(
+            f"{path}: cannot be written: {reason_of(cause)}; {kept}; {remedy} and run the command again"
+        ) from error
 
 
 def _full_disk(error: RuntimeError) -> OSError | None:
@@ -62,9 +65,38 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {reason_of(error)}; remove it to start anew") from error
+        raise CheckpointError(f"{path}: cannot be read: {reason_of(error)}; delete it to start over") from error
     except Exception as error:
-        raise CheckpointError(f"{path}: is not a whole checkpoint; remove it to start anew") from error
+        raise CheckpointError(f"{path}: is damaged or incomplete; delete it to start over") from error
     if not isinstance(content, dict) or content.get("format") != 1:
-        raise CheckpointError(f"{path}: is not a checkpoint of this version; remove it to start anew")
+        raise CheckpointError(f"{path}: is not a checkpoint of this version; delete it to start over")
     return content
+
+
+def difference(what: str, before: str, now: str) -> str:
+    """The first thing in which two descriptions differ.
+
+    Args:
+        what: ``data``, whose descriptions are compared as they are, or ``recipe``, whose are JSON.
+        before: of the checkpoint.
+        now: of this run.
+
+    Example:
+        >>> difference("recipe", '{"phase": {"batch": 8}}', '{"phase": {"batch": 4}}')
+        'phase.batch 8, now 4'
+    """
+    if what == "data":
+        return f"data {before}, now {now}"
+    old, new = _flat(json.loads(before)), _flat(json.loads(now))
+    name = next(name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))
+    return f"{name} {old.get(name)}, now {new.get(name)}"
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for key, part in items:
+        found |= _flat(part, f"{prefix}.{key}".lstrip("."))
+    return found

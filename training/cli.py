@@ -28,34 +28,62 @@ Examples:
     type=click.Path(path_type=Path),
     help="Folder of tar shards, a tar file, a table (.csv, .tsv) or COCO captions (.json); may be given several times.",
 )
-@click.option("--images", type=click.Path(path_type=Path), help="Folder of the images of COCO captions.")
-@click.option("--image-column", help="Column of a table that names the image file.")
-@click.option("--caption-column", help="Column of a table with the caption.")
+@click.option("--images", type=click.Path(path_type=Path), help="Image folder of COCO captions.")
+@click.option("--image-column", help="Column of a table with the image files.  [default: image, or one like it]")
+@click.option("--caption-column", help="Column of a table with the captions.  [default: caption, or one like it]")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder of checkpoints, logs and the model."
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder for checkpoints, logs and the model."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@click.option("--workers", type=click.IntRange(0), default=4, show_default=True, help="Processes that decode images.")
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    default=4,
+    show_default=True,
+    help="Processes that decode images, for each process that trains.",
+)
 @click.option(
     "--accumulate",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Parts in which each process works through its batch: less memory, a forward pass more.",
+    help="Split each process' batch into this many parts: less memory, more time, the same gradients.",
 )
 @click.option("--compile", "compiled", is_flag=True, help="Use torch.compile.")
-@click.option("--log", "loggers", multiple=True, type=click.Choice(sorted(LOGGERS)), help="Beside the JSON lines.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting, as phases.0.batch=64.")
-@click.option("--accept-changes", is_flag=True, help="Go on from a checkpoint of other settings or other data.")
 @click.option(
-    "--eval-data", type=click.Path(path_type=Path), help="Folder of the data sets that a recipe evaluates on."
+    "--log",
+    "loggers",
+    multiple=True,
+    type=click.Choice(sorted(LOGGERS)),
+    help="Also log here; JSON lines are always written. May be given several times.",
 )
-@click.option("--index", type=click.Path(path_type=Path), help="Folder where indexes of shards are kept.")
-@click.option("--min-side", type=click.IntRange(1), default=16, show_default=True, help="Shortest side of an image.")
 @click.option(
-    "--max-aspect", type=click.FloatRange(1), default=20.0, show_default=True, help="Longest side by shortest."
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting of the recipe, such as phases.0.batch=64. May be given several times.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be trained, how long and with how much memory.")
+@click.option("--accept-changes", is_flag=True, help="Resume even though settings or data have changed.")
+@click.option("--eval-data", type=click.Path(path_type=Path), help="Folder of the recipe's evaluation data sets.")
+@click.option(
+    "--index", type=click.Path(path_type=Path), help="Folder for the indexes of shards.  [default: below the cache]"
+)
+@click.option(
+    "--min-side",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Leave out images of shards with a shorter side.",
+)
+@click.option(
+    "--max-aspect",
+    type=click.FloatRange(1),
+    default=20.0,
+    show_default=True,
+    help="Leave out images of shards whose longer side is more than this many times the shorter.",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be trained, the time and the memory; write nothing.")
 def command(
     recipe: str,
     places: tuple[Path, ...],
@@ -86,12 +114,13 @@ def command(
     from training.data.shards import Filters
     from training.distributed import process_group, process_rank
     from training.engine import Interruption, Options, StoppedError, run_recipe
+    from training.failures import in_words
     from training.preparation import changed, open_data, process_device
     from training.preparation import dry_run as try_steps
 
     chosen = process_device(device)
     settings = changed(read_recipe(recipe), changes)
-    with process_group(chosen), Interruption().listening() as interruption:
+    with process_group(chosen), in_words():
         if chosen.type == "cuda":
             torch.set_float32_matmul_precision("high")
         source = open_data(places, images, image_column, caption_column, index, Filters(min_side, max_aspect), workers)
@@ -103,7 +132,8 @@ def command(
             try_steps(settings, source, options)
             return 0
         try:
-            file = run_recipe(settings, source, options, interruption)
+            with Interruption().listening() as interruption:
+                file = run_recipe(settings, source, options, interruption)
         except StoppedError as error:
             if process_rank() == 0:
                 click.echo(str(error), err=True)

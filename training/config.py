@@ -6,6 +6,8 @@ processes, workers and parts of a batch, and where the data lies, are given on t
 
 from __future__ import annotations
 
+import difflib
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +30,7 @@ __all__ = [
     "TrainPhase",
     "list_recipes",
     "read_recipe",
+    "read_value",
 ]
 
 _Positive = Annotated[FiniteNumber, Field(gt=0)]
@@ -261,6 +264,33 @@ class Recipe(_Entry):
         return self
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, which takes 1e-4 for a number as YAML 1.2 does."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        letter: list(resolvers) for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_value(text: str) -> Any:
+    """Read YAML.
+
+    Raises:
+        yaml.YAMLError: it is none.
+
+    Example:
+        >>> read_value("{lr: 1e-4, batch: 8}")
+        {'lr': 0.0001, 'batch': 8}
+    """
+    # The loader makes plain values alone.
+    return yaml.load(text, Loader=_Loader)  # noqa: S506
+
+
 def list_recipes() -> dict[str, Path]:
     """The recipes that come with this package, by name."""
     folder = Path(str(resources.files("training") / "recipes"))
@@ -278,10 +308,12 @@ def read_recipe(name: str | Path) -> Recipe:
     """
     path = list_recipes().get(str(name), Path(name))
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        near = difflib.get_close_matches(str(name), list_recipes(), n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
         known = ", ".join(list_recipes())
-        raise SettingsError(f"There is no recipe {str(name)!r}; name a YAML file or one of: {known}.") from None
+        raise SettingsError(f"There is no recipe {str(name)!r}; name a YAML file or one of: {known}.{hint}") from None
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror or error}; name a readable YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

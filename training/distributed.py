@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,7 @@ __all__ = [
     "average_gradients",
     "average_scalars",
     "check_equal",
+    "fail_together",
     "process_group",
     "process_rank",
     "wait_for_first",
@@ -79,6 +81,24 @@ def average_scalars(values: Mapping[str, float], device: torch.device) -> dict[s
     return dict(zip(values, (joined / world_size()).tolist(), strict=True))
 
 
+def fail_together(failure: BaseException | None, device: torch.device) -> None:
+    """Raise in every process if any of them has failed, so that none waits for one that is gone.
+
+    Args:
+        failure: what went wrong in this process, if anything.
+        device: of this process.
+
+    Raises:
+        BaseException: ``failure``.
+        SettingsError: another process failed.
+    """
+    failed = average_scalars({"failed": float(failure is not None)}, device)["failed"]
+    if failure is not None:
+        raise failure
+    if failed:
+        raise SettingsError("Another process of this training failed; its message says why.")
+
+
 def check_equal(tensors: Sequence[Tensor], device: torch.device) -> None:
     """Notice processes whose parameters have drifted apart.
 
@@ -110,14 +130,17 @@ def wait_for_first(make: Callable[[], T]) -> T:
     """Make something in the first process, and then in the others, which find what it left on the disk.
 
     Args:
-        make: what to do in every process.
+        make: what to do in every process; it may take hours.
     """
+    if world_size() == 1:
+        return make()
+    # By default the others would lose their patience after ten minutes (nccl) or thirty (gloo).
+    patient: Any = dist.new_group(backend="gloo", timeout=timedelta(days=7))
     if process_rank() == 0:
         # Also after an error, or the others would wait for ever.
         try:
             return make()
         finally:
-            if world_size() > 1:
-                dist.barrier()
-    dist.barrier()
+            dist.barrier(group=patient)
+    dist.barrier(group=patient)
     return make()

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from tcl_core.errors import SettingsError
+from tcl_core.errors import SettingsError, TclError
 from tcl_core.evaluation.confusion import confusion_matrix, scores_of
 from tcl_core.evaluation.datasets import DataSet, open_benchmark
 from tcl_core.evaluation.datasets.playground import PlaygroundDataSet
 from tcl_core.evaluation.run import predict_classes
 from tcl_core.segmentation.segmenter import Segmenter
 from training.config import EvaluationSettings
-from training.distributed import process_rank, world_size
+from training.distributed import fail_together, process_rank, world_size
 from training.model import Trained
 
 __all__ = ["Evaluated", "check_words", "evaluate", "open_evaluations"]
@@ -93,6 +93,9 @@ def evaluate(
 
     Returns:
         Mean IoU in percent by the name of the data set, the same in every process.
+
+    Raises:
+        TclError: an image or its truth cannot be read, in any process.
     """
     segmenter = Segmenter(trained.model(device), refine=refine)
     found: dict[str, float] = {}
@@ -100,9 +103,14 @@ def evaluate(
         data = evaluated.data
         classes = len(data.classes.names)
         total = np.zeros((classes, classes + 1), np.int64)
-        for index in range(process_rank(), evaluated.images, world_size()):
-            prediction = predict_classes(segmenter, data.classes, data.image(index))
-            total += confusion_matrix(data.truth(index), prediction, classes)
+        failure: TclError | None = None
+        try:
+            for index in range(process_rank(), evaluated.images, world_size()):
+                prediction = predict_classes(segmenter, data.classes, data.image(index))
+                total += confusion_matrix(data.truth(index), prediction, classes)
+        except TclError as error:
+            failure = error
+        fail_together(failure, device)
         if world_size() > 1:
             summed = torch.from_numpy(total).to(device)
             dist.all_reduce(summed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 
 from tcl_core.errors import SettingsError
 
-__all__ = ["LOGGERS", "JsonLines", "Logger", "make_logger"]
+__all__ = ["LOGGERS", "JsonLines", "Logger", "has_line", "make_logger"]
 
 
 class Logger(Protocol):
@@ -56,20 +57,35 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
+def has_line(path: Path, step: int, name: str) -> bool:
+    """Whether a log has a line of a step with a value of that name.
+
+    Args:
+        path: of `JsonLines`; it need not be there.
+        step: of the line.
+        name: of the value.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return any(_step_of(line) == step and name in json.loads(line) for line in lines)
+
+
 class TensorBoard:
     """Writes event files (extra ``tensorboard``)."""
 
-    def __init__(self, folder: Path, name: str):
+    def __init__(self, folder: Path, name: str, start: int):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise SettingsError("--log tensorboard needs the package tensorboard: pip install tensorboard.") from error
-        self._writer = SummaryWriter(str(folder / "tensorboard" / name))
+        # Later steps are taken again.
+        self._writer = SummaryWriter(str(folder / "tensorboard" / name), purge_step=start + 1 if start else None)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Write what is a number."""
+        """Write what is a number; those of an evaluation too."""
         for name, value in values.items():
-            if isinstance(value, int | float):
+            if isinstance(value, dict):
+                self.write(step, {f"{name}/{key}": part for key, part in value.items()})
+            elif isinstance(value, int | float):
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
@@ -80,12 +96,22 @@ class TensorBoard:
 class Wandb:
     """Sends numbers to Weights & Biases (extra ``wandb``)."""
 
-    def __init__(self, folder: Path, name: str):
+    def __init__(self, folder: Path, name: str, start: int):
         try:
             wandb = import_module("wandb")
         except ImportError as error:
             raise SettingsError("--log wandb needs the package wandb: pip install wandb.") from error
-        self._run = wandb.init(project="tcl-annotate", name=name, id=name, resume="allow", dir=str(folder))
+        # A resumed training goes on in its own run; that of another folder is another run.
+        place = folder / f"{name}.wandb-id"
+        if not place.exists():
+            place.write_text(secrets.token_hex(8), encoding="utf-8")
+        self._run = wandb.init(
+            project="tcl-annotate",
+            name=f"{folder.resolve().name}/{name}",
+            id=place.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            dir=str(folder),
+        )
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Send everything."""
@@ -96,7 +122,7 @@ class Wandb:
         self._run.finish()
 
 
-LOGGERS: dict[str, Callable[[Path, str], Logger]] = {"tensorboard": TensorBoard, "wandb": Wandb}
+LOGGERS: dict[str, Callable[[Path, str, int], Logger]] = {"tensorboard": TensorBoard, "wandb": Wandb}
 """Beside the file that is always written, by the name that the command line knows."""
 
 
@@ -126,5 +152,5 @@ def make_logger(folder: Path, name: str, start: int, extra: Sequence[str] = ()) 
         SettingsError: a package is not installed.
     """
     loggers: list[Logger] = [JsonLines(folder / f"{name}.jsonl", start)]
-    loggers += [LOGGERS[key](folder, name) for key in extra]
+    loggers += [LOGGERS[key](folder, name, start) for key in extra]
     return _Several(loggers)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -14,11 +14,12 @@ import click
 import torch
 import yaml
 from torch import nn
+from tqdm import tqdm
 
 from tcl_core.devices import select_device
 from tcl_core.errors import SettingsError
 from tcl_core.validation import validated
-from training.config import Recipe, TrainPhase
+from training.config import Recipe, TrainPhase, read_value
 from training.data.augment import Transform
 from training.data.loader import Batches, PairDataset
 from training.data.order import Order
@@ -26,7 +27,8 @@ from training.data.shards import Filters, ShardSource
 from training.data.source import JoinedSource, Source
 from training.data.tables import coco_captions, table
 from training.distributed import process_rank, wait_for_first, world_size
-from training.engine import Options, to_device
+from training.engine import Options, check_batch, to_device
+from training.evaluation import check_words, open_evaluations
 from training.model import build
 from training.step import Stepper
 
@@ -67,16 +69,26 @@ def changed(recipe: Recipe, changes: Sequence[str]) -> Recipe:
             # Settings of a method are checked by the method.
             if not equals or (place is not content["model"]["config"] and number not in _keys(place)):
                 raise KeyError(last)
-            place[number] = yaml.safe_load(value)
+            place[number] = read_value(value)
         except (KeyError, IndexError, ValueError, TypeError, yaml.YAMLError):
+            near = difflib.get_close_matches(key, _all_keys(content), n=1)
+            hint = f"; did you mean {near[0]}?" if near and near[0] != key else ""
             raise SettingsError(
-                f"--set {change}: is not KEY=VALUE with a setting of the recipe, such as phases.0.batch=64."
+                f"--set {change}: is not KEY=VALUE with a setting of the recipe, such as phases.0.batch=64{hint or '.'}"
             ) from None
     return validated(Recipe, content, "--set", SettingsError)
 
 
 def _keys(place: Any) -> Any:
     return range(len(place)) if isinstance(place, list) else place
+
+
+def _all_keys(place: Any, prefix: str = "") -> list[str]:
+    """Of everything in a recipe, with dots."""
+    if not isinstance(place, dict | list):
+        return []
+    items = place.items() if isinstance(place, dict) else enumerate(place)
+    return [name for key, part in items for name in (f"{prefix}{key}", *_all_keys(part, f"{prefix}{key}."))]
 
 
 def open_data(
@@ -111,7 +123,7 @@ def open_data(
             if place.is_dir():
                 found = sorted(place.glob("*.tar"))
                 if not found:
-                    raise SettingsError(f"{place}: has no tar files; name a folder of shards, a table or a tar file.")
+                    raise SettingsError(f"{place}: has no .tar files; give a folder of shards, a .tar file or a table.")
                 shards += found
             elif ending == ".tar":
                 shards.append(place)
@@ -120,13 +132,17 @@ def open_data(
             elif ending == ".json":
                 if images is None:
                     raise SettingsError(
-                        f"{place}: COCO captions need the folder of their images; name it with --images."
+                        f"{place}: COCO captions need the folder of their images; give it with --images."
                     )
                 sources.append(coco_captions(place, images))
             else:
-                raise SettingsError(f"{place}: is no data; name a folder of tar files, or a .tar, .csv, .tsv or .json.")
+                raise SettingsError(
+                    f"{place}: is not training data; give a folder of .tar shards, or a .tar, .csv, .tsv or .json file."
+                )
         if shards:
-            sources.insert(0, ShardSource(shards, filters, index, max(1, workers)))
+            with tqdm(total=len(shards), desc="index", unit="shard", delay=2, disable=process_rank() > 0) as bar:
+                source = ShardSource(shards, filters, index, max(1, workers), lambda done, _: bar.update(done - bar.n))
+            sources.insert(0, source)
         return sources[0] if len(sources) == 1 else JoinedSource(sources)
 
     # The first process makes indexes, the others read them.
@@ -134,28 +150,40 @@ def open_data(
 
 
 def dry_run(recipe: Recipe, source: Source, options: Options) -> None:
-    """Take a few steps of each stage with real batches, and throw them away."""
+    """Take a few steps of each stage with real batches, and throw them away.
+
+    Whatever a real run would find wrong at its beginning is found here too.
+    """
     say = click.echo if process_rank() == 0 else (lambda text: None)
     phases = [phase for phase in recipe.phases if isinstance(phase, TrainPhase)]
     if not phases:
         raise SettingsError(f"The recipe {recipe.name} has no phase that trains; give it one of kind train.")
+    for phase in phases:
+        check_batch(phase, options)
     trained = build(recipe, phases[-1].augmentation)
     cast(nn.Module, trained.method).to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.compile:
         trained.trainable.compile_training()
     total = 0.0
+    evaluations = {phase.name: open_evaluations(phase.evaluation, options.evaluation_data) for phase in phases}
     for phase in phases:
+        check_words(trained, evaluations[phase.name], options.device)
         order = Order(source.groups, phase.batch, recipe.seed)
         dataset = PairDataset(source, order, Transform(phase.augmentation), trained.trainable, recipe.seed)
-        epochs, parts = phase.steps / order.steps_per_epoch, world_size() * options.accumulate
+        epochs, processes, parts = phase.steps / order.steps_per_epoch, world_size(), options.accumulate
         say(
-            f"{phase.name}: {phase.steps:,} steps of {phase.batch} pairs ({epochs:.1f} epochs); {world_size()} "
-            f"processes, {options.accumulate} parts, {phase.batch // parts} pairs at a time; {phase.precision}"
+            f"{phase.name}: {phase.steps:,} steps of {phase.batch} pairs ({epochs:.1f} epochs); {processes} "
+            f"process{'es' * (processes != 1)}, {parts} part{'s' * (parts != 1)}, {phase.batch // (processes * parts)} "
+            f"pairs at a time; {phase.precision}"
         )
+        if phase.evaluation is not None:
+            for evaluated in evaluations[phase.name]:
+                every = f"every {phase.evaluation.every:,} steps"
+                say(f"  scored on {evaluated.images:,} images of {evaluated.name} {every}")
         first = 0
         for stage in phase.stages:
             stepper = Stepper(trained.trainable, phase, options.device, options.accumulate, recipe.seed)
-            stop = first + _DRY_STEPS
+            stop = first + min(_DRY_STEPS, stage.steps)
             batches = Batches(
                 dataset, trained.trainable, phase.batch, process_rank(), world_size(), first, stop, options.workers
             )
@@ -166,17 +194,29 @@ def dry_run(recipe: Recipe, source: Source, options: Options) -> None:
                 seconds.append(time.perf_counter() - began)
             count = sum(p.numel() for p in trained.trainable.trainable(stage.stage))
             total += stage.steps * min(seconds)
+            peak = _peak(options.device)
             say(
-                f"  {stage.stage}: {stage.steps:,} steps, {count:,} parameters, {min(seconds):.2f} s a step, waiting "
+                f"  {stage.stage}: {stage.steps:,} steps, {count:,} parameters, {min(seconds):.2f} s per step, waiting "
                 f"for data {batches.waited / (batches.waited + sum(seconds)):.0%} of the first steps, "
-                f"peak memory {_peak(options.device):.1f} GiB"
+                f"peak memory {'unknown' if peak is None else f'{peak:.1f} GiB'}"
             )
             first += stage.steps
-    say(f"about {total / 3600:.1f} hours in all, evaluations left out")
+    say(f"about {_duration(total)} in all, without evaluations; nothing was written")
 
 
-def _peak(device: torch.device) -> float:
+def _duration(seconds: float) -> str:
+    for length, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {name}"
+    return f"{seconds:.0f} seconds"
+
+
+def _peak(device: torch.device) -> float | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == "win32":
+        return None
+    import resource
+
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30

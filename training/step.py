@@ -35,14 +35,16 @@ class StepResult:
     Attributes:
         losses: scalars of the method, means over all processes.
         lr: learning rate.
-        grad_norm: norm of the gradient before it was clipped.
+        grad_norm: norm of the gradient before it was clipped; not finite where the step was skipped.
         flag: mean over all processes of what each of them gave.
+        skipped: whether the gradient was too large for float16 and a smaller scale is tried in the next step.
     """
 
     losses: dict[str, float]
     lr: float
     grad_norm: float
     flag: float
+    skipped: bool = False
 
 
 class Stepper:
@@ -68,6 +70,7 @@ class Stepper:
         self.parameters = list(self.named.values())
         self.optimizer = make_optimizer(self.named.items(), phase.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=phase.precision == "float16")
+        self._groups = [{key: group[key] for key in _OF_RECIPE} for group in self.optimizer.param_groups]
         self._stage: str | None = None
 
     @property
@@ -110,24 +113,34 @@ class Stepper:
         flag = means.pop("flag")
         if not all(map(math.isfinite, means.values())):
             raise NotFiniteError(f"The losses of step {step} are not finite: {_listed(means)}; {_REMEDY}")
-        # Unscaled before they are averaged, so that all processes see the same infinite ones.
+        # Averaged before they are looked at, so that all processes skip the same steps.
         average_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.phase.clip_norm or float("inf")))
-        if not math.isfinite(norm) and not self.scaler.is_enabled():
+        skipped = not math.isfinite(norm)
+        if skipped and (not self.scaler.is_enabled() or self.scaler.get_scale() < _SMALLEST_SCALE):
             raise NotFiniteError(f"The gradient of step {step} is not finite; {_REMEDY}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return StepResult(means, rate, norm, flag)
+        return StepResult(means, rate, norm, flag, skipped)
 
     def state_dict(self) -> dict[str, Any]:
         """State of optimizer and scaler, for a checkpoint."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the state of a checkpoint."""
+        """Take the state of a checkpoint; the recipe's own settings stay.
+
+        Raises:
+            ValueError: it is of other parameters.
+        """
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        # The optimizer's state holds the settings that it was made with, which --accept-changes may have changed.
+        for group, own in zip(self.optimizer.param_groups, self._groups, strict=True):
+            group.update(own)
+        # Without one where the checkpoint was made in another precision.
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
 
     def _precision(self) -> AbstractContextManager[object]:
         dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -151,6 +164,7 @@ class Stepper:
         """
         parts = self.method.split(batch, self.accumulate)
         with torch.no_grad(), self._precision():
+            parts = [self.method.precompute(part) for part in parts]
             found = [self._compared(part) for part in parts]
         named = [_tensors_of(compared) for compared in found]
         whole = {
@@ -193,7 +207,10 @@ def _listed(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
+# A gradient that is not even finite when it is scaled down this far will not become so.
+_SMALLEST_SCALE = 2.0**-10
+_OF_RECIPE = ("weight_decay", "betas", "eps", "scale")
 _REMEDY = (
-    "nothing of it was kept; resume from the last checkpoint with a lower learning rate, a longer warm-up or "
-    "--precision float32"
+    "the step was not taken; resume with --accept-changes and a lower learning rate, a longer warm-up or "
+    "--set phases.0.precision=float32"
 )

@@ -80,6 +80,16 @@ class Trainable(ABC):
         }
         return [{name: piece[number] for name, piece in pieces.items()} for number in range(parts)]
 
+    def precompute(self, batch: Any) -> Any:
+        """Complete a part with what its samples' embeddings take from frozen weights, without gradient.
+
+        Called where `embed` will be called twice for the same part, to spare it the second time.
+
+        Args:
+            batch: a part of a shared batch; by default nothing is kept.
+        """
+        return batch
+
     def compare(self, embeddings: Any, batch: Any) -> Any:
         """What the objective needs of embeddings: tensors whose first axis is that of the samples, by name.
 

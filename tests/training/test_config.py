@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from tests.training.runs import log_of, tiny_data, tiny_recipe, train_here
 from tests.training.shards import encoded
 from training.cli import command
 from training.config import OptimizerSettings, Recipe, ScheduleSettings, TrainPhase, list_recipes, read_recipe
-from training.log import JsonLines
+from training.log import JsonLines, make_logger
 from training.optimizer import make_optimizer, set_learning_rate
 from training.preparation import changed, open_data
 from training.schedule import learning_rate
@@ -115,7 +116,9 @@ def written(folder: Path, **changes: Any) -> Path:
     ("changes", "message"),
     [
         ({"batch": 0}, "mine.yaml: phases.0.*batch must be at least 1"),
-        ({"bach": 3}, "mine.yaml: phases.0.*unknown keys: bach"),
+        ({"bach": 3}, r"mine.yaml: phases.0: unknown keys: bach; the keys are kind, .*; did you mean batch\?"),
+        ({"schedule": {"lr": 0.1, "warmpu": 3}}, r"phases.0.schedule: unknown keys: warmpu; .*did you mean warmup\?"),
+        ({"kind": "trian"}, "phases.0: kind is 'trian', which is none of 'train', 'average'"),
         ({"schedule": {"lr": -1}}, "lr must be above 0"),
         ({"schedule": {"lr": 0.1, "min_lr": 0.2}}, "min_lr that is at most lr"),
         ({"stages": []}, "stages must be a list of at least 1"),
@@ -130,8 +133,8 @@ def test_bad_recipes(tmp_path: Path, changes: dict[str, Any], message: str) -> N
 
 
 def test_recipes_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="no recipe 'tlc'.*tcl-cc3m-cc12m"):
-        read_recipe("tlc")
+    with pytest.raises(SettingsError, match=r"no recipe 'tcl-one-gpus'.*tcl-cc3m-cc12m.*Did you mean tcl-one-gpu\?"):
+        read_recipe("tcl-one-gpus")
     (tmp_path / "a.yaml").write_text("{[")
     with pytest.raises(SettingsError, match="a.yaml: is not valid YAML"):
         read_recipe(tmp_path / "a.yaml")
@@ -148,8 +151,66 @@ def test_settings_are_changed_by_name(tmp_path: Path) -> None:
     for wrong in ("phases.0.bach=8", "phases.3.batch=8", "batch", "phases.0.batch"):
         with pytest.raises(SettingsError, match="is not KEY=VALUE"):
             changed(recipe, [wrong])
+    for wrong, right in (("phases.0.bach", "phases.0.batch"), ("phases.0.schedule.learning", "phases.0.schedule.")):
+        with pytest.raises(SettingsError, match=rf"did you mean {right}\w*\?"):
+            changed(recipe, [f"{wrong}=8"])
     with pytest.raises(SettingsError, match="--set: phases.0.*batch must be at least 1"):
         changed(recipe, ["phases.0.batch=0"])
+
+
+def test_numbers_without_a_point(tmp_path: Path) -> None:
+    """PyYAML alone reads 1e-4 as text."""
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace("lr: 0.1", "lr: 1e-4"))
+    (phase,) = changed(read_recipe(path), ["phases.0.schedule.min_lr=5E-6"]).phases
+    assert isinstance(phase, TrainPhase) and (phase.schedule.lr, phase.schedule.min_lr) == (1e-4, 5e-6)
+
+
+class Writer:
+    """Takes the place of tensorboard's."""
+
+    made: ClassVar[list[Writer]] = []
+
+    def __init__(self, folder: str, purge_step: int | None = None):
+        self.folder, self.purge_step, self.scalars = folder, purge_step, []
+        self.made.append(self)
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.scalars.append((name, value, step))
+
+    def close(self) -> None:
+        pass
+
+
+def test_tensorboard_gets_scores_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    logger = make_logger(tmp_path, "main", 4, ["tensorboard"])
+    logger.write(5, {"stage": "ust", "total": 0.5})
+    logger.write(6, {"evaluation": {"voc20 train": 40.5}})
+    logger.close()
+    assert Writer.made[-1].scalars == [("total", 0.5, 5), ("evaluation/voc20 train", 40.5, 6)]
+    assert Writer.made[-1].purge_step == 5, "steps after the checkpoint would be drawn twice"
+
+
+def test_wandb_runs_are_those_of_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[dict[str, Any]] = []
+
+    def init(**settings: Any) -> Any:
+        begun.append(settings)
+        return types.SimpleNamespace(log=lambda values, step: None, finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    for folder in ("a", "a", "b"):
+        make_logger(tmp_path / folder, "main", 0, ["wandb"]).close()
+    first, again, other = (settings["id"] for settings in begun)
+    assert first == again != other and begun[0]["resume"] == "allow"
+
+
+def test_loggers_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, module in (("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(SettingsError, match=f"needs the package {name}: pip install {name}"):
+            make_logger(tmp_path, "main", 0, [name])
 
 
 def test_lines_that_were_cut_are_dropped(tmp_path: Path) -> None:
@@ -181,8 +242,13 @@ def test_a_table_of_your_own(tmp_path: Path) -> None:
     words = (recipe, "--data", tmp_path / "pairs.csv", "--out", tmp_path / "run", "--workers", "0", "--device", "cpu")
     dry = invoke(*words, "--dry-run")
     assert dry.exception is None, dry.exception
-    assert "main: 12 steps of 6 pairs (12.0 epochs)" in dry.stdout and "hours in all" in dry.stdout
+    assert "main: 12 steps of 6 pairs (12.0 epochs)" in dry.stdout and " in all, without evaluations" in dry.stdout
     assert "ust: 5 steps" in dry.stdout and not (tmp_path / "run").exists()
+    assert "nothing was written" in dry.stdout and "1 process, 1 part, 6 pairs at a time" in dry.stdout
+    scored = invoke(*words, "--dry-run", "--set", "phases.0.evaluation={benchmarks: [voc20]}")
+    assert "evaluates on voc20; name the folder" in str(scored.exception)
+    parts = invoke(*words, "--dry-run", "--accumulate", "4")
+    assert "does not split evenly over 1 x 4" in str(parts.exception)
     done = invoke(*words)
     assert done.exception is None and done.return_value == 0, done.exception
     assert f"wrote {tmp_path / 'run' / 'small.safetensors'}" in done.stdout and "6 pairs of image" in done.stderr
@@ -207,7 +273,7 @@ def test_torchrun(tmp_path: Path) -> None:
     bad = subprocess.run(
         [*run, *words, "--accumulate", "2"], env=environment, capture_output=True, text=True, timeout=300
     )
-    assert bad.returncode != 0 and "cannot be cut into 2 processes with 2 parts" in bad.stderr
+    assert bad.returncode != 0 and "does not split evenly over 2 x 2" in bad.stderr
 
 
 def test_data_by_its_ending(tmp_path: Path) -> None:
@@ -217,9 +283,9 @@ def test_data_by_its_ending(tmp_path: Path) -> None:
     assert len(joined) == 21 and joined.report.files == 4
     assert len(open_data([tmp_path / "data" / "00001.tar"], index=tmp_path / "index")) == 5
     for place, message in (
-        (tmp_path / "index", "has no tar files"),
-        (tmp_path / "a.json", "name it with --images"),
-        (tmp_path / "a.parquet", "is no data"),
+        (tmp_path / "index", "has no .tar files"),
+        (tmp_path / "a.json", "give it with --images"),
+        (tmp_path / "a.parquet", "is not training data"),
     ):
         with pytest.raises(TclError, match=message):
             open_data([place])

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pickle
+import signal
+import types
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,7 @@ from training.data.augment import Transform
 from training.data.loader import Batches, PairDataset
 from training.data.order import Order
 from training.data.shards import ShardSource
-from training.data.source import JoinedSource, Source
+from training.data.source import JoinedSource, Pair, Source
 from training.data.tables import coco_captions, table
 
 PLAIN = Augmentation(size=32, scale=(0.5, 1.0))
@@ -63,8 +67,24 @@ def test_what_takes_the_place_of_an_unreadable_pair_is_in_no_other_place() -> No
     assert order.pair(0, 4, 1) == order.pair(1, 4)
 
 
+@pytest.mark.parametrize("groups", [[6], [12], [13], [7, 11]])
+def test_all_pairs_are_tried_before_giving_up(groups: list[int]) -> None:
+    """Also where an epoch is a batch or two, in which places repeat themselves."""
+    order = Order(groups, batch=6, seed=0)
+    for step, place in ((0, 0), (0, 5), (1, 3)):
+        tried = [order.pair(step, place, attempt) for attempt in range(sum(groups))]
+        assert set(tried) == set(range(sum(groups)))
+        assert tried[0] in order.pairs(step)
+
+
+def test_an_order_can_be_sent_to_another_process() -> None:
+    order = Order([10, 7, 9], batch=6, seed=3)
+    again = pickle.loads(pickle.dumps(order))
+    assert [again.pairs(step) for step in range(6)] == [order.pairs(step) for step in range(6)]
+
+
 def test_too_few_pairs() -> None:
-    with pytest.raises(SettingsError, match="5 pairs.*fewer than the batch of 6"):
+    with pytest.raises(SettingsError, match="5 usable pairs.*fewer than the batch of 6.*--set phases.0.batch"):
         Order([2, 3], batch=6, seed=0)
 
 
@@ -93,6 +113,20 @@ def test_tables(tmp_path: Path, name: str, separator: str) -> None:
     assert source.read(1).image == tmp_path / "2.jpg"
     reasons = {"with an empty caption": 1, "without an image": 1, "with a caption that is not UTF-8": 1}
     assert source.report.dropped == reasons
+    assert f"1 without an image (such as {tmp_path / '9.jpg'})" in source.report.lines()[1]
+
+
+def test_tables_of_spreadsheets(tmp_path: Path) -> None:
+    """Semicolons where commas are decimal points, and rows with an empty cell."""
+    images(tmp_path)
+    path = tmp_path / "pairs.csv"
+    path.write_text("image;caption\n0.jpg;a cat, a dog\n;no image\n\n1.jpg\n")
+    source = table(path)
+    assert [source.read(n).caption for n in range(len(source))] == ["a cat, a dog"]
+    assert source.report.dropped == {"without an image": 1, "with an empty caption": 1}
+    path.write_bytes("image,caption\n0.jpg,a cat\n".encode("utf-16"))
+    with pytest.raises(SettingsError, match="pairs.csv: is not UTF-8; save it as CSV"):
+        table(path)
 
 
 def test_columns_of_tables(tmp_path: Path) -> None:
@@ -101,7 +135,7 @@ def test_columns_of_tables(tmp_path: Path) -> None:
     path.write_text("Photo,Words\n0.jpg,a cat\n")
     assert len(table(path, "Photo", "Words")) == 1
     with pytest.raises(
-        SettingsError, match="pairs.csv: has no column one of image, .*only Photo, Words.*--image-column"
+        SettingsError, match=r"pairs.csv: has no image column \(image, .*columns are: Photo, Words; .*--image-column"
     ):
         table(path)
     with pytest.raises(SettingsError, match="has no column 'Text'"):
@@ -217,6 +251,43 @@ def test_batches_do_not_depend_on_workers_processes_and_restarts(tmp_path: Path)
         parts = [batches(source, rank, processes) for rank in range(processes)]
         joined = [tuple(torch.cat(pieces) for pieces in zip(*step, strict=True)) for step in zip(*parts, strict=True)]
         assert same(joined, expected)
+
+
+def test_workers_that_are_sent_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS and Windows."""
+    source = ShardSource(plain_shards(tmp_path), folder=tmp_path / "index")
+    expected = batches(source, steps=2)
+    monkeypatch.setattr("training.data.loader.sys", types.SimpleNamespace(platform="darwin"))
+    found = batches(source, workers=1, steps=2)
+    for mine, wanted in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, wanted, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, workers: int) -> None:
+    """PyTorch would hand on the traceback of the worker as the message."""
+    (path,) = plain_shards(tmp_path, (7,))
+    source = ShardSource([path], folder=tmp_path / "index")
+    write_shard(path, sample(8))
+    with pytest.raises(SettingsError, match=r"^\S*00000.tar: was replaced while training ran[^\n]*$"):
+        batches(source, workers=workers)
+    path.unlink()
+    with pytest.raises(SettingsError, match=r"^\S*00000.tar: cannot be read: No such file[^\n]*$"):
+        batches(source, workers=workers)
+
+
+class Killed(JoinedSource):
+    """Ends the process that reads from it, as the kernel does where memory runs out."""
+
+    def read(self, index: int) -> Pair:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(index)
+
+
+def test_a_worker_that_is_killed(tmp_path: Path) -> None:
+    source = Killed([ShardSource(plain_shards(tmp_path), folder=tmp_path / "index")])
+    with pytest.raises(SettingsError, match="ended unexpectedly.*fewer --workers"):
+        batches(source, workers=1)
 
 
 def test_images_that_do_not_decode_are_replaced(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import re
 import resource
 import signal
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -27,6 +31,7 @@ from tests.training.shards import encoded, plain_shards, sample, write_shard
 from training import engine
 from training.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from training.config import Recipe
+from training.data import loader
 from training.engine import Interruption, Options, StoppedError, run_recipe
 from training.evaluation import Evaluated, evaluate
 from training.model import build
@@ -123,7 +128,7 @@ def test_a_signal_saves_and_ends(tmp_path: Path, number: int, monkeypatch: pytes
     options = Options(tmp_path / "cut", torch.device("cpu"), quiet=True)
     with (
         interruption.listening(),
-        pytest.raises(StoppedError, match="after step 9 of 12 of main.*run the same command"),
+        pytest.raises(StoppedError, match=r"after step 9 of 12 \(main\) and saved; run the same command"),
     ):
         run_recipe(tiny_recipe(tmp_path), tiny_data(tmp_path), options, interruption)
     monkeypatch.undo()
@@ -156,6 +161,136 @@ def test_losses_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
     better = tiny_recipe(tmp_path, schedule={"lr": 1e-3}, save_every=100)
     with pytest.raises(CheckpointError, match=r"phase.schedule.lr 1e\+30, now 0.001.*--accept-changes"):
         train_here(tmp_path, "run", better)
+
+
+def test_the_checkpoint_before_nan_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights right before it may be those of a training that was lost long ago."""
+    expected = train_here(tmp_path, "whole")
+    step = engine.Stepper.step
+
+    def diverging(self: Any, number: int, *arguments: Any) -> Any:
+        if number == 4:
+            raise NotFiniteError("The losses of step 4 are not finite")
+        return step(self, number, *arguments)
+
+    monkeypatch.setattr(engine.Stepper, "step", diverging)
+    older, newer = tmp_path / "run" / "main.before.ckpt", tmp_path / "run" / "main.ckpt"
+    with pytest.raises(NotFiniteError, match=f"beyond saving, rename {re.escape(str(older))}, which is of step 3"):
+        train_here(tmp_path, "run")
+    for _ in range(2):
+        states = [load_checkpoint(path) for path in (older, newer)]
+        assert [state["step"] for state in states if state is not None] == [3, 4]
+        # Again from the same step: the older one must stay.
+        with pytest.raises(NotFiniteError, match="not finite$"):
+            train_here(tmp_path, "run")
+    monkeypatch.undo()
+    older.replace(newer)
+    assert_same(train_here(tmp_path, "run"), expected)
+
+
+def test_a_phase_that_cannot_run_is_found_before_the_first(tmp_path: Path) -> None:
+    one = tiny_recipe(tmp_path).model_dump(mode="json")
+    first = one["phases"][0]
+    for change in (
+        {"stages": [{"stage": "all", "steps": 3}]},
+        {"augmentation": {**first["augmentation"], "auto_augment": "shuffle-m9"}},
+        {"batch": 100},
+    ):
+        recipe = Recipe.model_validate({**one, "phases": [first, {**first, "name": "other", **change}]})
+        with pytest.raises(SettingsError):
+            train_here(tmp_path, "run", recipe)
+        assert not (tmp_path / "run").exists()
+
+
+def test_data_that_fails_in_the_middle_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = train_here(tmp_path, "whole")
+    monkeypatch.setattr(engine.PairDataset, "__getitems__", _failing(engine.PairDataset.__getitems__, 7))
+    for workers in (0, 1):
+        with pytest.raises(SettingsError, match=r"^the disk is gone$"):
+            train_here(tmp_path, "cut", tiny_recipe(tmp_path, save_every=100), workers=workers)
+        state = load_checkpoint(tmp_path / "cut" / "main.ckpt")
+        assert state is not None and state["step"] == 7
+    monkeypatch.undo()
+    assert_same(train_here(tmp_path, "cut", tiny_recipe(tmp_path, save_every=100)), expected)
+
+
+def _failing(read: Any, step: int) -> Any:
+    def getitems(self: Any, keys: list[tuple[int, int]]) -> Any:
+        return loader._Failure("the disk is gone") if keys[0][0] == step else read(self, keys)
+
+    return getitems
+
+
+def test_settings_that_fit_no_checkpoint(tmp_path: Path) -> None:
+    """--accept-changes cannot make moments of parameters that were not trained."""
+    train_here(tmp_path, "run", tiny_recipe(tmp_path, stages=[{"stage": "ust", "steps": 4}]))
+    with pytest.raises(CheckpointError, match="main.ckpt: belongs to a model with other trained parameters"):
+        train_here(tmp_path, "run", tiny_recipe(tmp_path), accept_changes=True)
+
+
+def test_float16_is_resumed_with_its_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(tmp_path, precision="float16")
+    made = torch.amp.GradScaler
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda device, enabled: made(device, 2.0**22, growth_interval=4, enabled=enabled)
+    )
+    expected = train_here(tmp_path, "whole", recipe)
+    stop = Interruption()
+    stop.asked = True
+    options = Options(tmp_path / "cut", torch.device("cpu"), quiet=True)
+    for _ in range(12):
+        with contextlib.suppress(StoppedError):
+            run_recipe(recipe, tiny_data(tmp_path), options, stop)
+    assert_same(tmp_path / "cut" / "small.safetensors", expected)
+    log = log_of(tmp_path / "cut")
+    assert log == [{**line, **times_of(mine)} for line, mine in zip(log_of(tmp_path / "whole"), log, strict=True)]
+    assert log[0]["skipped"] == 1 and log[-1]["skipped"] == 0
+    # Not a number in JSON.
+    assert log[0]["grad_norm"] is None
+
+
+def times_of(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: line[name] for name in ("seconds", "waiting", "images_per_second")}
+
+
+def test_ctrl_c_that_torchrun_hands_on_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(engine.time, "monotonic", lambda: now[0])
+    with Interruption().listening() as interruption:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.asked
+        now[0] += 5
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_at_once(tmp_path: Path, number: int) -> None:
+    """As a scheduler or a terminal sends it, also to the processes that decode images."""
+    recipe = tiny_recipe(tmp_path, stages=[{"stage": "ust", "steps": 2000}], save_every=10_000)
+    tiny_data(tmp_path)
+    (tmp_path / "mine.yaml").write_text(recipe.model_dump_json())
+    words = [str(tmp_path / "mine.yaml"), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+    words += ["--index", str(tmp_path / "index"), "--device", "cpu", "--workers", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "training", *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not log_lines(tmp_path / "run" / "main.jsonl") and run.poll() is None:
+        time.sleep(0.05)
+    os.killpg(run.pid, number)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in errors, errors
+    said = re.search(r"Stopped after step (\d+) of 2000", errors)
+    state = load_checkpoint(tmp_path / "run" / "main.ckpt")
+    assert said and state is not None and state["step"] == int(said[1]) > 0
 
 
 def _fill_disk(folder: Path, recipe: Recipe, limit: int) -> None:
@@ -221,10 +356,10 @@ def damaged_shards(folder: Path) -> dict[str, int]:
         "without an image": 1,
         "with an empty caption": 1,
         "with a caption that is not UTF-8": 1,
-        "whose image is none": 1,
-        "with a side that is too short": 1,
-        "that are too elongated": 1,
-        "with a name that occurred before": 1,
+        "with a file that is not an image": 1,
+        "with too short a side": 1,
+        "with an extreme aspect ratio": 1,
+        "with a duplicate name": 1,
     }
 
 
@@ -239,7 +374,9 @@ def test_damaged_shards_do_not_stop_a_training(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path)
     train_here(tmp_path, "one", recipe)
     assert in_processes(2, train_here, tmp_path, "two", recipe) == [0, 0]
-    assert len(totals(tmp_path / "one")) == 12 and log_of(tmp_path / "one")[-1]["replaced"] > 0
+    counts = [[line["replaced"] for line in log_of(tmp_path / name)] for name in ("one", "two")]
+    assert len(totals(tmp_path / "one")) == 12 and counts[0][-1] > 0
+    assert counts[0] == counts[1], "those of all processes are counted"
     assert totals(tmp_path / "two") == pytest.approx(totals(tmp_path / "one"), abs=1e-4)
 
 
@@ -248,7 +385,7 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
     save_checkpoint(path, {"format": 1, "step": 3})
     assert load_checkpoint(path) == {"format": 1, "step": 3} and load_checkpoint(tmp_path / "b.ckpt") is None
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="a.ckpt: is not a whole checkpoint; remove it"):
+    with pytest.raises(CheckpointError, match="a.ckpt: is damaged or incomplete; delete it"):
         load_checkpoint(path)
     torch.save({"step": 3}, path)
     with pytest.raises(CheckpointError, match="not a checkpoint of this version"):
@@ -258,12 +395,12 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
 def test_other_data_is_not_taken_for_the_same(tmp_path: Path) -> None:
     train_here(tmp_path, "run")
     (tmp_path / "data" / "00002.tar").unlink()
-    with pytest.raises(CheckpointError, match="other settings or data"):
+    with pytest.raises(CheckpointError, match="different settings or data"):
         train_here(tmp_path, "run")
 
 
 def test_batches_that_do_not_divide(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="batch of 6 pairs of main cannot be cut into 1 processes with 4 parts"):
+    with pytest.raises(SettingsError, match="batch of 6 pairs in phase main does not split evenly over 1 x 4"):
         train_here(tmp_path, "run", accumulate=4)
 
 
@@ -346,6 +483,25 @@ def test_processes_that_drift_apart_are_noticed(tmp_path: Path) -> None:
     assert all("process 1 differ from those of process 0" in message for message in messages)
 
 
+def _failing_in_one(folder: Path) -> None:
+    recipe = tiny_recipe(folder, save_every=100)
+    if os.environ["RANK"] == "1":
+        engine.PairDataset.__getitems__ = _failing(engine.PairDataset.__getitems__, 7)  # type: ignore[method-assign]
+    try:
+        train_here(folder, "cut", recipe)
+    except SettingsError as error:
+        (folder / f"{os.environ['RANK']}.txt").write_text(str(error))
+
+
+@pytest.mark.slow
+def test_data_that_fails_in_one_process_ends_all(tmp_path: Path) -> None:
+    assert in_processes(2, _failing_in_one, tmp_path) == [0, 0]
+    messages = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
+    assert messages[1] == "the disk is gone" and "Another process" in messages[0]
+    state = load_checkpoint(tmp_path / "cut" / "main.ckpt")
+    assert state is not None and state["step"] == 7
+
+
 # -- evaluation -------------------------------------------------------------------------------------------------------
 
 
@@ -414,6 +570,35 @@ def test_evaluations_are_logged_and_change_nothing(tmp_path: Path, monkeypatch: 
     assert all(0 <= line["evaluation"]["squares"] <= 100 for line in scores)
     first, second = load_file(expected), load_file(with_scores)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped right before it, by a signal, and in the middle of it, by a kill."""
+    monkeypatch.setattr(engine, "open_evaluations", lambda *arguments: [Evaluated("squares", Squares(), 2)])
+    recipe = tiny_recipe(tmp_path, evaluation={"every": 4}, save_every=100)
+    train_here(tmp_path, "whole", recipe)
+
+    class Killed(BaseException):
+        """Nothing catches it."""
+
+    def killed(*arguments: Any) -> Any:
+        raise Killed
+
+    stop = Interruption()
+    options = Options(tmp_path / "cut", torch.device("cpu"), quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "evaluate", killed)
+        for _ in range(2):
+            with pytest.raises(Killed):
+                run_recipe(recipe, tiny_data(tmp_path), options, stop)
+    stop.asked = True
+    for _ in range(20):
+        with contextlib.suppress(StoppedError):
+            run_recipe(recipe, tiny_data(tmp_path), options, stop)
+    logs = [(tmp_path / name / "main.jsonl").read_text().splitlines() for name in ("whole", "cut")]
+    scores = [[line for line in map(json.loads, lines) if "evaluation" in line] for lines in logs]
+    assert scores[0] == scores[1] and [line["step"] for line in scores[0]] == [4, 8, 12]
+    assert totals(tmp_path / "cut") == totals(tmp_path / "whole")
 
 
 def test_missing_benchmarks_are_found_before_the_training(tmp_path: Path) -> None:

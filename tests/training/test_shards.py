@@ -63,7 +63,7 @@ def test_long_names(tmp_path: Path) -> None:
 def test_the_first_of_a_name_counts(tmp_path: Path) -> None:
     again = sample(7, name="000000001")
     shard = indexed(tmp_path, [*GOOD, *again])
-    assert len(shard.entries) == 3 and shard.dropped == {"with a name that occurred before": 1}
+    assert len(shard.entries) == 3 and shard.dropped == {"with a duplicate name": 1}
     entry = shard.entries[1]
     content = shard.path.read_bytes()[entry["image"] : entry["image"] + entry["image_size"]]
     assert content == GOOD[3][1] != again[0][1]
@@ -77,11 +77,11 @@ def test_the_first_of_a_name_counts(tmp_path: Path) -> None:
         (sample(9, caption=b""), "with an empty caption"),
         (sample(9, caption=b"  \n"), "with an empty caption"),
         (sample(9, caption=b"caf\xe9"), "with a caption that is not UTF-8"),
-        (sample(9, image=b"<html>404</html>"), "whose image is none"),
-        (sample(9, image=b""), "whose image is none"),
-        (sample(9, image=encoded(9, (1, 1))), "with a side that is too short"),
-        (sample(9, image=encoded(9, (2000, 3))), "with a side that is too short"),
-        (sample(9, image=encoded(9, (2000, 30))), "that are too elongated"),
+        (sample(9, image=b"<html>404</html>"), "with a file that is not an image"),
+        (sample(9, image=b""), "with a file that is not an image"),
+        (sample(9, image=encoded(9, (1, 1))), "with too short a side"),
+        (sample(9, image=encoded(9, (2000, 3))), "with too short a side"),
+        (sample(9, image=encoded(9, (2000, 30))), "with an extreme aspect ratio"),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])

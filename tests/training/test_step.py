@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ from torch import Tensor, nn
 from tcl_core.errors import SettingsError
 from tcl_core.methods.tcl.training import Batch
 from tcl_core.methods.trainable import Trainable
+from tcl_core.towers.open_clip_vit import FrozenClip
 from tests.core.tcl_models import captions, small_tcl
-from training.config import ScheduleSettings, Stage, TrainPhase
+from training.config import OptimizerSettings, ScheduleSettings, Stage, TrainPhase
 from training.step import NotFiniteError, Stepper
 
 CPU = torch.device("cpu")
@@ -91,6 +94,71 @@ def test_what_is_not_finite_changes_nothing() -> None:
     with pytest.raises(NotFiniteError, match="losses of step 1 are not finite: tcli_loss"):
         stepper.step(1, bad)
     assert all(torch.equal(p, before[name]) for name, p in stepper.named.items())
+
+
+def test_a_scale_that_is_too_large_skips_steps_and_is_resumed() -> None:
+    """The state of the scaler is that of a run that was never stopped."""
+    batches = [batch() for _ in range(4)]
+    whole = Stepper(small_tcl(), phase("float16"), CPU, seed=1)
+    whole.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**19, growth_interval=3)
+    done = [whole.step(step, each) for step, each in enumerate(batches[:2])]
+    assert done[0].skipped and not math.isfinite(done[0].grad_norm)
+    before = {name: value.clone() for name, value in whole.method.state_dict().items()}  # type: ignore[attr-defined]
+    again = Stepper(small_tcl(), phase("float16"), CPU, seed=1)
+    again.method.load_state_dict(before)  # type: ignore[attr-defined]
+    again.load_state_dict(copy.deepcopy(whole.state_dict()))
+    assert again.scaler.get_scale() == whole.scaler.get_scale() < 2.0**19
+    for step in (2, 3):
+        assert again.step(step, batches[step]) == whole.step(step, batches[step])
+    assert again.scaler.state_dict() == whole.scaler.state_dict()
+    assert all(torch.equal(p, again.named[name]) for name, p in whole.named.items())
+
+
+def test_a_scale_that_falls_for_ever_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    stepper = Stepper(small_tcl(), phase("float16"), CPU)
+
+    def infinite(parameters: list[nn.Parameter]) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.fill_(float("inf"))
+
+    monkeypatch.setattr("training.step.average_gradients", infinite)
+    with pytest.raises(NotFiniteError, match="gradient of step .* is not finite"):
+        for _ in range(40):
+            assert stepper.step(0, batch()).skipped
+
+
+def test_settings_of_the_recipe_win_over_those_of_a_checkpoint() -> None:
+    old = Stepper(small_tcl(), phase("float16"), CPU)
+    old.step(0, batch())
+    changed = {"betas": (0.8, 0.9), "weight_decay": 0.3, "scalar_scale": 7.0}
+    new = Stepper(small_tcl(), phase(optimizer=OptimizerSettings(**changed)), CPU)
+    new.load_state_dict(copy.deepcopy(old.state_dict()))
+    assert [group["weight_decay"] for group in new.optimizer.param_groups] == [0.3, 0.0, 0.3]
+    assert all(group["betas"] == (0.8, 0.9) for group in new.optimizer.param_groups)
+    new.step(1, batch())
+    rates = [group["lr"] for group in new.optimizer.param_groups]
+    assert rates[2] == pytest.approx(7 * rates[0]) and int(new.optimizer.state[new.parameters[-1]]["step"]) == 2
+    # A scaler begins anew where there was none.
+    half = Stepper(small_tcl(), phase("float16"), CPU)
+    half.load_state_dict(copy.deepcopy(new.state_dict()))
+    half.step(2, batch())
+
+
+def test_frozen_blocks_run_once_for_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts are embedded twice, but not what no gradient passes through."""
+    stepper = Stepper(small_tcl(), phase(), CPU, 3)
+    counted = []
+    tokens = FrozenClip.tokens_after
+
+    def counting(self: FrozenClip, image: Tensor, blocks: int) -> Tensor:
+        if blocks == stepper.method.first_block:  # type: ignore[attr-defined]
+            counted.append(len(image))
+        return tokens(self, image, blocks)
+
+    monkeypatch.setattr(FrozenClip, "tokens_after", counting)
+    stepper.step(0, batch())
+    assert counted == [2, 2, 2]
 
 
 class Tiny(nn.Module, Trainable):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from tcl_core.errors import ImageError, SettingsError
+from tcl_core.errors import ImageError, SettingsError, TclError, reason_of
 from tcl_core.images import load_image
 from tcl_core.methods.trainable import Trainable
 from training.data.augment import Transform
@@ -25,6 +28,13 @@ __all__ = ["Batches", "PairDataset"]
 _log = logging.getLogger(__name__)
 _MOST_ATTEMPTS = 100
 _PREFETCH = 4
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Takes the place of a batch: an exception would come out of a worker with its traceback as message."""
+
+    message: str
 
 
 class PairDataset(Dataset[dict[str, Any]]):
@@ -40,6 +50,20 @@ class PairDataset(Dataset[dict[str, Any]]):
 
     def __init__(self, source: Source, order: Order, transform: Transform, method: Trainable, seed: int):
         self._source, self._order, self._transform, self._method, self._seed = source, order, transform, method, seed
+
+    def with_method(self, method: Trainable) -> PairDataset:
+        """The same samples, prepared by another method."""
+        return PairDataset(self._source, self._order, self._transform, method, self._seed)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, Any]] | _Failure:
+        """The samples of a batch, or what is wrong with one of them."""
+        try:
+            return [self[key] for key in keys]
+        except TclError as error:
+            return _Failure(str(error))
+        except OSError as error:
+            place = error.filename or "a file of the data"
+            return _Failure(f"{place}: cannot be read: {reason_of(error)}; make it readable and run the command again.")
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """The sample of a step at a place of the whole batch.
@@ -66,6 +90,14 @@ class PairDataset(Dataset[dict[str, Any]]):
         rng = np.random.default_rng([self._seed, step, place])
         sample = {"image": self._transform(image, int(rng.integers(2**62))), "caption": pair.caption}
         return self._method.prepare(sample, rng) | {"_replaced": attempt}
+
+
+def _without_tensors(method: Trainable) -> Trainable:
+    """A copy whose tensors have shapes alone: preparing samples needs none, and those of a GPU cannot be sent."""
+    if not isinstance(method, nn.Module):
+        return method
+    tensors = [*method.parameters(), *method.buffers()]
+    return copy.deepcopy(method, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors})
 
 
 class _Places:
@@ -114,44 +146,65 @@ class Batches:
     ):
         self.waited, self.replaced = 0.0, 0
         # Forked workers share the method and the index; elsewhere they are sent copies.
-        context = "fork" if sys.platform == "linux" and workers else None
+        forks = sys.platform == "linux"
+        if workers and not forks:
+            method = _without_tensors(method)
+            dataset = dataset.with_method(method)
         self._loader = DataLoader(
             dataset,
             batch_sampler=_Places(batch, rank, processes, start, steps),
             num_workers=workers,
             collate_fn=_Collate(method),
             prefetch_factor=_PREFETCH if workers else None,
-            multiprocessing_context=context,
+            multiprocessing_context=("fork" if forks else "spawn") if workers else None,
             worker_init_fn=_start_worker,
         )
+        self._batches: Iterator[Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         """The batches, in the order of their steps."""
-        loader = iter(self._loader)
-        while True:
-            began = time.perf_counter()
-            try:
-                batch, replaced = next(loader)
-            except StopIteration:
-                return
-            finally:
-                self.waited += time.perf_counter() - began
-            self.replaced += replaced
-            yield batch
+        return self
+
+    def __next__(self) -> Any:
+        """The next batch.
+
+        Raises:
+            SettingsError: it cannot be read.
+        """
+        began = time.perf_counter()
+        try:
+            if self._batches is None:
+                self._batches = iter(self._loader)
+            batch, replaced = next(self._batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise SettingsError(
+                "A process that decodes images ended unexpectedly, most often because memory, or shared memory "
+                "(/dev/shm), ran out; use fewer --workers."
+            ) from error
+        finally:
+            self.waited += time.perf_counter() - began
+        if isinstance(batch, _Failure):
+            raise SettingsError(batch.message)
+        self.replaced += replaced
+        return batch
 
 
 class _Collate:
     def __init__(self, method: Trainable):
         self._method = method
 
-    def __call__(self, samples: list[dict[str, Any]]) -> tuple[Any, int]:
+    def __call__(self, samples: list[dict[str, Any]] | _Failure) -> tuple[Any, int]:
+        if isinstance(samples, _Failure):
+            return samples, 0
         replaced = sum(sample.pop("_replaced") for sample in samples)
         return self._method.collate(samples), replaced
 
 
 def _start_worker(number: int) -> None:
-    # The main process decides when to stop.
+    # The main process decides when to stop; torchrun and job schedulers signal all processes at once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Many workers with many threads each get in each other's way.
     torch.set_num_threads(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -48,12 +49,16 @@ class Order:
         self.pairs_total, self.batch, self._seed, self._block = int(self._groups.sum()), batch, seed, block
         if self.pairs_total < batch:
             raise SettingsError(
-                f"There are {self.pairs_total} pairs of image and caption, fewer than the batch of {batch}; give more "
-                "data or make the batch smaller."
+                f"There are {self.pairs_total} usable pairs of image and caption, fewer than the batch of {batch}; add "
+                "data, or choose a smaller batch, such as --set phases.0.batch=32."
             )
         # Per instance, so that it is freed with it.
         self._epoch_blocks = lru_cache(maxsize=4)(self._make_epoch_blocks)
         self._shuffled = lru_cache(maxsize=4)(self._shuffle)
+
+    def __reduce__(self) -> tuple[type[Order], tuple[list[int], int, int, int]]:
+        """For processes that are sent a copy: what is remembered stays behind."""
+        return Order, (self._groups.tolist(), self.batch, self._seed, self._block)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -71,10 +76,12 @@ class Order:
             step: from 0.
             place: in the batch, from 0.
             attempt: 0, or how many pairs before turned out to be unreadable: the pairs at the same place of the next
-                batches take their place, because those are in no other place of this batch.
+                batches take their place, because those are in no other place of this batch. Where these repeat
+                themselves, the places after them follow, until all pairs were tried.
         """
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        position = (step_of_epoch * self.batch + place + attempt * self.batch) % self.pairs_total
+        rounds = attempt // (self.pairs_total // math.gcd(self.batch, self.pairs_total))
+        position = ((step_of_epoch + attempt) * self.batch + place + rounds) % self.pairs_total
         ends, _ = self._epoch_blocks(epoch)
         number = bisect.bisect_right(ends, position)
         return int(self._shuffled(epoch, number)[position - (ends[number - 1] if number else 0)])

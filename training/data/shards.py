@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import tarfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -34,7 +35,7 @@ _IMAGE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "
 _ENTRY = np.dtype([("image", "<i8"), ("caption", "<i8"), ("image_size", "<i4"), ("caption_size", "<i4")])
 _OPEN_FILES = 32
 _BLOCK = tarfile.BLOCKSIZE
-_AGAIN = "with a name that occurred before"
+_AGAIN = "with a duplicate name"
 
 
 @dataclass(frozen=True)
@@ -158,12 +159,12 @@ def _reason(file: BinaryIO, image: tuple[int, int], caption: tuple[int, int] | N
     try:
         height, width = image_size(file.read(image[1]))
     except ImageError:
-        return "whose image is none"
+        return "with a file that is not an image"
     short, long = sorted((height, width))
     if short < filters.min_side:
-        return "with a side that is too short"
+        return "with too short a side"
     if long > filters.max_aspect * short:
-        return "that are too elongated"
+        return "with an extreme aspect ratio"
     return "with too many pixels" if height * width > filters.max_pixels else ""
 
 
@@ -215,8 +216,8 @@ class ShardSource(Source):
         shard = self.shards[number]
         entry = shard.entries[index - (int(self._ends[number - 1]) if number else 0)]
         handle = self._open(number)
-        image = os.pread(handle, int(entry["image_size"]), int(entry["image"]))
-        caption = os.pread(handle, int(entry["caption_size"]), int(entry["caption"]))
+        image = _read_at(handle, int(entry["image_size"]), int(entry["image"]))
+        caption = _read_at(handle, int(entry["caption_size"]), int(entry["caption"]))
         return Pair(image, caption.decode("utf-8"), f"{shard.path} at byte {int(entry['image'])}")
 
     def _open(self, number: int) -> int:
@@ -227,7 +228,7 @@ class ShardSource(Source):
             self._files.move_to_end(number)
             return self._files[number]
         shard = self.shards[number]
-        handle = os.open(shard.path, os.O_RDONLY)
+        handle = os.open(shard.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         status = os.fstat(handle)
         if (status.st_size, status.st_mtime_ns) != (shard.size, shard.modified):
             os.close(handle)
@@ -245,7 +246,8 @@ class ShardSource(Source):
         done = len(paths) - len(missing)
         for shard in _index_all(missing, self._filters, workers):
             self._keep(shard)
-            found[shard.path] = shard
+            # Read back, so that millions of entries lie in the file's memory instead of this process'.
+            found[shard.path] = self._cached(shard.path) or shard
             done += 1
             if progress is not None:
                 progress(done, len(paths))
@@ -289,8 +291,35 @@ class ShardSource(Source):
         write_atomically(place.with_suffix(".json"), json.dumps(header).encode())
 
 
-def _index_all(paths: Sequence[Path], filters: Filters, workers: int) -> list[Shard] | map[Shard]:
+def _read_at(handle: int, size: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(handle, size, offset)
+    # Windows; every process has handles of its own.
+    os.lseek(handle, offset, os.SEEK_SET)
+    return os.read(handle, size)
+
+
+def _index(path: Path, filters: Filters) -> Shard:
+    try:
+        return index_shard(path, filters)
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; make it readable, or leave it out") from error
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _index_all(paths: Sequence[Path], filters: Filters, workers: int) -> Iterator[Shard]:
+    """One after the other, as soon as they are ready, so that an interruption keeps what was done."""
     if workers < 2 or len(paths) < 2:
-        return map(index_shard, paths, [filters] * len(paths))
-    with ProcessPoolExecutor(min(workers, len(paths)), mp_context=get_context("spawn")) as pool:
-        return list(pool.map(index_shard, paths, [filters] * len(paths)))
+        yield from map(_index, paths, [filters] * len(paths))
+        return
+    with ProcessPoolExecutor(
+        min(workers, len(paths)), mp_context=get_context("spawn"), initializer=_ignore_interrupts
+    ) as pool:
+        try:
+            yield from pool.map(_index, paths, [filters] * len(paths))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -37,12 +37,14 @@ class DataReport:
         files: shards or tables that were read.
         dropped: number of samples that were left out, by reason.
         damaged: what is wrong with files that are not whole, by file.
+        examples: the first sample that was left out, by reason, where its name helps.
     """
 
     pairs: int = 0
     files: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     damaged: dict[str, str] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, other: DataReport) -> None:
         """Count another report in."""
@@ -51,17 +53,21 @@ class DataReport:
         for reason, count in other.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + count
         self.damaged |= other.damaged
+        self.examples = other.examples | self.examples
 
     def lines(self) -> list[str]:
         """For people; damaged files by name, up to ten."""
         found = [f"{self.pairs:,} pairs of image and caption in {self.files:,} file{'s' * (self.files != 1)}"]
         if self.dropped:
-            listed = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
-            found.append(f"left out: {listed}")
+            listed = (f"{count:,} {reason}{self._example(reason)}" for reason, count in sorted(self.dropped.items()))
+            found.append(f"left out: {', '.join(listed)}")
         found += [f"damaged: {name}: {what}" for name, what in list(self.damaged.items())[:10]]
         if len(self.damaged) > 10:
             found.append(f"damaged: {len(self.damaged) - 10} more files")
         return found
+
+    def _example(self, reason: str) -> str:
+        return f" (such as {self.examples[reason]})" if reason in self.examples else ""
 
 
 class Source(ABC):

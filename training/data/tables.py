@@ -15,6 +15,7 @@ __all__ = ["ListedSource", "coco_captions", "table"]
 
 _IMAGE_COLUMNS = ("image", "filepath", "file_name", "path")
 _CAPTION_COLUMNS = ("caption", "title", "text")
+_NO_IMAGE = "without an image"
 
 
 class ListedSource(Source):
@@ -34,6 +35,8 @@ class ListedSource(Source):
             reason = _reason(image, caption, exists)
             if reason:
                 self.report.dropped[reason] = self.report.dropped.get(reason, 0) + 1
+                if reason == _NO_IMAGE:
+                    self.report.examples.setdefault(reason, str(image))
                 continue
             self._rows.append((image, caption))
             digest.update(json.dumps([image.name, caption]).encode())
@@ -59,45 +62,54 @@ def _reason(image: Path, caption: str, exists: dict[Path, bool]) -> str:
     # COCO has five captions for each image.
     if image not in exists:
         exists[image] = image.is_file()
-    return "" if exists[image] else "without an image"
+    return "" if exists[image] else _NO_IMAGE
 
 
 def table(path: Path, image_column: str | None = None, caption_column: str | None = None) -> ListedSource:
     """Read a table with a header, separated by commas, or by tabs if its name ends in ``.tsv``.
 
     Args:
-        path: the table; image files are relative to its folder.
+        path: the table; image files are relative to its folder. A semicolon separates too where the header has no
+            comma.
         image_column: by default the first of image, filepath, file_name and path.
         caption_column: by default the first of caption, title and text.
 
     Raises:
-        SettingsError: it cannot be read, or a column is missing.
+        SettingsError: it cannot be read, is not UTF-8, or lacks a column.
     """
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            header = file.readline()
+            file.seek(0)
+            if any(letter == "\0" or 0xDC80 <= ord(letter) <= 0xDCFF for letter in header):
+                raise SettingsError(f"{path}: is not UTF-8; save it as CSV with the encoding UTF-8.")
+            comma = ";" if ";" in header and "," not in header else ","
+            reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else comma)
             columns = [name.strip() for name in next(reader, [])]
-            image = _column(path, columns, image_column, _IMAGE_COLUMNS, "--image-column")
-            caption = _column(path, columns, caption_column, _CAPTION_COLUMNS, "--caption-column")
+            image = _column(path, columns, image_column, _IMAGE_COLUMNS, "image")
+            caption = _column(path, columns, caption_column, _CAPTION_COLUMNS, "caption")
             return ListedSource(path, _rows(path, reader, image, caption))
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; name a table that is there") from error
+        raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; check the path") from error
     except csv.Error as error:
         raise SettingsError(f"{path}: is not a table: {error}; save it as CSV or TSV") from error
 
 
 def _rows(path: Path, reader: Iterable[list[str]], image: int, caption: int) -> Iterator[tuple[Path, str]]:
     for row in reader:
-        if len(row) > image and row[image]:
-            yield path.parent / row[image], row[caption] if len(row) > caption else ""
+        # Empty lines are none; a row without an image is counted.
+        if row:
+            yield path.parent / (row[image] if len(row) > image else ""), row[caption] if len(row) > caption else ""
 
 
-def _column(path: Path, columns: list[str], asked: str | None, known: tuple[str, ...], option: str) -> int:
+def _column(path: Path, columns: list[str], asked: str | None, known: tuple[str, ...], what: str) -> int:
     for name in (asked,) if asked else known:
         if name in columns:
             return columns.index(name)
-    wanted = repr(asked) if asked else f"one of {', '.join(known)}"
-    raise SettingsError(f"{path}: has no column {wanted}, only {', '.join(columns) or 'none'}; name one with {option}.")
+    wanted = f"column {asked!r}" if asked else f"{what} column ({', '.join(known)})"
+    raise SettingsError(
+        f"{path}: has no {wanted}; its columns are: {', '.join(columns) or 'none'}; choose one with --{what}-column."
+    )
 
 
 def coco_captions(path: Path, images: Path) -> ListedSource:
@@ -115,7 +127,7 @@ def coco_captions(path: Path, images: Path) -> ListedSource:
         names = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
         rows = [(names.get(entry["image_id"], ""), str(entry["caption"])) for entry in content["annotations"]]
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; name a file that is there") from error
+        raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; check the path") from error
     except (ValueError, KeyError, TypeError) as error:
         raise SettingsError(
             f"{path}: is not a file of COCO captions ({type(error).__name__}: {error}); it needs images with id and "

@@ -40,6 +40,7 @@ class Batch:
         texts: float32 ``[N, E]``, the embedded captions of all processes, L2-normalized; ``None`` until they are
             shared.
         offset: place of the first of these images among all N, once texts are shared.
+        features: float ``[B, 1 + hw, C]``, the images' tokens before the copied block; ``None`` computes them.
     """
 
     images: Tensor
@@ -49,6 +50,7 @@ class Batch:
     negatives: Tensor | None = None
     texts: Tensor | None = None
     offset: int = 0
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,10 @@ class TCLTraining(Trainable):
             for start in range(0, len(batch.images), size)
         ]
 
+    def precompute(self, batch: Batch) -> Batch:
+        """Keep the tokens of the frozen blocks, which take about as much memory as the images do."""
+        return dataclasses.replace(batch, features=self._features(batch))
+
     def compile_training(self) -> None:
         """Compile the grounder, and the blocks through which gradients pass to the image."""
         cast(nn.Module, self.masker.image_encoder).compile()
@@ -187,9 +193,7 @@ class TCLTraining(Trainable):
             text = self._texts(tokens)
         else:
             noise, text = cast(Tensor, batch.noise), batch.texts[batch.offset : batch.offset + len(images)]
-        with torch.no_grad():
-            features = self.clip.tokens_after(images, self.first_block)
-        pixels = self.masker.image_encoder(features, grid)
+        pixels = self.masker.image_encoder(self._features(batch), grid)
         with torch.autocast(device_type=images.device.type, enabled=False):
             pixels = pixels.float()
             own = self.masker.sim2mask.matching(pixels, text)
@@ -248,6 +252,10 @@ class TCLTraining(Trainable):
         """
         batch = Batch(images, tokens, noise, generator, negatives)
         return self.loss(self.embed(batch), batch)
+
+    @torch.no_grad()
+    def _features(self, batch: Batch) -> Tensor:
+        return self.clip.tokens_after(batch.images, self.first_block) if batch.features is None else batch.features
 
     def _texts(self, tokens: Tensor) -> Tensor:
         with torch.no_grad():
