@@ -343,18 +343,25 @@ def _progress(name: str, shown: bool) -> Iterator[OnProgress]:
     """A bar with an estimate: first files are checked, then images are evaluated."""
     from tqdm import tqdm
 
-    with tqdm(unit="image", mininterval=1, disable=not shown, leave=False) as bar:
-        doing = ""
+    bar: tqdm[Any] | None = None
+    doing = ""
 
-        def advance(what: str, done: int, total: int) -> None:
-            nonlocal doing
-            if what != doing:
-                doing = what
-                bar.reset(total)
-                # The estimate must not count what an earlier run has done.
-                bar.initial = done
-                bar.set_description(f"{'checking' if what == 'check' else 'evaluating'} {name}")
-            bar.total = total
-            bar.update(done - bar.n)
+    def advance(what: str, done: int, total: int) -> None:
+        nonlocal bar, doing
+        if bar is None:
+            # Not before there is something to show, or errors at the start would follow an empty bar.
+            bar = tqdm(unit="image", mininterval=1, disable=not shown, leave=False)
+        if what != doing:
+            doing = what
+            bar.reset(total)
+            # The estimate must not count what an earlier run has done.
+            bar.initial = done
+            bar.set_description(f"{'checking' if what == 'check' else 'evaluating'} {name}")
+        bar.total = total
+        bar.update(done - bar.n)
 
+    try:
         yield advance
+    finally:
+        if bar is not None:
+            bar.close()

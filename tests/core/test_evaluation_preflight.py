@@ -66,7 +66,7 @@ def test_all_that_is_missing_is_listed_at_once(copy: Path, tmp_path: Path, capsy
         ("image", ["voc20", "cityscapes"], "_leftImg8bit.png: damaged or truncated image"),
         ("model", ["voc20", "--model", "no-such-model"], "no-such-model"),
         ("threshold", ["voc", "voc20", "--background-threshold", "0.3"], "these classes have no background"),
-        ("words", ["voc20", "ade20k"], "does not know the word 'wall'"),
+        ("words", ["voc20", "ade20k"], "does not know the word 'floor'"),
         ("settings", ["voc20", "cityscapes"], "contains results with other settings (model.preprocess.short_side)"),
     ],
 )
@@ -103,7 +103,7 @@ def test_several_at_once_are_the_same_as_one_by_one(model: Path, copy: Path, tmp
     assert run(command(copy, together, *SETS, "--model", str(model))) == 0
     for name in SETS:
         assert run(command(copy, alone, name, "--model", str(model))) == 0
-        path = f"{name}-val/tiny-pamr/result.json"
+        path = f"{name}-val/tiny.safetensors-pamr/result.json"
         assert (together / path).read_bytes() == (alone / path).read_bytes()
     summary = json.loads((together / "summary.json").read_text(encoding="utf-8"))
     assert [entry["data"]["name"] for entry in summary] == list(SETS)
