@@ -86,16 +86,18 @@ def write_page(evaluation: Evaluation, result: Mapping[str, Any], more: Sequence
 
 
 def _examples(evaluation: Evaluation, more: Sequence[str], each: int) -> list[tuple[list[_Example], list[_Example]]]:
-    """The worst and the best images of each class; no image is both."""
+    """The worst and the best images of each class; no image is both, and a few images are split in the middle."""
     count = len(evaluation.competing.names)
     worst: list[list[tuple[float, int, str]]] = [[] for _ in range(count)]
     best: list[list[tuple[float, int, str]]] = [[] for _ in range(count)]
+    known = [0] * count
     index = JournalIndex(evaluation.folder, evaluation.identity(), more)
     for place, record in enumerate(index.records(evaluation.images)):
         scores = scores_of(record.confusion(count))
         least = _LEAST_SHARE * record.size[0] * record.size[1]
         for number in np.flatnonzero(scores.labeled >= least).tolist():
             iou = float(scores.iou[number])
+            known[number] += 1
             # Heaps remove their smallest entry and so keep the largest; among equals, earlier images stay.
             for heap, value in ((worst[number], -iou), (best[number], iou)):
                 heapq.heappush(heap, (value, -place, record.name))
@@ -105,6 +107,8 @@ def _examples(evaluation: Evaluation, more: Sequence[str], each: int) -> list[tu
     for number in range(count):
         low = [_Example(-place, name, -value) for value, place, name in sorted(worst[number], reverse=True)]
         high = [_Example(-place, name, value) for value, place, name in sorted(best[number], reverse=True)]
+        if known[number] < 2 * each:
+            low = low[: (known[number] + 1) // 2]
         taken = {example.index for example in low}
         found.append((low, [example for example in high if example.index not in taken]))
     return found

@@ -169,8 +169,8 @@ def format_result(result: Mapping[str, Any], worst: int = 5) -> str:
     if effort := result["effort"]:
         share = f" ({100 * effort['steps'] / effort['steps_anew']:.0f} %)" if effort["steps_anew"] else ""
         lines.append(
-            f"correction effort (IoU {GOAL} per region): {effort['steps']:,} steps; drawing from scratch: "
-            f"{effort['steps_anew']:,}{share}"
+            f"correction effort (IoU {GOAL} per region): {effort['steps']:,} edits, instead of "
+            f"{effort['steps_anew']:,} from scratch{share}"
         )
     known = sorted((row for row in result["classes"] if row["iou"] is not None), key=lambda row: row["iou"])
     for what, rows in (("lowest", known[:worst]), ("highest", known[::-1][:worst])):

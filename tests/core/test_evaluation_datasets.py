@@ -183,6 +183,21 @@ def test_what_is_missing_is_named(name: str, gone: str, message: str, copy: Path
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe2\x000", r"val.txt: cannot be read \(not UTF-8 text\); restore the original file"),
+        (b"2007_000033 1\n2007_000042 -1\n", r"val.txt: '2007_000033 1' is not the name of an image"),
+        (b"\n", r"val.txt: the image list is empty; get VOC"),
+        (b"2007_000033\n2007_000033\n", r"val.txt: lists an image twice"),
+    ],
+)
+def test_lists_that_cannot_be_used(content: bytes, message: str, copy: Path) -> None:
+    (copy / VOC / "ImageSets/Segmentation/val.txt").write_bytes(content)
+    with pytest.raises(DataSetError, match=message):
+        open_benchmark("voc", copy)
+
+
 def test_labels_of_another_set_are_refused(copy: Path) -> None:
     label = copy / VOC / "SegmentationClass" / "2007_000033.png"
     values = np.asarray(Image.open(label)).copy()

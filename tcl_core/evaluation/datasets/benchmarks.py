@@ -173,12 +173,17 @@ class Benchmark(DataSet):
             raise DataSetError(
                 f"{lists[0]}: the image list of the {self.split} split of {self.name} is missing; get {self._get}"
             )
-        stems = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            stems = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise DataSetError(f"{path}: cannot be read ({reason}); restore the original file") from error
         if not stems:
             raise DataSetError(f"{path}: the image list is empty; get {self._get}")
+        if wrong := [stem for stem in stems if len(stem.split()) > 1]:
+            raise DataSetError(f"{path}: {wrong[0]!r} is not the name of an image; use a list with one name per line")
         if len(set(stems)) < len(stems):
             raise DataSetError(f"{path}: lists an image twice; restore the original file")
-        self._list = path
         return stems
 
     def _choose_kind(self, kinds: Sequence[_LabelKind], stems: Sequence[str]) -> _LabelKind:
