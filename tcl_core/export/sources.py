@@ -123,17 +123,27 @@ class CocoSource(Source):
         """
         _, name, height, width = self._entries[index]
         if height < 1 or width < 1:
-            raise CocoError(f"{self._path}: the image {name} has a size of {width}x{height}")
+            raise CocoError(
+                f"{self._path}: the image {name} has a size of {width}x{height}; correct its width and height"
+            )
         return height, width
 
     def faults(self, index: int) -> list[str]:
-        """What is wrong with annotations of an image whose categories are among the labels, with their ids."""
+        """What is wrong with the annotations of an image, with their ids; segmentations of other labels are not checked."""
         size = self.size(index)
         found = []
         for one in self._annotations.get(self._entries[index][0], []):
-            if self._place(one) is not None and (fault := _fault(one.get("segmentation"), size)):
+            category = one.get("category_id")
+            if not isinstance(category, int) or category not in self._categories:
+                found.append(f"annotation {one.get('id')} has the unknown category {category!r}")
+            elif self._place(one) is not None and (fault := _fault(one.get("segmentation"), size)):
                 found.append(f"annotation {one.get('id')} is {fault}")
         return found
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no annotation has one of the labels."""
+        return all(self._place(one) is None for some in self._annotations.values() for one in some)
 
     def image(self, index: int) -> SourceImage:
         """An image of the file, in its order."""

@@ -305,6 +305,14 @@ def test_coco_faults_are_named(tmp_path: Path) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(DataSetError, match=r"the size of a.jpg is 41x30 here, but that image is 40x30"):
         CocoDataSet(path, tmp_path / "photos", None).check(0)
+    content["images"][0]["width"] = 40
+    content["annotations"][0]["category_id"] = 12
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DataSetError, match=r"a.jpg: annotation 1 has the unknown category 12; for details"):
+        CocoDataSet(path, tmp_path / "photos", None).check(0)
+    path.write_text(json.dumps({**content, "annotations": []}), encoding="utf-8")
+    with pytest.raises(DataSetError, match="has no annotation with any of the labels"):
+        CocoDataSet(path, tmp_path / "photos", None)
     path.write_text("[]", encoding="utf-8")
     with pytest.raises(DataSetError, match="does not contain a JSON object"):
         CocoDataSet(path, tmp_path / "photos", None)

@@ -111,6 +111,8 @@ class CocoDataSet(FolderDataSet):
         if missing:
             raise DataSetError(f"{path}: has no category for the label {missing[0]!r}; rename or remove that label")
         super().__init__(path.stem, images, ClassList.of(self._source.vocabulary), self._source.names)
+        if self._source.is_empty:
+            raise DataSetError(f"{path}: has no annotation with any of the labels; use a file of annotated images")
         self.about["annotations_sha256"] = files_sha256([path])
 
     def check(self, index: int) -> None:
