@@ -129,7 +129,7 @@ class CocoSource(Source):
         return height, width
 
     def faults(self, index: int) -> list[str]:
-        """What is wrong with the annotations of an image, with their ids; segmentations of other labels are not checked."""
+        """What is wrong with the annotations of an image, with their ids; those of other labels may be anything."""
         size = self.size(index)
         found = []
         for one in self._annotations.get(self._entries[index][0], []):
