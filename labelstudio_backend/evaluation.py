@@ -1,4 +1,4 @@
-"""A project's annotations as ground truth: a JSON export, and the images that it is about."""
+"""Annotations of a project as ground truth: a JSON export and its images."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 
 
 class LabelStudioDataSet(FolderDataSet):
-    """Tasks of a JSON export of Label Studio with their newest annotation; tasks without one are left out.
+    """Tasks of a JSON export of Label Studio with their newest annotation; tasks without an annotation are left out.
 
-    Polygons, brushes and rectangles count; where they overlap, the smaller one lies on top. All else is background, or
-    does not count where the vocabulary has none.
+    Polygons, brushes and rectangles count; where they overlap, the smaller one is on top. Everything else is
+    background, or ignored if the vocabulary has no background.
 
     Args:
         path: the export (format "JSON").
-        images: folder of the images; they are found by the name that the task's address ends with, with or without the
-            prefix that Label Studio gives uploads.
-        vocabulary: labels to evaluate; ``None`` takes all that were used, by name.
+        images: folder of the images; they are found by the file name in the task's URL, with or without the prefix that
+            Label Studio adds to uploads.
+        vocabulary: labels to evaluate; ``None`` for all labels that were used, by name.
 
     Raises:
-        DataSetError: it is no such export, or an image is missing.
+        DataSetError: the file is not such an export, or an image is missing.
     """
 
     def __init__(self, path: Path, images: Path, vocabulary: Vocabulary | None) -> None:

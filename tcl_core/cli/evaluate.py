@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,12 @@ from tcl_core.vocabulary import Vocabulary
 from tcl_core.vocabulary.templates import TEMPLATE_SETS
 
 if TYPE_CHECKING:
-    from tcl_core.evaluation.jobs import DataSpec, EvaluationJob, ModelSpec
+    from tcl_core.evaluation.jobs import DataSpec, ModelSpec
     from tcl_core.evaluation.processes import OnProgress
 
 __all__ = ["command"]
 
-# Written out, because the evaluation's package loads the network's library; a test compares them.
+# Repeated here because importing the evaluation package loads PyTorch; a test compares them.
 _BENCHMARKS = ("voc", "voc20", "context", "context59", "coco_object", "coco_stuff", "cityscapes", "ade20k")
 _DATA_SETS = (*_BENCHMARKS, "playground", "all")
 _REFINERS = ("pamr", "none")
@@ -187,6 +188,7 @@ def command(
     specs = _data_specs(data_sets, data, split, coco, masks, label_studio, images, vocabulary, names)
 
     from tcl_core.evaluation.jobs import EvaluationJob, ModelSpec
+    from tcl_core.evaluation.preflight import check_jobs
     from tcl_core.evaluation.processes import run_job, torchrun_share
     from tcl_core.evaluation.report import format_result, summary_table, write_summary
 
@@ -210,19 +212,22 @@ def command(
         background_threshold=background_threshold,
         templates=templates,
     )
+    specified = list(_models(first, models, all_methods, refiners))
     jobs = [
-        EvaluationJob(spec, model, out / label / _folder(model), limit, effort, page)
+        EvaluationJob(spec, model, out / label / folder, limit, effort, page)
         for label, spec in specs.items()
-        for model in _models(first, models, all_methods, refiners)
+        for model, folder in zip(specified, _folders(specified), strict=True)
     ]
-    for spec in specs.values():
-        # What is missing is said before the first set takes hours.
-        spec.open()
     results: list[dict[str, Any]] = []
     share = torchrun_share()
+    shown = not quiet and (share is None or share.process == 0)
+    # A single job checks everything by itself before it starts.
+    if len(jobs) > 1:
+        with _progress(", ".join(specs), shown) as on_progress:
+            check_jobs(jobs, overwrite, on_progress)
     for job in jobs:
-        with _progress(job, not quiet and (share is None or share.process == 0)) as on_progress:
-            result = run_job(job, processes, overwrite, on_progress)
+        with _progress(f"{job.folder.parent.name}/{job.folder.name}", shown) as on_progress:
+            result = run_job(job, processes, overwrite, on_progress, checked=len(jobs) > 1)
         if result is None:
             continue
         click.echo(("\n" if results else "") + format_result(result))
@@ -245,7 +250,7 @@ def _data_specs(
     vocabulary: Vocabulary | None,
     names: str,
 ) -> dict[str, DataSpec]:
-    """The data sets that are meant, by the name of their folder of results."""
+    """The data sets, by the name of their folder of results."""
     own = (("--coco", coco), ("--masks", masks), ("--label-studio", label_studio))
     given = [name for name, value in own if value is not None]
     if len(given) + bool(data_sets) != 1:
@@ -316,30 +321,47 @@ def _methods_without_weights() -> list[str]:
     return [kind.name for kind in kinds if kind.tower_names == ("clip",) and not kind.example().learned_state_dict()]
 
 
-def _folder(model: ModelSpec) -> str:
-    """A name for the results of a model, fit for every file system."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model.name).name if "/" in model.name else model.name).strip("-.")
-    return f"{name}-{'pamr' if model.refine else 'none'}"
+def _folders(models: Sequence[ModelSpec]) -> list[str]:
+    """Names of the folders of results, valid on every file system; a hash tells apart files of the same name."""
+    short = [_short_name(model.name) for model in models]
+    owners: dict[str, set[str]] = {}
+    for name, model in zip(short, models, strict=True):
+        owners.setdefault(name, set()).add(model.name)
+    return [
+        (f"{name}-{sha256(model.name.encode()).hexdigest()[:8]}" if len(owners[name]) > 1 else name)
+        + ("-pamr" if model.refine else "-none")
+        for name, model in zip(short, models, strict=True)
+    ]
+
+
+def _short_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).name if "/" in name else name).strip("-.")
 
 
 @contextmanager
-def _progress(job: EvaluationJob, shown: bool) -> Iterator[OnProgress]:
-    """A bar with an estimate; labels are checked first, then images are evaluated."""
+def _progress(name: str, shown: bool) -> Iterator[OnProgress]:
+    """A bar with an estimate: first files are checked, then images are evaluated."""
     from tqdm import tqdm
 
-    with tqdm(unit="image", mininterval=1, disable=not shown, leave=False) as bar:
-        doing = ""
+    bar: tqdm[Any] | None = None
+    doing = ""
 
-        def advance(what: str, done: int, total: int) -> None:
-            nonlocal doing
-            if what != doing:
-                doing = what
-                label = f"{job.folder.parent.name}/{job.folder.name}"
-                bar.reset(total)
-                # The estimate is of what this run does, not of what it found done.
-                bar.initial = done
-                bar.set_description(f"{'checking labels of' if what == 'check' else 'evaluating'} {label}")
-            bar.total = total
-            bar.update(done - bar.n)
+    def advance(what: str, done: int, total: int) -> None:
+        nonlocal bar, doing
+        if bar is None:
+            # Not before there is something to show, or errors at the start would follow an empty bar.
+            bar = tqdm(unit="image", mininterval=1, disable=not shown, leave=False)
+        if what != doing:
+            doing = what
+            bar.reset(total)
+            # The estimate must not count what an earlier run has done.
+            bar.initial = done
+            bar.set_description(f"{'checking' if what == 'check' else 'evaluating'} {name}")
+        bar.total = total
+        bar.update(done - bar.n)
 
+    try:
         yield advance
+    finally:
+        if bar is not None:
+            bar.close()

@@ -1,4 +1,4 @@
-"""Metrics, and the evaluation of models on worlds with known ground truth."""
+"""Metrics, and the evaluation of models on data sets with ground truth."""
 
 from __future__ import annotations
 

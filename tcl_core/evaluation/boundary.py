@@ -1,13 +1,13 @@
-"""How well boundaries are met: of all classes of an image at once.
+"""Boundary quality, for all classes of an image at once.
 
-Two measures for each class: the boundary F score (Csurka et al., BMVC 2013), the harmonic mean of the share of
-predicted boundary pixels near a true one and of true ones near a predicted one; and boundary IoU (Cheng et al., CVPR
-2021), the IoU of those pixels of the masks that lie near their own contour.
+Two metrics for each class: the boundary F score (Csurka et al., BMVC 2013), the harmonic mean of precision (predicted
+boundary pixels with a true one nearby) and recall (true boundary pixels with a predicted one nearby); and boundary IoU
+(Cheng et al., CVPR 2021), the IoU of the parts of the masks that lie near their own contours.
 
-Pixels that do not count, such as the void bands around the objects of PASCAL VOC, take the class of the nearest pixel
-that does before boundaries are looked for, so that the boundary runs in the middle of a band; boundary pixels further
-than `REACH` pixels inside such an area, where nobody knows the truth, do not count. Boundary IoU leaves out all pixels
-that do not count.
+Before boundaries are located, each ignored pixel, such as those of the void bands around the objects of PASCAL VOC,
+takes the class of the nearest pixel that is not ignored, so that the boundary runs along the middle of a band. Boundary
+pixels that are more than `REACH` pixels inside an ignored area, where the truth is unknown, do not count. Boundary IoU
+leaves out all ignored pixels.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from tcl_core.evaluation.datasets.base import IGNORED
 __all__ = ["BAND_SHARE", "REACH", "TOLERANCE", "BoundaryCounts", "band_width", "boundary_counts", "boundary_scores"]
 
 TOLERANCE = 2
-"""How far a boundary pixel may lie from its counterpart, in pixels (Euclidean)."""
+"""Maximum distance of matching boundary pixels, in pixels (Euclidean)."""
 
 BAND_SHARE = 0.02
 """Width of the band of boundary IoU, as a share of the image's diagonal."""
 
 REACH = 3
-"""How far boundary pixels count inside an area that does not count."""
+"""How deep inside an ignored area boundary pixels still count, in pixels."""
 
 _OUTSIDE = -3
 
 
 @dataclass(frozen=True)
 class BoundaryCounts:
-    """Counts of pixels of each class, int64 ``[K]`` each; counts of images add up.
+    """Pixel counts of each class, int64 ``[K]`` each; counts of several images can be added.
 
     Attributes:
         predicted: boundary pixels of the prediction.
-        predicted_met: of those, near the true boundary.
+        predicted_met: those near the true boundary.
         true: boundary pixels of the truth.
-        true_met: of those, near the predicted boundary.
-        band_intersect: pixels of both masks near their own contour.
-        band_union: pixels of either.
+        true_met: those near the predicted boundary.
+        band_intersect: pixels near the contour of both masks.
+        band_union: pixels near the contour of either mask.
     """
 
     predicted: NDArray[np.int64]
@@ -68,12 +68,12 @@ def band_width(height: int, width: int) -> int:
 def boundary_counts(truth: NDArray[np.integer], prediction: NDArray[np.integer], classes: int) -> BoundaryCounts:
     """Compare the boundaries of all classes of an image.
 
-    A boundary pixel has a pixel of another class beside it, above or below; the image's border is no boundary. For
-    boundary IoU it is, as its authors have it, and distances are counted in steps to the eight neighbors.
+    A boundary pixel has one of its four neighbors in another class. The border of the image is not a boundary, except
+    for boundary IoU, as its authors define it; there, distances are counted in steps to the eight neighbors.
 
     Args:
-        truth: whole numbers ``[H, W]``, 0 to K - 1, or -1 where a pixel does not count.
-        prediction: whole numbers ``[H, W]``, 0 to K - 1, or -1 where nothing was predicted.
+        truth: integers ``[H, W]``, 0 to K - 1, or -1 where a pixel is ignored.
+        prediction: integers ``[H, W]``, 0 to K - 1, or -1 where no class was predicted.
         classes: number of classes K.
     """
     counted = truth != IGNORED
@@ -100,7 +100,7 @@ def boundary_counts(truth: NDArray[np.integer], prediction: NDArray[np.integer],
 
 
 def boundary_scores(counts: BoundaryCounts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Boundary F and boundary IoU of each class, float64 ``[K]`` in ``[0, 1]``; NaN where a class has no boundary."""
+    """Boundary F and boundary IoU of each class, float64 ``[K]`` in ``[0, 1]``; NaN for classes without one."""
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = np.where(counts.predicted > 0, counts.predicted_met / counts.predicted, 0.0)
         recall = np.where(counts.true > 0, counts.true_met / counts.true, 0.0)
@@ -124,7 +124,7 @@ def _has_other_neighbor(classes: NDArray[np.int16]) -> NDArray[np.bool_]:
 
 
 def _met(mine: NDArray[np.int16], other: NDArray[np.int16]) -> NDArray[np.bool_]:
-    """Where ``other`` has the same class within the tolerance; one comparison an offset serves all classes."""
+    """Where ``other`` has the same class within the tolerance; one comparison per offset serves all classes."""
     height, width = mine.shape
     padded = np.pad(other, TOLERANCE, constant_values=_OUTSIDE)
     found = np.zeros(mine.shape, bool)

@@ -1,4 +1,4 @@
-"""Counts of pixels, and the figures that benchmarks report of them."""
+"""Confusion matrices, and the metrics that benchmarks derive from them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def confusion_matrix(truth: NDArray[np.integer], prediction: NDArray[np.integer]
     """Count the pixels of each pair of true and predicted class.
 
     Args:
-        truth: whole numbers ``[H, W]``, 0 to K - 1, or -1 where a pixel does not count.
-        prediction: whole numbers ``[H, W]``, 0 to K - 1, or -1 where nothing was predicted.
+        truth: integers ``[H, W]``, 0 to K - 1, or -1 where a pixel is ignored.
+        prediction: integers ``[H, W]``, 0 to K - 1, or -1 where no class was predicted.
         classes: number of classes K.
 
     Returns:
-        int64 ``[K, K + 1]``: one row a true class, one column a predicted one; the last column is nothing.
+        int64 ``[K, K + 1]``: one row per true class, one column per predicted class; the last column is no class.
 
     Raises:
         ValueError: the shapes differ or a value is out of range.
@@ -43,19 +43,19 @@ def confusion_matrix(truth: NDArray[np.integer], prediction: NDArray[np.integer]
 
 @dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says; shares are in ``[0, 1]``, and NaN where nothing could be counted.
+    """Metrics of a confusion matrix; shares are in ``[0, 1]``, NaN if there was nothing to count.
 
     Attributes:
-        intersect: int64 ``[K]``, pixels that were predicted rightly.
+        intersect: int64 ``[K]``, correctly predicted pixels.
         union: int64 ``[K]``, pixels of the class in truth or prediction.
         predicted: int64 ``[K]``, pixels of the class in the prediction.
         labeled: int64 ``[K]``, pixels of the class in the truth.
-        iou: float64 ``[K]``; 0 for a class that is predicted but never true, NaN for one that is in neither.
-        accuracy: float64 ``[K]``, the share of a class' true pixels that were found.
-        mean_iou: over all classes but those in neither, as mmsegmentation computes it.
+        iou: float64 ``[K]``; 0 for a class that is predicted but never true, NaN for a class that is neither.
+        accuracy: float64 ``[K]``, the share of a class's true pixels that were found.
+        mean_iou: over all classes except those in neither map, as mmsegmentation computes it.
         mean_accuracy: over the classes in the truth.
-        pixel_accuracy: share of all counted pixels.
-        frequency_weighted_iou: with the share of each class' true pixels as its weight.
+        pixel_accuracy: share of all pixels that are not ignored.
+        frequency_weighted_iou: weighted by each class's share of the true pixels.
     """
 
     intersect: NDArray[np.int64]
@@ -71,10 +71,10 @@ class Scores:
 
 
 def scores_of(confusion: NDArray[np.int64]) -> Scores:
-    """The figures of a confusion matrix.
+    """The metrics of a confusion matrix.
 
     Args:
-        confusion: int64 ``[K, K + 1]`` of `confusion_matrix`, or a sum of such.
+        confusion: int64 ``[K, K + 1]`` of `confusion_matrix`, or a sum of several.
 
     Example:
         >>> scores_of(np.array([[8, 0, 0], [1, 0, 1]])).iou.round(3).tolist()

@@ -1,20 +1,21 @@
-"""How much work a person has to correct a prediction, in vertices and regions.
+"""The correction effort: how many edits turn a prediction into acceptable annotations.
 
-Every true region shall be covered by a region of its class with an IoU of at least `GOAL`, and no other region shall be
-left. Regions are pieces of one class whose pixels share an edge; those below a least area count on neither side,
-because nobody draws them, and join their surroundings in the prediction, as they do in ``prelabel``.
+Afterwards, every true region must be covered by a region of its class with an IoU of at least `GOAL`, and no other
+region may be left. Regions are 4-connected pieces of one class. Regions below a minimum area count on neither side,
+because nobody draws them; in the prediction they join their surroundings, as in ``prelabel``.
 
-1. Predicted regions get the polygons that the package would export. A true region drawn by hand takes as many vertices
-   as the coarsest Douglas-Peucker polygon of its outline whose IoU with the region reaches the goal.
-2. True and predicted regions of one class are paired, those with the highest IoU first, each at most once.
-3. A pair below the goal is edited: pixels that are wrong fall into connected pieces, too much or too little. To mend a
-   piece means to move the predicted polygon's vertices at the piece onto the true polygon's vertices at it; where one
-   has more than the other, the difference is added or deleted, and at least one vertex is moved. The pieces that mend
-   the most pixels a vertex come first, until the goal is reached.
-4. Where that costs no less than to delete the region and draw it anew, it is drawn anew.
-5. True regions without a partner are drawn: a region and its vertices. Predicted ones are deleted.
+1. Predicted regions get the polygons that the package would export. A true region that is drawn by hand takes as many
+   vertices as the coarsest Douglas-Peucker polygon of its outline whose IoU with the region reaches the goal.
+2. True and predicted regions of a class are paired, highest IoU first, each at most once.
+3. A pair below the goal is edited. Its wrong pixels form connected pieces, missing or excess. Fixing a piece means
+   moving the vertices of the predicted polygon at the piece to the vertices of the true polygon there; if one polygon
+   has more vertices there, the difference is added or deleted; at least one vertex is moved. The pieces that fix the
+   most pixels per vertex come first, until the goal is reached.
+4. If that costs as much as deleting the region and drawing it from scratch, or more, it is drawn from scratch.
+5. True regions without a partner are drawn: one step for the region and one for each vertex. Predicted regions without
+   a partner are deleted.
 
-Vertices that two neighbors share are moved once for each of them. Pixels that do not count are in no IoU.
+A vertex that two neighbors share counts for each of them. Ignored pixels are in no IoU.
 """
 
 from __future__ import annotations
@@ -36,23 +37,23 @@ from tcl_core.specks import absorb_small
 __all__ = ["GOAL", "Effort", "correction_effort", "drawn_polygon"]
 
 GOAL = 0.9
-"""IoU that every region has to reach."""
+"""IoU that every region must reach."""
 
 _COARSEST, _FINER = 64.0, 0.75
 
 
 @dataclass(frozen=True)
 class Effort:
-    """Steps of a person; efforts of images add up.
+    """Numbers of edits; those of several images can be added.
 
     Attributes:
         moved: vertices to move.
-        added: vertices to add, those of new regions among them.
+        added: vertices to add, including those of new regions.
         deleted: vertices to delete.
         regions_added: regions to draw.
         regions_deleted: regions to delete.
-        anew_vertices: vertices to draw everything anew.
-        anew_regions: regions likewise.
+        anew_vertices: vertices to draw everything from scratch.
+        anew_regions: regions to draw everything from scratch.
     """
 
     moved: int = 0
@@ -70,14 +71,14 @@ class Effort:
 
     @property
     def steps_anew(self) -> int:
-        """Steps to draw everything anew."""
+        """Steps to draw everything from scratch."""
         return self.anew_vertices + self.anew_regions
 
     def __add__(self, other: Effort) -> Effort:
         return Effort(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     def to_dict(self) -> dict[str, int]:
-        """The numbers by their names."""
+        """The numbers by name."""
         return asdict(self)
 
 
@@ -94,13 +95,13 @@ class _Side:
 def correction_effort(
     truth: NDArray[np.integer], prediction: NDArray[np.integer], first_class: int, min_area: int = 0
 ) -> Effort:
-    """The effort to correct one image; see the module for how it is counted.
+    """The effort of correcting one image; the module describes the algorithm.
 
     Args:
-        truth: whole numbers ``[H, W]``, 0 to K - 1, or -1 where a pixel does not count.
-        prediction: whole numbers ``[H, W]``, 0 to K - 1, or -1 where nothing was predicted.
-        first_class: classes from this one on are annotated: 1 where class 0 is the background.
-        min_area: regions of fewer pixels are noise.
+        truth: integers ``[H, W]``, 0 to K - 1, or -1 where a pixel is ignored.
+        prediction: integers ``[H, W]``, 0 to K - 1, or -1 where no class was predicted.
+        first_class: number of the first annotated class: 1 if class 0 is the background, otherwise 0.
+        min_area: regions with fewer pixels are noise.
 
     Example:
         >>> truth = np.zeros((20, 20), int)
@@ -109,7 +110,7 @@ def correction_effort(
         (0, 5)
     """
     counted = truth != IGNORED
-    # As in label maps: 0 is nothing.
+    # As in label maps: 0 is no label.
     true_map = np.maximum(truth.astype(np.int32) - first_class + 1, 0)
     predicted_map = absorb_small(np.maximum(prediction.astype(np.int32) - first_class + 1, 0), min_area)
     true = _regions(true_map, counted, min_area, drawn=True)

@@ -1,4 +1,4 @@
-"""Evaluations as plain settings, which every process opens for itself."""
+"""Evaluations as plain settings that can be sent to other processes."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ __all__ = [
 ]
 
 DATA_SETS = "tcl_annotate.data_sets"
-"""Group of the entry points of data sets that other packages read."""
+"""Entry-point group of data sets that other packages provide."""
 
 
 class DataSpec(Protocol):
-    """Says which data set is meant, and can be sent to another process."""
+    """Identifies a data set; can be sent to another process."""
 
     def open(self) -> DataSet:
         """The data set.
 
         Raises:
-            DataSetError: something is missing or does not fit.
+            DataSetError: a file is missing or does not fit.
         """
         ...
 
@@ -99,14 +99,14 @@ class MaskData:
 
 @dataclass(frozen=True)
 class PluginData:
-    """A data set in a form that another package reads.
+    """A data set in a format that another package reads.
 
     Attributes:
-        kind: name of an entry point in the group ``tcl_annotate.data_sets``, whose value is a sub-class of `DataSet`
-            that is made from path, folder of images and vocabulary.
+        kind: name of an entry point in the group ``tcl_annotate.data_sets``: a subclass of `DataSet` whose arguments
+            are the path, the folder of images and the vocabulary.
         path: the annotations.
         images: folder of images.
-        vocabulary: labels to evaluate; ``None`` takes all.
+        vocabulary: labels to evaluate; ``None`` for all.
     """
 
     kind: str
@@ -118,31 +118,31 @@ class PluginData:
         """The data set."""
         found = installed(DATA_SETS).get(self.kind)
         if found is None:
-            raise SettingsError(f"--{self.kind}: no installed package reads that; install tcl-annotate again")
+            raise SettingsError(f"--{self.kind}: no installed package reads this format; reinstall tcl-annotate")
         kind: Any = load(found, "The data set", DataSet, subclass=True)
         return kind(self.path, self.images, self.vocabulary)
 
 
 @lru_cache(maxsize=1)
 def _loaded(name: str, device: str, precision: str) -> Model:
-    """One after the other, several evaluations use the same model."""
+    """Consecutive evaluations share a model."""
     return load_model(name, device=device, precision=precision)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model and how it is used.
+    """A model and its settings.
 
     Attributes:
         name: see `tcl_core.models.load_model`.
-        refine: whether the method's refiner follows.
+        refine: whether to use the method's refiner.
         options: values of the method's options.
         device: see `tcl_core.devices.select_device`.
         precision: see `tcl_core.devices.select_precision`.
-        batch_size: most windows that go through the network together.
-        preprocess: values of `Preprocess` in place of the model's, such as ``{"short_side": 448}``.
-        background_threshold: height of the background, in place of the model's.
-        templates: name of the template set, in place of the model's.
+        batch_size: maximum number of windows per forward pass.
+        preprocess: values of `Preprocess` that override the model's, such as ``{"short_side": 448}``.
+        background_threshold: overrides the model's.
+        templates: name of the template set; overrides the model's.
     """
 
     name: str
@@ -168,11 +168,11 @@ class ModelSpec:
         return Segmenter(model, refine=self.refine, options=self.options, batch_size=self.batch_size)
 
     def applied_to(self, classes: ClassList) -> ClassList:
-        """The classes with the settings that are the vocabulary's."""
+        """The classes with this background threshold and template set."""
         vocabulary = classes.vocabulary
         if self.background_threshold is not None:
             if not classes.has_background:
-                raise SettingsError("--background-threshold: these classes have no background; leave it out")
+                raise SettingsError("--background-threshold: these classes have no background; remove the option")
             vocabulary = replace(vocabulary, background_threshold=self.background_threshold)
         if self.templates is not None:
             vocabulary = replace(vocabulary, templates=self.templates)
@@ -184,12 +184,12 @@ class EvaluationJob:
     """An evaluation that can be sent to another process.
 
     Attributes:
-        data: which data set.
-        model: which model, and how.
+        data: the data set.
+        model: the model and its settings.
         folder: for the journal and results.
-        limit: evaluate the first images only.
-        effort: whether the effort of correcting is measured.
-        page: whether a page of the worst and best images of each class is made.
+        limit: evaluate only the first images.
+        effort: whether to measure the correction effort.
+        page: whether to write a page with the worst and best images of each class.
     """
 
     data: DataSpec
@@ -199,12 +199,15 @@ class EvaluationJob:
     effort: bool = True
     page: bool = True
 
-    def open(self) -> Evaluation:
+    def open(self, data: DataSet | None = None) -> Evaluation:
         """Open the data and load the model.
 
+        Args:
+            data: the data set, if it is open already.
+
         Raises:
-            TclError: either cannot be used.
+            TclError: the data or the model cannot be used.
         """
-        data = self.data.open()
+        data = self.data.open() if data is None else data
         classes = self.model.applied_to(data.classes)
         return Evaluation(data, self.model.load(), self.folder, self.limit, self.effort, self.page, classes)

@@ -9,10 +9,10 @@ __all__ = ["MeanIoU"]
 
 
 class MeanIoU:
-    """Intersection over union of every class, summed over a data set before it is divided.
+    """Intersection over union of each class, with counts that are summed over a data set first.
 
-    The confusion matrix holds one row a true class and one column a predicted class. Pixels whose ground truth is the
-    ignored value do not count at all; a prediction of 0 (background) is a miss of the true class.
+    The confusion matrix has one row per true class and one column per predicted class. Pixels whose ground truth is the
+    ignored value do not count; a prediction of 0 (background) is a miss of the true class.
 
     Args:
         classes: number of classes K; class values run from 1 to K.
@@ -59,7 +59,7 @@ class MeanIoU:
         self.confusion += np.bincount(rows * side + columns, minlength=side * side).reshape(side, side)
 
     def per_class(self) -> NDArray[np.float64]:
-        """IoU of the classes 1 to K, float64 ``[K]`` in ``[0, 1]``; NaN where a class is in neither side."""
+        """IoU of the classes 1 to K, float64 ``[K]`` in ``[0, 1]``; NaN for classes that occur in neither map."""
         hit = np.diag(self.confusion).astype(np.float64)
         union = self.confusion.sum(axis=0) + self.confusion.sum(axis=1) - hit
         with np.errstate(invalid="ignore"):

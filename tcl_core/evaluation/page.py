@@ -1,4 +1,4 @@
-"""A page that shows the worst and best images of every class: image, truth and prediction side by side."""
+"""A page with the worst and best images of each class: image, ground truth and prediction side by side."""
 
 from __future__ import annotations
 
@@ -46,17 +46,16 @@ def write_page(evaluation: Evaluation, result: Mapping[str, Any], more: Sequence
     """Write ``page/index.html`` and its images into the evaluation's folder.
 
     Args:
-        evaluation: what was evaluated, with its predictions kept.
-        result: its figures.
+        evaluation: the evaluation, with stored predictions.
+        result: its result.
         more: lines of journals of other machines.
-        each: how many worst and how many best images of a class are shown; only images of which it covers at least a
-            thousandth count.
+        each: number of worst and of best images per class, among the images of which the class covers at least 0.1 %.
 
     Returns:
         The page.
 
     Raises:
-        ExportError: it cannot be written.
+        ExportError: the page cannot be written.
     """
     folder = evaluation.folder / "page"
     classes = evaluation.competing
@@ -87,17 +86,19 @@ def write_page(evaluation: Evaluation, result: Mapping[str, Any], more: Sequence
 
 
 def _examples(evaluation: Evaluation, more: Sequence[str], each: int) -> list[tuple[list[_Example], list[_Example]]]:
-    """The worst and the best images of each class; no image is both."""
+    """The worst and the best images of each class; no image is both, and a few images are split in the middle."""
     count = len(evaluation.competing.names)
     worst: list[list[tuple[float, int, str]]] = [[] for _ in range(count)]
     best: list[list[tuple[float, int, str]]] = [[] for _ in range(count)]
+    known = [0] * count
     index = JournalIndex(evaluation.folder, evaluation.identity(), more)
     for place, record in enumerate(index.records(evaluation.images)):
         scores = scores_of(record.confusion(count))
         least = _LEAST_SHARE * record.size[0] * record.size[1]
         for number in np.flatnonzero(scores.labeled >= least).tolist():
             iou = float(scores.iou[number])
-            # Heaps give out their least, so that what is kept is the greatest; earlier images come first among equals.
+            known[number] += 1
+            # Heaps remove their smallest entry and so keep the largest; among equals, earlier images stay.
             for heap, value in ((worst[number], -iou), (best[number], iou)):
                 heapq.heappush(heap, (value, -place, record.name))
                 if len(heap) > each:
@@ -106,13 +107,15 @@ def _examples(evaluation: Evaluation, more: Sequence[str], each: int) -> list[tu
     for number in range(count):
         low = [_Example(-place, name, -value) for value, place, name in sorted(worst[number], reverse=True)]
         high = [_Example(-place, name, value) for value, place, name in sorted(best[number], reverse=True)]
+        if known[number] < 2 * each:
+            low = low[: (known[number] + 1) // 2]
         taken = {example.index for example in low}
         found.append((low, [example for example in high if example.index not in taken]))
     return found
 
 
 def _draw(evaluation: Evaluation, index: int, colors: Sequence[Color], folder: Path) -> str | None:
-    """Write an image's three panels; ``None`` where the prediction is on another machine or the image is gone."""
+    """Write an image's three panels; ``None`` if the prediction is on another machine or the image is gone."""
     try:
         prediction = evaluation.prediction(index)
         image, truth = evaluation.data.image(index), evaluation.data.truth(index)

@@ -1,4 +1,4 @@
-"""How well a model finds everything in held-out playground scenes, and what its parts contribute."""
+"""Score a model on held-out playground scenes, and measure what its parts contribute."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Variant:
     """Settings of the segmenter for a row of the table.
 
     Attributes:
-        refine: whether PAMR follows.
+        refine: whether PAMR is used.
         options: values of the method's options.
-        debias: whether prompts are debiased, for models that do so.
+        debias: whether prompts are debiased, for models that support it.
     """
 
     refine: bool
@@ -90,7 +90,7 @@ class EvaluationRow:
 
 
 def held_out_scene(combinations: Combinations, index: int) -> Scene:
-    """Scene ``index`` of the evaluation; its seed is used nowhere else."""
+    """Scene ``index`` of the evaluation; its seed is not used anywhere else."""
     return draw_scene(scene_rng(_SEEDS[combinations], index), combinations=combinations)
 
 
@@ -99,7 +99,7 @@ def evaluate_playground(
 ) -> list[EvaluationRow]:
     """Score a model on scenes that were never used for training.
 
-    Every class of the world competes in every image, without a background plane; plain arg-max decides.
+    All classes of the toy world compete in every image, without a background; plain arg-max decides.
 
     Args:
         model: the model to score.
@@ -107,7 +107,7 @@ def evaluate_playground(
         progress: called with the scenes done and the total.
 
     Returns:
-        One row a variant; those that differ in debiasing only for a model that debiases prompts.
+        One row per variant; variants without debiasing only for models that debias prompts.
     """
     vocabulary = Vocabulary(tuple(Label(name, (name,)) for name in CLASS_NAMES), background=False)
     biased = replace(model, debiasing=None)
@@ -156,5 +156,5 @@ def format_rows(rows: list[EvaluationRow]) -> str:
 
 
 def rows_to_json(rows: list[EvaluationRow]) -> str:
-    """The table as JSON, for keeping beside the weights."""
+    """The table as JSON, to store next to the weights."""
     return json.dumps([asdict(row) | {"lost": row.loss} for row in rows], indent=1)

@@ -1,4 +1,4 @@
-"""Several processes that share one evaluation: started here, or by ``torchrun``."""
+"""One evaluation shared by several processes, started here or by ``torchrun``."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from tcl_core.evaluation.page import write_page
 from tcl_core.evaluation.report import write_result
 from tcl_core.evaluation.run import Evaluation, Share
 
-__all__ = ["OnProgress", "run_job", "torchrun_share"]
+__all__ = ["OnProgress", "on_own_device", "run_job", "torchrun_share"]
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with what is being done (``"check"`` or ``"evaluate"``), the images done and of all."""
+"""Called with the current step (``"check"`` or ``"evaluate"``), the number of finished images and the total."""
 
 _WAITS = timedelta(days=7)
 _POLL_SECONDS = 0.5
 
 
 def torchrun_share(environment: Mapping[str, str] = os.environ) -> Share | None:
-    """The share that ``torchrun`` gives this process; ``None`` where it did not start it.
+    """The share of this process under ``torchrun``; ``None`` without it.
 
     Raises:
-        SettingsError: its variables are no numbers.
+        SettingsError: its variables are not numbers.
 
     >>> torchrun_share({"RANK": "1", "WORLD_SIZE": "4"})
     Share(process=1, count=4)
@@ -42,37 +42,42 @@ def torchrun_share(environment: Mapping[str, str] = os.environ) -> Share | None:
     try:
         return Share(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
     except ValueError:
-        raise SettingsError("RANK and WORLD_SIZE: are no numbers; unset them, or start with torchrun") from None
+        raise SettingsError("RANK and WORLD_SIZE are not numbers; unset them, or start with torchrun") from None
 
 
 def run_job(
-    job: EvaluationJob, processes: int = 1, overwrite: bool = False, on_progress: OnProgress | None = None
+    job: EvaluationJob,
+    processes: int = 1,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+    checked: bool = False,
 ) -> dict[str, Any] | None:
-    """Evaluate, or go on where an earlier run ended, and write the results.
+    """Evaluate, or resume an earlier run, and write the results.
 
     Args:
         job: what to evaluate.
-        processes: how many of this machine share the images; under ``torchrun``, those that it started do.
-        overwrite: begin anew instead of going on.
-        on_progress: of all processes together.
+        processes: number of processes on this machine that share the images; under ``torchrun``, its processes do.
+        overwrite: start over instead of resuming.
+        on_progress: called for all processes together.
+        checked: whether labels and images were checked before.
 
     Returns:
         The result, see `tcl_core.evaluation.report.build_result`; ``None`` in all but the first process of
         ``torchrun``.
 
     Raises:
-        TclError: something cannot be read, written or used; what was done before stays done.
+        TclError: something cannot be read, written or used; finished images stay finished.
     """
     share = torchrun_share()
     if share is not None and share.count > 1:
-        return _run_under_torchrun(job, share, overwrite, on_progress)
+        return _run_under_torchrun(job, share, overwrite, on_progress, checked)
     evaluation = job.open()
     if overwrite:
         evaluation.start_anew()
     if processes > 1:
-        _start(job, processes, on_progress)
+        _start(job, processes, on_progress, checked)
     else:
-        evaluation.work(on_progress=on_progress)
+        evaluation.work(on_progress=on_progress, checked=checked)
     return _finish(job, evaluation, [])
 
 
@@ -87,19 +92,19 @@ def _finish(job: EvaluationJob, evaluation: Evaluation, more: list[str]) -> dict
 
 
 def _run_under_torchrun(
-    job: EvaluationJob, share: Share, overwrite: bool, on_progress: OnProgress | None
+    job: EvaluationJob, share: Share, overwrite: bool, on_progress: OnProgress | None, checked: bool
 ) -> dict[str, Any] | None:
     from torch import distributed
 
     if not distributed.is_initialized():
         distributed.init_process_group("gloo", timeout=_WAITS)
-    evaluation = _on_own_device(job, int(os.environ.get("LOCAL_RANK", share.process))).open()
+    evaluation = on_own_device(job, int(os.environ.get("LOCAL_RANK", share.process))).open()
     if overwrite and share.process == 0:
         evaluation.start_anew()
     distributed.barrier()
-    evaluation.work(share, on_progress)
+    evaluation.work(share, on_progress, checked)
     path = evaluation.folder / f"journal-{share.process}.jsonl"
-    # Machines need not share a disk, so that counts are sent; those of this machine are found twice, and counted once.
+    # Machines need not share a disk, so counts are sent; those of this machine arrive twice and are counted once.
     lines = path.read_text(encoding="utf-8").splitlines()[1:]
     gathered: list[list[str] | None] | None = [None] * share.count if share.process == 0 else None
     distributed.gather_object(lines, gathered)
@@ -110,8 +115,8 @@ def _run_under_torchrun(
     return result
 
 
-def _on_own_device(job: EvaluationJob, process: int) -> EvaluationJob:
-    """With several GPUs each process has its own."""
+def on_own_device(job: EvaluationJob, process: int) -> EvaluationJob:
+    """The job with a GPU of its own for each process of this machine, if it has GPUs and the job names none."""
     from dataclasses import replace
 
     count = torch.cuda.device_count() if job.model.device in ("auto", "cuda") else 0
@@ -123,12 +128,12 @@ def _on_own_device(job: EvaluationJob, process: int) -> EvaluationJob:
 # -- started here ------------------------------------------------------------------------------------------------------
 
 
-def _start(job: EvaluationJob, count: int, on_progress: OnProgress | None) -> None:
-    """Start processes that each do a share, and wait for them."""
+def _start(job: EvaluationJob, count: int, on_progress: OnProgress | None, checked: bool) -> None:
+    """Start a process for each share, and wait for them."""
     context = multiprocessing.get_context("spawn")
     messages: Queue[tuple[Any, ...]] = context.Queue()
     workers = [
-        context.Process(target=_work, args=(job, Share(number, count), messages), daemon=True)
+        context.Process(target=_work, args=(job, Share(number, count), messages, checked), daemon=True)
         for number in range(count)
     ]
     for worker in workers:
@@ -149,7 +154,7 @@ def _start(job: EvaluationJob, count: int, on_progress: OnProgress | None) -> No
             else:
                 progress[number] = (what, done, total)
                 if on_progress is not None and len(progress) == count:
-                    # One is ahead; what is shown is what the last one does.
+                    # The slowest process determines which step is shown.
                     last = "check" if any(each[0] == "check" for each in progress.values()) else "evaluate"
                     parts = [each for each in progress.values() if each[0] == last]
                     on_progress(last, sum(each[1] for each in parts), sum(each[2] for each in parts))
@@ -161,13 +166,13 @@ def _start(job: EvaluationJob, count: int, on_progress: OnProgress | None) -> No
             worker.join()
 
 
-def _work(job: EvaluationJob, share: Share, messages: Queue[tuple[Any, ...]]) -> None:
-    """What a started process does."""
+def _work(job: EvaluationJob, share: Share, messages: Queue[tuple[Any, ...]], checked: bool) -> None:
+    """Evaluate a share in a process of its own."""
     torch.set_num_threads(max(1, torch.get_num_threads() // share.count))
     with contextlib.suppress(KeyboardInterrupt):
         try:
-            evaluation = _on_own_device(job, share.process).open()
-            evaluation.work(share, lambda what, done, total: messages.put((share.process, what, done, total)))
+            evaluation = on_own_device(job, share.process).open()
+            evaluation.work(share, lambda what, done, total: messages.put((share.process, what, done, total)), checked)
             messages.put((share.process, "finished", 0, 0))
         except TclError as error:
             messages.put((share.process, "error", type(error), str(error)))
@@ -176,12 +181,12 @@ def _work(job: EvaluationJob, share: Share, messages: Queue[tuple[Any, ...]]) ->
 
 
 def _look_after(workers: list[Any], finished: set[int]) -> None:
-    """Notice a process that ended without a word, as when it is killed for its memory."""
+    """Notice a process that ended without a message, such as one that was killed for its memory."""
     for number, worker in enumerate(workers):
         if worker.exitcode is not None and number not in finished and worker.exitcode != 0:
             raise SettingsError(
-                f"process {number} of the evaluation ended with code {worker.exitcode}, as for want of memory; run the "
-                "command again with fewer --processes, and it goes on where it ended"
+                f"process {number} of the evaluation ended with code {worker.exitcode}, perhaps for lack of memory; to "
+                "resume, run the command again with fewer --processes"
             )
 
 

@@ -1,4 +1,4 @@
-"""How well a model serves projects that ask for a few labels, while images hold much more than those."""
+"""Score a model on projects with a few labels, while the images contain many other things."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STEP = 0.05
 
 @dataclass(frozen=True)
 class Project:
-    """What a project asks for.
+    """The labels of a project.
 
     Attributes:
         kinds: number of kinds of objects.
@@ -117,7 +117,7 @@ def evaluate_projects(
         progress: called with the scenes done and the total.
 
     Returns:
-        One row a project.
+        One row per project.
     """
     middle = segmenter.background_threshold if background_threshold is None else background_threshold
     heights = [None] if middle is None else [middle, max(0.0, middle - STEP), min(1.0, middle + STEP)]

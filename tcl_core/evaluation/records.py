@@ -1,4 +1,4 @@
-"""What is counted in one image, and the journal that keeps it until all images are done."""
+"""The counts of one image, and the journal that stores them until all images are done."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class ImageRecord:
     Attributes:
         name: of the image.
         size: height and width.
-        pixels: number of pixels by true and predicted class; a predicted class of K is nothing.
-        boundary: of each class with a boundary, the six numbers of `BoundaryCounts`.
-        effort: of `tcl_core.evaluation.effort`; empty where that was not asked for.
+        pixels: number of pixels by true and predicted class; a predicted class of K means no class.
+        boundary: for each class with a boundary, the six numbers of `BoundaryCounts`.
+        effort: of `tcl_core.evaluation.effort`; empty if it was not measured.
     """
 
     name: str
@@ -49,7 +49,7 @@ class ImageRecord:
         return matrix
 
     def boundary_counts(self, classes: int) -> BoundaryCounts:
-        """The counts of boundaries, of all K classes."""
+        """The boundary counts of all K classes."""
         counts = np.zeros((len(_BOUNDARY), classes), np.int64)
         for number, values in self.boundary.items():
             counts[:, number] = values
@@ -93,8 +93,8 @@ def record_image(
 
     Args:
         name: of the image.
-        truth: whole numbers ``[H, W]``, 0 to K - 1, or -1 where a pixel does not count.
-        prediction: whole numbers ``[H, W]``, 0 to K - 1, or -1 where nothing was predicted.
+        truth: integers ``[H, W]``, 0 to K - 1, or -1 where a pixel is ignored.
+        prediction: integers ``[H, W]``, 0 to K - 1, or -1 where no class was predicted.
         classes: number of classes K.
         effort: of `tcl_core.evaluation.effort`.
     """
@@ -112,16 +112,16 @@ def record_image(
 
 
 class Journal:
-    """The records of one process, appended to a file as they are made.
+    """The records of one process, appended to a file one by one.
 
     Args:
-        folder: of the evaluation; it may hold journals of other processes, or of earlier runs.
+        folder: of the evaluation; it may contain journals of other processes or earlier runs.
         process: number of this process, from 0.
-        identity: everything that a record depends on; a folder with another one is refused.
+        identity: everything that a record depends on; a folder with a different identity is rejected.
 
     Raises:
-        SettingsError: the folder holds another evaluation, or another process writes to it.
-        ExportError: it cannot be written to.
+        SettingsError: the folder contains another evaluation, or another process writes to it.
+        ExportError: the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, process: int, identity: Mapping[str, Any]) -> None:
@@ -133,7 +133,7 @@ class Journal:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise SettingsError(
-                f"{folder}: another evaluation is writing there; wait for it, or name another folder"
+                f"{folder}: another evaluation is writing to this folder; wait until it ends, or use another --out"
             ) from None
         except OSError as error:
             raise self._unwritable(error) from error
@@ -149,7 +149,7 @@ class Journal:
             raise
 
     def add(self, record: ImageRecord) -> None:
-        """Keep a record.
+        """Append a record.
 
         Raises:
             ExportError: the disk is full, or the like.
@@ -157,7 +157,7 @@ class Journal:
         self._write(record.to_json())
 
     def close(self) -> None:
-        """Let other processes write here."""
+        """Close the file, so that other processes can write to it."""
         self._file.close()
         self._lock.release()
 
@@ -174,7 +174,7 @@ class Journal:
         )
 
     def _drop_torn_line(self) -> None:
-        """Forget a last line that a killed process did not finish."""
+        """Remove an unfinished last line, which a killed process leaves."""
         if not self._path.exists():
             return
         with self._path.open("rb+") as file:
@@ -191,12 +191,15 @@ class Journal:
 
 
 class JournalIndex:
-    """Where the records of all processes are, so that they need not be in memory.
+    """Locations of the records of all processes, so that they need not be in memory.
 
     Args:
         folder: of the evaluation.
-        identity: see `Journal`; others are refused.
+        identity: see `Journal`; journals with a different identity are rejected.
         more: lines of journals of other machines.
+
+    Raises:
+        SettingsError: the folder contains another evaluation.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], more: Sequence[str] = ()) -> None:
@@ -209,7 +212,7 @@ class JournalIndex:
                     continue
                 offset = len(header)
                 for line in file:
-                    # A line without an end was torn, or is being written.
+                    # An unfinished line was cut off, or is being written.
                     if line.endswith(b"\n"):
                         self._places.setdefault(json.loads(line)["image"], (path, offset))
                     offset += len(line)
@@ -223,7 +226,7 @@ class JournalIndex:
         return len(self._places)
 
     def records(self, names: Sequence[str]) -> Iterator[ImageRecord]:
-        """The records of images, in the order asked for.
+        """The records of images, in the order of ``names``.
 
         Raises:
             KeyError: one is missing.
@@ -247,25 +250,25 @@ def _check_header(path: Path, identity: Mapping[str, Any]) -> None:
     with path.open("rb") as file:
         line = file.readline()
     if not line.endswith(b"\n"):
-        # Killed before the first line was whole, or just being written: there is no record yet.
+        # Its process was killed, or has just begun: there is no record yet.
         return
     try:
         found = json.loads(line)["identity"]
     except (ValueError, KeyError, TypeError):
-        raise SettingsError(f"{path}: is no journal of an evaluation; name another folder") from None
+        raise SettingsError(f"{path}: is not the journal of an evaluation; use another --out") from None
     wanted = json.loads(json.dumps(identity))
     if found != wanted:
         changed = ", ".join(sorted(_changes(found, wanted)))
         raise SettingsError(
-            f"{path.parent}: holds an evaluation with other settings ({changed}); add --overwrite, or name another "
-            "folder with --out"
+            f"{path.parent}: contains results with other settings ({changed}); add --overwrite to replace them, or use "
+            "another --out"
         )
 
 
 def _changes(one: Any, other: Any, place: str = "") -> list[str]:
     """Names of the settings that differ."""
     if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
-        return [place or "everything"] if one != other else []
+        return [place or "all of them"] if one != other else []
     found: list[str] = []
     for key in {*one, *other}:
         found += _changes(one.get(key), other.get(key), f"{place}.{key}" if place else str(key))

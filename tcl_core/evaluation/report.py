@@ -1,4 +1,4 @@
-"""From the journal to figures: one JSON file that holds everything, and tables as CSV."""
+"""From the journal to results: a JSON file with everything, and tables as CSV."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ _IMAGE_FIELDS = (
 
 
 def build_result(evaluation: Evaluation, more: Sequence[str] = ()) -> dict[str, Any]:
-    """The figures of an evaluation whose images are all in its journal.
+    """The results of an evaluation whose journal is complete.
 
     Args:
-        evaluation: what was evaluated.
+        evaluation: the evaluation.
         more: lines of journals of other machines.
 
     Returns:
-        JSON values, the same for the same records, whichever process made them and when: ``scores`` of the whole set,
-        ``classes``, ``effort``, ``confusion`` (a row a true class, a column a predicted one, the last is nothing), and
-        what they depend on. Shares are in ``[0, 1]``; ``None`` stands where nothing could be counted.
+        JSON values, which depend only on the records: ``scores`` of the whole data set, ``classes``, ``effort``,
+        ``confusion`` (one row per true class, one column per predicted class, the last for no class), and everything
+        that they depend on. Shares are in ``[0, 1]``, or ``None`` if there was nothing to count.
 
     Raises:
         SettingsError: an image is missing.
@@ -61,7 +61,7 @@ def build_result(evaluation: Evaluation, more: Sequence[str] = ()) -> dict[str, 
     if missing:
         raise SettingsError(
             f"{evaluation.folder}: {len(missing):,} of {len(images):,} images are not evaluated yet, such as "
-            f"{missing[0]}; run the command again"
+            f"{missing[0]}; to continue, run the command again"
         )
     names = evaluation.competing.names
     confusion = np.zeros((len(names), len(names) + 1), np.int64)
@@ -108,11 +108,11 @@ def write_result(evaluation: Evaluation, more: Sequence[str] = ()) -> dict[str, 
     """Write ``result.json``, ``classes.csv``, ``images.csv`` and ``confusion.csv`` into the evaluation's folder.
 
     Args:
-        evaluation: what was evaluated.
+        evaluation: the evaluation.
         more: lines of journals of other machines.
 
     Returns:
-        `build_result`'s.
+        The result of `build_result`.
 
     Raises:
         SettingsError: an image is missing.
@@ -131,7 +131,7 @@ def write_result(evaluation: Evaluation, more: Sequence[str] = ()) -> dict[str, 
         table.writerows(image_row(record, names) for record in index.records(evaluation.images))
     with _replaced(folder / "confusion.csv") as file:
         lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(["true", *names, "(nothing)"])
+        lines.writerow(["true", *names, "(none)"])
         lines.writerows([name, *row] for name, row in zip(names, result["confusion"], strict=True))
     with _replaced(folder / "result.json") as file:
         _write_json(file, result)
@@ -139,7 +139,7 @@ def write_result(evaluation: Evaluation, more: Sequence[str] = ()) -> dict[str, 
 
 
 def image_row(record: ImageRecord, names: Sequence[str]) -> dict[str, Any]:
-    """The line of an image in the table of images; means are over the classes in its truth or prediction."""
+    """The row of an image in the table of images; means are over the classes in its truth or prediction."""
     scores = scores_of(record.confusion(len(names)))
     boundary_f, boundary_iou = boundary_scores(record.boundary_counts(len(names)))
     row: dict[str, Any] = {
@@ -158,7 +158,7 @@ def image_row(record: ImageRecord, names: Sequence[str]) -> dict[str, Any]:
 
 
 def format_result(result: Mapping[str, Any], worst: int = 5) -> str:
-    """The figures for people: the whole set, and the classes of the lowest and highest IoU."""
+    """A summary as text: the whole data set, and the classes with the lowest and highest IoU."""
     scores, data = result["scores"], result["data"]
     lines = [
         f"{data['name']} {data['split']}, {data['images']:,} images, {len(result['classes'])} classes",
@@ -169,8 +169,8 @@ def format_result(result: Mapping[str, Any], worst: int = 5) -> str:
     if effort := result["effort"]:
         share = f" ({100 * effort['steps'] / effort['steps_anew']:.0f} %)" if effort["steps_anew"] else ""
         lines.append(
-            f"to correct every region to an IoU of {GOAL}: {effort['steps']:,} steps, to draw everything anew "
-            f"{effort['steps_anew']:,}{share}"
+            f"correction effort (IoU {GOAL} per region): {effort['steps']:,} edits, instead of "
+            f"{effort['steps_anew']:,} from scratch{share}"
         )
     known = sorted((row for row in result["classes"] if row["iou"] is not None), key=lambda row: row["iou"])
     for what, rows in (("lowest", known[:worst]), ("highest", known[::-1][:worst])):
@@ -179,10 +179,10 @@ def format_result(result: Mapping[str, Any], worst: int = 5) -> str:
 
 
 def write_summary(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write several results side by side: ``summary.json``, ``summary.csv`` and, as a table for people, ``summary.md``.
+    """Write several results side by side: ``summary.json``, ``summary.csv``, and ``summary.md`` with a Markdown table.
 
     Args:
-        folder: that holds the folders of the evaluations.
+        folder: the parent of the evaluations' folders.
         results: of `write_result`, at least one.
 
     Raises:
@@ -223,7 +223,7 @@ def _refiner(result: Mapping[str, Any]) -> str:
 def summary_table(results: Iterable[Mapping[str, Any]]) -> str:
     """Several results as one Markdown table."""
     lines = [
-        "| data | model | refiner | mIoU | pixel acc. | boundary F | boundary IoU | correct / anew |",
+        "| data | model | refiner | mIoU | pixel acc. | boundary F | boundary IoU | effort |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
@@ -262,7 +262,7 @@ def _percent(share: float | None) -> str:
 
 
 def _write_json(file: TextIO, result: Mapping[str, Any]) -> None:
-    """Indented, but for the rows of the confusion matrix, of which each gets a line."""
+    """Indented, with one line for each row of the confusion matrix."""
     rest = {key: value for key, value in result.items() if key != "confusion"}
     text = json.dumps(rest, indent=1, ensure_ascii=False)
     rows = ",\n".join(f"  {json.dumps(row)}" for row in result["confusion"])
@@ -271,7 +271,7 @@ def _write_json(file: TextIO, result: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _replaced(path: Path) -> Iterator[TextIO]:
-    """A text file that appears under its name only when it is whole."""
+    """A text file that appears under its name only when it is complete."""
     part = path.with_name(path.name + ".part")
     try:
         with part.open("w", encoding="utf-8", newline="") as file:

@@ -1,10 +1,10 @@
-"""Evaluating a model on a data set: every process does its share, and what is done stays done."""
+"""Evaluate a model on a data set: each process takes its share of the images and keeps a journal of finished ones."""
 
 from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,37 +21,66 @@ from tcl_core.evaluation.effort import correction_effort
 from tcl_core.evaluation.records import ImageRecord, Journal, JournalIndex, fingerprint, record_image
 from tcl_core.segmentation.segmenter import Segmenter
 
-__all__ = ["Evaluation", "Share", "predict_classes"]
+__all__ = ["Evaluation", "Share", "check_images", "predict_classes"]
 
 _AHEAD = 2
-"""Images that are read before their turn, and results that are counted behind it."""
+"""Images that are read ahead of the model, and predictions that are counted behind it."""
 
 _PREDICTIONS = "predictions"
 
 
 def predict_classes(segmenter: Segmenter, classes: ClassList, image: NDArray[np.uint8]) -> NDArray[np.int16]:
-    """The class of each pixel.
+    """Predict the class of each pixel.
 
-    An image is encoded by itself, so that its result does not depend on which others are evaluated with it.
+    Images are never batched together, so that a result does not depend on which images are evaluated with it.
 
     Args:
         segmenter: the model and its settings.
-        classes: what competes.
+        classes: the competing classes.
         image: uint8 ``[H, W, 3]``, RGB.
 
     Returns:
-        int16 ``[H, W]``, 0 to K - 1; -1 where no class is strong enough and there is no background.
+        int16 ``[H, W]``, 0 to K - 1; -1 where no class reaches the threshold and there is no background class.
     """
     features = segmenter.encode(image)
     return classes.from_label_map(segmenter.segment(features, classes.vocabulary).label_map)
 
 
-@dataclass(frozen=True)
-class Share:
-    """The part of the images that a process evaluates: every ``count``-th from ``process`` on.
+def check_images(
+    data: DataSet, indices: Sequence[int], on_progress: Callable[[str, int, int], None] | None = None
+) -> None:
+    """Decode images and their labels before a model sees them, so that a damaged file does not cost hours.
+
+    Args:
+        data: the data set.
+        indices: numbers of the images.
+        on_progress: called with ``"check"``, the number of checked images and the total; an exception that it raises
+            ends the check.
 
     Raises:
-        SettingsError: there is no such part.
+        DataSetError: a label cannot be read, or does not fit its image or the classes.
+        ImageError: an image cannot be read.
+    """
+
+    def check(index: int) -> None:
+        data.check(index)
+        data.check_image(index)
+
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        try:
+            for number, _ in enumerate(pool.map(check, indices)):
+                if on_progress is not None:
+                    on_progress("check", number, len(indices))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The images that one process evaluates: every ``count``-th, starting with number ``process``.
+
+    Raises:
+        SettingsError: ``process`` is not in ``range(count)``.
     """
 
     process: int = 0
@@ -59,21 +88,21 @@ class Share:
 
     def __post_init__(self) -> None:
         if not 0 <= self.process < self.count:
-            raise SettingsError(f"process {self.process} of {self.count}: count processes from 0")
+            raise SettingsError(f"process {self.process} of {self.count}: processes are numbered from 0")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model on a data set, in a folder.
+    """A model on a data set, with a folder for its results.
 
     Attributes:
-        data: images and truth.
+        data: images and ground truth.
         segmenter: the model and its settings.
-        folder: for the journal and results; it is made.
-        limit: evaluate the first images only.
-        effort: whether the effort of correcting is measured, which takes the time of making polygons.
-        keep_predictions: whether label maps are written as PNG, for the page of worst and best images.
-        classes: what competes, where that is not as the data set has it: other templates or another background.
+        folder: for the journal and the results; created if needed.
+        limit: evaluate only the first images.
+        effort: whether to measure the correction effort, which takes the time of tracing polygons.
+        keep_predictions: whether to write label maps as PNG, for the page of worst and best images.
+        classes: the competing classes, if they differ from the data set's: other templates, another background.
     """
 
     data: DataSet
@@ -86,7 +115,7 @@ class Evaluation:
 
     @property
     def competing(self) -> ClassList:
-        """What competes."""
+        """The competing classes."""
         return self.data.classes if self.classes is None else self.classes
 
     @property
@@ -114,57 +143,65 @@ class Evaluation:
         }
 
     def start_anew(self) -> None:
-        """Remove an earlier evaluation from the folder; anything else stays."""
+        """Remove an earlier evaluation from the folder; other files stay."""
         for path in self.folder.glob("journal-*.jsonl"):
             path.unlink()
         shutil.rmtree(self.folder / _PREDICTIONS, ignore_errors=True)
+
+    def pending(self, share: Share = Share()) -> list[int]:  # noqa: B008 - immutable
+        """Numbers of the images of a share that are not in a journal yet, in order.
+
+        Raises:
+            SettingsError: the folder contains an evaluation with other settings.
+        """
+        names = self.images
+        done = JournalIndex(self.folder, self.identity())
+        return [index for index in range(share.process, len(names), share.count) if names[index] not in done]
 
     def work(
         self,
         share: Share = Share(),  # noqa: B008 - immutable
         on_progress: Callable[[str, int, int], None] | None = None,
+        checked: bool = False,
     ) -> None:
-        """Evaluate the images of a share that are in no journal yet.
+        """Evaluate the images of a share that are not in a journal yet.
 
-        Labels are checked first, all of the share's, for that takes seconds where the model takes hours.
+        All labels and images of the share are checked first, because that takes seconds where the model takes hours.
 
         Args:
             share: of this process.
-            on_progress: called with what is being done (``"check"`` or ``"evaluate"``), the images done and of all;
-                what it raises ends the work, and the images done so far stay done.
+            on_progress: called with the current step (``"check"`` or ``"evaluate"``), the number of finished images and
+                the total; an exception that it raises ends the work, and finished images stay finished.
+            checked: whether labels and images were checked before.
 
         Raises:
             DataSetError: a label does not fit.
             ImageError: an image cannot be read.
-            VocabularyError: the model does not know a word of a class.
-            SettingsError: the folder holds another evaluation, or another process writes to it.
+            VocabularyError: the model does not know a word of a class name.
+            SettingsError: the folder contains another evaluation, or another process writes to it.
             ExportError: the folder cannot be written to.
         """
-        identity = self.identity()
-        names = self.images
-        mine = range(share.process, len(names), share.count)
         vocabulary = self.competing.vocabulary
-        # Unknown words are found in a moment.
+        # Unknown words are found at once, damaged files only after a while.
         self.segmenter.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
-        journal = Journal(self.folder, share.process, identity)
+        journal = Journal(self.folder, share.process, self.identity())
         try:
-            done = JournalIndex(self.folder, identity)
-            pending = [index for index in mine if names[index] not in done]
+            pending = self.pending(share)
+            total = len(range(share.process, len(self.images), share.count))
             report = on_progress or (lambda what, done, total: None)
-            for number, index in enumerate(pending):
-                report("check", number, len(pending))
-                self.data.check(index)
-            finished = len(mine) - len(pending)
-            report("evaluate", finished, len(mine))
+            if not checked:
+                check_images(self.data, pending, report)
+            finished = total - len(pending)
+            report("evaluate", finished, total)
             for record in self._records(pending):
                 journal.add(record)
                 finished += 1
-                report("evaluate", finished, len(mine))
+                report("evaluate", finished, total)
         finally:
             journal.close()
 
     def _records(self, pending: list[int]) -> Iterator[ImageRecord]:
-        """Read ahead and count behind, while the model works in between; in the order of the images."""
+        """Records in the order of the images; files are read and predictions counted while the model runs."""
         with ThreadPoolExecutor(2) as pool:
             reading: deque[tuple[int, Future[tuple[NDArray[np.uint8], NDArray[np.int16]]]]] = deque()
             counting: deque[Future[ImageRecord]] = deque()
@@ -184,7 +221,7 @@ class Evaluation:
                 while counting:
                     yield counting.popleft().result()
             except TclError:
-                # An image that cannot be read takes nothing with it that was done before.
+                # An unreadable image must not cost the ones before it.
                 while counting:
                     yield counting.popleft().result()
                 raise
@@ -196,7 +233,7 @@ class Evaluation:
         if image.shape[:2] != truth.shape:
             raise ImageError(
                 f"{self.data.images[index]}: has {image.shape[1]}x{image.shape[0]} pixels, but its labels have "
-                f"{truth.shape[1]}x{truth.shape[0]}; unpack the data set again"
+                f"{truth.shape[1]}x{truth.shape[0]}; restore the original files"
             )
         return image, truth
 
@@ -213,14 +250,14 @@ class Evaluation:
         return record_image(name, truth, prediction, classes, effort)
 
     def prediction_path(self, index: int) -> Path:
-        """Where the prediction of an image is kept."""
+        """File of the prediction of an image."""
         return self.folder / _PREDICTIONS / f"{index:06}.png"
 
     def prediction(self, index: int) -> NDArray[np.int16]:
-        """A prediction that was kept, int16 ``[H, W]``.
+        """The stored prediction of an image, int16 ``[H, W]``.
 
         Raises:
-            OSError: it is not there.
+            OSError: it was not stored.
         """
         with Image.open(self.prediction_path(index)) as image:
             return np.asarray(image).astype(np.int16) - 1

@@ -123,17 +123,27 @@ class CocoSource(Source):
         """
         _, name, height, width = self._entries[index]
         if height < 1 or width < 1:
-            raise CocoError(f"{self._path}: the image {name} has a size of {width}x{height}")
+            raise CocoError(
+                f"{self._path}: the image {name} has a size of {width}x{height}; correct its width and height"
+            )
         return height, width
 
     def faults(self, index: int) -> list[str]:
-        """What is wrong with annotations of an image whose categories are among the labels, with their ids."""
+        """What is wrong with the annotations of an image, with their ids; those of other labels may be anything."""
         size = self.size(index)
         found = []
         for one in self._annotations.get(self._entries[index][0], []):
-            if self._place(one) is not None and (fault := _fault(one.get("segmentation"), size)):
+            category = one.get("category_id")
+            if not isinstance(category, int) or category not in self._categories:
+                found.append(f"annotation {one.get('id')} has the unknown category {category!r}")
+            elif self._place(one) is not None and (fault := _fault(one.get("segmentation"), size)):
                 found.append(f"annotation {one.get('id')} is {fault}")
         return found
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no annotation has one of the labels."""
+        return all(self._place(one) is None for some in self._annotations.values() for one in some)
 
     def image(self, index: int) -> SourceImage:
         """An image of the file, in its order."""
@@ -183,7 +193,7 @@ class MaskSource(Source):
     """A folder, with its sub-folders, of PNG masks whose pixels are numbers of labels.
 
     A number is the label's ``value`` in the label file, or else its place there counted from 1. 0, numbers that no
-    label has and, with 8 bits, 255 are nothing.
+    label has and, with 8 bits, 255 are nothing; 255 is a label only if the label file gives a label ``value: 255``.
 
     Args:
         folder: of the masks, or one that the exporter ``semantic-png`` wrote.
@@ -206,6 +216,7 @@ class MaskSource(Source):
             raise ExportError(f"{folder}: contains no PNG file; give a COCO file or a folder of masks")
         self._table = np.zeros(1 << 16, dtype=np.int32)
         self._table[values_of(vocabulary)] = np.arange(1, len(vocabulary.labels) + 1)
+        self._ignores = all(label.value != IGNORED for label in vocabulary.labels)
         super().__init__(vocabulary, [known.get(f"masks/{path}", path) for path in self._paths])
 
     def path(self, index: int) -> Path:
@@ -220,15 +231,16 @@ class MaskSource(Source):
         """
         return _read_mask(self.path(index))
 
+    def ignored(self, values: NDArray[Any]) -> NDArray[np.bool_]:
+        """Ignored pixels of a mask, bool ``[H, W]``: 255 in 8-bit masks, unless a label has that value."""
+        return (values == IGNORED) & (self._ignores and values.dtype == np.uint8)
+
     def label_map(self, values: NDArray[Any]) -> tuple[NDArray[np.int32], list[int]]:
         """Labels of the numbers of a mask, int32 ``[H, W]``, 0 for nothing; and the numbers that no label has."""
-        table = self._table
-        if values.dtype == np.uint8:
-            table = table[:256].copy()
-            table[IGNORED] = 0
-        label_map = table[values]
-        stray = np.unique(values[(label_map == 0) & (values > 0)]).tolist()
-        return label_map, [value for value in stray if not (value == IGNORED and values.dtype == np.uint8)]
+        ignored = self.ignored(values)
+        label_map = np.where(ignored, 0, self._table[values])
+        stray = np.unique(values[(label_map == 0) & (values > 0) & ~ignored]).tolist()
+        return label_map, stray
 
     def image(self, index: int) -> SourceImage:
         """A mask, in the order of their names."""

@@ -136,7 +136,7 @@ def test_context_from_the_matlab_files(copy: Path) -> None:
             data.check(index)
             np.testing.assert_array_equal(data.truth(index), before.truth(index))
     savemat(root / "trainval" / f"{Path(data.images[0]).stem}.mat", {"LabelMap": np.full((3, 3), 460, np.uint16)})
-    with pytest.raises(DataSetError, match="holds the value 460, which no label of context59 has"):
+    with pytest.raises(DataSetError, match="contains the value 460, which is not a class of context59"):
         data.truth(0)
 
 
@@ -162,8 +162,12 @@ VOC = "VOCdevkit/VOC2012"
 @pytest.mark.parametrize(
     ("name", "gone", "message"),
     [
-        ("voc", f"{VOC}/JPEGImages", r"voc is not there, for VOCdevkit/VOC2012/JPEGImages is missing; get VOCtrainval"),
-        ("voc", f"{VOC}/ImageSets/Segmentation/val.txt", r"val.txt: the list of images of voc's split val is missing"),
+        ("voc", f"{VOC}/JPEGImages", r"voc is missing: there is no VOCdevkit/VOC2012/JPEGImages; get VOCtrainval"),
+        (
+            "voc",
+            f"{VOC}/ImageSets/Segmentation/val.txt",
+            r"val.txt: the image list of the val split of voc is missing; get VOC",
+        ),
         ("voc", f"{VOC}/SegmentationClass", r"the labels of voc are missing; get"),
         ("voc", f"{VOC}/SegmentationClass/2008_000215.png", r"2008_000215.png: this label file of voc is missing; get"),
         ("voc", f"{VOC}/JPEGImages/2007_000042.jpg", r"2007_000042.jpg: this image of voc is missing; get VOC"),
@@ -179,12 +183,27 @@ def test_what_is_missing_is_named(name: str, gone: str, message: str, copy: Path
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe2\x000", r"val.txt: cannot be read \(not UTF-8 text\); restore the original file"),
+        (b"2007_000033 1\n2007_000042 -1\n", r"val.txt: '2007_000033 1' is not the name of an image"),
+        (b"\n", r"val.txt: the image list is empty; get VOC"),
+        (b"2007_000033\n2007_000033\n", r"val.txt: lists an image twice"),
+    ],
+)
+def test_lists_that_cannot_be_used(content: bytes, message: str, copy: Path) -> None:
+    (copy / VOC / "ImageSets/Segmentation/val.txt").write_bytes(content)
+    with pytest.raises(DataSetError, match=message):
+        open_benchmark("voc", copy)
+
+
 def test_labels_of_another_set_are_refused(copy: Path) -> None:
     label = copy / VOC / "SegmentationClass" / "2007_000033.png"
     values = np.asarray(Image.open(label)).copy()
     values[0, 0] = 21
     Image.fromarray(values).save(label)
-    with pytest.raises(DataSetError, match=r"2007_000033.png: holds the value 21, which no label of voc has"):
+    with pytest.raises(DataSetError, match=r"2007_000033.png: contains the value 21, which is not a class of voc"):
         open_benchmark("voc", copy).check(0)
     stuff = copy / "coco_stuff164k/annotations/val2017"
     for path in stuff.glob("*TrainIds.png"):
@@ -194,20 +213,22 @@ def test_labels_of_another_set_are_refused(copy: Path) -> None:
     values[0, 0] = 11
     Image.fromarray(values).save(raw)
     for name in ("coco_stuff", "coco_object"):
-        with pytest.raises(DataSetError, match=f"holds the value 11, which no label of {name} has"):
+        with pytest.raises(DataSetError, match=f"contains the value 11, which is not a class of {name}"):
             open_benchmark(name, copy).check(0)
 
 
 def test_color_labels_and_other_sizes_are_refused(copy: Path) -> None:
     label = copy / VOC / "SegmentationClass" / "2007_000033.png"
     Image.open(label).convert("RGB").save(label)
-    with pytest.raises(DataSetError, match=r"is a color image \(RGB\), but labels are numbers .* visualization"):
+    with pytest.raises(
+        DataSetError, match=r"is a color image \(RGB\), but label files have one channel .* visualization"
+    ):
         open_benchmark("voc", copy).check(0)
     Image.new("L", (10, 7)).save(label)
     with pytest.raises(DataSetError, match=r"is 10x7 pixels, but its image 2007_000033.jpg is 87x89"):
         open_benchmark("voc", copy).check(0)
     label.write_bytes(b"text")
-    with pytest.raises(DataSetError, match="is no image; unpack the data set again"):
+    with pytest.raises(DataSetError, match="not an image; restore the original file"):
         open_benchmark("voc", copy).check(0)
 
 
@@ -268,20 +289,30 @@ def test_coco_as_label_maps(tmp_path: Path, background: bool) -> None:
 
 def test_coco_faults_are_named(tmp_path: Path) -> None:
     path = write_coco(tmp_path)
-    with pytest.raises(DataSetError, match="has no category 'dog', which the labels have"):
+    with pytest.raises(DataSetError, match="has no category for the label 'dog'"):
         CocoDataSet(path, tmp_path / "photos", Vocabulary((Label("dog"),)))
     with pytest.raises(DataSetError, match=r"a.jpg: this image of annotations is missing; is --images"):
         CocoDataSet(path, tmp_path, None)
     content = json.loads(path.read_text(encoding="utf-8"))
     content["annotations"][1]["segmentation"] = [[1, 2, 3]]
     path.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(DataSetError, match=r"annotation 2 is with a ring of fewer than three points of a.jpg"):
+    with pytest.raises(
+        DataSetError, match=r"a.jpg: annotation 2 is with a ring of fewer than three points; for details"
+    ):
         CocoDataSet(path, tmp_path / "photos", None).check(0)
     content["annotations"][1]["segmentation"] = [[1, 2, 3, 4, 5, 9]]
     content["images"][0]["width"] = 41
     path.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(DataSetError, match=r"has 41x30 pixels for a.jpg, but that image has 40x30"):
+    with pytest.raises(DataSetError, match=r"the size of a.jpg is 41x30 here, but that image is 40x30"):
         CocoDataSet(path, tmp_path / "photos", None).check(0)
+    content["images"][0]["width"] = 40
+    content["annotations"][0]["category_id"] = 12
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DataSetError, match=r"a.jpg: annotation 1 has the unknown category 12; for details"):
+        CocoDataSet(path, tmp_path / "photos", None).check(0)
+    path.write_text(json.dumps({**content, "annotations": []}), encoding="utf-8")
+    with pytest.raises(DataSetError, match="has no annotation with any of the labels"):
+        CocoDataSet(path, tmp_path / "photos", None)
     path.write_text("[]", encoding="utf-8")
     with pytest.raises(DataSetError, match="does not contain a JSON object"):
         CocoDataSet(path, tmp_path / "photos", None)
@@ -297,6 +328,23 @@ def test_masks_with_values_and_255(own: Path) -> None:
         np.testing.assert_array_equal(data.truth(index), expected)
     plain = MaskDataSet(own / "masks", own / "images", Vocabulary(vocabulary.labels, background=False))
     np.testing.assert_array_equal(plain.truth(0), np.where(data.truth(0) > 0, data.truth(0) - 1, -1))
+
+
+def test_black_and_white_masks(own: Path) -> None:
+    """As in mmsegmentation's issue 1609: 255 is the label, and everything of it would be ignored."""
+    paths = sorted((own / "masks").rglob("*.png"))
+    for path in paths:
+        values = np.asarray(Image.open(path))
+        Image.fromarray(np.where(values > 0, 255, 0).astype(np.uint8)).save(path)
+    with pytest.raises(DataSetError, match=r"masks: the first 3 masks contain only 0 and 255.*'value: 255'"):
+        MaskDataSet(own / "masks", own / "images", Vocabulary((Label("cat"),)))
+    data = MaskDataSet(own / "masks", own / "images", Vocabulary((Label("cat", value=255),)))
+    for index, path in enumerate(paths):
+        data.check(index)
+        np.testing.assert_array_equal(data.truth(index), np.asarray(Image.open(path)) == 255)
+    Image.new("L", Image.open(paths[0]).size, 7).save(paths[0])
+    with pytest.raises(DataSetError, match="contains the value 7, which no label has"):
+        MaskDataSet(own / "masks", own / "images", Vocabulary((Label("cat"),))).check(0)
 
 
 def test_images_may_end_differently_from_masks(own: Path) -> None:

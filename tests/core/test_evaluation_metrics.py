@@ -1,6 +1,8 @@
-"""Metrics of an evaluation, against scikit-learn and against masks handled one by one with scikit-image."""
+"""Metrics of an evaluation, against scikit-learn, scikit-image on single masks, and published implementations."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,9 @@ from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, rec
 from tcl_core.evaluation.boundary import REACH, band_width, boundary_counts, boundary_scores
 from tcl_core.evaluation.confusion import confusion_matrix as own_confusion
 from tcl_core.evaluation.confusion import scores_of
+
+REFERENCE = np.load(Path(__file__).parents[1] / "data" / "boundary" / "reference.npz")
+REFERENCE_NAMES = ("truth", "prediction", "boundary_iou", "framed_truth", "framed_prediction", "surface_dice")
 
 
 @given(st.integers(2, 6), st.integers(0, 2**31))
@@ -118,6 +123,18 @@ def test_boundaries_equal_morphology_of_single_masks(seed: int) -> None:
 def _filled(truth: NDArray[np.int64]) -> NDArray[np.int64]:
     """The same choice among equally near pixels; that they are the nearest is for the test to see."""
     return truth[tuple(distance_transform_edt(truth < 0, return_indices=True)[1])]
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_boundaries_equal_published_implementations(case: int) -> None:
+    """`tests/data/boundary/README.md` says how the numbers were made."""
+    record = {name: REFERENCE[f"{case}/{name}"] for name in REFERENCE_NAMES}
+    counts = boundary_counts(record["truth"].astype(int), record["prediction"].astype(int), 4)
+    found = np.stack([counts.band_intersect, counts.band_union], axis=1)
+    np.testing.assert_array_equal(found, record["boundary_iou"])
+    framed = boundary_counts(record["framed_truth"].astype(int), record["framed_prediction"].astype(int), 4)
+    met, all_pixels = framed.predicted_met + framed.true_met, framed.predicted + framed.true
+    np.testing.assert_allclose((met / all_pixels)[1:], record["surface_dice"], rtol=1e-6)
 
 
 def test_equal_maps_meet_everywhere_and_what_is_absent_has_no_figure() -> None:

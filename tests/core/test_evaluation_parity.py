@@ -15,6 +15,7 @@ from tcl_core.evaluation.report import build_result
 from tcl_core.evaluation.run import Evaluation
 from tcl_core.images import resize_bilinear
 from tcl_core.segmentation.segmenter import Segmenter
+from tcl_core.segmentation.sliding_window import working_size
 from tests.core.evaluation_records import EXPECTED, FOLDER, SETTINGS, label_maps, recorded_model
 
 SETS = [name for name in BENCHMARKS if any(key.startswith(f"{name}/") for key in SETTINGS)]
@@ -54,6 +55,8 @@ def test_label_maps_and_figures(key: str, tmp_path: Path) -> None:
         assert (evaluation.prediction(index) != expected).sum() <= allowed, image
         confusion = own.confusion(recorded["classes"])
         assert list(own.size) == counts["ori_shape"]
+        preprocess = model.preprocess
+        assert [*working_size(*own.size, preprocess.short_side, preprocess.max_long_side)] == counts["img_shape"]
         np.testing.assert_array_equal(confusion.sum(axis=1), counts["label"])
         assert np.abs(np.diag(confusion) - counts["intersect"]).max() <= allowed
         union = confusion.sum(axis=1) + confusion[:, :-1].sum(axis=0) - np.diag(confusion)

@@ -105,8 +105,10 @@ def test_the_worst_image_comes_first(job: EvaluationJob, whole: Mapping[str, Any
         if confusion[1].sum() >= 0.001 * record.size[0] * record.size[1]:
             union = confusion[1].sum() + confusion[:, 1].sum() - confusion[1, 1]
             own.append(round(100 * confusion[1, 1] / union, 1))
-    assert shown[:3] == sorted(own)[:3]
-    assert shown[3:] == sorted(own, reverse=True)[: len(shown) - 3]
+    low = min(3, (len(own) + 1) // 2)
+    assert len(own) > 1 and len(shown) == min(6, len(own))
+    assert shown[:low] == sorted(own)[:low]
+    assert shown[low:] == sorted(own, reverse=True)[: len(shown) - low]
 
 
 def test_stopped_and_resumed(job: EvaluationJob, whole: Mapping[str, Any], tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_two_at_once_are_refused(job: EvaluationJob, tmp_path: Path) -> None:
     def begin_another(what: str, done: int, total: int) -> None:
         part.open().work()
 
-    with pytest.raises(SettingsError, match="another evaluation is writing there"):
+    with pytest.raises(SettingsError, match="another evaluation is writing to this folder"):
         run_job(part, on_progress=begin_another)
 
 
@@ -201,12 +203,13 @@ def failing(job: EvaluationJob, data: Path, folder: Path) -> tuple[str, list[str
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("size", r"image-5.png: has 30x20 pixels .* annotate the image as it is"),
+        ("size", r"image-5.png: the size of .* is 30x20 here, .* use the images that were annotated"),
         ("color", r"image-5.png is a color image \(RGB\)"),
-        ("value", r"image-5.png: holds the value 77, which no label has"),
+        ("value", r"image-5.png: contains the value 77, which no label has"),
         ("label", r"image-5.png cannot be read"),
         ("gone", r"image-5.png: this image of masks is missing"),
         ("header", r"image-5.png"),
+        ("truncated", r"image-5.png: damaged or truncated"),
     ],
 )
 def test_faults_are_found_before_the_first_image(job: EvaluationJob, tmp_path: Path, fault: str, message: str) -> None:
@@ -224,6 +227,8 @@ def test_faults_are_found_before_the_first_image(job: EvaluationJob, tmp_path: P
         mask.write_bytes(mask.read_bytes()[:60])
     elif fault == "gone":
         image.unlink()
+    elif fault == "truncated":
+        image.write_bytes(image.read_bytes()[:-40])
     else:
         image.write_bytes(b"no image")
     text, seen = failing(job, data, tmp_path)
@@ -231,16 +236,21 @@ def test_faults_are_found_before_the_first_image(job: EvaluationJob, tmp_path: P
     assert "evaluate" not in seen
 
 
-def test_an_image_that_breaks_off_costs_nothing_done_before(
+def test_an_image_that_breaks_during_the_run_costs_no_other(
     job: EvaluationJob, whole: Mapping[str, Any], tmp_path: Path
 ) -> None:
+    """Damage after all files were checked."""
     data = write_own_data(tmp_path / "data")
     image = data / "images/room/image-4.png"
     content = image.read_bytes()
-    image.write_bytes(content[: len(content) // 2])
-    text, _ = failing(job, data, tmp_path)
-    assert "image-4.png" in text
     part = moved(replace(job, data=MaskData(data / "masks", data / "images", whole_vocabulary(data))), tmp_path / "out")
+
+    def damage(what: str, done: int, total: int) -> None:
+        if what == "evaluate" and done == 0:
+            image.write_bytes(content[: len(content) // 2])
+
+    with pytest.raises(ImageError, match=r"image-4\.png"):
+        run_job(part, on_progress=damage)
     assert len(JournalIndex(part.folder, part.open().identity())) == 4
     image.write_bytes(content)
     run_job(part)
@@ -253,7 +263,7 @@ def whole_vocabulary(data: Path) -> Vocabulary:
 
 def test_the_share_of_torchrun() -> None:
     assert torchrun_share({}) is None
-    with pytest.raises(SettingsError, match="are no numbers"):
+    with pytest.raises(SettingsError, match="are not numbers"):
         torchrun_share({"RANK": "x", "WORLD_SIZE": "2"})
     with pytest.raises(SettingsError, match="process 2 of 2"):
         torchrun_share({"RANK": "2", "WORLD_SIZE": "2"})
@@ -291,7 +301,7 @@ def test_the_command(
     [
         ([], "no data: name data sets"),
         (["voc"], "voc: requires --data DIR"),
-        (["voc", "--data", "nowhere"], "voc is not there, for VOCdevkit/VOC2012/JPEGImages is missing; get VOC"),
+        (["voc", "--data", "nowhere"], "voc is missing: there is no VOCdevkit/VOC2012/JPEGImages; get VOC"),
         (["voc", "--data", "nowhere", "--coco", "x.json"], "--coco and voc cannot be combined"),
         (["--coco", "x.json"], "--coco: requires --images DIR"),
         (["--masks", "masks", "--images", "images"], "--masks: masks contain only numbers"),

@@ -76,7 +76,7 @@ def test_what_is_wrong_is_one_sentence(export: Path, tmp_path: Path) -> None:
         LabelStudioDataSet(path, tmp_path / "images", None)
     other = {**SQUARE, "original_width": 61}
     path = write_export(tmp_path, task(1, "/a.png", annotation(other)))
-    with pytest.raises(DataSetError, match=r"has 61x40 pixels for a.png, but that image has 60x40"):
+    with pytest.raises(DataSetError, match=r"the size of a.png is 61x40 here, but that image is 60x40"):
         LabelStudioDataSet(path, tmp_path / "images", None).check(0)
     path.write_text('{"a": 1}', encoding="utf-8")
     with pytest.raises(DataSetError, match="not a list of tasks with annotations"):

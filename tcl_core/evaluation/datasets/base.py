@@ -1,4 +1,4 @@
-"""What an evaluation needs of a data set: classes, and images with their true label maps."""
+"""The interface of a data set: classes, and images with their true label maps."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from tcl_core.vocabulary.colors import Color  # noqa: F401  (the reference looks
 __all__ = ["IGNORED", "ClassList", "DataSet", "VerbatimLabel", "files_sha256", "label_header", "read_label"]
 
 IGNORED = -1
-"""Class of pixels that do not count."""
+"""Class of ignored pixels."""
 
 _ONE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
 
 @dataclass(frozen=True)
 class VerbatimLabel(Label):
-    """A label whose prompts keep the blanks around them.
+    """A label whose prompts keep leading and trailing blanks.
 
-    Published class lists hold such (``"bed "`` of ADE20K), and templates such as ``"{}s"`` make another text of them.
+    Published class lists contain such names (``"bed "`` in ADE20K), and with a template such as ``"{}s"`` the blank
+    changes the text.
 
     >>> VerbatimLabel("bed", ("bed ",)).prompts
     ('bed ',)
@@ -45,14 +46,14 @@ class VerbatimLabel(Label):
 
 @dataclass(frozen=True)
 class ClassList:
-    """The classes that compete, and how they are asked for.
+    """The competing classes and their prompts.
 
     Attributes:
-        names: of all K classes, in the order of their numbers; the first is the background where there is one.
+        names: of all K classes, in the order of their numbers; the first is the background, if there is one.
         vocabulary: labels of the classes without the background, in the same order.
 
     Raises:
-        DataSetError: names and labels do not belong together.
+        DataSetError: the number of names does not match the number of labels.
     """
 
     names: tuple[str, ...]
@@ -61,20 +62,20 @@ class ClassList:
     def __post_init__(self) -> None:
         labels = len(self.vocabulary.labels)
         if len(self.names) != labels + self.has_background:
-            raise DataSetError(f"{len(self.names)} classes do not fit {labels} labels")
+            raise DataSetError(f"{len(self.names)} classes do not match {labels} labels")
 
     @property
     def has_background(self) -> bool:
-        """Whether class 0 is what wins where no label does."""
+        """Whether class 0 is the background, which wins where no label does."""
         return self.vocabulary.background
 
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> ClassList:
-        """The classes of a vocabulary, with the background first where it has one."""
+        """The classes of a vocabulary, with the background first if it has one."""
         return cls(("background",) * vocabulary.background + vocabulary.names, vocabulary)
 
     def from_label_map(self, label_map: NDArray[np.integer]) -> NDArray[np.int16]:
-        """Classes of a label map whose 0 is nothing and k the k-th label: int16, -1 where no class is."""
+        """Classes of a label map in which 0 is no label and k the k-th label: int16, -1 where there is no class."""
         return (label_map - (0 if self.has_background else 1)).astype(np.int16)
 
 
@@ -82,11 +83,11 @@ class DataSet(ABC):
     """Images with true label maps, by number.
 
     Attributes:
-        name: short, fit for a folder's name.
+        name: short, usable as the name of a folder.
         split: which part of the data, likewise.
-        classes: what competes.
-        images: name of each image, unique, in the order in which they are evaluated.
-        about: whatever else a result should say of the data, as JSON values.
+        classes: the competing classes.
+        images: name of each image, unique, in the order of evaluation.
+        about: anything else that a result should say about the data, as JSON values.
     """
 
     name: str
@@ -97,7 +98,7 @@ class DataSet(ABC):
 
     @abstractmethod
     def check(self, index: int) -> None:
-        """Look at an image and its labels as far as that is cheap; the labels' values are looked at.
+        """Check the labels of an image, including their values, and the header of the image.
 
         Args:
             index: of the image, from 0.
@@ -106,6 +107,17 @@ class DataSet(ABC):
             DataSetError: the labels cannot be read or do not fit the image or the classes.
             ImageError: the image's header cannot be read.
         """
+
+    def check_image(self, index: int) -> None:
+        """Decode an image once, so that a damaged file is found before the model runs.
+
+        Args:
+            index: of the image, from 0.
+
+        Raises:
+            ImageError: the file cannot be read.
+        """
+        self.image(index)
 
     @abstractmethod
     def image(self, index: int) -> NDArray[np.uint8]:
@@ -120,7 +132,7 @@ class DataSet(ABC):
         """True classes, int16 ``[H, W]``: 0 to K - 1, or `IGNORED`.
 
         Raises:
-            DataSetError: the file cannot be read, or holds something else.
+            DataSetError: the file cannot be read, or contains something else.
         """
 
     def __len__(self) -> int:
@@ -131,25 +143,25 @@ def label_header(path: Path) -> tuple[int, int]:
     """Height and width of a label image, from its header.
 
     Raises:
-        DataSetError: it is missing, no image, has several channels or more pixels than an image may have.
+        DataSetError: it is missing, not an image, a color image, or above the pixel limit.
     """
     try:
         with Image.open(path) as image:
             if image.mode not in _ONE_CHANNEL:
                 raise DataSetError(
-                    f"{path}: is a color image ({image.mode}), but labels are numbers of classes in one channel; "
-                    "give the data set's own label files, not their visualization"
+                    f"{path}: is a color image ({image.mode}), but label files have one channel with class "
+                    "numbers; use the label files of the data set, not a color visualization"
                 )
             width, height = image.size
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
     if width * height > DEFAULT_MAX_PIXELS:
-        raise DataSetError(f"{path}: has {width}x{height} pixels, more than {DEFAULT_MAX_PIXELS:,}")
+        raise DataSetError(f"{path}: has {width}x{height} pixels, more than the limit of {DEFAULT_MAX_PIXELS:,}")
     return height, width
 
 
 def read_label(path: Path) -> NDArray[np.integer[Any]]:
-    """Numbers of a label image, whole numbers ``[H, W]``; of a palette image its indices.
+    """Values of a label image, integers ``[H, W]``; the indices of a palette image.
 
     Raises:
         DataSetError: as for `label_header`, or its pixels cannot be decoded.
@@ -164,7 +176,7 @@ def read_label(path: Path) -> NDArray[np.integer[Any]]:
 
 
 def files_sha256(paths: Iterable[Path]) -> str:
-    """SHA-256 of the contents of files, one after the other, so that a change of annotations is noticed.
+    """SHA-256 of the contents of several files, to notice changed annotations.
 
     Raises:
         DataSetError: one cannot be read.
@@ -173,15 +185,15 @@ def files_sha256(paths: Iterable[Path]) -> str:
     for path in paths:
         try:
             with path.open("rb") as file:
-                # Of each by itself first, because bytes that move from one file to the next are a change.
+                # Hashed one by one, because moving bytes from one file to the next is a change.
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
-            raise DataSetError(f"{path}: cannot be read ({error.strerror}); complete the data set") from error
+            raise DataSetError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
     return digest.hexdigest()
 
 
 def _unreadable(path: Path, error: Exception) -> DataSetError:
     if isinstance(error, FileNotFoundError):
-        return DataSetError(f"{path}: there is no such label file; complete the data set")
-    reason = "is no image" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
-    return DataSetError(f"{path}: {reason}; unpack the data set again")
+        return DataSetError(f"{path}: this label file is missing; restore it")
+    reason = "not an image" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
+    return DataSetError(f"{path}: {reason}; restore the original file")

@@ -1,8 +1,8 @@
-"""The eight benchmarks of open-vocabulary segmentation, read as they are unpacked.
+"""The eight benchmarks of open-vocabulary segmentation, read from their released files.
 
-Class lists, folders and tables of numbers are data files beside this module, in ``tables``; each names its sources.
-What mmsegmentation's scripts would write to disk (train ids of COCO and Cityscapes, masks of PASCAL Context) is read
-where it exists, and made while reading where it does not.
+Class lists, folder layouts and id tables are data files in ``tables``, each with its sources. Labels that were
+converted by mmsegmentation's scripts (train ids of COCO and Cityscapes, masks of PASCAL Context) are used if they
+exist; otherwise the released labels are converted while they are read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _table(name: str) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class _LabelKind:
-    """One way in which a benchmark's labels lie on disk."""
+    """One form in which a benchmark's labels are stored."""
 
     folder: str
     suffix: str
@@ -52,12 +52,12 @@ def class_list(name: str, names: str | Path = "raw") -> ClassList:
 
     Args:
         name: of the benchmark.
-        names: ``"raw"`` asks for the class names to the letter, as TCL does; ``"synonyms"`` for the names of NACLIP and
-            SCLIP; a file for its rows, one a class, names separated by commas. Where the benchmark has a background,
-            the first row lists what competes with the labels as background; the one word ``background`` is none.
+        names: ``"raw"`` uses the class names verbatim as prompts, as TCL does; ``"synonyms"`` uses the names of NACLIP
+            and SCLIP; a file gives one row of comma-separated names for each class. If the benchmark has a background,
+            the first row lists the names that compete as background; the single word ``background`` means none.
 
     Raises:
-        DataSetError: the file cannot be read, or has another number of rows than the benchmark has classes.
+        DataSetError: the file cannot be read, or its number of rows is not the number of classes.
 
     Example:
         >>> classes = class_list("voc")
@@ -87,19 +87,21 @@ def _rows_of_file(path: Path, name: str, classes: Sequence[str]) -> list[list[st
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise DataSetError(f"--names {path}: cannot be read ({reason}); give raw, synonyms or a text file") from error
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise DataSetError(f"--names {path}: cannot be read ({reason}); use raw, synonyms or a text file") from error
     while lines and not lines[-1].strip():
         lines.pop()
     rows = [list(dict.fromkeys(each.strip() for each in line.split(",") if each.strip())) for line in lines]
     if len(rows) != len(classes):
         raise DataSetError(
             f"--names {path}: has {len(rows)} rows, but {name} has {len(classes)} classes, from {classes[0]!r} to "
-            f"{classes[-1]!r}; write one row a class, in this order"
+            f"{classes[-1]!r}; write one row per class, in this order"
         )
     for number, row in enumerate(rows, start=1):
         if not row:
-            raise DataSetError(f"--names {path}: row {number}, of {classes[number - 1]!r}, is empty; write a name")
+            raise DataSetError(
+                f"--names {path}: row {number}, of {classes[number - 1]!r}, is empty; write at least one name"
+            )
     return rows
 
 
@@ -109,14 +111,14 @@ def open_benchmark(name: str, data: Path, split: str = "val", names: str | Path 
     Args:
         name: one of `BENCHMARKS`.
         data: the folder with all data sets, or the data set's own.
-        split: ``"val"``, or ``"train"``, on which the papers choose their settings.
+        split: ``"val"``, or ``"train"``, on which the papers chose their settings.
         names: see `class_list`.
 
     Raises:
-        DataSetError: something is missing; the message says what, and where it is had.
+        DataSetError: a file is missing; the message says which, and where to get it.
     """
     if name not in BENCHMARKS:
-        raise DataSetError(f"{name}: there is no such benchmark; give one of {', '.join(BENCHMARKS)}")
+        raise DataSetError(f"{name}: there is no such benchmark; use one of {', '.join(BENCHMARKS)}")
     return Benchmark(name, data, split, class_list(name, names))
 
 
@@ -157,32 +159,35 @@ class Benchmark(DataSet):
         for place in places:
             if (place / images).is_dir():
                 return place
-        raise DataSetError(
-            f"--data {data}: {self.name} is not there, for {roots[0]}/{images} is missing; get {self._get}"
-        )
+        raise DataSetError(f"--data {data}: {self.name} is missing: there is no {roots[0]}/{images}; get {self._get}")
 
     def _from_folder(self) -> list[str]:
         found = sorted(path.relative_to(self._images).as_posix() for path in self._images.rglob(f"*{self._suffix}"))
         if not found:
-            raise DataSetError(f"{self._images}: holds no *{self._suffix}; get {self._get}")
+            raise DataSetError(f"{self._images}: contains no *{self._suffix}; get {self._get}")
         return [path.removesuffix(self._suffix) for path in found]
 
     def _from_list(self, lists: Sequence[Path]) -> list[str]:
         path = next((path for path in lists if path.is_file()), None)
         if path is None:
             raise DataSetError(
-                f"{lists[0]}: the list of images of {self.name}'s split {self.split} is missing; get {self._get}"
+                f"{lists[0]}: the image list of the {self.split} split of {self.name} is missing; get {self._get}"
             )
-        stems = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            stems = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise DataSetError(f"{path}: cannot be read ({reason}); restore the original file") from error
         if not stems:
-            raise DataSetError(f"{path}: the list of images is empty; get {self._get}")
+            raise DataSetError(f"{path}: the image list is empty; get {self._get}")
+        if wrong := [stem for stem in stems if len(stem.split()) > 1]:
+            raise DataSetError(f"{path}: {wrong[0]!r} is not the name of an image; use a list with one name per line")
         if len(set(stems)) < len(stems):
-            raise DataSetError(f"{path}: names an image twice; unpack the data set again")
-        self._list = path
+            raise DataSetError(f"{path}: lists an image twice; restore the original file")
         return stems
 
     def _choose_kind(self, kinds: Sequence[_LabelKind], stems: Sequence[str]) -> _LabelKind:
-        """Converted labels where the first image has them, else those that are downloaded."""
+        """Converted labels if the first image has them, otherwise the released ones."""
         for kind in kinds:
             if (self._root / kind.folder / f"{stems[0]}{kind.suffix}").is_file():
                 return kind
@@ -212,7 +217,7 @@ class Benchmark(DataSet):
         if tuple(found) != tuple(size):
             raise DataSetError(
                 f"{self._label_paths[index]}: is {found[1]}x{found[0]} pixels, but its image {self.images[index]} is "
-                f"{size[1]}x{size[0]}; unpack the data set again"
+                f"{size[1]}x{size[0]}; restore the original files"
             )
 
     def image(self, index: int) -> NDArray[np.uint8]:
@@ -230,14 +235,14 @@ class Benchmark(DataSet):
                 return classes
             highest = int(values[classes == _INVALID].flat[0])
         raise DataSetError(
-            f"{path}: holds the value {highest}, which no label of {self.name} has; is it a label file of another data "
-            "set, or converted for another?"
+            f"{path}: contains the value {highest}, which is not a class of {self.name}; use the label files of this "
+            "data set, converted for it or as released"
         )
 
 
 @cache
 def _values(name: str, kind: str) -> NDArray[np.int16]:
-    """The class of each value of a label file, int16 ``[N]``: `IGNORED` or `_INVALID` where it is none."""
+    """The class of each value of a label file, int16 ``[N]``; `IGNORED` or `_INVALID` for values without a class."""
     table = _table(name)
     count = len(table["classes"])
     # From the values of mmsegmentation's files to classes.
@@ -267,6 +272,6 @@ def _read_mat(path: Path) -> NDArray[np.integer[Any]]:
     try:
         return np.asarray(loadmat(path)["LabelMap"])
     except FileNotFoundError:
-        raise DataSetError(f"{path}: there is no such label file; complete the data set") from None
+        raise DataSetError(f"{path}: this label file is missing; restore it") from None
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
-        raise DataSetError(f"{path}: holds no LabelMap ({error}); unpack the data set again") from error
+        raise DataSetError(f"{path}: contains no LabelMap ({error}); restore the original file") from error

@@ -1,4 +1,4 @@
-"""Scenes of the playground as a data set: drawn while they are evaluated, the same every time."""
+"""Scenes of the playground as a data set: drawn when needed, always the same."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from tcl_core.vocabulary import Label, Vocabulary
 __all__ = ["SCENES", "PlaygroundDataSet"]
 
 SCENES = 500
-"""Scenes of a split."""
+"""Number of scenes in a split."""
 
 _SPLITS: dict[str, Combinations] = {"seen": "seen", "held-out": "held-out"}
 
 
 @lru_cache(maxsize=8)
 def _scene(combinations: Combinations, index: int) -> Scene:
-    """Image and truth are asked for one after the other."""
+    """Image and ground truth are requested one after the other."""
     return held_out_scene(combinations, index)
 
 
 class PlaygroundDataSet(DataSet):
-    """Scenes that took no part in training; every class of the world competes, plain backdrops do not count.
+    """Scenes that were not used in training. All classes of the toy world compete; plain backdrops are ignored.
 
     Args:
-        split: ``"seen"`` has combinations of kind and color that occur in training, ``"held-out"`` only such that
-            never do.
+        split: ``"seen"`` has combinations of kind and color that occur in training, ``"held-out"`` only combinations
+            that do not.
 
     Raises:
         DataSetError: there is no such split.
@@ -51,7 +51,10 @@ class PlaygroundDataSet(DataSet):
         self.about: dict[str, Any] = {"title": f"playground, {len(CLASS_NAMES)} classes"}
 
     def check(self, index: int) -> None:
-        """Nothing can be wrong with a scene."""
+        """Do nothing, because scenes are generated."""
+
+    def check_image(self, index: int) -> None:
+        """Do nothing, because scenes are generated."""
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """See `DataSet.image`."""
