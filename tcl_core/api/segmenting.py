@@ -74,8 +74,8 @@ def segment(
     The two most recently used models stay loaded for the next call (`tcl_core.clear_cache` releases them), and so do
     the features of images that were segmented one at a time, up to 256 MiB: segmenting such an image with other labels
     takes a fraction of the time. Masks are identical to those of ``tcl-annotate segment`` and ``prelabel``. A result
-    holds its image and its maps, about 11 bytes per pixel. For a folder of images, use `tcl_core.prelabel`, whose memory
-    use is constant.
+    holds its image and its maps, about 11 bytes per pixel. For a folder of images, use `tcl_core.prelabel`, which needs
+    constant memory.
 
     Args:
         image: the path of an image file, which is rotated according to its EXIF orientation; an array uint8
