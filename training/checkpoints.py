@@ -38,8 +38,10 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
             raise
         part.unlink(missing_ok=True)
         remedy = remedy_of(cause) if is_full(cause) else "choose another folder"
-        kept = "the checkpoint before it is whole" if path.exists() else "there is none before it"
-        raise CheckpointError(f"{path}: cannot be written: {reason_of(cause)}; {kept}; {remedy} and go on") from error
+        kept = "the previous checkpoint is kept" if path.exists() else "there is no previous checkpoint"
+        raise CheckpointError(
+            f"{path}: cannot be written: {reason_of(cause)}; {kept}; {remedy} and run the same command again"
+        ) from error
 
 
 def _full_disk(error: RuntimeError) -> OSError | None:
@@ -62,9 +64,9 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {reason_of(error)}; remove it to start anew") from error
+        raise CheckpointError(f"{path}: cannot be read: {reason_of(error)}; delete it to start over") from error
     except Exception as error:
-        raise CheckpointError(f"{path}: is not a whole checkpoint; remove it to start anew") from error
+        raise CheckpointError(f"{path}: is not a complete checkpoint; delete it to start over") from error
     if not isinstance(content, dict) or content.get("format") != 1:
-        raise CheckpointError(f"{path}: is not a checkpoint of this version; remove it to start anew")
+        raise CheckpointError(f"{path}: is not a checkpoint of this version; delete it to start over")
     return content

@@ -26,13 +26,13 @@ Examples:
     multiple=True,
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder of tar shards, a tar file, a table (.csv, .tsv) or COCO captions (.json); may be given several times.",
+    help="Folder of tar shards, a tar file, a table (.csv, .tsv) or COCO captions (.json); repeatable.",
 )
-@click.option("--images", type=click.Path(path_type=Path), help="Folder of the images of COCO captions.")
-@click.option("--image-column", help="Column of a table that names the image file.")
-@click.option("--caption-column", help="Column of a table with the caption.")
+@click.option("--images", type=click.Path(path_type=Path), help="Image folder for COCO captions.")
+@click.option("--image-column", help="Table column with the image file.")
+@click.option("--caption-column", help="Table column with the caption.")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder of checkpoints, logs and the model."
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder for checkpoints, logs and the model."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @click.option("--workers", type=click.IntRange(0), default=4, show_default=True, help="Processes that decode images.")
@@ -41,21 +41,36 @@ Examples:
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Parts in which each process works through its batch: less memory, a forward pass more.",
+    help="Split each process's batch into N parts: less memory, one more forward pass.",
+    metavar="N",
 )
 @click.option("--compile", "compiled", is_flag=True, help="Use torch.compile.")
-@click.option("--log", "loggers", multiple=True, type=click.Choice(sorted(LOGGERS)), help="Beside the JSON lines.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting, as phases.0.batch=64.")
-@click.option("--accept-changes", is_flag=True, help="Go on from a checkpoint of other settings or other data.")
+@click.option("--log", "loggers", multiple=True, type=click.Choice(sorted(LOGGERS)), help="Also log there; repeatable.")
 @click.option(
-    "--eval-data", type=click.Path(path_type=Path), help="Folder of the data sets that a recipe evaluates on."
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a recipe setting, such as phases.0.batch=64; repeatable.",
 )
-@click.option("--index", type=click.Path(path_type=Path), help="Folder where indexes of shards are kept.")
-@click.option("--min-side", type=click.IntRange(1), default=16, show_default=True, help="Shortest side of an image.")
+@click.option("--accept-changes", is_flag=True, help="Resume from a checkpoint even if settings or data have changed.")
 @click.option(
-    "--max-aspect", type=click.FloatRange(1), default=20.0, show_default=True, help="Longest side by shortest."
+    "--eval-data", type=click.Path(path_type=Path), help="Folder with the benchmarks that a recipe evaluates on."
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be trained, how long and with how much memory.")
+@click.option("--index", type=click.Path(path_type=Path), help="Folder for shard indexes. Default: the cache folder.")
+@click.option(
+    "--min-side", type=click.IntRange(1), default=16, show_default=True, help="Skip images with a shorter side."
+)
+@click.option(
+    "--max-aspect",
+    type=click.FloatRange(1),
+    default=20.0,
+    show_default=True,
+    help="Skip images that are more elongated.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Take a few steps, print the estimated time and memory, and write nothing."
+)
 def command(
     recipe: str,
     places: tuple[Path, ...],
@@ -78,7 +93,7 @@ def command(
 ) -> int:
     """Train a model on images and captions.
 
-    RECIPE is a YAML file, or the name of one that comes with the package. To resume an interrupted run, run the same
+    RECIPE is a YAML file or the name of a bundled recipe (see --recipes). To resume an interrupted run, run the same
     command again.
     """
     import torch
@@ -122,6 +137,11 @@ def _recipes(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 command.params.append(
     click.Option(
-        ["--recipes"], is_flag=True, is_eager=True, expose_value=False, callback=_recipes, help="List the recipes."
+        ["--recipes"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_recipes,
+        help="List the bundled recipes and exit.",
     )
 )

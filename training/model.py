@@ -80,7 +80,7 @@ def build(recipe: Recipe, augmentation: Augmentation) -> Trained:
     kind = method_class(settings.method)
     if not issubclass(kind, Trainable):
         trainable = [name for name in list_methods() if issubclass(method_class(name), Trainable)]
-        raise SettingsError(f"The method {settings.method!r} is not one to train; those are: {', '.join(trainable)}.")
+        raise SettingsError(f"model.method: {settings.method!r} cannot be trained; use one of: {', '.join(trainable)}")
     named = clip_name(settings.clip)
     base: Model | None = None
     if named is not None:

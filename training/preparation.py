@@ -70,7 +70,7 @@ def changed(recipe: Recipe, changes: Sequence[str]) -> Recipe:
             place[number] = yaml.safe_load(value)
         except (KeyError, IndexError, ValueError, TypeError, yaml.YAMLError):
             raise SettingsError(
-                f"--set {change}: is not KEY=VALUE with a setting of the recipe, such as phases.0.batch=64."
+                f"--set {change}: is not KEY=VALUE with a setting of the recipe, such as phases.0.batch=64"
             ) from None
     return validated(Recipe, content, "--set", SettingsError)
 
@@ -111,7 +111,9 @@ def open_data(
             if place.is_dir():
                 found = sorted(place.glob("*.tar"))
                 if not found:
-                    raise SettingsError(f"{place}: has no tar files; name a folder of shards, a table or a tar file.")
+                    raise SettingsError(
+                        f"{place}: contains no tar files; pass a folder of shards, a tar file or a table"
+                    )
                 shards += found
             elif ending == ".tar":
                 shards.append(place)
@@ -119,12 +121,12 @@ def open_data(
                 sources.append(table(place, image_column, caption_column))
             elif ending == ".json":
                 if images is None:
-                    raise SettingsError(
-                        f"{place}: COCO captions need the folder of their images; name it with --images."
-                    )
+                    raise SettingsError(f"{place}: COCO captions require --images DIR, the folder of their images")
                 sources.append(coco_captions(place, images))
             else:
-                raise SettingsError(f"{place}: is no data; name a folder of tar files, or a .tar, .csv, .tsv or .json.")
+                raise SettingsError(
+                    f"{place}: is not training data; pass a folder of tar files, or a .tar, .csv, .tsv or .json file"
+                )
         if shards:
             sources.insert(0, ShardSource(shards, filters, index, max(1, workers)))
         return sources[0] if len(sources) == 1 else JoinedSource(sources)
@@ -138,7 +140,7 @@ def dry_run(recipe: Recipe, source: Source, options: Options) -> None:
     say = click.echo if process_rank() == 0 else (lambda text: None)
     phases = [phase for phase in recipe.phases if isinstance(phase, TrainPhase)]
     if not phases:
-        raise SettingsError(f"The recipe {recipe.name} has no phase that trains; give it one of kind train.")
+        raise SettingsError(f"the recipe {recipe.name} has no training phase; add one of kind train")
     trained = build(recipe, phases[-1].augmentation)
     cast(nn.Module, trained.method).to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.compile:
@@ -150,7 +152,8 @@ def dry_run(recipe: Recipe, source: Source, options: Options) -> None:
         epochs, parts = phase.steps / order.steps_per_epoch, world_size() * options.accumulate
         say(
             f"{phase.name}: {phase.steps:,} steps of {phase.batch} pairs ({epochs:.1f} epochs); {world_size()} "
-            f"processes, {options.accumulate} parts, {phase.batch // parts} pairs at a time; {phase.precision}"
+            f"{'process' if world_size() == 1 else 'processes'}, {phase.batch // parts} pairs per forward pass; "
+            f"{phase.precision}"
         )
         first = 0
         for stage in phase.stages:
@@ -167,12 +170,12 @@ def dry_run(recipe: Recipe, source: Source, options: Options) -> None:
             count = sum(p.numel() for p in trained.trainable.trainable(stage.stage))
             total += stage.steps * min(seconds)
             say(
-                f"  {stage.stage}: {stage.steps:,} steps, {count:,} parameters, {min(seconds):.2f} s a step, waiting "
-                f"for data {batches.waited / (batches.waited + sum(seconds)):.0%} of the first steps, "
+                f"  {stage.stage}: {stage.steps:,} steps, {count:,} parameters, {min(seconds):.2f} s per step, "
+                f"{batches.waited / (batches.waited + sum(seconds)):.0%} of the time waiting for data, "
                 f"peak memory {_peak(options.device):.1f} GiB"
             )
             first += stage.steps
-    say(f"about {total / 3600:.1f} hours in all, evaluations left out")
+    say(f"estimated total: {total / 3600:.1f} hours, without evaluations")
 
 
 def _peak(device: torch.device) -> float:

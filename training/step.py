@@ -109,13 +109,13 @@ class Stepper:
         means = average_scalars(values | {"flag": flag}, self.device)
         flag = means.pop("flag")
         if not all(map(math.isfinite, means.values())):
-            raise NotFiniteError(f"The losses of step {step} are not finite: {_listed(means)}; {_REMEDY}")
+            raise NotFiniteError(f"the losses of step {step} are not finite: {_listed(means)}; {_REMEDY}")
         # Unscaled before they are averaged, so that all processes see the same infinite ones.
         average_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.phase.clip_norm or float("inf")))
         if not math.isfinite(norm) and not self.scaler.is_enabled():
-            raise NotFiniteError(f"The gradient of step {step} is not finite; {_REMEDY}")
+            raise NotFiniteError(f"the gradient of step {step} is not finite; {_REMEDY}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return StepResult(means, rate, norm, flag)
@@ -194,6 +194,6 @@ def _listed(values: Mapping[str, float]) -> str:
 
 
 _REMEDY = (
-    "nothing of it was kept; resume from the last checkpoint with a lower learning rate, a longer warm-up or "
-    "--precision float32"
+    "the step was discarded; resume from the last checkpoint with --accept-changes and a lower learning rate, a longer "
+    "warm-up or precision: float32 in the recipe"
 )

@@ -181,11 +181,11 @@ def test_a_table_of_your_own(tmp_path: Path) -> None:
     words = (recipe, "--data", tmp_path / "pairs.csv", "--out", tmp_path / "run", "--workers", "0", "--device", "cpu")
     dry = invoke(*words, "--dry-run")
     assert dry.exception is None, dry.exception
-    assert "main: 12 steps of 6 pairs (12.0 epochs)" in dry.stdout and "hours in all" in dry.stdout
+    assert "main: 12 steps of 6 pairs (12.0 epochs)" in dry.stdout and "estimated total" in dry.stdout
     assert "ust: 5 steps" in dry.stdout and not (tmp_path / "run").exists()
     done = invoke(*words)
     assert done.exception is None and done.return_value == 0, done.exception
-    assert f"wrote {tmp_path / 'run' / 'small.safetensors'}" in done.stdout and "6 pairs of image" in done.stderr
+    assert f"wrote {tmp_path / 'run' / 'small.safetensors'}" in done.stdout and "6 image-caption pairs" in done.stderr
 
 
 @pytest.mark.slow
@@ -200,7 +200,7 @@ def test_torchrun(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*run, *words], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("wrote ") == 1 and done.stderr.count("21 pairs of image and caption") == 1
+    assert done.stdout.count("wrote ") == 1 and done.stderr.count("21 image-caption pairs") == 1
     train_here(tmp_path, "one")
     mine, expected = ([line["total"] for line in log_of(tmp_path / name)] for name in ("two", "one"))
     assert mine == pytest.approx(expected, abs=1e-4)
@@ -217,9 +217,9 @@ def test_data_by_its_ending(tmp_path: Path) -> None:
     assert len(joined) == 21 and joined.report.files == 4
     assert len(open_data([tmp_path / "data" / "00001.tar"], index=tmp_path / "index")) == 5
     for place, message in (
-        (tmp_path / "index", "has no tar files"),
-        (tmp_path / "a.json", "name it with --images"),
-        (tmp_path / "a.parquet", "is no data"),
+        (tmp_path / "index", "contains no tar files"),
+        (tmp_path / "a.json", "require --images"),
+        (tmp_path / "a.parquet", "is not training data"),
     ):
         with pytest.raises(TclError, match=message):
             open_data([place])

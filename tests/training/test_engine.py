@@ -221,9 +221,9 @@ def damaged_shards(folder: Path) -> dict[str, int]:
         "without an image": 1,
         "with an empty caption": 1,
         "with a caption that is not UTF-8": 1,
-        "whose image is none": 1,
-        "with a side that is too short": 1,
-        "that are too elongated": 1,
+        "whose image file is not an image": 1,
+        "with an image that is too small": 1,
+        "with an image that is too elongated": 1,
         "with a name that occurred before": 1,
     }
 
@@ -248,7 +248,7 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
     save_checkpoint(path, {"format": 1, "step": 3})
     assert load_checkpoint(path) == {"format": 1, "step": 3} and load_checkpoint(tmp_path / "b.ckpt") is None
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="a.ckpt: is not a whole checkpoint; remove it"):
+    with pytest.raises(CheckpointError, match="a.ckpt: is not a complete checkpoint; delete it"):
         load_checkpoint(path)
     torch.save({"step": 3}, path)
     with pytest.raises(CheckpointError, match="not a checkpoint of this version"):

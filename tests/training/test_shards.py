@@ -77,11 +77,11 @@ def test_the_first_of_a_name_counts(tmp_path: Path) -> None:
         (sample(9, caption=b""), "with an empty caption"),
         (sample(9, caption=b"  \n"), "with an empty caption"),
         (sample(9, caption=b"caf\xe9"), "with a caption that is not UTF-8"),
-        (sample(9, image=b"<html>404</html>"), "whose image is none"),
-        (sample(9, image=b""), "whose image is none"),
-        (sample(9, image=encoded(9, (1, 1))), "with a side that is too short"),
-        (sample(9, image=encoded(9, (2000, 3))), "with a side that is too short"),
-        (sample(9, image=encoded(9, (2000, 30))), "that are too elongated"),
+        (sample(9, image=b"<html>404</html>"), "whose image file is not an image"),
+        (sample(9, image=b""), "whose image file is not an image"),
+        (sample(9, image=encoded(9, (1, 1))), "with an image that is too small"),
+        (sample(9, image=encoded(9, (2000, 3))), "with an image that is too small"),
+        (sample(9, image=encoded(9, (2000, 30))), "with an image that is too elongated"),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])
@@ -142,7 +142,7 @@ def test_garbage_in_the_middle_is_noticed(tmp_path: Path) -> None:
     content[third.offset : third.offset + 512] = b"\xff" * 512
     whole.write_bytes(content)
     shard = index_shard(whole, Filters())
-    assert len(shard.entries) == 1 and "cannot be read after 3 members" in shard.damage
+    assert len(shard.entries) == 1 and "is damaged after 3 members" in shard.damage
 
 
 def test_damage_is_reported_and_the_rest_used(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_damage_is_reported_and_the_rest_used(tmp_path: Path) -> None:
     source = ShardSource(paths, folder=tmp_path / "index")
     assert len(source) == sum(source.groups) > 7 and source.groups[:2] == [7, 0]
     text = "\n".join(source.report.lines())
-    assert "00001.tar: is empty" in text and "00002.tar: ends after" in text
+    assert "00001.tar: is empty" in text and "00002.tar: is truncated after" in text
     assert [source.read(index).caption for index in range(7)] == [f"a cat number {n}" for n in range(7)]
 
 

@@ -54,10 +54,10 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """For people; damaged files by name, up to ten."""
-        found = [f"{self.pairs:,} pairs of image and caption in {self.files:,} file{'s' * (self.files != 1)}"]
+        found = [f"{self.pairs:,} image-caption pairs in {self.files:,} file{'s' * (self.files != 1)}"]
         if self.dropped:
             listed = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
-            found.append(f"left out: {listed}")
+            found.append(f"samples left out: {listed}")
         found += [f"damaged: {name}: {what}" for name, what in list(self.damaged.items())[:10]]
         if len(self.damaged) > 10:
             found.append(f"damaged: {len(self.damaged) - 10} more files")

@@ -81,7 +81,7 @@ def table(path: Path, image_column: str | None = None, caption_column: str | Non
             caption = _column(path, columns, caption_column, _CAPTION_COLUMNS, "--caption-column")
             return ListedSource(path, _rows(path, reader, image, caption))
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; name a table that is there") from error
+        raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; check the path and permissions") from error
     except csv.Error as error:
         raise SettingsError(f"{path}: is not a table: {error}; save it as CSV or TSV") from error
 
@@ -97,7 +97,9 @@ def _column(path: Path, columns: list[str], asked: str | None, known: tuple[str,
         if name in columns:
             return columns.index(name)
     wanted = repr(asked) if asked else f"one of {', '.join(known)}"
-    raise SettingsError(f"{path}: has no column {wanted}, only {', '.join(columns) or 'none'}; name one with {option}.")
+    raise SettingsError(
+        f"{path}: has no column {wanted}, only {', '.join(columns) or 'none'}; select one with {option}"
+    )
 
 
 def coco_captions(path: Path, images: Path) -> ListedSource:
@@ -115,10 +117,10 @@ def coco_captions(path: Path, images: Path) -> ListedSource:
         names = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
         rows = [(names.get(entry["image_id"], ""), str(entry["caption"])) for entry in content["annotations"]]
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; name a file that is there") from error
+        raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; check the path and permissions") from error
     except (ValueError, KeyError, TypeError) as error:
         raise SettingsError(
-            f"{path}: is not a file of COCO captions ({type(error).__name__}: {error}); it needs images with id and "
-            "file_name, and annotations with image_id and caption."
+            f"{path}: is not a file of COCO captions ({type(error).__name__}: {error}); it must contain images with id "
+            "and file_name, and annotations with image_id and caption"
         ) from error
     return ListedSource(path, ((images / name, caption) for name, caption in rows))
