@@ -122,7 +122,7 @@ def read_detections(path: str | os.PathLike[str], truth: GroundTruth) -> Objects
         for index, entry in enumerate(data):
             place = f"[{index}]"
             if not isinstance(entry, dict):
-                raise CocoError(f"{file}: {place}: is a {type(entry).__name__}; each result is an object")
+                raise CocoError(f"{file}: {place}: is not an object (found {type(entry).__name__})")
             image, category = _id(entry, "image_id", place, file), _id(entry, "category_id", place, file)
             _scored(found, entry, place, truth, image, category)
         found.images = {entry["image_id"] for entry in found.entries}
@@ -292,7 +292,7 @@ def _load(file: Path) -> Any:
     except (ValueError, RecursionError) as error:
         raise CocoError(f"{file}: is not JSON ({error}); pass a COCO file or a list of results") from error
     if not isinstance(data, dict | list):
-        raise CocoError(f"{file}: contains a {type(data).__name__}; pass a COCO file or a list of results")
+        raise CocoError(f"{file}: contains neither an object nor a list; pass a COCO file or a list of results")
     return data
 
 
@@ -301,7 +301,7 @@ def _objects(data: Mapping[str, Any], section: str, file: Path) -> Iterator[tupl
         raise CocoError(f"{file}: has no list of {section}; pass a COCO file (or, for --dt, a list of results)")
     for index, entry in enumerate(data[section]):
         if not isinstance(entry, dict):
-            raise CocoError(f"{file}: {section}[{index}]: is a {type(entry).__name__}; it must be an object")
+            raise CocoError(f"{file}: {section}[{index}]: is not an object (found {type(entry).__name__})")
         identity = entry.get("id")
         yield f"{section}[{index}]" + (f" (id {identity})" if isinstance(identity, int) else ""), entry
 
