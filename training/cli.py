@@ -29,13 +29,15 @@ Examples:
     help="Folder of tar shards, a tar file, a table (.csv, .tsv) or COCO captions (.json); repeatable.",
 )
 @click.option("--images", type=click.Path(path_type=Path), help="Image folder for COCO captions.")
-@click.option("--image-column", help="Table column with the image file.")
-@click.option("--caption-column", help="Table column with the caption.")
+@click.option("--image-column", metavar="NAME", help="Table column with the image file.")
+@click.option("--caption-column", metavar="NAME", help="Table column with the caption.")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder for checkpoints, logs and the model."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@click.option("--workers", type=click.IntRange(0), default=4, show_default=True, help="Processes that decode images.")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")
+@click.option(
+    "--workers", type=click.IntRange(0), default=4, show_default=True, metavar="N", help="Processes that decode images."
+)
 @click.option(
     "--accumulate",
     type=click.IntRange(1),
@@ -45,7 +47,9 @@ Examples:
     metavar="N",
 )
 @click.option("--compile", "compiled", is_flag=True, help="Use torch.compile.")
-@click.option("--log", "loggers", multiple=True, type=click.Choice(sorted(LOGGERS)), help="Also log there; repeatable.")
+@click.option(
+    "--log", "loggers", multiple=True, type=click.Choice(sorted(LOGGERS)), help="Also log to this service; repeatable."
+)
 @click.option(
     "--set",
     "changes",
@@ -59,7 +63,12 @@ Examples:
 )
 @click.option("--index", type=click.Path(path_type=Path), help="Folder for shard indexes. Default: the cache folder.")
 @click.option(
-    "--min-side", type=click.IntRange(1), default=16, show_default=True, help="Skip images with a shorter side."
+    "--min-side",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    metavar="PIXELS",
+    help="Skip images with a shorter side.",
 )
 @click.option(
     "--max-aspect",
