@@ -75,6 +75,7 @@ Examples:
     type=click.FloatRange(1),
     default=20.0,
     show_default=True,
+    metavar="RATIO",
     help="Skip images that are more elongated.",
 )
 @click.option(
