@@ -119,15 +119,15 @@ def _hint(text: str) -> str:
     if text in list_methods():
         return f"; it is a method, which runs on a model or CLIP, such as {text}:ViT-B-16-quickgelu/openai"
     if colon and not method[:1].isupper() and method.replace("-", "").isalnum():
-        return f"; {method!r} is no method either, the methods are {', '.join(list_methods())}"
+        return f"; {method!r} is not a method; the methods are {', '.join(list_methods())}"
     if not text.lower().startswith(("vit", "rn", "clip", "openai")):
         return ""
     from tcl_core.towers.open_clip_catalog import architectures
 
     if text in architectures():
-        return f"; {text} is a configuration of open_clip, write {text}/TAG with the tag of its weights, or {text}=FILE"
+        return f"; {text} is an open_clip configuration; use {text}/TAG with the tag of its weights, or {text}=FILE"
     near = difflib.get_close_matches(text.partition("=")[0].replace("/", "-"), architectures(), n=2, cutoff=0.5)
-    return f"; open_clip's names are like ViT-B-16/openai, did you mean {' or '.join(near)}?" if near else ""
+    return f"; open_clip names look like ViT-B-16/openai; did you mean {' or '.join(near)}?" if near else ""
 
 
 def split_method(name_or_path: str | os.PathLike[str]) -> tuple[str | None, str]:
@@ -334,6 +334,6 @@ def _not_installed(entry: ModelEntry, path: Path) -> str:
         )
     files = "; ".join(f"{file.filename} from {file.url}" for file in entry.files)
     return (
-        f"the model {entry.name!r} is not fetched yet; run 'tcl-annotate models fetch {entry.name}', on a machine "
-        f"without a network after putting these files into the folder {download_folder()}: {files}"
+        f"the model {entry.name!r} has not been fetched yet; run 'tcl-annotate models fetch {entry.name}' (on a machine "
+        f"without network access, first save these files in the folder {download_folder()}: {files})"
     )

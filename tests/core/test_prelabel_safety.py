@@ -56,7 +56,9 @@ def test_a_preview_of_another_job_is_not_taken_over(
     cards = (preview / "cards.jsonl").read_bytes()
     other = PrelabelSettings(min_area=500)
     run_prelabel(images, segmenter, VOCABULARY, tmp_path / "b.json", other)
-    with pytest.raises(SettingsError, match="preview: contains the preview of a job with other labels or settings; choose"):
+    with pytest.raises(
+        SettingsError, match="preview: contains the preview of a job with other labels or settings; choose"
+    ):
         run_prelabel(images, segmenter, VOCABULARY, tmp_path / "b.json", other, preview=preview, resume=True)
     assert (preview / "cards.jsonl").read_bytes() == cards and not journal_path(tmp_path / "b.json").exists()
     run_prelabel(images, segmenter, VOCABULARY, tmp_path / "a.json", preview=preview, resume=True)
