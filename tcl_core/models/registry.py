@@ -334,6 +334,6 @@ def _not_installed(entry: ModelEntry, path: Path) -> str:
         )
     files = "; ".join(f"{file.filename} from {file.url}" for file in entry.files)
     return (
-        f"the model {entry.name!r} has not been fetched yet; run 'tcl-annotate models fetch {entry.name}' (on a machine "
-        f"without network access, first save these files in the folder {download_folder()}: {files})"
+        f"the model {entry.name!r} has not been fetched yet; run 'tcl-annotate models fetch {entry.name}' (on a "
+        f"machine without network access, first save these files in the folder {download_folder()}: {files})"
     )
