@@ -38,13 +38,13 @@ _CHECKPOINT_SUFFIXES = {".pth", ".pt", ".ckpt", ".bin"}
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One line of the list of models.
+    """One entry of the list of models.
 
     Attributes:
-        name: what the user writes.
+        name: the name to load the model by.
         description: one line.
-        installed: whether it can be loaded now.
-        size: bytes of the files on this disk, or of the downloads where the manifest knows them; ``None`` if unknown.
+        installed: whether the model can be loaded without a download.
+        size: size in bytes of the files on disk, or of the downloads; ``None`` if unknown.
         license: SPDX identifier or a short sentence.
         source: where the weights come from.
         path: the model file; it need not exist if ``installed`` is false.
@@ -60,7 +60,7 @@ class ModelRow:
 
 
 def list_models() -> list[ModelRow]:
-    """The models of the manifest, CLIPs with a method (suggested or fetched ones), and imported models by name."""
+    """The available models: released models, CLIPs with a training-free method (suggested or fetched), and imports."""
     entries = load_manifest().models
     folder = models_folder()
     imported = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
@@ -183,18 +183,18 @@ def check_options(name_or_path: str | os.PathLike[str], options: Mapping[str, An
 
 
 def fetch_model(name: str, progress: bool = True) -> Path:
-    """Download and prepare a model of the manifest; does nothing that is done already.
+    """Download and prepare a model; existing files are not downloaded again.
 
     Args:
-        name: of a model of the manifest, of one of its files (a CLIP that an imported model needs), or of a CLIP of
-            open_clip, with or without a method.
+        name: name of a released model, of one of its files (such as the CLIP that an imported model needs), or of an
+            open_clip CLIP, with or without a method.
         progress: show progress bars on standard error.
 
     Returns:
-        Path of the model file, or of the file.
+        Path of the model file, or of the downloaded file.
 
     Raises:
-        WeightsError: the name is unknown, or a file cannot be had, checked or written.
+        WeightsError: the name is unknown, or a file cannot be downloaded, verified or written.
     """
     manifest = load_manifest()
     clip = named_clip(name)
