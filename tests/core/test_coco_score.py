@@ -271,7 +271,7 @@ def rename(section: str, key: str) -> Callable[[Any, Any], None]:
         (put("r.0.category_id", 1), r"r\.json: \[0\]: category_id is 1, but .*gt\.json has no category with that id"),
         (put("r.0.image_id", "10"), r"r\.json: \[0\]: image_id is not a whole number"),
         (put("r.0.image_id", ...), r"r\.json: \[0\]: image_id is missing"),
-        (put("r.0.score", ...), r"r\.json: \[0\]: score is missing; average precision needs one"),
+        (put("r.0.score", ...), r"r\.json: \[0\]: score is missing; average precision needs a score"),
         (put("r.0.score", "high"), r"r\.json: \[0\]: score is not a number"),
         (put("r.0.bbox", [1, 2, 3]), r"r\.json: \[0\]: bbox is not four numbers"),
         (put("r.0.bbox", [1, 2, 3, -4]), r"r\.json: \[0\]: bbox is not four numbers"),
