@@ -1,4 +1,4 @@
-# Everything here is also written out in README.md ("Without make").
+# CONTRIBUTING.md lists the same commands without make.
 #
 #   make demo PYTHON=python3.12                          another Python
 #   make demo PIP_ARGS="--index-url ADDRESS"             another package index, such as one with CPU builds of torch
@@ -20,10 +20,10 @@ REQUIREMENTS := pyproject.toml constraints.txt
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
-# One process for each processor, in which nothing starts threads of its own; tests of one group stay together.
+# One process per CPU, each with a single thread; tests of one group run in the same process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
-# Without it, training gives its memory back to the system after every step, and waits for it in the next.
+# Without it, training returns its memory to the system after every step and requests it again in the next.
 COMMA := ,
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2 /usr/lib64/libjemalloc.so.2))
 KEEP_MEMORY := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=dirty_decay_ms:-1$(COMMA)muzzy_decay_ms:-1)
@@ -64,7 +64,7 @@ test-wheel: $(INSTALLED_TEST) ## before a release: install the built wheel with 
 	$(BIN)/python -m pytest tests/packaging/test_wheel.py $(PYTEST_ARGS)
 
 environments: $(INSTALLED_TEST) ## create the environments that some tests need in build/, once
-	@echo "== Environments of the tests (minutes the first time)"
+	@echo "== Environments of the tests (takes minutes the first time)"
 	@$(BIN)/python -m tests.environments
 
 test-gpu: $(INSTALLED) ## check training on this machine's GPU: speed, memory, agreement with the CPU (four minutes)
@@ -90,7 +90,7 @@ benchmark: $(INSTALLED) ## measure polygons and speed on this machine
 	$(BIN)/tcl-annotate benchmark segment
 
 benchmark-against: $(INSTALLED_TEST) ## compare the speed with another revision: make benchmark-against REVISION=56cd0a1
-	@test -n "$(REVISION)" || { echo "Which revision? Say make benchmark-against REVISION=56cd0a1" >&2; exit 2; }
+	@test -n "$(REVISION)" || { echo "Which revision? Run make benchmark-against REVISION=56cd0a1" >&2; exit 2; }
 	$(BIN)/python benchmarks/compare_revision.py "$(REVISION)"
 
 benchmark-gpu: $(INSTALLED) ## measure speed, memory and agreement with the CPU on a GPU, in four minutes
@@ -109,19 +109,19 @@ train-playground: $(INSTALLED) ## retrain the embedded model (under two hours on
 clean: ## remove the environment and all outputs, except the training in build/playground
 	rm -rf "$(VENV)" "$(OUT)" build/docs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# A stamp is newer than what it was made from; the environment is touched only when that changes.
+# Stamp files: the environment is updated only when its requirements change.
 $(VENV)/.made:
-	@$(PYTHON) -c 'import sys; sys.exit("tcl-annotate needs Python 3.11 or newer, not " + sys.version.split()[0] + "; say make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
-	@echo "== Making the environment $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit("tcl-annotate needs Python 3.11 or newer, not " + sys.version.split()[0] + "; run make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@echo "== Creating the virtual environment $(VENV)"
 	$(PYTHON) -m venv "$(VENV)"
 	@touch $@
 
 $(INSTALLED): $(VENV)/.made $(REQUIREMENTS)
-	@echo "== Installing tcl-annotate (PyTorch is large: this can take minutes)"
+	@echo "== Installing tcl-annotate (PyTorch is large; this can take several minutes)"
 	$(PIP) --editable .
 	@touch $@
 
 $(INSTALLED_TEST): $(INSTALLED) $(REQUIREMENTS)
-	@echo "== Installing the tools for tests"
+	@echo "== Installing the test tools"
 	$(PIP) --editable ".[test]"
 	@touch $@

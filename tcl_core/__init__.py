@@ -1,4 +1,4 @@
-"""Text-grounded masks, their polygons and their COCO export.
+"""Segment images from text, and export masks as polygons and COCO.
 
 Example::
 
@@ -8,15 +8,15 @@ Example::
     result.label_map, result.regions()
     result.save_coco("room.json")
 
-**What is public.** The names on this page, and what their pages say of them: the changelog names every change. For
-packages that bring a method, an exporter, a refiner or a tower, so are the contracts `tcl_core.methods`,
-`tcl_core.export.base`, `tcl_core.refinement.base` and `tcl_core.towers.base`. Every other module is documented for
-those who work on it and may change in any version: `tcl_core.api`, `tcl_core.jobs`, `tcl_core.evaluation`,
+**What is public.** The names on this page are the public API, as documented here; the changelog lists every change to
+them. The base classes for extensions (methods, exporters, refiners and towers) are public too: `tcl_core.methods`,
+`tcl_core.export.base`, `tcl_core.refinement.base` and `tcl_core.towers.base`. All other modules are documented for
+contributors and may change in any version: `tcl_core.api`, `tcl_core.jobs`, `tcl_core.evaluation`,
 `tcl_core.benchmarks`, `tcl_core.preview`, `tcl_core.models`, `tcl_core.segmentation`, `tcl_core.playground`,
 `tcl_core.export`, `tcl_core.regions`, `tcl_core.polygons`, `tcl_core.refinement`, `tcl_core.towers`,
 `tcl_core.vocabulary`, `tcl_core.images`, `tcl_core.types`, `tcl_core.cli`.
 
-Importing this package loads nothing else: each name is looked up when it is first used (PEP 562).
+Importing this package loads nothing else; each name is imported on first use (PEP 562).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ _MODULES = {name: module for module, names in _NAMES_OF_MODULES.items() for name
 
 
 if not TYPE_CHECKING:
-    # A type checker takes it to mean that every name is there.
+    # A type checker would conclude that every name exists.
     def __getattr__(name: str) -> Any:
         if name == "errors":
             return importlib.import_module("tcl_core.errors")
@@ -108,5 +108,5 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    # What is imported above for its own use is nobody else's.
+    # Modules that this file imports for its own use are not part of the API.
     return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

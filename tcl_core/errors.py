@@ -1,4 +1,4 @@
-"""Errors a user can cause and mend.
+"""Errors that a user can cause and fix.
 
 Every message is one sentence that names the file, the field and the remedy; the command line prints it
 without a traceback and exits with a non-zero code.
@@ -37,7 +37,7 @@ class ImageError(TclError):
 
 
 class WeightsError(TclError):
-    """A model file that is missing, damaged, of the wrong kind or of the wrong hash."""
+    """A model file that is missing, damaged or of the wrong kind, or whose hash does not match."""
 
 
 class ExportError(TclError):
@@ -49,11 +49,11 @@ class CocoError(ExportError):
 
 
 class DataSetError(TclError):
-    """A data set to evaluate on that lacks a file, or holds one that does not fit."""
+    """A data set for evaluation with a missing or invalid file."""
 
 
 class SettingsError(TclError):
-    """An option whose value is out of range or does not fit the others."""
+    """An option whose value is out of range or conflicts with other options."""
 
 
 def is_full(error: OSError) -> bool:

@@ -21,8 +21,8 @@ class Segmentation:
     """The arg-max of a vocabulary's score maps over one image.
 
     Attributes:
-        label_map: int32 ``[H, W]``; 0 is nothing (background), k is label k of the vocabulary counted from 1.
-        score_map: float32 ``[H, W]`` in ``[0, 1]``; the score of the winning label, 0 where there is none.
+        label_map: int32 ``[H, W]``; 0 is background, and k is the k-th label of the vocabulary.
+        score_map: float32 ``[H, W]`` in ``[0, 1]``; the score of the winning label, 0 in the background.
         vocabulary: the labels that competed.
     """
 
@@ -39,17 +39,17 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class Region:
-    """One connected piece of one label.
+    """A region: one connected component of one label.
 
     Attributes:
-        label_id: index of the label counted from 1 (the COCO category id).
+        label_id: position of the label in the vocabulary, starting at 1 (the COCO category id).
         label: name of the label.
         score: mean of the label's score inside the region, in ``[0, 1]``.
         area: number of pixels.
         bbox: ``(x, y, width, height)`` in pixels, tight around the mask.
         mask: bool ``[height, width]``, the exact mask cropped to ``bbox``.
         polygon: outline with holes in pixel-edge coordinates (pixel ``(r, c)`` covers ``[c, c+1] x [r, r+1]``),
-            or ``None`` where no polygon was asked for.
+            or ``None`` if no polygons were computed.
     """
 
     label_id: int

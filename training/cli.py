@@ -26,7 +26,7 @@ Examples:
     multiple=True,
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder of tar shards, a tar file, a table (.csv, .tsv) or COCO captions (.json); may be given several times.",
+    help="Folder of tar shards, a tar file, a table (.csv, .tsv) or COCO captions (.json); repeatable.",
 )
 @click.option("--images", type=click.Path(path_type=Path), help="Image folder of COCO captions.")
 @click.option("--image-column", help="Column of a table with the image files.  [default: image, or one like it]")
@@ -106,7 +106,7 @@ def command(
 ) -> int:
     """Train a model on images and captions.
 
-    RECIPE is a YAML file, or the name of one that comes with the package. To resume an interrupted run, run the same
+    RECIPE is a YAML file or the name of a bundled recipe (see --recipes). To resume an interrupted run, run the same
     command again.
     """
     import torch
@@ -152,6 +152,11 @@ def _recipes(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 command.params.append(
     click.Option(
-        ["--recipes"], is_flag=True, is_eager=True, expose_value=False, callback=_recipes, help="List the recipes."
+        ["--recipes"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_recipes,
+        help="List the bundled recipes and exit.",
     )
 )

@@ -39,11 +39,11 @@ def read_log(path: Path) -> tuple[Series, list[float]]:
             if "stage" in entry and (not stages or stages[-1][1] != entry["stage"]):
                 stages.append((step, entry["stage"]))
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; name the log of a run") from error
+        raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; pass the .jsonl file of a run") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingsError(f"{path}: is not a log of a training ({error}); name a .jsonl file of a run") from error
+        raise SettingsError(f"{path}: is not a training log ({error}); pass the .jsonl file of a run") from error
     if not series:
-        raise SettingsError(f"{path}: holds no steps yet; let the training run for longer.")
+        raise SettingsError(f"{path}: contains no steps yet; let the training run longer")
     return series, [step for step, _ in stages[1:]]
 
 

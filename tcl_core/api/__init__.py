@@ -1,1 +1,1 @@
-"""What `tcl_core` offers to Python code, above all rooms of the package; import it from `tcl_core` itself."""
+"""The implementation of the names that `tcl_core` exports; import them from `tcl_core`."""

@@ -1,4 +1,4 @@
-"""What may be given as an image and as labels."""
+"""The types of images and labels that the API accepts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tcl_core.vocabulary import Label, Vocabulary
 __all__ = ["ImageInput", "Labels"]
 
 ImageInput: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8] | Image.Image
-"""A file, an array uint8 ``[H, W, 3]`` (RGB), or an image of Pillow."""
+"""A path, an array uint8 ``[H, W, 3]`` (RGB), or a Pillow image."""
 
 Labels: TypeAlias = (
     Vocabulary | Mapping[str, str | Sequence[str] | Mapping[str, Any]] | Sequence[str | Mapping[str, Any] | Label]
 )
-"""A vocabulary, or what `tcl_core.Vocabulary.from_labels` takes."""
+"""A vocabulary, or anything that `tcl_core.Vocabulary.from_labels` accepts."""

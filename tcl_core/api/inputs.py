@@ -1,4 +1,4 @@
-"""Images as Python code has them: files, arrays, images of Pillow."""
+"""Images as Python code passes them: paths, arrays and Pillow images."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def read_image(image: ImageInput) -> NDArray[np.uint8]:
     """The pixels of an image.
 
     Args:
-        image: a file (read by `tcl_core.load_image`), an array, which is given back as it is, or an image of Pillow,
-            whose transparent pixels are laid on white.
+        image: a path (read by `tcl_core.load_image`), an array, which is returned unchanged, or a Pillow image, which
+            is composited on white where it is transparent.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB; an array is not checked.
 
     Raises:
-        ImageError: the file cannot be read, or it is none of these.
+        ImageError: the file cannot be read, or the argument is none of these.
     """
     if isinstance(image, np.ndarray):
         return image
@@ -43,12 +43,11 @@ def read_image(image: ImageInput) -> NDArray[np.uint8]:
         return load_image(Path(image))
     if not isinstance(image, Image.Image):
         raise ImageError(
-            f"expected an image as a file name, an RGB array uint8 [H, W, 3] or an image of Pillow, found "
-            f"{type(image).__name__}"
+            f"expected an image as a path, an RGB array uint8 [H, W, 3] or a Pillow image, found {type(image).__name__}"
         )
     if image.mode not in _WHOLE_MODES:
         raise ImageError(
-            f"an image of Pillow has the mode {image.mode}, of more than 8 bits; give the name of its file instead"
+            f"the Pillow image has mode {image.mode}, which is not 8-bit; pass the path of its file instead"
         )
     if image.has_transparency_data:
         layer = image.convert("RGBA")
@@ -57,10 +56,10 @@ def read_image(image: ImageInput) -> NDArray[np.uint8]:
 
 
 def file_names(images: Sequence[ImageInput]) -> list[str]:
-    """What a COCO file calls the images.
+    """The file names of images in a COCO file.
 
-    A file is called by its path below the deepest folder that holds all of them, as ``tcl-annotate prelabel`` does;
-    what is not a file is called ``image-0001.png`` by its place.
+    Paths become relative to the deepest folder that contains all of them, as in ``tcl-annotate prelabel``. Arrays and
+    Pillow images are named by their position, such as ``image-0001.png``.
 
     Examples:
         >>> file_names(["a/room.jpg"]), file_names(["a/room.jpg", "a/b/room.jpg", np.zeros((1, 1, 3), np.uint8)])
@@ -72,7 +71,7 @@ def file_names(images: Sequence[ImageInput]) -> list[str]:
     try:
         root = os.path.commonpath([os.path.dirname(path) for path in paths.values()]) if paths else ""
     except ValueError as error:
-        raise ImageError("the images lie on different drives; segment them in one call for each drive") from error
+        raise ImageError("the images are on different drives; segment the images of each drive separately") from error
     return [
         slashed(os.path.relpath(paths[place], root)) if place in paths else f"image-{place + 1:04d}.png"
         for place in range(len(images))
@@ -80,11 +79,11 @@ def file_names(images: Sequence[ImageInput]) -> list[str]:
 
 
 def groups_of(images: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[NDArray[np.uint8]]]:
-    """The groups in which a job (`tcl_core.jobs.job`) sends images through the network, so that numbers agree.
+    """Group images as a job (`tcl_core.jobs.job`) does, so that the results are identical.
 
     Args:
         images: uint8 ``[H, W, 3]`` each.
-        size: most images of a group.
+        size: maximum number of images in a group.
     """
     group: list[NDArray[np.uint8]] = []
     pixels = 0

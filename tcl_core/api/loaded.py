@@ -25,7 +25,7 @@ _FEATURE_BYTES = 256 << 20
 
 @dataclass
 class _Kept:
-    """A model with the features of images, and its segmenters by their settings and vocabularies."""
+    """A model with cached image features, and its segmenters by settings and vocabulary."""
 
     model: Model
     cache: FeatureCache = field(default_factory=lambda: FeatureCache(_FEATURE_BYTES))
@@ -47,21 +47,22 @@ def loaded_segmenter(
     batch_size: int,
     keep_features: bool,
 ) -> Segmenter:
-    """A segmenter for one vocabulary, which may have been made before; the two models used last are kept.
+    """A segmenter for one vocabulary, from the cache if possible; the two most recently used models are kept.
 
-    Texts that are embedded together, and images that go through the network together, differ from single ones in the
-    last bits. So that no result depends on what was asked before, each vocabulary has a segmenter of its own, and only
-    images that come alone are kept.
+    Texts that are embedded in one batch, and images that are encoded in one batch, differ from single ones in the last
+    bits. So that no result depends on earlier calls, each vocabulary has its own segmenter, and features are kept only
+    for images that are segmented one at a time.
 
     Args:
-        model: see `Segmenter.from_pretrained`, as most other arguments. A file that has changed since is read again.
-        vocabulary: that the segmenter will be asked for.
-        device: where it runs.
+        model: see `Segmenter.from_pretrained`, also for most other arguments. A model file that has changed is loaded
+            again.
+        vocabulary: the vocabulary that the segmenter will be used with.
+        device: where the model runs.
         precision: of the matrix products.
-        refine: make the masks follow the image's edges.
-        options: of the method.
-        batch_size: most windows at once.
-        keep_features: keep features of images in main or device memory, so that an image that comes again is quick.
+        refine: fit the masks to the edges in the image.
+        options: options of the method.
+        batch_size: maximum number of windows per forward pass.
+        keep_features: cache image features in main or device memory, so that segmenting an image again is fast.
 
     Raises:
         WeightsError: there is no such model, or its file is damaged.
@@ -71,7 +72,7 @@ def loaded_segmenter(
     which = (name, _stamp(name), device, precision)
     how = (refine, repr(sorted((options or {}).items())), batch_size, keep_features, vocabulary)
     if options:
-        # Before the weights are read, which takes a while.
+        # Before the weights are loaded, which takes a while.
         check_options(name, options)
     with _lock:
         if which not in _kept:
@@ -88,7 +89,7 @@ def loaded_segmenter(
 
 
 def clear_cache() -> None:
-    """Let go of the models and features that `tcl_core.segment` keeps between calls, and of their memory."""
+    """Release the models and features that `tcl_core.segment` keeps between calls, and their memory."""
     with _lock:
         _kept.clear()
 
@@ -100,13 +101,13 @@ def _use(kept: OrderedDict[tuple[object, ...], Any], key: tuple[object, ...], mo
 
 
 def _stamp(name: str) -> tuple[str, int, int] | None:
-    """What changes when a model file is replaced; ``None`` for a CLIP, whose file is pinned, and what is not there."""
+    """A value that changes when a model file is replaced; ``None`` for a CLIP, which is pinned, and a missing file."""
     if named_clip(name) is not None:
         return None
     try:
         path = find_model(split_method(name)[1])
     except WeightsError:
-        # Loading says what is wrong.
+        # Loading the model reports the error.
         return None
     status = path.stat()
     return str(path), status.st_mtime_ns, status.st_size

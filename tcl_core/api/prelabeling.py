@@ -1,4 +1,4 @@
-"""The main job as one call."""
+"""The pre-labeling job as one call."""
 
 from __future__ import annotations
 
@@ -39,42 +39,42 @@ def prelabel(
     overwrite: bool = False,
     progress: bool = False,
 ) -> PrelabelSummary:
-    """Label the images of a folder and write a COCO file; ``tcl-annotate prelabel`` as a call, with the same file.
+    """Label the images of a folder and write a COCO file, as ``tcl-annotate prelabel`` does.
 
-    An image that cannot be read costs only itself and is named in the summary. Memory does not grow with the number of
-    images. Ctrl-C ends the run between two images with a valid file; ``resume=True`` goes on with the same result.
+    Unreadable images are skipped and listed in the summary. Memory use does not grow with the number of images. Ctrl-C
+    stops the run after the current image and leaves a valid file; ``resume=True`` continues to an identical result.
 
     Args:
-        inputs: an image, a folder (searched through its sub-folders) or a pattern such as ``"photos/*.jpg"``, or
-            several of them.
-        labels: as for `tcl_core.segment`.
-        out: the file, or the folder for formats of one; a journal lies beside it until the job is complete.
-        model: as for `tcl_core.segment`.
+        inputs: an image, a folder (searched recursively), a pattern such as ``"photos/*.jpg"``, or a list of these.
+        labels: see `tcl_core.segment`.
+        out: the output file, or the output folder for formats that write one. A journal is kept next to it until the
+            job is complete.
+        model: see `tcl_core.segment`.
         exporter: name of a format (``"coco"``, ``"yolo-seg"``, ``"semantic-png"``), or an exporter with its settings,
             such as ``CocoExporter(geometry="rle")``.
-        preview: folder for a preview page that works offline.
-        root: folder that file names are relative to; by default the deepest one that holds every input.
-        tolerance: of the polygons, see `tcl_core.polygons.tolerance_in_pixels`.
-        min_area: regions of fewer pixels are not annotated; ``"auto"`` takes what follows from the model's patch.
-        small: what becomes of them: ``"merge"`` into their surroundings, or ``"drop"``.
-        refine: as for `tcl_core.segment`, as the next four.
-        options: of the method.
+        preview: folder for preview pages that work offline.
+        root: folder that file names are relative to; by default, the deepest folder that contains every input.
+        tolerance: of the polygons; see `tcl_core.polygons.tolerance_in_pixels`.
+        min_area: minimum area of a region in pixels; ``"auto"`` derives it from the model's patch size.
+        small: what happens to smaller regions: ``"merge"`` into their surroundings, or ``"drop"``.
+        refine: see `tcl_core.segment`, also for the next four arguments.
+        options: options of the method.
         device: where the model runs.
         precision: of the matrix products.
-        batch_size: most images and windows at once.
-        resume: go on with a run that was stopped, or with a finished one and more images.
-        overwrite: replace what is there.
+        batch_size: maximum number of images and windows per forward pass.
+        resume: continue a run that was stopped, or a finished run with additional images.
+        overwrite: replace existing output.
         progress: show a progress bar on standard error.
 
     Returns:
-        How many images were labeled, and why others were not.
+        How many images were labeled, and why others were skipped.
 
     Raises:
-        ImageError: there is no image.
-        VocabularyError: a label holds a mistake, or the model does not know a word.
-        WeightsError: there is no such model, or it is not fetched.
-        ExportError: the output is there and neither ``resume`` nor ``overwrite`` was asked for, or cannot be written.
-        SettingsError: a setting is out of range, or the output is one of the images.
+        ImageError: no image was found.
+        VocabularyError: a label is invalid, or the model does not know a word.
+        WeightsError: there is no such model, or it has not been fetched.
+        ExportError: the output exists and neither ``resume`` nor ``overwrite`` is set, or it cannot be written.
+        SettingsError: a setting is out of range, or the output would replace one of the images.
 
     Example::
 
@@ -105,7 +105,7 @@ def prelabel(
         precision=precision,
         batch_size=batch_size,
     )
-    # First, as in the command: texts that are embedded together differ from single ones in the last bits.
+    # In the order of the command: texts that are embedded in one batch differ from single ones in the last bits.
     segmenter.background_names(vocabulary)
     return run_prelabel(
         images,
@@ -123,11 +123,11 @@ def prelabel(
 
 
 def _check_apart(images: ImageList, out: Path) -> None:
-    """Refuse an output that would replace an image of the job."""
+    """Reject an output that would replace an image of the job."""
     from tcl_core.errors import SettingsError
 
     place = os.path.realpath(out)
     for index in range(len(images)):
         real = os.path.realpath(images.path(index))
         if real == place or real.startswith(place + os.sep):
-            raise SettingsError(f"{out}: is, or holds, {real}, an image of this job; name another output")
+            raise SettingsError(f"{out}: is or contains {real}, an image of this job; choose another output")

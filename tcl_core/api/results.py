@@ -1,4 +1,4 @@
-"""What `tcl_core.segment` found in an image, and what can be made of it."""
+"""The result of `tcl_core.segment`: label map, regions, COCO export and plot."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ from tcl_core.vocabulary import Vocabulary
 __all__ = ["Result", "save_coco"]
 
 _NOTEBOOK_SIDE = 800
-"""Pixels of the longer side of what a notebook shows."""
+"""Long side, in pixels, of the image in a notebook."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    """The labels of one image; a notebook shows it as the image under its masks, with a table.
+    """The segmentation of one image. A notebook displays it as the image with its masks, and a table of labels.
 
     Attributes:
         image: uint8 ``[H, W, 3]``, RGB, upright.
-        segmentation: the arg-max of the score maps as it is, with its specks.
-        min_area: pieces of fewer pixels join their surroundings in `label_map` and `regions`.
-        file_name: what the COCO file calls the image.
-        settings: what the result depends on besides image and vocabulary; stands in the COCO file's ``info``.
+        segmentation: the arg-max of the score maps, before small regions are merged.
+        min_area: regions with fewer pixels are merged into their surroundings in `label_map` and `regions`.
+        file_name: the file name in the COCO file.
+        settings: everything besides image and vocabulary that the result depends on; written to ``info`` in the COCO
+            file.
     """
 
     image: NDArray[np.uint8]
@@ -61,19 +62,19 @@ class Result:
 
     @cached_property
     def label_map(self) -> NDArray[np.int32]:
-        """int32 ``[H, W]``; 0 is background, k is label k of the vocabulary counted from 1. Specks are merged."""
+        """int32 ``[H, W]``; 0 is background, and k is the k-th label of the vocabulary. Small regions are merged."""
         return absorb_small(self.segmentation.label_map, self.min_area)
 
     @property
     def score_map(self) -> NDArray[np.float32]:
-        """float32 ``[H, W]`` in ``[0, 1]``; the score of the winning label before specks were merged."""
+        """float32 ``[H, W]`` in ``[0, 1]``; the score of the winning label, before small regions are merged."""
         return self.segmentation.score_map
 
     def mask(self, label: str) -> NDArray[np.bool_]:
-        """The pixels of a label.
+        """The mask of a label.
 
         Args:
-            label: its name.
+            label: name of the label.
 
         Returns:
             bool ``[H, W]``.
@@ -87,16 +88,16 @@ class Result:
         return self.label_map == names.index(label) + 1
 
     def regions(self, tolerance: str | float | None = "default") -> list[Region]:
-        """The connected pieces of each label with mask, score, box and polygon.
+        """The connected components of each label, with mask, score, box and polygon.
 
         Args:
-            tolerance: of the polygons, see `tcl_core.polygons.tolerance_in_pixels`; ``None`` makes none.
+            tolerance: of the polygons; see `tcl_core.polygons.tolerance_in_pixels`. ``None`` computes no polygons.
 
         Returns:
-            Regions ordered by label, then by their first pixel in reading order; together their masks are `label_map`.
+            Regions ordered by label, then by their first pixel in reading order. Together, their masks are `label_map`.
 
         Raises:
-            SettingsError: an unknown tolerance.
+            SettingsError: the tolerance is invalid.
         """
         if tolerance not in self._regions:
             self._regions[tolerance] = label_map_to_regions(
@@ -105,7 +106,7 @@ class Result:
         return list(self._regions[tolerance])
 
     def shares(self) -> list[LabelShare]:
-        """For each label of the vocabulary its regions, its share of the image and its mean score."""
+        """The number of regions, the share of the image and the mean score of each label in the vocabulary."""
         height, width = self.size
         return label_shares(self.vocabulary, self.regions(None), height * width)
 
@@ -117,33 +118,33 @@ class Result:
         tolerance: str | float = "default",
         overwrite: bool = False,
     ) -> None:
-        """Write a COCO file of this image; see `tcl_core.save_coco` for several.
+        """Write a COCO file of this image; for several images, see `tcl_core.save_coco`.
 
         Args:
             path: the file.
-            geometry: ``"polygon"``, ``"keyhole"`` or ``"rle"``, which is exact.
-            tolerance: of the polygons, see `regions`.
+            geometry: ``"polygon"``, ``"keyhole"``, or ``"rle"``, which is pixel-exact.
+            tolerance: of the polygons; see `regions`.
             overwrite: replace an existing file.
 
         Raises:
-            CocoError: the file is there and ``overwrite`` was not asked for, or the disk refuses.
+            CocoError: the file exists and ``overwrite`` is not set, or it cannot be written.
         """
         save_coco([self], path, geometry=geometry, tolerance=tolerance, overwrite=overwrite)
 
     def plot(self, opacity: float = 0.45) -> Image.Image:
-        """The image under translucent masks with outlines, and a legend below.
+        """The image with translucent masks, their outlines, and a legend below.
 
         Args:
             opacity: of the masks, in ``[0, 1]``.
 
         Returns:
-            An RGB image of Pillow, which notebooks show and ``.save("overlay.png")`` writes.
+            An RGB Pillow image, which notebooks display and ``.save("overlay.png")`` writes.
 
         Raises:
             SettingsError: the opacity is out of range.
         """
         if not 0 <= opacity <= 1:
-            raise SettingsError(f"opacity is {opacity}; give a number from 0 to 1")
+            raise SettingsError(f"opacity is {opacity}; use a number from 0 to 1")
         return draw_overlay(self.image, replace(self.segmentation, label_map=self.label_map), opacity)
 
     def __repr__(self) -> str:
@@ -169,18 +170,19 @@ def save_coco(
     tolerance: str | float = "default",
     overwrite: bool = False,
 ) -> None:
-    """Write one COCO file of several results.
+    """Write several results to one COCO file.
 
     Args:
-        results: of one vocabulary, model and settings, as one call of `tcl_core.segment` gives them.
+        results: results with the same vocabulary, model and settings, such as those of one call of `tcl_core.segment`.
         path: the file.
-        geometry: ``"polygon"``, ``"keyhole"`` or ``"rle"``, which is exact.
-        tolerance: of the polygons, see `Result.regions`.
+        geometry: ``"polygon"``, ``"keyhole"``, or ``"rle"``, which is pixel-exact.
+        tolerance: of the polygons; see `Result.regions`.
         overwrite: replace an existing file.
 
     Raises:
-        ExportError: there is no result, or they have different vocabularies or settings.
-        CocoError: the file is there and ``overwrite`` was not asked for, two images have one name, or the disk refuses.
+        ExportError: there is no result, or the results have different vocabularies or settings.
+        CocoError: the file exists and ``overwrite`` is not set, two images have the same name, or the file cannot be
+            written.
     """
     found = [results] if isinstance(results, Result) else list(results)
     if not found:
@@ -189,8 +191,8 @@ def save_coco(
     for other in found[1:]:
         if other.vocabulary != first.vocabulary or other.settings != first.settings:
             raise ExportError(
-                f"{path}: {other.file_name} was segmented with other labels or settings than {first.file_name}, and "
-                "a COCO file has one list of categories; write a file for each"
+                f"{path}: {other.file_name} was segmented with other labels or settings than {first.file_name}; a COCO "
+                "file has one list of categories, so write one file for each"
             )
     kept = None if geometry == "rle" else tolerance
     images = (

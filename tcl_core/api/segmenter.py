@@ -1,4 +1,4 @@
-"""A segmenter that is made from the name of a model."""
+"""A segmenter that can be loaded by the name of a model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["Segmenter"]
 
 
 class Segmenter(segmenter.Segmenter):
-    """A model with the settings of inference: encode an image once, segment it for any number of vocabularies.
+    """A model with inference settings: encode an image once, and segment it with any number of vocabularies.
 
-    `tcl_core.segmentation.segmenter.Segmenter`, which can also be loaded by name.
+    This is `tcl_core.segmentation.segmenter.Segmenter` with `from_pretrained`.
 
     Example::
 
@@ -41,21 +41,21 @@ class Segmenter(segmenter.Segmenter):
         """Load a model.
 
         Args:
-            model: a name that `tcl_core.list_models` gives, ``METHOD:CONFIGURATION/TAG`` for a CLIP of open_clip, or
-                the path of a model file; see `tcl_core.load_model`.
+            model: a name listed by `tcl_core.list_models`, ``METHOD:CONFIGURATION/TAG`` for a CLIP of open_clip, or the
+                path of a model file; see `tcl_core.load_model`.
             device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
             precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-            refine: make the masks follow the image's edges.
-            options: values of the method's options, such as ``{"kp_weight": 0.2}``.
-            cache: keeps features of images; ``None`` keeps none.
-            batch_size: most windows that go through the network together; memory grows with it.
+            refine: fit the masks to the edges in the image (PAMR).
+            options: options of the method, such as ``{"kp_weight": 0.2}``.
+            cache: cache for image features; ``None`` caches nothing.
+            batch_size: maximum number of windows per forward pass; memory grows with it.
 
         Raises:
-            WeightsError: there is no such model, it is not fetched, or its file is damaged.
-            SettingsError: the device or the precision is not available, or an option is unknown or out of range.
+            WeightsError: there is no such model, it has not been fetched, or its file is damaged.
+            SettingsError: the device or precision is not available, or an option is unknown or out of range.
         """
         if options:
-            # Before the weights are read, which takes a while.
+            # Before the weights are loaded, which takes a while.
             check_options(model, options)
         loaded = load_model(model, device=device, precision=precision)
         return cls(loaded, refine=refine, options=options, cache=cache, batch_size=batch_size)

@@ -1,6 +1,6 @@
-"""The short way: images and labels in, results out.
+"""`tcl_core.segment`: images and labels in, results out.
 
-What is heavy is imported when it is called, so that naming a function costs nothing.
+Heavy modules are imported when a function is called, so that importing the function itself is fast.
 """
 
 from __future__ import annotations
@@ -69,35 +69,36 @@ def segment(
     precision: str = "auto",
     batch_size: int = 8,
 ) -> Result | list[Result]:
-    """Segment an image, or several, from text.
+    """Segment one or more images from text.
 
-    The loaded model stays in memory for the next call (the two used last; `tcl_core.clear_cache` lets go of them), and
-    so do features of single images up to 256 MiB: other labels on the same image then cost a fraction. The results are
-    those of ``tcl-annotate segment`` and ``tcl-annotate prelabel`` to the pixel. A result holds its image and its maps,
-    about 11 bytes for each pixel; for a folder of images, `tcl_core.prelabel` needs constant memory.
+    The two most recently used models stay loaded for the next call (`tcl_core.clear_cache` releases them), and so do
+    the features of images that were segmented one at a time, up to 256 MiB: segmenting such an image with other labels
+    takes a fraction of the time. Masks are identical to those of ``tcl-annotate segment`` and ``prelabel``. A result
+    holds its image and its maps, about 11 bytes per pixel. For a folder of images, use `tcl_core.prelabel`, which needs
+    constant memory.
 
     Args:
-        image: a file, which is turned upright as its EXIF data says; an array uint8 ``[H, W, 3]`` (RGB) or an image of
-            Pillow, which are taken as they are; or a list or tuple of them.
+        image: the path of an image file, which is rotated according to its EXIF orientation; an array uint8
+            ``[H, W, 3]`` (RGB) or a Pillow image, which are not rotated; or a list or tuple of these.
         labels: ``{"Seat": ["chair", "sofa"], "Grass": "grass"}``, a list of names, or a `tcl_core.Vocabulary`.
-        model: the name of a model or the path of a model file (see `tcl_core.list_models`), or a segmenter, whose own
-            settings then hold.
-        min_area: pieces of fewer pixels join their surroundings; ``"auto"`` takes what follows from the model's patch,
-            0 keeps all.
-        refine: make the masks follow the image's edges.
-        options: values of the method's options, such as ``{"kp_weight": 0.2}``.
+        model: name of a model or path of a model file (see `tcl_core.list_models`), or a segmenter, whose own settings
+            then apply.
+        min_area: regions with fewer pixels are merged into their surroundings; ``"auto"`` derives the area from the
+            model's patch size, and 0 keeps every region.
+        refine: fit the masks to the edges in the image (PAMR).
+        options: options of the method, such as ``{"kp_weight": 0.2}``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
         precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        batch_size: most images and windows that go through the network together; memory grows with it.
+        batch_size: maximum number of images and windows per forward pass; memory grows with it.
 
     Returns:
-        A result; a list of results in the order of the images where a list or tuple of images was given.
+        A result, or, for a list or tuple of images, a list of results in the same order.
 
     Raises:
-        VocabularyError: a label holds a mistake, or the model does not know a word.
+        VocabularyError: a label is invalid, or the model does not know a word.
         ImageError: an image cannot be read.
-        WeightsError: there is no such model, or it is not fetched.
-        SettingsError: a setting is out of range, or was given beside a segmenter.
+        WeightsError: there is no such model, or it has not been fetched.
+        SettingsError: a setting is out of range, or is passed together with a segmenter.
 
     Example::
 
@@ -122,7 +123,7 @@ def segment(
         precision=precision,
         batch_size=batch_size,
     )
-    # Wrong words are found in a moment, images take seconds. In the order of the command that does the same.
+    # Unknown words are found in a moment, whereas images take seconds. The order is that of the command.
     if several:
         segmenter.background_names(vocabulary)
     segmenter.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
@@ -141,17 +142,17 @@ def segment(
 def segmenter_of(
     model: str | os.PathLike[str] | Segmenter, vocabulary: Vocabulary, *, keep_features: bool, **settings: Any
 ) -> Segmenter:
-    """The segmenter that is given, or one of a model's name, which stays loaded.
+    """The segmenter itself, or one for the name of a model, which stays loaded.
 
     Args:
         model: see `segment`.
-        vocabulary: that it will be asked for.
+        vocabulary: the vocabulary that the segmenter will be used with.
         keep_features: see `tcl_core.api.loaded.loaded_segmenter`.
-        **settings: ``refine``, ``options``, ``device``, ``precision`` and ``batch_size``, see `segment`.
+        **settings: ``refine``, ``options``, ``device``, ``precision`` and ``batch_size``; see `segment`.
 
     Raises:
-        WeightsError: there is no such model, or it is not fetched.
-        SettingsError: a setting is out of range, or was given beside a segmenter.
+        WeightsError: there is no such model, or it has not been fetched.
+        SettingsError: a setting is out of range, or is passed together with a segmenter.
     """
     from tcl_core.api.loaded import loaded_segmenter
     from tcl_core.errors import SettingsError
@@ -161,15 +162,15 @@ def segmenter_of(
         return loaded_segmenter(model, vocabulary, keep_features=keep_features, **settings)
     given = [name for name, value in settings.items() if value != _DEFAULTS[name]]
     if given:
-        raise SettingsError(f"{', '.join(given)}: the segmenter that is given has its own settings; leave this out")
+        raise SettingsError(f"{', '.join(given)}: the segmenter that you passed has its own settings; remove this")
     return model
 
 
 def as_vocabulary(labels: Labels) -> Vocabulary:
-    """The vocabulary itself, or one of a dict or list (`tcl_core.Vocabulary.from_labels`).
+    """The vocabulary itself, or one made from a dict or list (`tcl_core.Vocabulary.from_labels`).
 
     Raises:
-        VocabularyError: the labels hold a mistake.
+        VocabularyError: a label is invalid.
     """
     from tcl_core.vocabulary import Vocabulary
 
@@ -177,7 +178,7 @@ def as_vocabulary(labels: Labels) -> Vocabulary:
 
 
 def clear_cache() -> None:
-    """Let go of the models and features that `segment` keeps between calls, and of their memory."""
+    """Release the models and features that `segment` keeps between calls, and their memory."""
     from tcl_core.api import loaded
 
     loaded.clear_cache()

@@ -1,4 +1,4 @@
-"""How much of an image each label has."""
+"""The share of each label in an image."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["LabelShare", "label_shares"]
 
 @dataclass(frozen=True)
 class LabelShare:
-    """What one label has of an image.
+    """The regions of one label in an image, summarized.
 
     Attributes:
-        name: of the label.
-        regions: how many there are.
-        share: of the image's pixels, in ``[0, 1]``.
-        score: mean over its pixels, in ``[0, 1]``; ``None`` where it has none.
+        name: name of the label.
+        regions: number of regions.
+        share: share of the image's pixels, in ``[0, 1]``.
+        score: mean score over the label's pixels, in ``[0, 1]``; ``None`` if it has no pixels.
     """
 
     name: str
@@ -29,11 +29,11 @@ class LabelShare:
 
 
 def label_shares(vocabulary: Vocabulary, regions: Sequence[Region], pixels: int) -> list[LabelShare]:
-    """One entry for each label of the vocabulary, in its order.
+    """One entry for each label of the vocabulary, in the same order.
 
     Args:
-        vocabulary: of the regions.
-        regions: of one image.
+        vocabulary: vocabulary of the regions.
+        regions: regions of one image.
         pixels: height times width of the image, at least 1.
 
     Examples:

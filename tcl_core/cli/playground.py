@@ -192,7 +192,7 @@ def projects_command(
 ) -> int:
     """Print the mean IoU on projects with a few labels.
 
-    Everything else in a scene must stay unlabeled, and counts. Each row is the mean over several vocabularies.
+    Everything else in a scene is background, which counts as a class. Each row is the mean over several vocabularies.
     """
     from tqdm import tqdm
 

@@ -72,24 +72,24 @@ def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:
     file = Path(path)
     data = _load(file)
     if isinstance(data, list):
-        raise CocoError(f"{file}: is a list of results, not a COCO file of ground truth; swap --gt and --dt?")
+        raise CocoError(f"{file}: is a list of results, not a COCO file with ground truth; are --gt and --dt swapped?")
     truth = GroundTruth(file)
     for place, entry in _objects(data, "images", file):
         identity = _id(entry, "id", place, file)
         if identity in truth.names:
-            raise CocoError(f"{file}: {place}: the id {identity} is there twice; give each image an id of its own")
+            raise CocoError(f"{file}: {place}: the id {identity} is used twice; give each image its own id")
         truth.names[identity] = str(entry.get("file_name", ""))
         truth.sizes[identity] = _size(entry)
     for place, entry in _objects(data, "categories", file):
         identity = _id(entry, "id", place, file)
         if identity in truth.categories:
-            raise CocoError(f"{file}: {place}: the id {identity} is there twice; give each category an id of its own")
+            raise CocoError(f"{file}: {place}: the id {identity} is used twice; give each category its own id")
         truth.categories[identity] = str(entry.get("name", ""))
     truth.images = set(truth.names)
     filled: Counter[str] = Counter()
     for place, entry in _objects(data, "annotations", file):
         if "caption" in entry or "segments_info" in entry:
-            raise CocoError(f"{file}: {place}: holds a caption or panoptic segments; scores need boxes or masks")
+            raise CocoError(f"{file}: {place}: is a caption or has panoptic segments; scoring needs boxes or masks")
         found = _object(entry, place, truth, file, entry.get("image_id"), entry.get("category_id"))
         crowd, area = entry.get("iscrowd"), entry.get("area")
         filled["iscrowd"] += crowd is None
@@ -122,7 +122,7 @@ def read_detections(path: str | os.PathLike[str], truth: GroundTruth) -> Objects
         for index, entry in enumerate(data):
             place = f"[{index}]"
             if not isinstance(entry, dict):
-                raise CocoError(f"{file}: {place}: is a {type(entry).__name__}; each result is an object")
+                raise CocoError(f"{file}: {place}: is not an object (found {type(entry).__name__})")
             image, category = _id(entry, "image_id", place, file), _id(entry, "category_id", place, file)
             _scored(found, entry, place, truth, image, category)
         found.images = {entry["image_id"] for entry in found.entries}
@@ -152,7 +152,7 @@ def _scored(
     if score is None or not _is_number(score):
         raise CocoError(
             f"{found.path}: {place}: score is {'missing' if score is None else 'not a number'}; average precision "
-            "needs one for each detection"
+            "needs a score for each detection"
         )
     found.entries.append({**_object(entry, place, truth, found.path, image, category), "score": float(score)})
 
@@ -230,7 +230,7 @@ def _object(
         if isinstance(value, bool) or not isinstance(value, int) or value not in known:
             what = key.removesuffix("_id")
             raise CocoError(
-                f"{file}: {place}: {key} is {value!r}, but {truth.path} has no {what} with that id; results must carry "
+                f"{file}: {place}: {key} is {value!r}, but {truth.path} has no {what} with that id; results must use "
                 "the ids of the ground truth"
             )
     box, segmentation = entry.get("bbox") or None, entry.get("segmentation") or None
@@ -241,13 +241,13 @@ def _object(
     if segmentation is not None:
         size = truth.sizes[image]
         if size is None:
-            raise CocoError(f"{truth.path}: the image with id {image} lacks its width and height, which masks need")
+            raise CocoError(f"{truth.path}: the image with id {image} has no width and height, which masks need")
         try:
             segmentation = _run_lengths(segmentation, size)
         except ValueError as error:
             raise CocoError(f"{file}: {place}: segmentation: {error}; see 'tcl-annotate validate-coco'") from None
     if box is None and segmentation is None:
-        raise CocoError(f"{file}: {place}: has neither bbox nor segmentation, so there is nothing to score")
+        raise CocoError(f"{file}: {place}: has neither bbox nor segmentation; add one of them")
     if box is None:
         box = [float(value) for value in coco_mask.toBbox(segmentation)]
     found = {"image_id": image, "category_id": category, "place": place, "bbox": box}
@@ -271,7 +271,7 @@ def _run_lengths(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     for ring in rings:
         # pycocotools takes four numbers for a box.
         if not (isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 and all(map(_is_number, ring))):
-            raise ValueError("it is neither run lengths nor a list of rings of three points or more")
+            raise ValueError("it is neither RLE nor a list of rings with at least three points")
     merged = coco_mask.merge(coco_mask.frPyObjects(rings, *size))
     return {"size": list(size), "counts": merged["counts"].decode("ascii")}
 
@@ -290,18 +290,18 @@ def _load(file: Path) -> Any:
     except UnicodeDecodeError as error:
         raise CocoError(f"{file}: is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except (ValueError, RecursionError) as error:
-        raise CocoError(f"{file}: is not JSON ({error}); name a COCO file or a list of results") from error
+        raise CocoError(f"{file}: is not JSON ({error}); pass a COCO file or a list of results") from error
     if not isinstance(data, dict | list):
-        raise CocoError(f"{file}: holds a {type(data).__name__}; name a COCO file or a list of results")
+        raise CocoError(f"{file}: contains neither an object nor a list; pass a COCO file or a list of results")
     return data
 
 
 def _objects(data: Mapping[str, Any], section: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not isinstance(data.get(section), list):
-        raise CocoError(f"{file}: has no list of {section}; name a COCO file (or, as --dt, a list of results)")
+        raise CocoError(f"{file}: has no list of {section}; pass a COCO file (or, for --dt, a list of results)")
     for index, entry in enumerate(data[section]):
         if not isinstance(entry, dict):
-            raise CocoError(f"{file}: {section}[{index}]: is a {type(entry).__name__}; it must be an object")
+            raise CocoError(f"{file}: {section}[{index}]: is not an object (found {type(entry).__name__})")
         identity = entry.get("id")
         yield f"{section}[{index}]" + (f" (id {identity})" if isinstance(identity, int) else ""), entry
 

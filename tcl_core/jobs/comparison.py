@@ -72,7 +72,7 @@ def compare_models(
     if len(models) < 2:
         raise SettingsError("a comparison needs two models or more; name another one")
     if check_preview_folder(folder) and not overwrite:
-        raise SettingsError(f"--preview {folder}: holds a preview already; name another folder, or --overwrite")
+        raise SettingsError(f"--preview {folder}: already contains a preview; choose another folder or add --overwrite")
     names = images.file_names
     failed: dict[str, str] = {}
     first: dict[str, bytes] = {}

@@ -183,8 +183,8 @@ def _kind(filename: str) -> str:
 def _unavailable(file: RemoteFile, source: str | Path, folder: Path, reason: str) -> str:
     via = f" through the mirror {source}" if str(source) != file.url else ""
     return (
-        f"{file.filename} could not be downloaded from {file.url}{via}: {reason}; without a network, get it from that "
-        f"address on another machine, put it as {file.filename} into the folder {folder}, and run the command again"
+        f"{file.filename} could not be downloaded from {file.url}{via}: {reason}; if this machine has no network "
+        f"access, download the file on another machine, save it as {folder / file.filename}, and run the command again"
     )
 
 

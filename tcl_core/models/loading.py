@@ -93,16 +93,16 @@ def load_model(name_or_path: str | os.PathLike[str], device: str = "auto", preci
     """Load a model.
 
     Args:
-        name_or_path: a name of :func:`list_models`, or the path of a model file (``.safetensors``). ``METHOD:MODEL``
-            runs another method, one that learns nothing, on the towers of that model. ``METHOD:ARCHITECTURE/TAG`` runs
-            it on a pretrained CLIP of open_clip, which is downloaded at its first use, and
-            ``METHOD:ARCHITECTURE=FILE`` on weights of your own.
+        name_or_path: a name listed by :func:`list_models`, or the path of a model file (``.safetensors``).
+            ``METHOD:MODEL`` runs a training-free method on the CLIP of that model, ``METHOD:CONFIGURATION/TAG`` on a
+            pretrained CLIP of open_clip, which is downloaded on first use, and ``METHOD:CONFIGURATION=FILE`` on your
+            own weights.
         device: see :func:`tcl_core.devices.select_device`.
         precision: see :func:`tcl_core.devices.select_precision`.
 
     Raises:
-        WeightsError: there is no such model, it is not fetched, or its file is damaged or does not fit.
-        SettingsError: the device or the precision is not available, or the method cannot be used so.
+        WeightsError: there is no such model, it has not been fetched, or its file is damaged or incompatible.
+        SettingsError: the device or precision is not available, or the method cannot run on this model.
     """
     # First what costs nothing: a wrong device should not be found out after reading a large file.
     chosen = select_device(device)

@@ -62,7 +62,7 @@ def translated(
             f"the connection ended after {kept} of {total} bytes; they are kept; run the command again to continue"
         )
     if total is not None:
-        return TransferError(f"the connection ended before all {total} bytes had arrived; run the command again")
+        return TransferError(f"the connection ended before all {total} bytes arrived; run the command again")
     cause: BaseException | None = error
     while cause is not None:
         unreachable = isinstance(cause, OSError) and cause.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
@@ -85,4 +85,4 @@ def _refusal(status: int) -> str:
         )
     elif status in BUSY:
         remedy = "; try again later"
-    return f"the server answers {answer}{remedy}"
+    return f"the server answered {answer}{remedy}"

@@ -38,13 +38,13 @@ _CHECKPOINT_SUFFIXES = {".pth", ".pt", ".ckpt", ".bin"}
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One line of the list of models.
+    """One entry of the list of models.
 
     Attributes:
-        name: what the user writes.
+        name: the name to load the model by.
         description: one line.
-        installed: whether it can be loaded now.
-        size: bytes of the files on this disk, or of the downloads where the manifest knows them; ``None`` if unknown.
+        installed: whether the model can be loaded without a download.
+        size: size in bytes of the files on disk, or of the downloads; ``None`` if unknown.
         license: SPDX identifier or a short sentence.
         source: where the weights come from.
         path: the model file; it need not exist if ``installed`` is false.
@@ -60,7 +60,7 @@ class ModelRow:
 
 
 def list_models() -> list[ModelRow]:
-    """The models of the manifest, CLIPs with a method (suggested or fetched ones), and imported models by name."""
+    """The available models: released models, CLIPs with a training-free method (suggested or fetched), and imports."""
     entries = load_manifest().models
     folder = models_folder()
     imported = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
@@ -119,15 +119,15 @@ def _hint(text: str) -> str:
     if text in list_methods():
         return f"; it is a method, which runs on a model or CLIP, such as {text}:ViT-B-16-quickgelu/openai"
     if colon and not method[:1].isupper() and method.replace("-", "").isalnum():
-        return f"; {method!r} is no method either, the methods are {', '.join(list_methods())}"
+        return f"; {method!r} is not a method; the methods are {', '.join(list_methods())}"
     if not text.lower().startswith(("vit", "rn", "clip", "openai")):
         return ""
     from tcl_core.towers.open_clip_catalog import architectures
 
     if text in architectures():
-        return f"; {text} is a configuration of open_clip, write {text}/TAG with the tag of its weights, or {text}=FILE"
+        return f"; {text} is an open_clip configuration; use {text}/TAG with the tag of its weights, or {text}=FILE"
     near = difflib.get_close_matches(text.partition("=")[0].replace("/", "-"), architectures(), n=2, cutoff=0.5)
-    return f"; open_clip's names are like ViT-B-16/openai, did you mean {' or '.join(near)}?" if near else ""
+    return f"; open_clip names look like ViT-B-16/openai; did you mean {' or '.join(near)}?" if near else ""
 
 
 def split_method(name_or_path: str | os.PathLike[str]) -> tuple[str | None, str]:
@@ -183,18 +183,18 @@ def check_options(name_or_path: str | os.PathLike[str], options: Mapping[str, An
 
 
 def fetch_model(name: str, progress: bool = True) -> Path:
-    """Download and prepare a model of the manifest; does nothing that is done already.
+    """Download and prepare a model; existing files are not downloaded again.
 
     Args:
-        name: of a model of the manifest, of one of its files (a CLIP that an imported model needs), or of a CLIP of
-            open_clip, with or without a method.
+        name: name of a released model, of one of its files (such as the CLIP that an imported model needs), or of an
+            open_clip CLIP, with or without a method.
         progress: show progress bars on standard error.
 
     Returns:
-        Path of the model file, or of the file.
+        Path of the model file, or of the downloaded file.
 
     Raises:
-        WeightsError: the name is unknown, or a file cannot be had, checked or written.
+        WeightsError: the name is unknown, or a file cannot be downloaded, verified or written.
     """
     manifest = load_manifest()
     clip = named_clip(name)
@@ -334,6 +334,6 @@ def _not_installed(entry: ModelEntry, path: Path) -> str:
         )
     files = "; ".join(f"{file.filename} from {file.url}" for file in entry.files)
     return (
-        f"the model {entry.name!r} is not fetched yet; run 'tcl-annotate models fetch {entry.name}', on a machine "
-        f"without a network after putting these files into the folder {download_folder()}: {files}"
+        f"the model {entry.name!r} has not been fetched yet; run 'tcl-annotate models fetch {entry.name}' (on a "
+        f"machine without network access, first save these files in the folder {download_folder()}: {files})"
     )

@@ -70,12 +70,17 @@ def simplify_coverage(
 ) -> NDArray[np.object_]:
     """Polygons of all faces of an image, which share their borders exactly.
 
-    ``tolerance`` is about how far an edge may move off the pixel staircase; besides, no wanted region may lose more
-    than 2 % of its pixels' IoU at a tolerance of one pixel, counted by pixel centers, or 4 % drawn by pycocotools,
-    which rounds. With the tolerance this grows a little slower than itself, up to 25 %, and a region under 64 pixels
-    may lose more, by the root of 64 / area. Nor does a side of a region's box move farther than 5 % of the box and half
-    a pixel, or the tolerance where that is less. So small and thin regions are kept with a smaller tolerance. The outer
-    frame stays straight. Background is part of the coverage, so its borders follow the same rule.
+    ``tolerance`` is approximately how far an outline may move off the pixel edges. Two limits give small and thin
+    regions a smaller tolerance:
+
+    * At a tolerance of one pixel, no wanted region loses more than 2 % of its IoU, counted at pixel centers, or 4 % as
+      drawn by pycocotools, which rounds. The limit grows slightly slower than the tolerance, up to 25 %. For a region
+      under 64 pixels it is larger by the square root of 64 / area.
+    * No polygon extends beyond its region's bounding box by more than the tolerance, nor by more than 5 % of the box's
+      width (height for the top and bottom), rounded down to whole pixels, plus 0.65 pixels, or 0.45 pixels at
+      tolerances above 1.
+
+    The outer frame stays straight. The background is part of the coverage, so its borders follow the same rule.
 
     Args:
         faces: int64 ``[H, W]`` from :func:`tcl_core.polygons.arcs.faces_of`.

@@ -45,7 +45,7 @@ def check_preview_folder(folder: Path) -> bool:
             preview.
     """
     if folder.exists() and not folder.is_dir():
-        raise SettingsError(f"--preview {folder}: is not a folder; name a new folder")
+        raise SettingsError(f"--preview {folder}: is not a folder; choose a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -56,7 +56,7 @@ def check_preview_folder(folder: Path) -> bool:
         raise _unwritable(folder, error) from error
     if is_preview_folder(folder):
         return True
-    raise SettingsError(f"--preview {folder}: holds other files; name a new or an empty folder")
+    raise SettingsError(f"--preview {folder}: contains other files; choose a new or empty folder")
 
 
 def is_preview_folder(folder: str | os.PathLike[str]) -> bool:
@@ -287,8 +287,8 @@ class PreviewWriter:
         with open(self._folder / CARDS_FILE, "rb") as lines:
             if json.loads(lines.readline()) != self._header:
                 raise SettingsError(
-                    f"--preview {self._folder}: holds the preview of a job with other labels or settings; name another "
-                    "folder, or remove this one"
+                    f"--preview {self._folder}: contains the preview of a job with other labels or settings; choose "
+                    "another folder or delete this one"
                 )
             for number, line in enumerate(lines, start=2):
                 if line.endswith(b"\n"):
@@ -301,8 +301,8 @@ class PreviewWriter:
                 raise ValueError
         except (ValueError, TypeError, KeyError, AttributeError):
             raise SettingsError(
-                f"--preview {self._folder / CARDS_FILE}: line {number} is damaged; remove the folder, and --resume "
-                "makes the preview anew"
+                f"--preview {self._folder / CARDS_FILE}: line {number} is damaged; delete the folder, and --resume "
+                "writes the preview again"
             ) from None
         return dict(card)
 
@@ -344,5 +344,5 @@ def _write(path: Path, text: str) -> None:
 
 def _unwritable(folder: Path, error: OSError) -> TclError:
     return SettingsError(
-        f"--preview {folder}: cannot be written ({error.strerror or error}); free space or name another"
+        f"--preview {folder}: cannot be written ({error.strerror or error}); free some space or choose another folder"
     )

@@ -1,6 +1,6 @@
-"""A label and the prompts that stand for it.
+"""A label and its prompts.
 
-A **label** is what the annotator's schema calls a thing; a **prompt** is the text that is sent to the text tower.
+A **label** is a class of the annotation schema; a **prompt** is the text that is passed to the text encoder.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _LARGEST_VALUE = 65_534
 
 @dataclass(frozen=True)
 class Label:
-    """One label and the prompts that stand for it.
+    """One label and its prompts.
 
     Attributes:
-        name: what the annotation is called (the COCO category name); surrounding blanks are removed.
-        prompts: texts for the text tower; the label's score is the maximum over their score maps.
-            Without any, the name is the prompt.
-        threshold: the label competes at a pixel only where its score is at least this, in ``[0, 1]``.
-        color: RGB, each 0 to 255; ``None`` takes a default color.
-        value: its number in semantic masks, 1 to 65534; ``None`` takes its place in the vocabulary, counted from 1.
+        name: name of the label (the COCO category name); surrounding whitespace is removed.
+        prompts: texts to search for; the label's score is the maximum over the prompts. Defaults to the name.
+        threshold: minimum score, in ``[0, 1]``, that the label needs at a pixel.
+        color: RGB, each 0 to 255; ``None`` uses a default color.
+        value: pixel value in semantic masks, 1 to 65534; ``None`` uses the position in the vocabulary, starting at 1.
 
     Raises:
-        VocabularyError: for an empty name or prompt, a prompt given twice, or a threshold, color or value out of range.
+        VocabularyError: the name or a prompt is empty, a prompt occurs twice, or a threshold, color or value is out of
+            range.
 
     Examples:
         >>> Label("Sofa", ("sofa", "couch")).prompts
@@ -64,7 +64,7 @@ class Label:
             _check_value(self.value)
 
     def to_dict(self) -> dict[str, Any]:
-        """The label as it would stand in a label file."""
+        """The label as in a label file."""
         color = None if self.color is None else list(self.color)
         plain = {"name": self.name, "prompts": list(self.prompts), "threshold": self.threshold, "color": color}
         # What was made before there were values has the same fingerprint as without one.

@@ -33,18 +33,18 @@ class Vocabulary:
     """The labels of a job, in the order of their ids (label k, counted from 1, is ``labels[k - 1]``).
 
     Attributes:
-        labels: at least one; no name twice.
-        background: whether a constant plane competes with the labels; pixels it wins carry no label.
-        background_threshold: height of that plane in ``[0, 1]``; ``None`` takes the model's default.
-        background_names: prompts that compete as those of labels do, and leave the pixels that they win without a
-            label; ``None`` takes the method's own, which many have none of, and an empty tuple switches them off. Names
-            that a label or a prompt has too, also in the plural, take no part.
-        templates: name of the template set; ``None`` takes the model's default.
+        labels: at least one label; names are unique.
+        background: whether a constant score competes with the labels; pixels that it wins stay unlabeled.
+        background_threshold: the constant background score, in ``[0, 1]``; ``None`` uses the model's default.
+        background_names: names that compete with the labels; pixels that they win stay unlabeled. ``None`` uses the
+            model's own list, and an empty tuple disables them. A name that is also a label or a prompt, in singular or
+            plural, is ignored.
+        templates: name of the template set; ``None`` uses the model's default.
 
     Raises:
-        VocabularyError: if it has no labels, a label twice (also after Unicode normalization), a label called
-            "background", a threshold out of range, a threshold or names of the background without background, or
-            unknown templates.
+        VocabularyError: there are no labels, a label occurs twice (also after Unicode normalization) or is called
+            "background", a threshold is out of range, the background is disabled but has a threshold or names, or the
+            template set is unknown.
 
     Examples:
         >>> vocabulary = Vocabulary.from_options(["Sofa=sofa,couch", "Cat"], background_threshold=0.45)
@@ -118,16 +118,16 @@ class Vocabulary:
         ``threshold`` and ``names``) and ``templates``.
 
         Raises:
-            VocabularyError: if it cannot be read or holds a mistake; the message names the file and the field.
+            VocabularyError: the file cannot be read or is invalid; the message names the file and the field.
         """
         return cls.from_dict(read_vocabulary_file(Path(path)), str(path))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any] | Sequence[Any], source: str = "vocabulary") -> Vocabulary:
-        """Make a vocabulary from what a label file holds; the inverse of :meth:`to_dict`.
+        """Create a vocabulary from the content of a label file; the inverse of :meth:`to_dict`.
 
         Raises:
-            VocabularyError: if it holds a mistake; the message begins with ``source`` and names the field.
+            VocabularyError: the content is invalid; the message begins with ``source`` and names the field.
         """
         try:
             return cls(*vocabulary_arguments(data))
@@ -144,19 +144,19 @@ class Vocabulary:
         background_names: Sequence[str] | None = None,
         templates: str | None = None,
     ) -> Vocabulary:
-        """Make a vocabulary from a dict of names and prompts, or from a list of names.
+        """Create a vocabulary from a dict of names and prompts, or from a list of names.
 
         Args:
-            labels: ``{name: prompts}``, where prompts are one text, a list of texts, or a dict with ``prompts``,
-                ``threshold``, ``color`` and ``value`` as in a label file; or a list of names, of such dicts with a
-                ``name``, or of labels.
-            background: see `Vocabulary`, as the other arguments.
-            background_threshold: height of the background plane.
-            background_names: prompts that compete without a label.
+            labels: ``{name: prompts}``, where prompts are a string, a list of strings, or a dict with ``prompts``,
+                ``threshold``, ``color`` and ``value`` as in a label file; or a list of names, `Label` objects, or such
+                dicts with a ``name``.
+            background: see `Vocabulary`, also for the other arguments.
+            background_threshold: the constant background score.
+            background_names: names that compete with the labels and stay unlabeled.
             templates: name of the template set.
 
         Raises:
-            VocabularyError: if they hold a mistake; the message names the label and the field.
+            VocabularyError: a label is invalid; the message names the label and the field.
 
         Examples:
             >>> Vocabulary.from_labels({"Seat": ["chair", "sofa"], "Grass": "grass"}).prompts
@@ -176,10 +176,10 @@ class Vocabulary:
         templates: str | None = None,
         background_names: tuple[str, ...] | None = None,
     ) -> Vocabulary:
-        """Make a vocabulary from options such as ``"Sofa=sofa,couch"`` (name, prompts) or ``"Sofa"``.
+        """Create a vocabulary from command-line options such as ``"Sofa=sofa,couch"`` (name, prompts) or ``"Sofa"``.
 
         Raises:
-            VocabularyError: if an option holds a mistake; the message names the option.
+            VocabularyError: an option is invalid; the message names the option.
         """
         return cls(labels_from_options(options), background, background_threshold, templates, background_names)
 
@@ -195,7 +195,7 @@ class Vocabulary:
 
     @cached_property
     def colors(self) -> list[Color]:
-        """RGB of every label, its own or a default one that no other label has."""
+        """RGB color of every label: its own, or a default color that no other label has."""
         own = {label.color for label in self.labels if label.color is not None}
         free = (color for color in default_colors() if color not in own)
         return [label.color if label.color is not None else next(free) for label in self.labels]

@@ -250,7 +250,7 @@ def test_files_are_not_replaced_and_not_mixed(photos: list[Path], tiny_model_pat
     ("image", "labels", "message"),
     [
         ("missing.png", ["cat"], "missing.png: no such file"),
-        (3, ["cat"], "expected an image as a file name, an RGB array .* found int"),
+        (3, ["cat"], "expected an image as a path, an RGB array .* found int"),
         (np.zeros((4, 4), np.uint8), ["cat"], "must be an RGB array"),
         (Image.new("I;16", (4, 4)), ["cat"], "mode I;16"),
         ("a.png", "cat", "expected a dict such as"),

@@ -271,19 +271,19 @@ def rename(section: str, key: str) -> Callable[[Any, Any], None]:
         (put("r.0.category_id", 1), r"r\.json: \[0\]: category_id is 1, but .*gt\.json has no category with that id"),
         (put("r.0.image_id", "10"), r"r\.json: \[0\]: image_id is not a whole number"),
         (put("r.0.image_id", ...), r"r\.json: \[0\]: image_id is missing"),
-        (put("r.0.score", ...), r"r\.json: \[0\]: score is missing; average precision needs one"),
+        (put("r.0.score", ...), r"r\.json: \[0\]: score is missing; average precision needs a score"),
         (put("r.0.score", "high"), r"r\.json: \[0\]: score is not a number"),
         (put("r.0.bbox", [1, 2, 3]), r"r\.json: \[0\]: bbox is not four numbers"),
         (put("r.0.bbox", [1, 2, 3, -4]), r"r\.json: \[0\]: bbox is not four numbers"),
-        (put("r.0.segmentation", [[1, 2, 3, 4]]), r"r\.json: \[0\]: segmentation: .*three points or more"),
+        (put("r.0.segmentation", [[1, 2, 3, 4]]), r"r\.json: \[0\]: segmentation: .*at least three points"),
         (put("r.0.segmentation.size", [9, 9]), r"r\.json: \[0\]: segmentation: its size is \[9, 9\], the image is 120"),
         (put("r.0.segmentation.counts", "\x7f"), r"r\.json: \[0\]: segmentation: "),
-        (put("r.0", 3), r"r\.json: \[0\]: is a int; each result is an object"),
+        (put("r.0", 3), r"r\.json: \[0\]: is not an object"),
         (put("gt.annotations.0.image_id", 11), r"gt\.json: annotations\[0\] \(id 100\): image_id is 11"),
-        (put("gt.annotations.0.caption", "x"), r"gt\.json: annotations\[0\].* holds a caption or panoptic segments"),
-        (put("gt.images.1.id", 0), r"gt\.json: images\[1\] \(id 0\): the id 0 is there twice"),
-        (put("gt.images", ...), r"gt\.json: has no list of images; name a COCO file"),
-        (put("gt.images.0.width", ...), r"gt\.json: the image with id 0 lacks its width and height, which masks need"),
+        (put("gt.annotations.0.caption", "x"), r"gt\.json: annotations\[0\].* is a caption or has panoptic segments"),
+        (put("gt.images.1.id", 0), r"gt\.json: images\[1\] \(id 0\): the id 0 is used twice"),
+        (put("gt.images", ...), r"gt\.json: has no list of images; pass a COCO file"),
+        (put("gt.images.0.width", ...), r"gt\.json: the image with id 0 has no width and height, which masks need"),
     ],
 )
 def test_files_that_do_not_fit(tmp_path: Path, plant: Callable[[Any, Any], None], message: str) -> None:
@@ -337,7 +337,7 @@ def test_files_that_are_no_json(tmp_path: Path, content: bytes) -> None:
     for pair in ((gt, tmp_path / "bad.json"), (tmp_path / "bad.json", gt), (tmp_path / "none.json", gt)):
         with pytest.raises(CocoError, match=r"(bad|none)\.json"):
             score_coco(*pair)
-    with pytest.raises(CocoError, match="swap --gt and --dt"):
+    with pytest.raises(CocoError, match="are --gt and --dt swapped"):
         score_coco(write(tmp_path / "list.json", []), gt)
 
 

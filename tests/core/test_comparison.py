@@ -85,5 +85,5 @@ def test_mistakes_are_found_before_any_work(
         assert message in capsys.readouterr().err
     assert compare(photos, page, both, "--overwrite") == 0
     assert compare(photos, page, both) == 2
-    assert "holds a preview already" in capsys.readouterr().err
+    assert "already contains a preview" in capsys.readouterr().err
     assert compare(photos, page, both, "--overwrite") == 0

@@ -229,7 +229,7 @@ def test_a_truncated_file_is_one_sentence(home: Path, photos: Path, capsys: pyte
 def test_without_a_network(home: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["prelabel", str(photos), "--model", NAME, "--label", "cat", "--out", str(photos.parent / "x.json")]
     message = refused(words, capsys)
-    assert "put it as somebody--vit-tiny--open_clip_model.safetensors into the folder" in message
+    assert f"save it as {home / 'downloads' / 'somebody--vit-tiny--open_clip_model.safetensors'}" in message
 
 
 def test_the_other_format_is_taken_where_there_is_no_safetensors(
@@ -327,9 +327,9 @@ def test_all_methods_share_one_download(hub: HubServer, home: Path) -> None:
         ("naclip:ViT-Tiny-8-quickgelu/rondom", "did you mean random"),
         ("naclip:RN50/openai", "cannot be used: its image tower is a ResNet"),
         ("naclip:ViT-Timy-8/random", "no model and no file called"),
-        ("nosuch:playground", "'nosuch' is no method either, the methods are clearclip, maskclip"),
+        ("nosuch:playground", "'nosuch' is not a method; the methods are clearclip, maskclip"),
         ("naclip", "it is a method, which runs on a model or CLIP"),
-        ("naclip:ViT-B-16", "write ViT-B-16/TAG with the tag of its weights, or ViT-B-16=FILE"),
+        ("naclip:ViT-B-16", "use ViT-B-16/TAG with the tag of its weights, or ViT-B-16=FILE"),
         # As OpenAI writes it.
         ("naclip:ViT-B/16", "did you mean ViT-B-16"),
     ],

@@ -165,7 +165,7 @@ def test_no_network_names_file_address_and_folder(tmp_path: Path) -> None:
         "file.safetensors",
         offline.file().url,
         str(tmp_path),
-        "without a network",
+        "if this machine has no network access",
     ):
         assert part in str(error.value)
     # What the message tells people to do works.

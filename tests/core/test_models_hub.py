@@ -223,7 +223,7 @@ def one_sentence(error: pytest.ExceptionInfo[WeightsError], *parts: str) -> None
 
 
 def test_refusals(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for status, part in ((403, "HF_TOKEN"), (404, "404 Not Found"), (418, "418 I'm a Teapot"), (599, "answers 599")):
+    for status, part in ((403, "HF_TOKEN"), (404, "404 Not Found"), (418, "418 I'm a Teapot"), (599, "answered 599")):
         hub.statuses = [status]
         with pytest.raises(WeightsError) as error:
             fetch(hub, tmp_path)

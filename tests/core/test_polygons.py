@@ -116,7 +116,8 @@ def test_boxes_of_polygons_hug_those_of_masks(draw, tolerance):
     faces = faces_of(draw(np.random.default_rng(2)))
     for polygon, (rows, columns) in zip(simplify_coverage(faces, tolerance), find_objects(faces), strict=True):
         left, top, right, bottom = polygon.bounds
-        across, down = (min(tolerance, 0.05 * (side.stop - side.start) + 0.65) for side in (columns, rows))
+        more = 0.65 if tolerance <= 1 else 0.45
+        across, down = (min(tolerance, (side.stop - side.start) // 20 + more) for side in (columns, rows))
         assert max(columns.start - left, right - columns.stop) <= across + 1e-9
         assert max(rows.start - top, bottom - rows.stop) <= down + 1e-9
 

@@ -349,7 +349,7 @@ def test_places_that_hold_something_are_left_alone(
         run_prelabel(images, segmenter, VOCABULARY, out)
     with pytest.raises(SettingsError, match="already contains a preview"):
         run_prelabel(images, segmenter, VOCABULARY, tmp_path / "other.json", preview=preview)
-    with pytest.raises(SettingsError, match="holds other files"):
+    with pytest.raises(SettingsError, match="contains other files"):
         run_prelabel(images, segmenter, VOCABULARY, out, preview=images.root, overwrite=True)
     with pytest.raises(ExportError, match="was made with"):
         run_prelabel(images, segmenter, VOCABULARY, out, exporter=CocoExporter("rle"), resume=True)

@@ -56,7 +56,9 @@ def test_a_preview_of_another_job_is_not_taken_over(
     cards = (preview / "cards.jsonl").read_bytes()
     other = PrelabelSettings(min_area=500)
     run_prelabel(images, segmenter, VOCABULARY, tmp_path / "b.json", other)
-    with pytest.raises(SettingsError, match="preview: holds the preview of a job with other labels or settings; name"):
+    with pytest.raises(
+        SettingsError, match="preview: contains the preview of a job with other labels or settings; choose"
+    ):
         run_prelabel(images, segmenter, VOCABULARY, tmp_path / "b.json", other, preview=preview, resume=True)
     assert (preview / "cards.jsonl").read_bytes() == cards and not journal_path(tmp_path / "b.json").exists()
     run_prelabel(images, segmenter, VOCABULARY, tmp_path / "a.json", preview=preview, resume=True)
@@ -70,7 +72,7 @@ def test_a_damaged_card_is_named_with_the_remedy(
     lines = (preview / "cards.jsonl").read_bytes().splitlines(keepends=True)
     for damaged in (b"{rubbish\n", b"[]\n", b'{"name": "x"}\n', b"\xff\n"):
         (preview / "cards.jsonl").write_bytes(b"".join([*lines[:2], damaged, *lines[3:]]))
-        with pytest.raises(SettingsError, match=r"cards\.jsonl: line 3 is damaged; remove the folder"):
+        with pytest.raises(SettingsError, match=r"cards\.jsonl: line 3 is damaged; delete the folder"):
             run_prelabel(images, segmenter, VOCABULARY, out, preview=preview, resume=True)
 
 

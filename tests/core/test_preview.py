@@ -142,7 +142,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
     other = tmp_path / "photos"
     other.mkdir()
     (other / "cards.jsonl").write_text("{}\n")
-    with pytest.raises(SettingsError, match="holds other files"):
+    with pytest.raises(SettingsError, match="contains other files"):
         PreviewWriter(other, VOCABULARY)
     file = tmp_path / "file"
     file.touch()

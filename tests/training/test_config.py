@@ -251,7 +251,7 @@ def test_a_table_of_your_own(tmp_path: Path) -> None:
     assert "does not split evenly over 1 x 4" in str(parts.exception)
     done = invoke(*words)
     assert done.exception is None and done.return_value == 0, done.exception
-    assert f"wrote {tmp_path / 'run' / 'small.safetensors'}" in done.stdout and "6 pairs of image" in done.stderr
+    assert f"wrote {tmp_path / 'run' / 'small.safetensors'}" in done.stdout and "6 image-caption pairs" in done.stderr
 
 
 @pytest.mark.slow
@@ -266,7 +266,7 @@ def test_torchrun(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*run, *words], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("wrote ") == 1 and done.stderr.count("21 pairs of image and caption") == 1
+    assert done.stdout.count("wrote ") == 1 and done.stderr.count("21 image-caption pairs") == 1
     train_here(tmp_path, "one")
     mine, expected = ([line["total"] for line in log_of(tmp_path / name)] for name in ("two", "one"))
     assert mine == pytest.approx(expected, abs=1e-4)

@@ -42,7 +42,7 @@ def test_the_highest_value_is_at_the_top(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(log(tmp_path)), "--out", str(tmp_path / "a.svg")]) == 0
     assert (tmp_path / "a.svg").read_text().startswith("<svg")
-    for content, message in (("", "holds no steps"), ("{}", "not a log"), ("[1]", "not a log")):
+    for content, message in (("", "contains no steps"), ("{}", "not a training log"), ("[1]", "not a training log")):
         (tmp_path / "b.jsonl").write_text(content)
         assert main([str(tmp_path / "b.jsonl"), "--out", str(tmp_path / "b.svg")]) == 2
         assert message in capsys.readouterr().err

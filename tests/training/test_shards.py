@@ -142,7 +142,7 @@ def test_garbage_in_the_middle_is_noticed(tmp_path: Path) -> None:
     content[third.offset : third.offset + 512] = b"\xff" * 512
     whole.write_bytes(content)
     shard = index_shard(whole, Filters())
-    assert len(shard.entries) == 1 and "cannot be read after 3 members" in shard.damage
+    assert len(shard.entries) == 1 and "is damaged after 3 members" in shard.damage
 
 
 def test_damage_is_reported_and_the_rest_used(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_damage_is_reported_and_the_rest_used(tmp_path: Path) -> None:
     source = ShardSource(paths, folder=tmp_path / "index")
     assert len(source) == sum(source.groups) > 7 and source.groups[:2] == [7, 0]
     text = "\n".join(source.report.lines())
-    assert "00001.tar: is empty" in text and "00002.tar: ends after" in text
+    assert "00001.tar: is empty" in text and "00002.tar: is truncated after" in text
     assert [source.read(index).caption for index in range(7)] == [f"a cat number {n}" for n in range(7)]
 
 

@@ -123,7 +123,7 @@ def _walk(
                 # A list of millions of members would be kept otherwise.
                 archive.members = []  # type: ignore[attr-defined]
                 if end > length:
-                    return f"ends after {seen - 1} members, in the middle of {member.name}"
+                    return f"is truncated after {seen - 1} members, within {member.name}"
                 if not member.isfile():
                     continue
                 name, _, ending = member.name.rpartition(".")
@@ -136,12 +136,12 @@ def _walk(
                 elif kind is images:
                     dropped[_AGAIN] = dropped.get(_AGAIN, 0) + 1
     except tarfile.TarError as error:
-        return f"ends after {seen} members ({error})" if seen else "is not a tar file"
+        return f"is damaged after {seen} members ({error})" if seen else "is not a tar file"
     # The reader takes anything that is no header for the end.
     file.seek(end)
     mark = file.read(2 * _BLOCK)
     whole = len(mark) == 2 * _BLOCK and not mark.strip(b"\0")
-    return "" if whole else f"cannot be read after {seen} members, where no mark says that it ends"
+    return "" if whole else f"is damaged after {seen} members (no end-of-archive marker)"
 
 
 def _reason(file: BinaryIO, image: tuple[int, int], caption: tuple[int, int] | None, filters: Filters) -> str:
@@ -192,7 +192,7 @@ class ShardSource(Source):
         progress: Callable[[int, int], object] | None = None,
     ):
         if not paths:
-            raise SettingsError("There are no shards; name a folder with tar files.")
+            raise SettingsError("there are no shards; pass a folder with tar files")
         self._filters = filters or Filters()
         self._folder = folder or home_folder() / "shards"
         self.shards = self._indexed(sorted(paths, key=lambda path: (path.name, str(path))), workers, progress)
@@ -232,7 +232,7 @@ class ShardSource(Source):
         status = os.fstat(handle)
         if (status.st_size, status.st_mtime_ns) != (shard.size, shard.modified):
             os.close(handle)
-            raise SettingsError(f"{shard.path}: was replaced while training ran; start the training again.")
+            raise SettingsError(f"{shard.path}: was replaced during training; run the same command again")
         self._files[number] = handle
         if len(self._files) > _OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
@@ -262,7 +262,9 @@ class ShardSource(Source):
         try:
             status = path.stat()
         except OSError as error:
-            raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; name shards that are there") from error
+            raise SettingsError(
+                f"{path}: cannot be read: {reason_of(error)}; check the path and permissions"
+            ) from error
         try:
             header = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
             if [header["size"], header["modified"]] != [status.st_size, status.st_mtime_ns]:

@@ -130,7 +130,7 @@ def coco_captions(path: Path, images: Path) -> ListedSource:
         raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; check the path") from error
     except (ValueError, KeyError, TypeError) as error:
         raise SettingsError(
-            f"{path}: is not a file of COCO captions ({type(error).__name__}: {error}); it needs images with id and "
-            "file_name, and annotations with image_id and caption."
+            f"{path}: is not a file of COCO captions ({type(error).__name__}: {error}); it must contain images with id "
+            "and file_name, and annotations with image_id and caption"
         ) from error
     return ListedSource(path, ((images / name, caption) for name, caption in rows))

@@ -96,7 +96,9 @@ def main() -> None:
         "--out", type=Path, default=Path("build/playground/playground.safetensors"), help="the model file to write"
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--estimate", action="store_true", help="only say how long it would take on this machine")
+    parser.add_argument(
+        "--estimate", action="store_true", help="only print how long training would take on this machine"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     try:

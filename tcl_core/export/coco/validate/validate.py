@@ -60,7 +60,19 @@ class CocoCheck:
 
 
 def validate_coco(path: str | os.PathLike[str], images_dir: str | os.PathLike[str] | None = None) -> list[Issue]:
-    """The issues of `check_coco`, errors and warnings; empty for a file without fault."""
+    """Check a COCO file, and return its issues.
+
+    Args:
+        path: the JSON file, of instances, boxes, keypoints, panoptic segments or captions.
+        images_dir: folder that file names are relative to. If given, each image must exist and have, after EXIF
+            rotation, the size stated in the file.
+
+    Returns:
+        Errors and warnings; an empty list if there are none.
+
+    Raises:
+        CocoError: the file or the folder does not exist or cannot be read.
+    """
     return check_coco(path, images_dir).issues
 
 
@@ -69,14 +81,14 @@ def check_coco(path: str | os.PathLike[str], images_dir: str | os.PathLike[str] 
 
     Args:
         path: the JSON file.
-        images_dir: folder that the file names are relative to; given, each image must be there and have, after EXIF
-            rotation, the size that the file states. Only headers are read.
+        images_dir: folder that file names are relative to. If given, each image must exist and have, after EXIF
+            rotation, the size stated in the file. Only headers are read.
 
     Returns:
         The kind of the file and the issues, whose codes are those of `tcl_core.export.coco.validate.issues.CODES`.
 
     Raises:
-        CocoError: the file, or the folder, is not there or cannot be read.
+        CocoError: the file or the folder does not exist or cannot be read.
     """
     file = Path(path)
     folder = None if images_dir is None else Path(images_dir)
