@@ -269,7 +269,7 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, workers: int) -> No
     (path,) = plain_shards(tmp_path, (7,))
     source = ShardSource([path], folder=tmp_path / "index")
     write_shard(path, sample(8))
-    with pytest.raises(SettingsError, match=r"^\S*00000.tar: was replaced while training ran[^\n]*$"):
+    with pytest.raises(SettingsError, match=r"^\S*00000.tar: was replaced during training[^\n]*$"):
         batches(source, workers=workers)
     path.unlink()
     with pytest.raises(SettingsError, match=r"^\S*00000.tar: cannot be read: No such file[^\n]*$"):
