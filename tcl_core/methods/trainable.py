@@ -35,6 +35,10 @@ class Trainable(ABC):
             SettingsError: the stage is unknown.
         """
 
+    def accepts(self, caption: str) -> bool:
+        """Whether a sample with this caption can be prepared; others are left out. By default every one can."""
+        return True
+
     @abstractmethod
     def prepare(self, sample: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """What a sample (an image and its caption) brings into a batch; runs where data is loaded.

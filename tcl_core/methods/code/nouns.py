@@ -1,0 +1,114 @@
+"""The things that a caption names, and which of its tokens name them.
+
+NLTK's tagger finds nouns, as in the authors' program. Where it is not wanted, a list of rules does with fewer
+demands and more mistakes; which of them is used is a setting of the method, and never chosen silently.
+"""
+
+from __future__ import annotations
+
+import string
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tcl_core.errors import SettingsError
+from tcl_core.methods.code.noun_rules import nouns_by_rules
+
+__all__ = ["MOST_NAMED", "Tagger", "find_nouns", "noun_ids", "word_labels"]
+
+Tagger = Literal["nltk", "rules"]
+
+MOST_NAMED = 16
+"""Things of a caption that are remembered to tell negatives; rarely are there more."""
+
+_NOUN_TAGS = {"NN", "NNS", "NNP", "NNPS"}
+_NO_NOUNS = {*string.ascii_lowercase, "<", ">"}
+_NLTK_DATA = ("punkt_tab", "averaged_perceptron_tagger_eng")
+
+
+@lru_cache(maxsize=1 << 16)
+def find_nouns(caption: str, tagger: Tagger) -> tuple[str, ...]:
+    """The nouns of a caption, each once.
+
+    Args:
+        caption: any text.
+        tagger: how they are found.
+
+    Returns:
+        As the caption spells them, sorted, so that what is drawn from them is the same in every process.
+
+    Raises:
+        SettingsError: NLTK or its data is not installed.
+
+    Example:
+        >>> find_nouns("a red cup next to the sofa", "rules")
+        ('cup', 'sofa')
+    """
+    found = _nouns_by_nltk(caption) if tagger == "nltk" else nouns_by_rules(caption)
+    return tuple(sorted(set(found) - _NO_NOUNS))
+
+
+def _nouns_by_nltk(caption: str) -> list[str]:
+    nltk = _nltk()
+    try:
+        return [word for word, tag in nltk.pos_tag(nltk.word_tokenize(caption)) if tag in _NOUN_TAGS]
+    except LookupError:
+        raise SettingsError(
+            f"NLTK's data ({', '.join(_NLTK_DATA)}) is not installed; run 'python -m nltk.downloader "
+            f"{' '.join(_NLTK_DATA)}', or find nouns by rules with the setting tagger: rules."
+        ) from None
+
+
+def _nltk() -> Any:
+    try:
+        import nltk
+    except ImportError:
+        raise SettingsError(
+            "CoDe finds the nouns of captions with NLTK, which is not installed; run 'pip install \"tcl-annotate[nouns]\"',"
+            " or find them by rules with the setting tagger: rules."
+        ) from None
+    return nltk
+
+
+def noun_ids(nouns: Sequence[str], length: int) -> Tensor:
+    """Numbers that are equal where nouns are, int64 ``[length]``; -1 fills up, and what is too much is left out.
+
+    Example:
+        >>> ids = noun_ids(["cup", "Cup", "sofa"], 4)
+        >>> bool(ids[0] == ids[1]), bool(ids[1] == ids[2]), int(ids[3])
+        (True, False, -1)
+    """
+    found = [zlib.crc32(noun.lower().encode()) for noun in nouns[:length]]
+    return torch.tensor(found + [-1] * (length - len(found)), dtype=torch.int64)
+
+
+def word_labels(caption: Tensor, nouns: Tensor, chosen: Tensor) -> Tensor:
+    """Which noun each token of a caption belongs to.
+
+    Args:
+        caption: token ids int64 ``[L]``, with start and end.
+        nouns: of all nouns that the caption names, int64 ``[M, L]``, likewise.
+        chosen: of the chosen ones, int64 ``[K, L]``.
+
+    Returns:
+        int64 ``[L]``: i at tokens of the i-th chosen noun, from 1; 0 at those of other nouns; -1 elsewhere.
+
+    Example:
+        >>> text = torch.tensor([8, 1, 2, 3, 2, 9, 0])
+        >>> one, two = torch.tensor([[8, 2, 9, 0, 0, 0, 0]]), torch.tensor([[8, 3, 9, 0, 0, 0, 0]])
+        >>> word_labels(text, torch.cat([one, two]), two).tolist()
+        [-1, -1, 0, 1, 0, -1, -1]
+    """
+    labels = torch.full_like(caption, -1)
+    text = caption.tolist()
+    for rows, values in ((nouns, [0] * len(nouns)), (chosen, range(1, len(chosen) + 1))):
+        for row, value in zip(rows, values, strict=True):
+            word = row[1 : int(row.argmax())].tolist()
+            for start in range(len(text) - len(word) + 1 if word else 0):
+                if text[start : start + len(word)] == word:
+                    labels[start : start + len(word)] = value
+    return labels
