@@ -68,8 +68,8 @@ def _nltk() -> Any:
         import nltk
     except ImportError:
         raise SettingsError(
-            "CoDe finds the nouns of captions with NLTK, which is not installed; run 'pip install \"tcl-annotate[nouns]\"',"
-            " or find them by rules with the setting tagger: rules."
+            "CoDe finds the nouns of captions with NLTK, which is not installed; run 'pip install "
+            '"tcl-annotate[nouns]"\', or find them by rules with the setting tagger: rules.'
         ) from None
     return nltk
 

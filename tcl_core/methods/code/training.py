@@ -111,7 +111,7 @@ class CoDeTraining(Trainable):
     def collate(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
         """Stack what prepared samples hold."""
         names = ("tokens", "nouns", "templates", "labels", "ids", "named")
-        stacked = {name: torch.stack([sample[name] for sample in samples]) for name in names}
+        stacked: dict[str, Any] = {name: torch.stack([sample[name] for sample in samples]) for name in names}
         return Batch(images=torch.stack([sample["image"] for sample in samples]), **stacked)
 
     @torch.no_grad()
@@ -218,7 +218,7 @@ class CoDeTraining(Trainable):
         Returns:
             float32 ``[B K, 3, H, W]``.
         """
-        size, behind = images.shape[-2:], self.learnable_image_bg
+        size, behind = images.shape[-2:], cast(Tensor, self.learnable_image_bg)
         if behind.shape[-2:] != size:
             behind = F.interpolate(behind, size=size, mode="bilinear")
         large = F.interpolate(masks, size=size, mode="nearest")[:, :, None]
@@ -297,7 +297,9 @@ class CoDeTraining(Trainable):
             of all processes, without gradient.
         """
         if batch.all_nouns is None:
-            everything = {f"all_{name}": gather(getattr(batch, name)) for name in ("nouns", "ids", "named")}
+            everything: dict[str, Any] = {
+                f"all_{name}": gather(getattr(batch, name)) for name in ("nouns", "ids", "named")
+            }
             batch = dataclasses.replace(batch, **everything, offset=process_rank() * len(batch.images))
         # The nouns of other processes come with their gradient, which is cheaper than to embed them here.
         return self.objective(self._compared(embeddings, gather(embeddings.nouns).flatten(0, 1)), batch)
