@@ -77,6 +77,7 @@ def batch_of(code: CoDe, captions: tuple[str, ...] = CAPTIONS, nouns: tuple[tupl
     [
         ({"tagger": "guess"}, "CoDe setting tagger is 'guess', but must be 'nltk' or 'rules'"),
         ({"negatives": "none"}, "negatives is 'none'"),
+        ({"ignored_nouns": "Photo"}, "words in lower case"),
         ({"nouns": 0}, "nouns is 0, but must be a whole number from 1 to 64"),
         ({"prompt_weight": -1}, "prompt_weight is -1, but must be 0 or more"),
         ({"region_prompt_size": "big"}, "number of pixels"),
@@ -368,6 +369,10 @@ def test_samples() -> None:
         assert (prepared["labels"] == -1).sum() == len(prepared["labels"]) - 3
         assert set(prepared["named"].tolist()) == {-1, *noun_ids(["cat", "dog", "sofa"], 3).tolist()}
     assert len(seen) == 6
+    fewer = model(ignored_nouns="sofa photo")
+    assert not fewer.accepts("a cat on the Sofa") and fewer.accepts("a cat and a dog on the sofa")
+    prepared = fewer.prepare(sample, np.random.default_rng(0))
+    assert {tokenizer.words[int(row[1]) - 2] for row in prepared["nouns"]} == {"cat", "dog"}
     with pytest.raises(SettingsError, match="names fewer than 2 things"):
         code.prepare({**sample, "caption": "a dog"}, np.random.default_rng(0))
     with pytest.raises(SettingsError, match="no tokenizer"):

@@ -32,6 +32,7 @@ class CoDeConfig(TCLConfig):
         region_prompt_size: side in pixels of the learned image behind a highlighted region. ``None``: the side at which
             the CLIP was trained.
         tagger: how nouns are found: ``"nltk"``, as the authors do, or ``"rules"``, see `tcl_core.methods.code.nouns`.
+        ignored_nouns: words that are no things, such as ``"photo picture"``, separated by blanks, in lower case.
         negatives: pairs that are negatives of masks and pooled features. ``"all"`` is what the authors' program does,
             which pushes the mask of the other noun of the same image to zero, although the image shows it;
             ``"other images"`` leaves those pairs out; ``"not named"`` also leaves out images whose captions name the
@@ -58,6 +59,7 @@ class CoDeConfig(TCLConfig):
     nouns: int = 2
     region_prompt_size: int | None = None
     tagger: Tagger = "nltk"
+    ignored_nouns: str = ""
     negatives: Negatives = "other images"
 
     def _wanted(self, name: str, value: Any) -> str:
@@ -66,6 +68,8 @@ class CoDeConfig(TCLConfig):
         if name == "region_prompt_size":
             valid = value is None or (type(value) is int and value >= 1)
             return "" if valid else "a number of pixels, or null"
+        if name == "ignored_nouns":
+            return "" if isinstance(value, str) and value == value.lower() else "words in lower case"
         if name in ("tagger", "negatives"):
             choices = get_args(Tagger if name == "tagger" else Negatives)
             return "" if value in choices else " or ".join(map(repr, choices))

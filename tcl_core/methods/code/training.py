@@ -74,7 +74,7 @@ class CoDeTraining(Trainable):
 
     def accepts(self, caption: str) -> bool:
         """Whether a caption names as many things as are chosen from each."""
-        return len(find_nouns(caption, self.config.tagger)) >= self.config.nouns
+        return len(self._named(caption)) >= self.config.nouns
 
     def prepare(self, sample: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Choose nouns of a caption and a template for each, and say which of its words are which noun.
@@ -90,7 +90,7 @@ class CoDeTraining(Trainable):
         if tokenizer is None:
             raise SettingsError("The CLIP has no tokenizer, so captions cannot be embedded; give it one.")
         caption = sample["caption"]
-        found = find_nouns(caption, self.config.tagger)
+        found = self._named(caption)
         if len(found) < count:
             raise SettingsError(f"The caption {caption!r} names fewer than {count} things; leave such captions out.")
         chosen = [found[place] for place in rng.permutation(len(found))[:count]]
@@ -107,6 +107,10 @@ class CoDeTraining(Trainable):
             "ids": noun_ids(chosen, count),
             "named": noun_ids(found, MOST_NAMED),
         }
+
+    def _named(self, caption: str) -> list[str]:
+        ignored = set(self.config.ignored_nouns.split())
+        return [noun for noun in find_nouns(caption, self.config.tagger) if noun.lower() not in ignored]
 
     def collate(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
         """Stack what prepared samples hold."""
