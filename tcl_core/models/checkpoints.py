@@ -102,6 +102,8 @@ def import_checkpoint(
     written = [found.learned, found.tower_tensors if embed and clip_file is None else {}]
     if any(_not_finite(tensors) for tensors in written):
         raise WeightsError(f"{source}: {_not_finite(state)}")
+    # A checkpoint may hold far more than what is written, and writing takes as much memory again.
+    del state
     clip = dict(found.tower)
     if embed:
         clip = {"config": found.tower_config}
