@@ -1,8 +1,8 @@
 """TCL and CoDe on the playground's frozen CLIP: ``python -m training.playground.compare_methods``.
 
 Both methods see the same images in the same order, for the same number of steps under the same schedule. CoDe's
-captions name at least two things; TCL is trained twice, on captions like those of its own recipe (most are brief) and on
-CoDe's.
+captions name at least two things. TCL is trained twice, on captions like those of its own recipe, most of which are
+brief, and on CoDe's.
 
 CoDe's learned prompt needs more positions than the small text tower has. Positions behind the last one take the
 embeddings of the first ones again, from the second on, so that a noun behind 16 learned vectors stands where the noun
@@ -137,7 +137,9 @@ class SceneSource(Source):
         return self._identity
 
 
-def recipe_of(run: str, clip: Path, steps: int, seed: int, changes: dict[str, Any] | None = None) -> Recipe:
+def recipe_of(
+    run: str, clip: Path, steps: int, seed: int, changes: dict[str, Any] | None = None, batch: int | None = None
+) -> Recipe:
     """The recipe of a run; the schedule is that of the embedded model's grounder, at any length.
 
     Args:
@@ -146,6 +148,7 @@ def recipe_of(run: str, clip: Path, steps: int, seed: int, changes: dict[str, An
         steps: of both stages.
         seed: of new weights, order and noise.
         changes: of the method's settings.
+        batch: images of a step; ``None`` for as many as the embedded model was trained with.
     """
     method, own, stage = RUNS[run][0], RECIPE.tcl, RECIPE.tcl_stage
     config: dict[str, Any] = {
@@ -164,7 +167,7 @@ def recipe_of(run: str, clip: Path, steps: int, seed: int, changes: dict[str, An
         "kind": "train",
         "name": run,
         "stages": [{"stage": "ust", "steps": first}, {"stage": "full", "steps": steps - first}],
-        "batch": stage.batch,
+        "batch": batch or stage.batch,
         "optimizer": {"decay_scalars": False, "scalar_scale": schedule.scalar_scale},
         "schedule": {"lr": schedule.lr, "min_lr": schedule.min_lr, "warmup": min(schedule.warmup, steps // 4)},
         "clip_norm": schedule.clip_norm,
@@ -217,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=500, help="steps of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training of each run for each")
     parser.add_argument("--runs", nargs="+", choices=sorted(RUNS), default=list(RUNS), help="what is trained")
+    parser.add_argument("--batch", type=int, help="images of a step, by default those of the embedded model")
     parser.add_argument("--images", type=int, default=40_000, help="images that are drawn, once for all runs")
     parser.add_argument("--scenes", type=int, default=500, help="scenes of each of the two sets of the score")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
@@ -236,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with Interruption().listening() as interruption:
             for seed in options.seeds:
                 for run in options.runs:
-                    recipe = recipe_of(run, clip, options.steps, seed, json.loads(options.changes))
+                    recipe = recipe_of(run, clip, options.steps, seed, json.loads(options.changes), options.batch)
                     recipe = recipe.model_copy(update={"name": f"{run}{options.name}-{options.steps}-{seed}"})
                     source = SceneSource(work / "images", RUNS[run][1])
                     settings = Options(work / recipe.name, torch.device("cpu"))

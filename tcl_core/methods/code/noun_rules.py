@@ -16,6 +16,7 @@ import yaml
 __all__ = ["nouns_by_rules"]
 
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|[^\w\s]|\w+")
+_POINTING = frozenset({"this", "that", "these", "those", "which", "what"})
 
 
 @cache
@@ -40,6 +41,9 @@ def nouns_by_rules(caption: str) -> list[str]:
         ends_phrase = place + 1 == len(words) or kinds[place + 1] in ("function", "sign")
         # "The train stops": a finite verb follows what it is said of.
         ends_phrase = ends_phrase or (kinds[place + 1] == "verb" and words[place + 1].endswith("s"))
+        # "This shows": what points to a thing stands for it before a finite verb.
+        if kind == "verb" and place and word.endswith("s") and words[place - 1].lower() in _POINTING:
+            in_phrase = False
         if kind == "noun" or (kind in ("adjective", "verb") and in_phrase and ends_phrase):
             found.append(word)
         if kind in ("function", "sign"):

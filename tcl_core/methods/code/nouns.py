@@ -6,10 +6,11 @@ demands and more mistakes; which of them is used is a setting of the method, and
 
 from __future__ import annotations
 
+import importlib
 import string
 import zlib
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import torch
@@ -53,25 +54,29 @@ def find_nouns(caption: str, tagger: Tagger) -> tuple[str, ...]:
 
 
 def _nouns_by_nltk(caption: str) -> list[str]:
-    nltk = _nltk()
-    try:
-        return [word for word, tag in nltk.pos_tag(nltk.word_tokenize(caption)) if tag in _NOUN_TAGS]
-    except LookupError:
-        raise SettingsError(
-            f"NLTK's data ({', '.join(_NLTK_DATA)}) is not installed; run 'python -m nltk.downloader "
-            f"{' '.join(_NLTK_DATA)}', or find nouns by rules with the setting tagger: rules."
-        ) from None
+    tokenize, tagger = _nltk()
+    return [word for word, tag in tagger.tag(tokenize(caption)) if tag in _NOUN_TAGS]
 
 
-def _nltk() -> Any:
+@cache
+def _nltk() -> tuple[Any, Any]:
+    """NLTK's tokenizer and tagger; its own function reads the tagger's file at every call."""
     try:
-        import nltk
+        tokenize = importlib.import_module("nltk.tokenize").word_tokenize
+        tagger = importlib.import_module("nltk.tag.perceptron").PerceptronTagger
     except ImportError:
         raise SettingsError(
             "CoDe finds the nouns of captions with NLTK, which is not installed; run 'pip install "
             '"tcl-annotate[nouns]"\', or find them by rules with the setting tagger: rules.'
         ) from None
-    return nltk
+    try:
+        tokenize("a")
+        return tokenize, tagger()
+    except LookupError:
+        raise SettingsError(
+            f"NLTK's data ({', '.join(_NLTK_DATA)}) is not installed; run 'python -m nltk.downloader "
+            f"{' '.join(_NLTK_DATA)}', or find nouns by rules with the setting tagger: rules."
+        ) from None
 
 
 def noun_ids(nouns: Sequence[str], length: int) -> Tensor:
