@@ -40,6 +40,7 @@ from tcl_core.vocabulary.templates import get_templates
 from training.config import Recipe
 from training.data.source import DataReport, Pair, Source
 from training.engine import Interruption, Options, StoppedError, run_recipe
+from training.loop import half_precision
 from training.playground.data import ImageSet, draw_image
 from training.playground.recipe import RECIPE
 
@@ -244,7 +245,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     recipe = recipe.model_copy(update={"name": f"{run}{options.name}-{options.steps}-{seed}"})
                     source = SceneSource(work / "images", RUNS[run][1])
                     settings = Options(work / recipe.name, torch.device("cpu"))
-                    model = run_recipe(recipe, source, settings, interruption)
+                    # Attention as the embedded model's training has it, which is faster on CPUs.
+                    with half_precision():
+                        model = run_recipe(recipe, source, settings, interruption)
                     score(model, work / "scores" / f"{recipe.name}.json", options.scenes)
     except StoppedError as error:
         print(error)
