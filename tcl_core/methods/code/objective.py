@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from tcl_core.methods.tcl.losses import info_nce
 __all__ = ["PairWeights", "pair_weights", "weighted_terms"]
 
 
-class PairWeights(NamedTuple):
+@dataclass(frozen=True)
+class PairWeights:
     """How often pairs of this process' images with the nouns of all processes count as negatives, 0 or 1.
 
     Attributes:
