@@ -110,6 +110,8 @@ def build(recipe: Recipe, augmentation: Augmentation) -> Trained:
         method = create_method(settings.method, {"clip": tower}, config)
     if base is not None and same and not settings.new_weights:
         method.load_learned_state_dict(base.method.learned_state_dict())
+    # What captions need, such as a tagger and its data, should not be found out by a process that loads them.
+    cast(Trainable, method).accepts("a cat on a sofa")
     tokenizer = cast(Any, tower.tokenizer).to_dict()
     # A tokenizer that a model file cannot describe should not be found out after days.
     tokenizer_from_dict(tokenizer)

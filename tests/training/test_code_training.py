@@ -119,6 +119,17 @@ def test_captions_that_name_too_little(tmp_path: Path) -> None:
         run_recipe(tiny_recipe(tmp_path), source, Options(tmp_path / "out", CPU, quiet=True))
 
 
+def test_a_missing_tagger_is_found_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(caption: str) -> list[str]:
+        raise SettingsError("no tagger here")
+
+    monkeypatch.setattr("tcl_core.methods.code.nouns._nouns_by_nltk", absent)
+    recipe = tiny_recipe(tmp_path, tagger="nltk")
+    with pytest.raises(SettingsError, match="^no tagger here$"):
+        run_recipe(recipe, pairs(tmp_path / "data"), Options(tmp_path / "out", CPU, workers=1, quiet=True))
+    assert not (tmp_path / "out").exists()
+
+
 def test_recipe_of_the_paper() -> None:
     recipe = read_recipe("code-cc3m-cc12m")
     (phase,) = recipe.phases
