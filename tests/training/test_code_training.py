@@ -19,6 +19,7 @@ from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.towers.tokenizer import split_words
 from tcl_core.vocabulary import Vocabulary
 from tests.contract.examples import example_image
+from tests.training.runs import in_processes
 from tests.training.shards import sample, write_shard
 from training.config import Recipe, read_recipe
 from training.data.shards import ShardSource
@@ -50,7 +51,8 @@ def tiny_recipe(folder: Path, **config: Any) -> Recipe:
         templates="identity",
     )
     path = folder / "tiny.safetensors"
-    write_model_file(path, metadata, code.learned_state_dict(), clip.state_dict())
+    if not path.exists():
+        write_model_file(path, metadata, code.learned_state_dict(), clip.state_dict())
     phase = {
         "kind": "train",
         "name": "main",
@@ -69,7 +71,8 @@ def tiny_recipe(folder: Path, **config: Any) -> Recipe:
 def pairs(folder: Path, captions: tuple[str, ...] = CAPTIONS) -> ShardSource:
     folder.mkdir(exist_ok=True)
     members = [m for number, text in enumerate(captions * 2) for m in sample(number, caption=text.encode())]
-    return ShardSource([write_shard(folder / "00000.tar", members)], folder=folder / "index")
+    path = folder / "00000.tar"
+    return ShardSource([path if path.exists() else write_shard(path, members)], folder=folder / "index")
 
 
 class StopAfter(Interruption):
@@ -111,6 +114,20 @@ def test_parts_of_a_batch_take_the_same_steps(tmp_path: Path) -> None:
         found.append(load_model(run_recipe(recipe, source, Options(out, CPU, accumulate=parts, quiet=True))).method)
     for name, tensor in found[0].learned_state_dict().items():
         torch.testing.assert_close(found[1].learned_state_dict()[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def _train(folder: str, out: str, accumulate: int) -> None:
+    settings = Options(Path(folder) / out, CPU, accumulate=accumulate, quiet=True)
+    run_recipe(tiny_recipe(Path(folder)), pairs(Path(folder) / "data"), settings)
+
+
+@pytest.mark.slow
+def test_processes_and_parts_take_the_same_steps(tmp_path: Path) -> None:
+    _train(str(tmp_path), "one", 1)
+    assert in_processes(2, _train, str(tmp_path), "two", 2) == [0, 0]
+    one, two = (load_model(tmp_path / out / "small.safetensors", device="cpu").method for out in ("one", "two"))
+    for name, tensor in one.learned_state_dict().items():
+        torch.testing.assert_close(two.learned_state_dict()[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_captions_that_name_too_little(tmp_path: Path) -> None:
