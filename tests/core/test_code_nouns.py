@@ -5,8 +5,11 @@ from __future__ import annotations
 import builtins
 import importlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -14,7 +17,9 @@ import torch
 from tcl_core.errors import SettingsError
 from tcl_core.methods.code import nouns
 from tcl_core.methods.code.noun_rules import nouns_by_rules
-from tcl_core.methods.code.nouns import find_nouns, noun_ids, word_labels
+from tcl_core.methods.code.nouns import find_nouns, missing_data, noun_ids, use_data, word_labels
+from tcl_core.models.download import fetch_file
+from tcl_core.models.manifest import load_manifest
 from tcl_core.playground import KINDS, STUFF_NAMES, SYNONYMS, caption, draw_scene, scene_rng
 from tests.core.code_records import FOLDER, CodeRecord, missing_files
 
@@ -122,3 +127,33 @@ def test_nltk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = len(calls)
     assert find_nouns("The dogs ran on grass.", "nltk") == ("dogs", "grass")
     assert len(calls) == read, "the tagger was read again"
+
+
+def test_downloaded_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zip files as NLTK publishes them, from a mirror."""
+    data = pytest.importorskip("nltk.data", reason="NLTK is not installed; it comes with tcl-annotate[nouns]")
+    monkeypatch.setenv("NLTK_DATA", "")
+    monkeypatch.setenv("TCL_ANNOTATE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TCL_ANNOTATE_MIRROR", str(tmp_path / "mirror"))
+    monkeypatch.setattr(data, "path", [])
+    made, files = data_folder(tmp_path / "data"), load_manifest().files
+    for name, place in (
+        ("nltk-sentences", "tokenizers/punkt_tab"),
+        ("nltk-tagger", "taggers/averaged_perceptron_tagger_eng"),
+    ):
+        target = tmp_path / "mirror" / urlsplit(files[name].url).path[1:]
+        target.parent.mkdir(parents=True)
+        kind, _, package = place.partition("/")
+        shutil.make_archive(str(target.with_suffix("")), "zip", made / kind, package)
+    assert missing_data() == ("nltk-sentences", "nltk-tagger")
+    use_data({name: fetch_file(files[name], progress=False) for name in missing_data()})
+    assert missing_data() == () and str(tmp_path / "home") in os.environ["NLTK_DATA"]
+    assert find_nouns("The dogs ran to Paris. The grass ran on grass.", "nltk") == ("Paris", "dogs", "grass")
+
+
+def test_no_data_without_nltk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> object:
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    assert missing_data() == ()

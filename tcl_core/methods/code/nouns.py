@@ -7,10 +7,14 @@ demands and more mistakes; which of them is used is a setting of the method, and
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
 import string
+import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,7 +23,7 @@ from torch import Tensor
 from tcl_core.errors import SettingsError
 from tcl_core.methods.code.noun_rules import nouns_by_rules
 
-__all__ = ["MOST_NAMED", "Tagger", "find_nouns", "noun_ids", "word_labels"]
+__all__ = ["MOST_NAMED", "Tagger", "find_nouns", "missing_data", "noun_ids", "use_data", "word_labels"]
 
 Tagger = Literal["nltk", "rules"]
 
@@ -28,7 +32,11 @@ MOST_NAMED = 16
 
 _NOUN_TAGS = {"NN", "NNS", "NNP", "NNPS"}
 _NO_NOUNS = {*string.ascii_lowercase, "<", ">"}
-_NLTK_DATA = ("punkt_tab", "averaged_perceptron_tagger_eng")
+# The manifest's names of downloads, and where NLTK looks for them.
+_NLTK_DATA = {
+    "nltk-sentences": "tokenizers/punkt_tab",
+    "nltk-tagger": "taggers/averaged_perceptron_tagger_eng",
+}
 
 
 @lru_cache(maxsize=1 << 16)
@@ -74,9 +82,47 @@ def _nltk() -> tuple[Any, Any]:
         return tokenize, tagger()
     except LookupError:
         raise SettingsError(
-            f"NLTK's data ({', '.join(_NLTK_DATA)}) is not installed; run 'python -m nltk.downloader "
-            f"{' '.join(_NLTK_DATA)}', or find nouns by rules with the setting tagger: rules."
+            "NLTK's data is not installed; run 'python -m nltk.downloader "
+            f"{' '.join(place.rpartition('/')[2] for place in _NLTK_DATA.values())}', or find nouns by rules with the "
+            "setting tagger: rules."
         ) from None
+
+
+def missing_data() -> tuple[str, ...]:
+    """Names of the downloads that NLTK lacks; none where NLTK itself is missing."""
+    try:
+        data = importlib.import_module("nltk.data")
+    except ImportError:
+        return ()
+    found = []
+    for name, place in _NLTK_DATA.items():
+        try:
+            data.find(place + "/")
+        except LookupError:
+            found.append(name)
+    return tuple(found)
+
+
+def use_data(files: Mapping[str, Path]) -> None:
+    """Let NLTK find downloaded data, in this process and in those that it starts.
+
+    Args:
+        files: zip files by the names of `missing_data`; a folder as NLTK wants it is made beside them.
+    """
+    if not files:
+        return
+    data = importlib.import_module("nltk.data")
+    for name, path in files.items():
+        folder = path.parent / "nltk_data"
+        target = folder / f"{_NLTK_DATA[name]}.zip"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Replaced at once, for several processes may do so.
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            os.replace(shutil.copy(path, place), target)
+        if str(folder) not in data.path:
+            data.path.append(str(folder))
+            os.environ["NLTK_DATA"] = os.pathsep.join(filter(None, [os.environ.get("NLTK_DATA"), str(folder)]))
+    _nltk.cache_clear()
 
 
 def noun_ids(nouns: Sequence[str], length: int) -> Tensor:

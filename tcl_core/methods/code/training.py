@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from tcl_core.errors import SettingsError
 from tcl_core.methods.code.batch import Batch, Compared, Embeddings, pair_noise
 from tcl_core.methods.code.config import CoDeConfig
-from tcl_core.methods.code.nouns import MOST_NAMED, find_nouns, noun_ids, word_labels
+from tcl_core.methods.code.nouns import MOST_NAMED, find_nouns, missing_data, noun_ids, use_data, word_labels
 from tcl_core.methods.code.objective import pair_weights, weighted_terms
 from tcl_core.methods.code.text import PromptedTexts, TextDecoder, encode_embedded, text_ends, word_states
 from tcl_core.methods.tcl.distributed import gather, process_rank, world_size
@@ -71,6 +72,14 @@ class CoDeTraining(Trainable):
         return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
     # -- samples -------------------------------------------------------------------------------------------------
+
+    def needed_files(self) -> tuple[str, ...]:
+        """NLTK's data, where NLTK is the tagger, is installed, and lacks them."""
+        return missing_data() if self.config.tagger == "nltk" else ()
+
+    def use_files(self, files: Mapping[str, Path]) -> None:
+        """Let NLTK find its downloaded data."""
+        use_data(files)
 
     def accepts(self, caption: str) -> bool:
         """Whether a caption names as many things as are chosen from each."""
