@@ -15,7 +15,9 @@ from tcl_core.errors import SettingsError
 from tcl_core.methods import Method, create_method, list_methods, method_class
 from tcl_core.methods.trainable import Trainable
 from tcl_core.models.clips import clip_name, clip_preprocess, find_clip
+from tcl_core.models.download import fetch_file
 from tcl_core.models.loading import Model, clip_tokenizer, load_model
+from tcl_core.models.manifest import load_manifest
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.models.modelfile import write_model_file
 from tcl_core.models.towers import load_clip_file
@@ -110,6 +112,10 @@ def build(recipe: Recipe, augmentation: Augmentation) -> Trained:
         method = create_method(settings.method, {"clip": tower}, config)
     if base is not None and same and not settings.new_weights:
         method.load_learned_state_dict(base.method.learned_state_dict())
+    # What captions need, such as a tagger and its data, should not be found out by a process that loads them.
+    samples = cast(Trainable, method)
+    samples.use_files({name: fetch_file(load_manifest().files[name]) for name in samples.needed_files()})
+    samples.accepts("a cat on a sofa")
     tokenizer = cast(Any, tower.tokenizer).to_dict()
     # A tokenizer that a model file cannot describe should not be found out after days.
     tokenizer_from_dict(tokenizer)

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.gpu import limits, parity, speed
 from benchmarks.gpu.machine import describe_machine, loaded_distributions, revision
-from benchmarks.gpu.models import METHODS, RandomModels, Scale
+from benchmarks.gpu.models import METHODS, ON_PLAYGROUND, RandomModels, Scale
 from benchmarks.gpu.sections import Result, Section, format_result, run_sections
 from tcl_core.devices import select_device
 from tcl_core.errors import SettingsError
@@ -85,12 +85,13 @@ def all_sections(models: RandomModels) -> list[Section]:
         with_pamr = "with PAMR" if refine else "without PAMR"
         for method in METHODS:
             scenes = scale.scenes if method == "tcl" and refine else scale.method_scenes
-            sections.append(
-                Section(
-                    f"parity, playground, {method} {with_pamr}",
-                    partial(parity.playground_parity, method, device, scenes, refine),
+            if method in ON_PLAYGROUND:
+                sections.append(
+                    Section(
+                        f"parity, playground, {method} {with_pamr}",
+                        partial(parity.playground_parity, method, device, scenes, refine),
+                    )
                 )
-            )
             sections.append(
                 Section(
                     f"parity, random weights, {method} {with_pamr}",

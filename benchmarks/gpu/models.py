@@ -28,10 +28,15 @@ from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.tokenizer import OpenClipTokenizer
 from tcl_core.vocabulary import Label, Vocabulary
 
-__all__ = ["METHODS", "RandomModels", "Scale", "SceneTCL", "enlarged_scene", "vocabulary_of"]
+__all__ = ["METHODS", "ON_PLAYGROUND", "RandomModels", "Scale", "SceneTCL", "enlarged_scene", "vocabulary_of"]
 
 METHODS = tuple(name for name in list_methods() if method_class(name).__module__.startswith("tcl_core."))
 """The methods that come with the package."""
+
+ON_PLAYGROUND = tuple(
+    name for name in METHODS if name == "tcl" or not method_class(name).example().learned_state_dict()
+)
+"""Those that run on the embedded model: its own, and all that learn nothing."""
 
 _SEED = 8_001
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -188,19 +193,18 @@ class RandomModels:
     def method(self, name: str, *, on_device: bool) -> Method:
         """A method with the CLIP's weights, in eval mode."""
         clip = self.clip_on_device if on_device else self.clip
-        if name != "tcl":
-            return create_method(name, {"clip": clip}).eval().requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            made = SceneTCL(self.clip)
-            made.directions = {}
+            made = SceneTCL(self.clip) if name == "tcl" else create_method(name, {"clip": self.clip})
+            if isinstance(made, SceneTCL):
+                made.directions = {}
             with torch.no_grad():
-                for parameter_name, parameter in made.masker.named_parameters():
+                for parameter_name, parameter in made.named_parameters():
                     # Gates start silent, and a silent part would hide its faults.
                     if parameter_name.endswith("gate.gate"):
                         parameter.fill_(0.5)
         if on_device:
-            made.clip = clip
+            cast(Any, made).clip = clip
         return made.eval().requires_grad_(False).to(self.device if on_device else "cpu")
 
     def model(self, name: str, *, on_device: bool, precision: torch.dtype = torch.float32) -> Model:

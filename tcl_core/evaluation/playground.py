@@ -113,6 +113,8 @@ def evaluate_playground(
     biased = replace(model, debiasing=None)
     own = model.method.options_class.model_fields
     fitting = VARIANTS if all(set(variant.options) <= set(own) for variant in VARIANTS.values()) else PLAIN_VARIANTS
+    if model.method.name != "tcl":
+        fitting = {name.replace("TCL", model.method.name): variant for name, variant in fitting.items()}
     segmenters = {
         name: Segmenter(model if variant.debias else biased, refine=variant.refine, options=variant.options)
         for name, variant in fitting.items()

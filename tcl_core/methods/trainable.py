@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,6 +35,17 @@ class Trainable(ABC):
         Raises:
             SettingsError: the stage is unknown.
         """
+
+    def accepts(self, caption: str) -> bool:
+        """Whether a sample with this caption can be prepared; others are left out. By default every one can."""
+        return True
+
+    def needed_files(self) -> tuple[str, ...]:
+        """Names of downloads that preparing samples needs and that are not there; none by default."""
+        return ()
+
+    def use_files(self, files: Mapping[str, Path]) -> None:  # noqa: B027
+        """Take the downloads of `needed_files`, by their names."""
 
     @abstractmethod
     def prepare(self, sample: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:

@@ -70,8 +70,11 @@ def import_checkpoint(
     """
     source = Path(source)
     name = name or (Path(out).stem if out is not None else source.stem)
-    if out is None and name in load_manifest().models:
+    known = load_manifest().models.get(name)
+    if out is None and known is not None and known.by_hand is None:
         raise WeightsError(f"the name {name!r} belongs to a known model; choose another one with --name")
+    if known is not None and known.by_hand is not None and method is None:
+        method = known.method
     if re.search(r"[/\\:\0]|^\.", name):
         raise WeightsError(
             f"the name {name!r} must not contain slashes or colons or start with a dot; to write to a path, use --out"
@@ -99,6 +102,8 @@ def import_checkpoint(
     written = [found.learned, found.tower_tensors if embed and clip_file is None else {}]
     if any(_not_finite(tensors) for tensors in written):
         raise WeightsError(f"{source}: {_not_finite(state)}")
+    # A checkpoint may hold far more than what is written, and writing takes as much memory again.
+    del state
     clip = dict(found.tower)
     if embed:
         clip = {"config": found.tower_config}

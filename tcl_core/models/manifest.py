@@ -82,7 +82,7 @@ class RemoteFile:
 
 @checked("model", WeightsError)
 class ModelEntry:
-    """A model that can be loaded by name: an asset of the package, or made from downloaded files.
+    """A model that can be loaded by name: an asset of the package, or made from downloaded files or one of the user's.
 
     Attributes:
         name: what the user writes.
@@ -93,6 +93,7 @@ class ModelEntry:
         asset: path inside the package ``tcl_core``, or ``None``.
         checkpoint: the upstream checkpoint it is imported from, or ``None``.
         clip: the frozen CLIP it needs, or ``None`` where the model file holds it.
+        by_hand: the checkpoint that users get themselves from ``source`` and import, or ``None``.
     """
 
     name: str
@@ -103,6 +104,7 @@ class ModelEntry:
     asset: str | None = None
     checkpoint: RemoteFile | None = None
     clip: RemoteFile | None = None
+    by_hand: str | None = None
 
     @property
     def files(self) -> tuple[RemoteFile, ...]:
@@ -149,7 +151,7 @@ def load_manifest() -> Manifest:
     """The manifest of the package.
 
     >>> sorted(load_manifest().models)
-    ['playground', 'tcl-vit-b16']
+    ['code-vit-b16', 'playground', 'tcl-vit-b16']
     """
     text = resources.files("tcl_core.models").joinpath("manifest.json").read_text(encoding="utf-8")
     return parse_manifest(json.loads(text))
@@ -199,10 +201,11 @@ class _WrittenModel(BaseModel):
     asset: str | None = None
     checkpoint: str | None = None
     clip: str | None = None
+    by_hand: str | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> _WrittenModel:
-        if (self.asset is None) == (self.checkpoint is None):
+        if sum(origin is not None for origin in (self.asset, self.checkpoint, self.by_hand)) != 1:
             raise ValueError("needs either an asset or a checkpoint")
         return self
 

@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,7 @@ def fetch_model(name: str, progress: bool = True) -> Path:
         raise WeightsError(f"there is no model {name!r} to fetch; the models are: {known}")
     entry = manifest.models[name]
     path = _entry_path(entry)
-    if entry.asset is not None:
+    if entry.asset is not None or entry.by_hand is not None:
         return find_model(name)
     paths = {file.name: fetch_file(file, progress=progress) for file in entry.files}
     hashes = {file.name: check_file(file) for file in entry.files}
@@ -267,6 +267,9 @@ def _entry_path(entry: ModelEntry) -> Path:
 
 def _known_row(entry: ModelEntry) -> ModelRow:
     path = _entry_path(entry)
+    if entry.by_hand is not None and path.is_file():
+        row = _imported_row(path)
+        return replace(row, license=row.license or entry.license, source=entry.source)
     local = [path, *(download_folder() / file.filename for file in entry.files)]
     installed = path.is_file() and all(item.is_file() for item in local[1:] if item.suffix == ".safetensors")
     if installed:
@@ -331,6 +334,11 @@ def _not_installed(entry: ModelEntry, path: Path) -> str:
         return (
             f"the embedded model {entry.name!r} is not part of this installation ({path} is missing); reinstall "
             "tcl-annotate from a built wheel, or make the file with the training recipe"
+        )
+    if entry.by_hand is not None:
+        return (
+            f"the model {entry.name!r} cannot be fetched; get {entry.by_hand}, from {entry.source}, and run "
+            f"'tcl-annotate models import checkpoint.pth --name {entry.name}' once"
         )
     files = "; ".join(f"{file.filename} from {file.url}" for file in entry.files)
     return (

@@ -74,7 +74,9 @@ def test_nothing_of_that_name() -> None:
     for name in ("nope", "nope.safetensors", "", "a/b", ".."):
         with pytest.raises(WeightsError, match="there is no model and no file .*playground, tcl-vit-b16"):
             load_model(name)
-    with pytest.raises(WeightsError, match="no model 'nope' to fetch; the models are: playground, tcl-vit-b16, clip"):
+    with pytest.raises(
+        WeightsError, match="no model .nope. to fetch; the models are: playground, tcl-vit-b16, code-vit-b16"
+    ):
         fetch_model("nope")
 
 
@@ -96,7 +98,7 @@ def test_model_that_is_not_fetched(home: Path) -> None:
 
 def test_list(home: Path, tiny_model_path: Path) -> None:
     rows = {row.name: row for row in list_models()}
-    assert [name for name in rows if ":" not in name] == ["playground", "tcl-vit-b16"]
+    assert [name for name in rows if ":" not in name] == ["playground", "tcl-vit-b16", "code-vit-b16"]
     assert not rows["tcl-vit-b16"].installed and rows["tcl-vit-b16"].size is None
     assert rows["playground"].installed == rows["playground"].path.is_file()
     import_checkpoint(MINI / "full.pth", name="mini", license="MIT")
@@ -104,7 +106,14 @@ def test_list(home: Path, tiny_model_path: Path) -> None:
     (home / "models" / "broken.safetensors").write_bytes(b"x")
     (home / "models" / "tcl-vit-b16.safetensors").write_bytes(b"x")
     rows = {row.name: row for row in list_models()}
-    assert [name for name in rows if ":" not in name] == ["playground", "tcl-vit-b16", "broken", "mini", "minimal"]
+    assert [name for name in rows if ":" not in name] == [
+        "playground",
+        "tcl-vit-b16",
+        "code-vit-b16",
+        "broken",
+        "mini",
+        "minimal",
+    ]
     assert not rows["minimal"].installed and "without its CLIP" in rows["minimal"].description
     mini = rows["mini"]
     assert (mini.installed, mini.license, mini.size) == (True, "MIT", mini.path.stat().st_size)

@@ -9,7 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu.models import METHODS, RandomModels, class_directions, enlarged_scene, vocabulary_of, with_rows
+from benchmarks.gpu.models import (
+    METHODS,
+    ON_PLAYGROUND,
+    RandomModels,
+    class_directions,
+    enlarged_scene,
+    vocabulary_of,
+    with_rows,
+)
 from tcl_core.devices import autocast
 from tcl_core.evaluation.playground import held_out_scene
 from tcl_core.methods import method_class
@@ -99,7 +107,7 @@ def test_random_weights(name: str, refine: bool, models: RandomModels) -> None:
 
 
 @pytest.mark.parametrize("refine", [False, True], ids=["plain", "PAMR"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ON_PLAYGROUND)
 def test_the_embedded_model_on_its_scenes(name: str, refine: bool, device: torch.device) -> None:
     model = "playground" if name == "tcl" else f"{name}:playground"
     images = [held_out_scene("seen", index).image for index in range(4)]

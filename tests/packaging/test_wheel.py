@@ -33,6 +33,7 @@ ASSETS = (
     "tcl_core/assets/playground.safetensors",
     "tcl_core/models/manifest.json",
     "tcl_core/py.typed",
+    "tcl_core/methods/code/noun_rules.yaml",
     "tcl_core/vocabulary/common_names.yaml",
     "napari_tcl/napari.yaml",
     "training/recipes/tcl-one-gpu.yaml",

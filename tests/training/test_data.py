@@ -316,5 +316,5 @@ def test_images_that_do_not_decode_are_replaced(tmp_path: Path) -> None:
 def test_data_without_any_image_is_an_error(tmp_path: Path) -> None:
     members = [member for number in range(6) for member in sample(number, image=encoded(number)[:-100])]
     source = ShardSource([write_shard(tmp_path / "0.tar", members)], folder=tmp_path / "index")
-    with pytest.raises(SettingsError, match="100 images in a row cannot be decoded.*0.tar"):
+    with pytest.raises(SettingsError, match="100 pairs in a row cannot be used.*0.tar"):
         batches(source)

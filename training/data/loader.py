@@ -68,15 +68,18 @@ class PairDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """The sample of a step at a place of the whole batch.
 
-        An image that cannot be decoded is replaced by the one at the same place of the next batch, and so on, so that
-        all processes go on with whole batches.
+        An image that cannot be decoded, or a caption that the method does not accept, is replaced by the pair at the
+        same place of the next batch, and so on, so that all processes go on with whole batches.
 
         Raises:
-            SettingsError: too many in a row cannot be decoded.
+            SettingsError: too many in a row cannot be used.
         """
         step, place = key
         for attempt in range(_MOST_ATTEMPTS):
             pair = self._source.read(self._order.pair(step, place, attempt))
+            if not self._method.accepts(pair.caption):
+                reason = ImageError(f"{pair.name}: the method cannot learn from the caption {pair.caption!r}.")
+                continue
             try:
                 image = load_image(pair.image, name=pair.name, on_warning=_log.debug)
                 break
@@ -85,7 +88,7 @@ class PairDataset(Dataset[dict[str, Any]]):
                 reason = error
         else:
             raise SettingsError(
-                f"{_MOST_ATTEMPTS} images in a row cannot be decoded, the last one because: {reason} Check the data."
+                f"{_MOST_ATTEMPTS} pairs in a row cannot be used, the last one because: {reason} Check the data."
             )
         rng = np.random.default_rng([self._seed, step, place])
         sample = {"image": self._transform(image, int(rng.integers(2**62))), "caption": pair.caption}
@@ -130,7 +133,7 @@ class Batches:
 
     Attributes:
         waited: seconds that were spent waiting for batches so far.
-        replaced: images of this process that could not be decoded so far.
+        replaced: pairs of this process that could not be used so far.
     """
 
     def __init__(

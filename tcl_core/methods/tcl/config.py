@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from tcl_core.errors import SettingsError
 
@@ -46,6 +46,15 @@ class TCLConfig:
         0.25
     """
 
+    method: ClassVar[str] = "TCL"
+    shares: ClassVar[tuple[str, ...]] = (
+        "area_prior",
+        "kp_weight",
+        "background_threshold_pamr",
+        "background_threshold_plain",
+    )
+    weights: ClassVar[tuple[str, ...]] = ("tcl_weight", "area_weight", "tv_weight")
+
     ie_freeze: int | None = None
     decoder_layers: int = 2
     decoder_double: bool = True
@@ -65,33 +74,35 @@ class TCLConfig:
     background_threshold_plain: float = 0.5
 
     def __post_init__(self) -> None:
-        shares = ("area_prior", "kp_weight", "background_threshold_pamr", "background_threshold_plain")
-        weights = ("tcl_weight", "area_weight", "tv_weight")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name == "decoder_double":
-                valid, wanted = isinstance(value, bool), "true or false"
-            elif field.name == "ie_freeze":
-                valid, wanted = value is None or (type(value) is int and value >= 1), "a number of blocks, or null"
-            elif field.name == "decoder_layers":
-                valid, wanted = type(value) is int and 0 <= value <= 4, "a whole number from 0 to 4"
-            elif field.name == "refine_scale":
-                valid = value is None or (type(value) is int and 1 <= value <= 32)
-                wanted = "a whole number from 1 to 32, or null"
-            elif field.name == "decoder_kernel":
-                valid, wanted = type(value) is int and value > 0 and value % 2 == 1, "an odd whole number"
-            elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                valid, wanted = False, "a finite number"
-            elif field.name in shares:
-                valid, wanted = 0 <= value <= 1, "between 0 and 1"
-            elif field.name in weights:
-                valid, wanted = value >= 0, "0 or more"
-            elif field.name == "gumbel_tau":
-                valid, wanted = value > 0, "more than 0"
-            else:
-                valid, wanted = True, ""
-            if not valid:
-                raise SettingsError(f"The TCL setting {field.name} is {value!r}, but must be {wanted}.")
+            if wanted := self._wanted(field.name, value):
+                raise SettingsError(f"The {self.method} setting {field.name} is {value!r}, but must be {wanted}.")
+
+    def _wanted(self, name: str, value: Any) -> str:
+        """What a setting would have to be; empty if the value is valid."""
+        if name == "decoder_double":
+            valid, wanted = isinstance(value, bool), "true or false"
+        elif name == "ie_freeze":
+            valid, wanted = value is None or (type(value) is int and value >= 1), "a number of blocks, or null"
+        elif name == "decoder_layers":
+            valid, wanted = type(value) is int and 0 <= value <= 4, "a whole number from 0 to 4"
+        elif name == "refine_scale":
+            valid = value is None or (type(value) is int and 1 <= value <= 32)
+            wanted = "a whole number from 1 to 32, or null"
+        elif name == "decoder_kernel":
+            valid, wanted = type(value) is int and value > 0 and value % 2 == 1, "an odd whole number"
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            valid, wanted = False, "a finite number"
+        elif name in self.shares:
+            valid, wanted = 0 <= value <= 1, "between 0 and 1"
+        elif name in self.weights:
+            valid, wanted = value >= 0, "0 or more"
+        elif name == "gumbel_tau":
+            valid, wanted = value > 0, "more than 0"
+        else:
+            valid, wanted = True, ""
+        return "" if valid else wanted
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
@@ -102,7 +113,8 @@ class TCLConfig:
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(settings.keys() - known):
-            raise SettingsError(f"Unknown TCL settings: {', '.join(unknown)}; known are: {', '.join(sorted(known))}.")
+            listed = ", ".join(sorted(known))
+            raise SettingsError(f"Unknown {cls.method} settings: {', '.join(unknown)}; known are: {listed}.")
         return cls(**settings)
 
     def heights(self) -> dict[str, float]:

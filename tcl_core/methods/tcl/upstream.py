@@ -20,18 +20,21 @@ if TYPE_CHECKING:
     from tcl_core.methods.tcl.model import TCL
 
 __all__ = [
+    "CLIP_VIT_B16",
     "config_from_state_dict",
     "from_upstream",
     "frozen_clip_state_dict",
     "learned_keys",
     "learned_state_dict_from_upstream",
+    "preprocess_of",
+    "tokenizer_of",
 ]
 
 # ImageNet's statistics, which the authors' training used instead of CLIP's own.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MAX_LONG_SIDE = 2048
 _CLIP_TOKENS = 49408
-_CLIP_VIT_B16 = {"open_clip": "ViT-B-16-quickgelu", "pretrained": "openai"}
+CLIP_VIT_B16 = {"open_clip": "ViT-B-16-quickgelu", "pretrained": "openai"}
 _MOST_BLOCKS = 512
 _PROJECTION = "masker.image_encoder.decoder.image_proj.proj"
 
@@ -91,9 +94,9 @@ def from_upstream(
     return UpstreamModel(
         learned=learned,
         config={} if structure == TCLConfig() else structure.to_dict(),
-        tower=_CLIP_VIT_B16 if is_vit_b16 else {},
-        preprocess=_preprocess(config),
-        tokenizer=_tokenizer(config),
+        tower=CLIP_VIT_B16 if is_vit_b16 else {},
+        preprocess=preprocess_of(config),
+        tokenizer=tokenizer_of(config),
         tower_config=config,
         tower_tensors=frozen,
     )
@@ -243,7 +246,12 @@ def _as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor.float() for key, tensor in tensors.items()}
 
 
-def _preprocess(config: Mapping[str, Any] | None) -> dict[str, Any]:
+def preprocess_of(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The ``preprocess`` entry of a model file of the authors' weights.
+
+    Args:
+        config: open_clip's configuration of the CLIP; ``None`` for ViT-B/16.
+    """
     # The authors trained at 224 pixels and evaluate with windows of 448 and a stride of 224.
     side = 224 if config is None else config["vision_cfg"]["image_size"]
     return {
@@ -256,7 +264,12 @@ def _preprocess(config: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _tokenizer(config: Mapping[str, Any] | None) -> dict[str, Any]:
+def tokenizer_of(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The ``tokenizer`` entry of a model file of the authors' weights; ``none`` where the vocabulary is not CLIP's.
+
+    Args:
+        config: open_clip's configuration of the CLIP; ``None`` for ViT-B/16.
+    """
     if config is None:
         return {"type": "open_clip", "context_length": 77}
     context_length, vocab_size = config["text_cfg"]["context_length"], config["text_cfg"]["vocab_size"]

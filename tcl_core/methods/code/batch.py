@@ -1,0 +1,138 @@
+"""What a training step of CoDe works on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tcl_core.methods.tcl.losses import draw_noise
+
+__all__ = ["Batch", "Compared", "Embeddings", "pair_noise"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B images of one process with K nouns of each caption; the B x K pairs are counted image by image.
+
+    Attributes:
+        images: float32 ``[B, 3, H, W]``, normalized; H and W multiples of the patch size.
+        tokens: int64 ``[B, L]``, one caption each.
+        nouns: int64 ``[B, K, L]``, each noun as a text of its own.
+        templates: int64 ``[B, K, L]``, each noun in a template of CLIP.
+        labels: int64 ``[B, L]``, which noun a word of the caption is: i for the i-th of ``nouns`` from 1, 0 for one
+            that was not chosen, -1 for all other words.
+        ids: int64 ``[B, K]``, equal where nouns are.
+        named: int64 ``[B, J]``, the same numbers for all nouns of the caption; -1 fills up.
+        noise: uniform in (0, 1), for the Gumbel-sigmoid, ``[B, K, mh, mw]``. ``None`` draws it.
+        generator: source of the drawn noise, in the same state in every process: noise is drawn for all of them.
+        all_nouns: ``nouns`` of all processes; ``None`` until they are shared.
+        all_ids: ``ids`` of all processes.
+        all_named: ``named`` of all processes.
+        offset: place of the first of these images among those of all processes, once they are shared.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    nouns: Tensor
+    templates: Tensor
+    labels: Tensor
+    ids: Tensor
+    named: Tensor
+    noise: Tensor | None = None
+    generator: torch.Generator | None = None
+    all_nouns: Tensor | None = None
+    all_ids: Tensor | None = None
+    all_named: Tensor | None = None
+    offset: int = 0
+
+    def split(self, parts: int) -> list[Batch]:
+        """Cut into parts of the same size, a divisor of B; what is of all processes stays whole."""
+        size = len(self.images) // parts
+        own = ("images", "tokens", "nouns", "templates", "labels", "ids", "named", "noise")
+        held = {name: value for name in own if (value := getattr(self, name)) is not None}
+        return [
+            dataclasses.replace(
+                self,
+                **{name: value[start : start + size] for name, value in held.items()},
+                offset=self.offset + start,
+            )
+            for start in range(0, len(self.images), size)
+        ]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What `CoDeTraining.embed` makes of each sample alone, float32.
+
+    Attributes:
+        pixels: V ``[B, E, h, w]``, L2-normalized.
+        nouns: ``[B, K, E]``, behind the learned prompt, L2-normalized.
+        regions: ``[B, K, E]``, of the images under each noun's hard mask, L2-normalized.
+        texts: ``[B, K, E]``, of the captions reduced to each noun, L2-normalized.
+        agreement: ``[B, K]``, cosine of each noun with the same noun in a template.
+        word_losses: ``[B]``, weighted sum of the cross-entropies of labeled words.
+        word_weights: ``[B]``, sum of their weights.
+    """
+
+    pixels: Tensor
+    nouns: Tensor
+    regions: Tensor
+    texts: Tensor
+    agreement: Tensor
+    word_losses: Tensor
+    word_weights: Tensor
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the objective needs of each image, float32; N pairs take part in the contrasts.
+
+    Attributes:
+        rows: ``[B, N]``, cosine of each noun with what its mask pools from the image.
+        areas: ``[B, N]``, mean of each mask.
+        mask_variations: ``[B]``, total variation of the image's masks.
+        pixel_variations: ``[B]``, total variation of V.
+        nouns: see `Embeddings`, as all below.
+        regions: ``[B, K, E]``.
+        texts: ``[B, K, E]``.
+        agreement: ``[B, K]``.
+        word_losses: ``[B]``.
+        word_weights: ``[B]``.
+    """
+
+    rows: Tensor
+    areas: Tensor
+    mask_variations: Tensor
+    pixel_variations: Tensor
+    nouns: Tensor
+    regions: Tensor
+    texts: Tensor
+    agreement: Tensor
+    word_losses: Tensor
+    word_weights: Tensor
+
+
+def pair_noise(batch: Batch, size: Sequence[int], offset: int, total: int) -> Tensor:
+    """The noise ``[B, K, *size]`` of a batch, drawn if it has none.
+
+    Args:
+        batch: with noise or without.
+        size: height and width of masks.
+        offset: place of the first image among those of all processes.
+        total: images of all processes, for whom noise is drawn if the batch has a generator.
+
+    Raises:
+        ValueError: the batch's noise does not fit the masks.
+    """
+    images, shape = batch.images, (len(batch.images), batch.nouns.shape[1], *size)
+    if batch.noise is not None:
+        if batch.noise.shape != shape:
+            raise ValueError(f"the noise has shape {tuple(batch.noise.shape)}, the masks have {shape}")
+        return batch.noise.to(images.device, torch.float32)
+    count = shape[0] if batch.generator is None else total
+    drawn = draw_noise(images.new_empty(count, *shape[1:], dtype=torch.float32), batch.generator)
+    return drawn if batch.generator is None else drawn[offset : offset + shape[0]]

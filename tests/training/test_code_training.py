@@ -1,0 +1,208 @@
+"""CoDe through the whole engine, and the comparison with TCL."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tcl_core.errors import SettingsError
+from tcl_core.methods.code import CoDe
+from tcl_core.models import load_model
+from tcl_core.models.metadata import ModelMetadata, Preprocess
+from tcl_core.models.modelfile import write_model_file
+from tcl_core.segmentation.segmenter import Segmenter
+from tcl_core.towers.tokenizer import split_words
+from tcl_core.vocabulary import Vocabulary
+from tests.contract.examples import example_image
+from tests.training.runs import in_processes
+from tests.training.shards import sample, write_shard
+from training.config import Recipe, read_recipe
+from training.data.shards import ShardSource
+from training.engine import Interruption, Options, StoppedError, run_recipe
+from training.playground import compare_methods
+from training.playground.compare_methods import RUNS, SceneSource, draw, extended_clip, recipe_of, table
+from training.playground.data import ImageSet
+
+CPU = torch.device("cpu")
+CAPTIONS = ("a cat and a dog", "the red sofa", "dog on the sofa", "sky and cat", "the dog", "a sofa and the sky")
+
+
+def tiny_recipe(folder: Path, **config: Any) -> Recipe:
+    """Four steps of both stages."""
+    code = CoDe.example()
+    clip: Any = code.clip.model
+    sizes = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 24, "head_width": 8, "layers": 3},
+        "text_cfg": {"context_length": 10, "vocab_size": clip.vocab_size, "width": 16, "heads": 2, "layers": 2},
+    }
+    metadata = ModelMetadata(
+        name="tiny",
+        preprocess=Preprocess((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), short_side=64, max_long_side=128, window=32, stride=16),
+        method="code",
+        method_config=code.config_to_dict(),
+        clip={"config": sizes},
+        tokenizer=code.clip.tokenizer.to_dict(),  # type: ignore[union-attr]
+        templates="identity",
+    )
+    path = folder / "tiny.safetensors"
+    if not path.exists():
+        write_model_file(path, metadata, code.learned_state_dict(), clip.state_dict())
+    phase = {
+        "kind": "train",
+        "name": "main",
+        "stages": [{"stage": "ust", "steps": 2}, {"stage": "full", "steps": 2}],
+        "batch": 4,
+        "schedule": {"lr": 0.01, "warmup": 1},
+        "precision": "float32",
+        "augmentation": {"size": 32, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+        "log_every": 1,
+        "save_every": 1,
+    }
+    model = {"method": "code", "clip": str(path), "new_weights": True, "config": config, "templates": "identity"}
+    return Recipe.model_validate({"name": "small", "model": model, "phases": [phase]})
+
+
+def pairs(folder: Path, captions: tuple[str, ...] = CAPTIONS) -> ShardSource:
+    folder.mkdir(exist_ok=True)
+    members = [m for number, text in enumerate(captions * 2) for m in sample(number, caption=text.encode())]
+    path = folder / "00000.tar"
+    return ShardSource([path if path.exists() else write_shard(path, members)], folder=folder / "index")
+
+
+class StopAfter(Interruption):
+    """Asks for the end after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+
+    @property
+    def asked(self) -> bool:  # type: ignore[override]
+        self._left -= 1
+        return self._left < 0
+
+
+def test_training_and_resuming(tmp_path: Path) -> None:
+    recipe, source = tiny_recipe(tmp_path), pairs(tmp_path / "data")
+    whole = run_recipe(recipe, source, Options(tmp_path / "whole", CPU, quiet=True))
+    log = [json.loads(line) for line in (tmp_path / "whole" / "main.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in log] == ["ust", "ust", "full", "full"]
+    assert all(np.isfinite(line[name]) for line in log for name in ("total", "kg_loss", "tseg_loss", "hcl_loss"))
+    # Two of six captions name one thing.
+    assert log[-1]["replaced"] > 0
+    with pytest.raises(StoppedError):
+        run_recipe(recipe, source, Options(tmp_path / "parts", CPU, quiet=True), StopAfter(2))
+    parts = run_recipe(recipe, source, Options(tmp_path / "parts", CPU, quiet=True))
+    assert parts.read_bytes() == whole.read_bytes()
+    model = load_model(whole, device="cpu")
+    assert isinstance(model.method, CoDe)
+    segmenter = Segmenter(model)
+    result = segmenter.segment(segmenter.encode(example_image()), Vocabulary.from_options(["A=cat", "B=sky"]))
+    assert result.label_map.shape == example_image().shape[:2]
+
+
+def test_parts_of_a_batch_take_the_same_steps(tmp_path: Path) -> None:
+    recipe, source = tiny_recipe(tmp_path, negatives="not named"), pairs(tmp_path / "data")
+    found = []
+    for parts in (1, 2):
+        out = tmp_path / str(parts)
+        found.append(load_model(run_recipe(recipe, source, Options(out, CPU, accumulate=parts, quiet=True))).method)
+    for name, tensor in found[0].learned_state_dict().items():
+        torch.testing.assert_close(found[1].learned_state_dict()[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def _train(folder: str, out: str, accumulate: int) -> None:
+    settings = Options(Path(folder) / out, CPU, accumulate=accumulate, quiet=True)
+    run_recipe(tiny_recipe(Path(folder)), pairs(Path(folder) / "data"), settings)
+
+
+@pytest.mark.slow
+def test_processes_and_parts_take_the_same_steps(tmp_path: Path) -> None:
+    _train(str(tmp_path), "one", 1)
+    assert in_processes(2, _train, str(tmp_path), "two", 2) == [0, 0]
+    one, two = (load_model(tmp_path / out / "small.safetensors", device="cpu").method for out in ("one", "two"))
+    for name, tensor in one.learned_state_dict().items():
+        torch.testing.assert_close(two.learned_state_dict()[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_captions_that_name_too_little(tmp_path: Path) -> None:
+    source = pairs(tmp_path / "data", ("the dog",) * 4)
+    with pytest.raises(SettingsError, match="pairs in a row cannot be used.*cannot learn from the caption 'the dog'"):
+        run_recipe(tiny_recipe(tmp_path), source, Options(tmp_path / "out", CPU, quiet=True))
+
+
+def test_a_missing_tagger_is_found_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(caption: str) -> list[str]:
+        raise SettingsError("no tagger here")
+
+    monkeypatch.setattr("tcl_core.methods.code.nouns._nouns_by_nltk", absent)
+    recipe = tiny_recipe(tmp_path, tagger="nltk")
+    with pytest.raises(SettingsError, match="^no tagger here$"):
+        run_recipe(recipe, pairs(tmp_path / "data"), Options(tmp_path / "out", CPU, workers=1, quiet=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipe_of_the_paper() -> None:
+    recipe = read_recipe("code-cc3m-cc12m")
+    (phase,) = recipe.phases
+    assert recipe.model.method == "code" and phase.batch == 64 and phase.steps == 50_000  # type: ignore[union-attr]
+    schedule = phase.schedule  # type: ignore[union-attr]
+    assert schedule.lr == pytest.approx(3.2e-4 * 64 / 4096) and schedule.min_lr == pytest.approx(4e-5 * 64 / 4096)
+    assert phase.stage_at(29_999) == "ust" and phase.stage_at(30_000) == "full"  # type: ignore[union-attr]
+
+
+# -- the comparison --------------------------------------------------------------------------------------------------
+
+
+def test_longer_text_tower(tmp_path: Path) -> None:
+    """Texts that fitted before have the embeddings that they had, and a learned prompt of 16 vectors fits."""
+    before, after = load_model("playground"), load_model(extended_clip(tmp_path / "longer.safetensors", 24))
+    clip, longer = before.method.towers["clip"], after.method.towers["clip"]
+    assert longer.context_length == 24
+    texts = ["a red cup", "a photo of many sofas.", "grass"]
+    expected = clip.encode_text(clip.tokenizer(texts))
+    torch.testing.assert_close(longer.encode_text(longer.tokenizer(texts)), expected, atol=1e-5, rtol=1e-5)
+    table = longer.model.positional_embedding
+    # Behind the start and 16 learned vectors: where the noun and the end of "a cup" are.
+    assert torch.equal(table[17:19], table[2:4])
+    code = CoDe.from_config({"clip": longer}, {"ie_freeze": 3, "tagger": "rules"})
+    assert code.embed_prompts(["cup", "sofa"], ["{}"]).text.shape == (2, clip.embed_dim)
+
+
+@pytest.mark.slow
+def test_comparison(tmp_path: Path) -> None:
+    images = ImageSet(count=12, size=64, objects=(1, 3), radius=(12, 30), plain=0.1, seed=1)
+    draw(tmp_path / "images", images, workers=1)
+    source = SceneSource(tmp_path / "images", "two")
+    assert 8 <= len(source) <= 12 and source.identity() != SceneSource(tmp_path / "images", "brief").identity()
+    assert all(len(split_words(source.read(index).caption)) <= 14 for index in range(len(source)))
+    clip = extended_clip(tmp_path / "clip.safetensors", 24)
+    for run in RUNS:
+        recipe = recipe_of(run, clip, 4, 0)
+        assert recipe.phases[0].steps == 4  # type: ignore[union-attr]
+    assert (
+        compare_methods.main(
+            [
+                "--work",
+                str(tmp_path),
+                "--images",
+                "12",
+                "--steps",
+                "2",
+                "--scenes",
+                "1",
+                "--threads",
+                "1",
+                "--runs",
+                "code",
+            ]
+            + ["--batch", "4"]
+        )
+        == 0
+    )
+    assert "| code | 2 | 0 | yes |" in table(tmp_path)

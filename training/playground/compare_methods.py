@@ -1,0 +1,263 @@
+"""TCL and CoDe on the playground's frozen CLIP: ``python -m training.playground.compare_methods``.
+
+Both methods see the same images in the same order, for the same number of steps under the same schedule. CoDe's
+captions name at least two things. TCL is trained twice, on captions like those of its own recipe, most of which are
+brief, and on CoDe's.
+
+CoDe's learned prompt needs more positions than the small text tower has. Positions behind the last one take the
+embeddings of the first ones again, from the second on, so that a noun behind 16 learned vectors stands where the noun
+of "a cup" stands. Texts that fit before give the same embeddings as before. Captions are kept short enough to fit.
+
+Everything is kept in ``--work``: drawn images, checkpoints, model files and scores; a run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from tcl_core.errors import TclError
+from tcl_core.evaluation.playground import evaluate_playground, rows_to_json
+from tcl_core.methods.code.nouns import find_nouns
+from tcl_core.models import load_model
+from tcl_core.models.modelfile import read_model_file, write_model_file
+from tcl_core.models.registry import find_model
+from tcl_core.playground import caption, scene_rng
+from tcl_core.towers.tokenizer import split_words
+from tcl_core.vocabulary.templates import get_templates
+from training.config import Recipe
+from training.data.source import DataReport, Pair, Source
+from training.engine import Interruption, Options, StoppedError, run_recipe
+from training.loop import half_precision
+from training.playground.data import ImageSet, draw_image
+from training.playground.recipe import RECIPE
+
+__all__ = ["RUNS", "SceneSource", "draw", "extended_clip", "main", "recipe_of", "table"]
+
+_POSITIONS = 24
+# Words of the captions' frames, which are nouns but no things of a scene.
+_NO_THINGS = "background drawing illustration left lot photo picture right scene"
+_TRIES = 60
+_BRIEF = 0.55
+RUNS = {"tcl": ("tcl", "brief"), "tcl-two": ("tcl", "two"), "code": ("code", "two")}
+"""Method and captions of each run by its name."""
+
+
+def extended_clip(path: Path, positions: int) -> Path:
+    """Write the embedded model with a longer text tower, see the module's description.
+
+    Args:
+        path: the model file to write.
+        positions: of its text tower.
+    """
+    file = read_model_file(find_model("playground"))
+    metadata, config = file.metadata, json.loads(json.dumps(file.metadata.clip["config"]))
+    known = config["text_cfg"]["context_length"]
+    config["text_cfg"]["context_length"] = positions
+    rows = [place if place < known else 1 + (place - 1) % (known - 1) for place in range(positions)]
+    clip = dict(file.clip)
+    clip["positional_embedding"] = clip["positional_embedding"][rows].clone()
+    metadata = dataclasses.replace(
+        metadata,
+        name="playground-longer",
+        clip={"config": config},
+        tokenizer={**metadata.tokenizer, "context_length": positions},
+        debiasing={},
+    )
+    write_model_file(path, metadata, file.learned, clip)
+    return path
+
+
+def captions_of(images: ImageSet, index: int) -> tuple[bytes, dict[str, str]] | None:
+    """An image of a set, uint8 pixels, with a caption of each kind; nothing if two things of it cannot be named."""
+    pixels, scene = draw_image(images, index)
+    rng = scene_rng(images.seed, index, 1)
+    brief = caption(rng, scene, get_templates("full"), _BRIEF)
+    for _ in range(_TRIES):
+        text = caption(rng, scene, (), 0.0)
+        named = [noun for noun in find_nouns(text, "rules") if noun not in _NO_THINGS.split()]
+        if len(named) >= 2 and len(split_words(text)) <= RECIPE.context_length - 2:
+            return pixels.tobytes(), {"brief": brief, "two": text}
+    return None
+
+
+def draw(folder: Path, images: ImageSet, workers: int) -> None:
+    """Draw images and captions into a folder, once."""
+    about, pixels_file = folder / "captions.json", folder / "images.npy"
+    if about.is_file() and json.loads(about.read_text())["set"] == json.loads(json.dumps(dataclasses.asdict(images))):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    texts: list[dict[str, str]] = []
+    pixels = bytearray()
+    with get_context("spawn").Pool(workers) as pool:
+        drawn = pool.imap(partial(captions_of, images), range(images.count), chunksize=64)
+        for found in tqdm(drawn, total=images.count, desc="drawing", mininterval=5):
+            if found is not None:
+                pixels += found[0]
+                texts.append(found[1])
+    np.save(pixels_file, np.frombuffer(pixels, np.uint8).reshape(len(texts), images.size, images.size, 3))
+    about.write_text(json.dumps({"set": dataclasses.asdict(images), "captions": texts}))
+
+
+class SceneSource(Source):
+    """Drawn scenes with captions of one kind.
+
+    Args:
+        folder: of `draw`.
+        kind: of the captions.
+    """
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        content = json.loads((folder / "captions.json").read_text())
+        self._captions = [entry[kind] for entry in content["captions"]]
+        self._pixels = np.load(folder / "images.npy", mmap_mode="r")
+        self._identity = f"scenes {json.dumps(content['set'], sort_keys=True)} {kind}"
+        self.groups = [len(part) for part in np.array_split(np.arange(len(self._captions)), 8)]
+        self.report = DataReport(pairs=len(self._captions), files=1)
+
+    def read(self, index: int) -> Pair:
+        """The pair of a number."""
+        stream = io.BytesIO()
+        Image.fromarray(np.asarray(self._pixels[index])).save(stream, "BMP")
+        return Pair(stream.getvalue(), self._captions[index], f"scene {index}")
+
+    def identity(self) -> str:
+        """The set and the kind of captions."""
+        return self._identity
+
+
+def recipe_of(
+    run: str, clip: Path, steps: int, seed: int, changes: dict[str, Any] | None = None, batch: int | None = None
+) -> Recipe:
+    """The recipe of a run; the schedule is that of the embedded model's grounder, at any length.
+
+    Args:
+        run: a key of `RUNS`.
+        clip: model file with the frozen CLIP.
+        steps: of both stages.
+        seed: of new weights, order and noise.
+        changes: of the method's settings.
+        batch: images of a step; ``None`` for as many as the embedded model was trained with.
+    """
+    method, own, stage = RUNS[run][0], RECIPE.tcl, RECIPE.tcl_stage
+    config: dict[str, Any] = {
+        "ie_freeze": own.ie_freeze,
+        "decoder_layers": own.decoder_layers,
+        "area_prior": own.area_prior,
+        "tv_weight": own.tv_weight,
+        "refine_scale": own.refine_scale,
+        "kp_weight": own.kp_weight,
+    }
+    if method == "code":
+        config |= {"tagger": "rules", "ignored_nouns": _NO_THINGS}
+    first = max(1, round(steps * stage.ust_steps / stage.schedule.steps))
+    schedule = stage.schedule
+    phase = {
+        "kind": "train",
+        "name": run,
+        "stages": [{"stage": "ust", "steps": first}, {"stage": "full", "steps": steps - first}],
+        "batch": batch or stage.batch,
+        "optimizer": {"decay_scalars": False, "scalar_scale": schedule.scalar_scale},
+        "schedule": {"lr": schedule.lr, "min_lr": schedule.min_lr, "warmup": min(schedule.warmup, steps // 4)},
+        "clip_norm": schedule.clip_norm,
+        "precision": "bfloat16",
+        "augmentation": {
+            "size": stage.images.size,
+            "scale": [1.0, 1.0],
+            "ratio": [1.0, 1.0],
+            "flip": 0.0,
+            "mean": RECIPE.preprocess.mean,
+            "std": RECIPE.preprocess.std,
+        },
+        "log_every": 25,
+        "save_every": 100,
+    }
+    model = {"method": method, "clip": str(clip), "new_weights": True, "config": config | (changes or {})}
+    return Recipe.model_validate({"name": f"{run}-{steps}-{seed}", "seed": seed, "model": model, "phases": [phase]})
+
+
+def score(model: Path, out: Path, scenes: int) -> None:
+    """Score a model file on the playground, once."""
+    if out.is_file():
+        return
+    loaded = load_model(model, device="cpu")
+    with tqdm(total=2 * scenes, desc=f"scoring {model.stem}", mininterval=5) as bar:
+        rows = evaluate_playground(loaded, scenes, lambda done, _: bar.update(done - bar.n))
+    out.write_text(json.dumps({"scenes": scenes, "rows": json.loads(rows_to_json(rows))}, indent=1) + "\n")
+
+
+def table(work: Path) -> str:
+    """All scores in a folder as Markdown."""
+    lines = [
+        "| run | steps | seed | PAMR | seen: all | kinds | stuff | held out: all |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(work.glob("scores/*.json")):
+        run, steps, seed = path.stem.rsplit("-", 2)
+        for row in json.loads(path.read_text())["rows"]:
+            if "KP" in row["variant"] or "baseline" in row["variant"]:
+                continue
+            figures = " | ".join(f"{row[key]:.1f}" for key in ("seen", "seen_kinds", "seen_stuff", "held_out"))
+            lines.append(f"| {run} | {steps} | {seed} | {'yes' if 'PAMR' in row['variant'] else 'no'} | {figures} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, train and score."""
+    parser = argparse.ArgumentParser(prog="python -m training.playground.compare_methods", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("build/methods"), help="where everything is kept")
+    parser.add_argument("--steps", type=int, default=500, help="steps of each training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training of each run for each")
+    parser.add_argument("--runs", nargs="+", choices=sorted(RUNS), default=list(RUNS), help="what is trained")
+    parser.add_argument("--batch", type=int, help="images of a step, by default those of the embedded model")
+    parser.add_argument("--images", type=int, default=40_000, help="images that are drawn, once for all runs")
+    parser.add_argument("--scenes", type=int, default=500, help="scenes of each of the two sets of the score")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw")
+    parser.add_argument("--set", dest="changes", default="{}", help="other settings of the methods, as JSON")
+    parser.add_argument("--name", default="", help="put behind the name of the run, to tell settings apart")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    work: Path = options.work
+    images = dataclasses.replace(RECIPE.tcl_stage.images, count=options.images)
+    draw(work / "images", images, options.workers)
+    clip = work / "clip.safetensors"
+    if not clip.is_file():
+        extended_clip(clip, _POSITIONS)
+    (work / "scores").mkdir(exist_ok=True)
+    try:
+        with Interruption().listening() as interruption:
+            for seed in options.seeds:
+                for run in options.runs:
+                    recipe = recipe_of(run, clip, options.steps, seed, json.loads(options.changes), options.batch)
+                    recipe = recipe.model_copy(update={"name": f"{run}{options.name}-{options.steps}-{seed}"})
+                    source = SceneSource(work / "images", RUNS[run][1])
+                    settings = Options(work / recipe.name, torch.device("cpu"))
+                    # Attention as the embedded model's training has it, which is faster on CPUs.
+                    with half_precision():
+                        model = run_recipe(recipe, source, settings, interruption)
+                    score(model, work / "scores" / f"{recipe.name}.json", options.scenes)
+    except StoppedError as error:
+        print(error)
+        return 130
+    except TclError as error:
+        print(f"error: {error}")
+        return 2
+    print(table(work))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
