@@ -141,6 +141,8 @@ def test_a_missing_tagger_is_found_before_the_training(tmp_path: Path, monkeypat
         raise SettingsError("no tagger here")
 
     monkeypatch.setattr("tcl_core.methods.code.nouns._nouns_by_nltk", absent)
+    # Whether NLTK is installed makes no difference.
+    monkeypatch.setattr("tcl_core.methods.code.training.missing_data", tuple)
     recipe = tiny_recipe(tmp_path, tagger="nltk")
     with pytest.raises(SettingsError, match="^no tagger here$"):
         run_recipe(recipe, pairs(tmp_path / "data"), Options(tmp_path / "out", CPU, workers=1, quiet=True))
