@@ -26,7 +26,7 @@ from tcl_core.polygons.rasterize import mask_iou
 from tcl_core.segmentation.session import ImageSession
 from tcl_core.segmentation.specks import without_specks
 from tcl_core.types import Segmentation
-from tcl_core.vocabulary import Label, Vocabulary
+from tcl_core.vocabulary import Vocabulary
 
 SIZE = (96, 128)
 

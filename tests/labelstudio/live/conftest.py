@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from labelstudio_backend.model_options import ModelOptions
+from labelstudio_backend.predictor import Predictor
 from tests.labelstudio.live.environment import (
     REPOSITORY,
     TOKEN,
@@ -81,3 +83,10 @@ def backend_url(
     url = f"http://127.0.0.1:{port}"
     with Process(words, folder / "backend.log", f"{url}/health", environment, folder):
         yield url
+
+
+@pytest.fixture(scope="session")
+def predictor(model_path: Path) -> Predictor:
+    """The backend's model, in this process, to compare with."""
+    options = ModelOptions(str(model_path), min_area=4)
+    return Predictor(options.load(), options, cache_bytes=64 << 20)
