@@ -182,7 +182,8 @@ class LabelStudioClient:
         Raises:
             LabelStudioError: they cannot be read.
         """
-        query: dict[str, Any] = {"project": project, "page_size": page_size}
+        # As a reviewer: otherwise Label Studio first has a connected backend predict the tasks that it lists.
+        query: dict[str, Any] = {"project": project, "page_size": page_size, "review": "true"}
         query |= {"view": view} if view is not None else {}
         query |= {"fields": "all"} if full else {}
         if model_version is not None:

@@ -61,7 +61,7 @@ def write_images(folder: Path, seeds: range) -> None:
 
 
 def seed_of(task: dict[str, Any]) -> int:
-    return int(image_name(task["data"]["image"]).rpartition("image-")[2].partition(".")[0])
+    return int(image_name(task["data"]["image"]).rpartition("image-")[2][:3])
 
 
 def command(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
