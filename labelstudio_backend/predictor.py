@@ -21,8 +21,8 @@ from labelstudio_backend.prompts import Added
 from labelstudio_backend.requests import Corners, Drawn, Plan
 from labelstudio_backend.results import overall_score, region_results
 from tcl_core.caching import ByteBoundedCache
-from tcl_core.errors import SettingsError, VocabularyError
-from tcl_core.images import load_image
+from tcl_core.errors import ImageError, SettingsError, VocabularyError
+from tcl_core.images import image_size, load_image
 from tcl_core.polygons.rasterize import polygon_to_mask
 from tcl_core.regions import label_map_to_regions
 from tcl_core.segmentation.features import ImageFeatures
@@ -235,6 +235,12 @@ class Predictor:
     def _encode(self, key: str, image: bytes) -> ImageFeatures:
         features = self._features.get(key)
         if features is None:
+            height, width = image_size(image, name="the image")
+            if height * width > self.options.max_pixels:
+                raise ImageError(
+                    f"the image has {width} x {height} pixels, but max_pixels of the settings is "
+                    f"{self.options.max_pixels}; make the image smaller, or raise max_pixels"
+                )
             pixels = load_image(image, max_pixels=self.options.max_pixels, name="the image")
             features = self.segmenter.encode(pixels)
             self._features.put(key, features)

@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 DEFAULT_URL = "http://localhost:8080"
+MAX_PIXELS = 64_000_000
+"""Largest image that the server takes unless its settings say otherwise: about ten seconds of a small CPU."""
 
 
 def default_state_dir() -> Path:
@@ -161,7 +163,9 @@ class ServerSettings:
             answered.
     """
 
-    model: Annotated[ModelOptions, StrictFields(), WrapValidator(_as_written)] = field(default_factory=ModelOptions)
+    model: Annotated[ModelOptions, StrictFields(), WrapValidator(_as_written)] = field(
+        default_factory=lambda: ModelOptions(max_pixels=MAX_PIXELS)
+    )
     images: ImageSettings = field(default_factory=ImageSettings)
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     state_dir: _Folder = field(default_factory=default_state_dir)
@@ -217,10 +221,11 @@ def settings_from(
     """
     top = {key: value for key, value in data.items() if value is not None}
     what = "settings" if file is None else str(file)
+    chosen = _merged(top.get("model"), model)
+    if isinstance(chosen, Mapping):
+        chosen = {"max_pixels": MAX_PIXELS, **chosen}
     try:
-        return _SETTINGS.validate_python(
-            {**top, "model": _merged(top.get("model"), model), "images": _merged(top.get("images"), images)}
-        )
+        return _SETTINGS.validate_python({**top, "model": chosen, "images": _merged(top.get("images"), images)})
     except ValidationError as error:
         raise SettingsError(explain(error, what, ServerSettings)) from None
 
