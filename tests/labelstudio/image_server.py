@@ -28,7 +28,7 @@ PNG = _png()
 
 
 class ImageServer:
-    """Serves `PNG` and notes what it was asked.
+    """Serves `PNG`, with a cookie, and notes what it was asked.
 
     * ``/data/upload/...``, ``/data/local-files/``: the image; with ``token`` set only to who brings it. The last part
       of the path may be one of the words below.
@@ -130,6 +130,7 @@ class ImageServer:
 
             def _send(self, status: int, body: bytes) -> None:
                 self.send_response(status)
+                self.send_header("Set-Cookie", "session=secret; Path=/")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)

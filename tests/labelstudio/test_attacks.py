@@ -1,4 +1,4 @@
-"""What the security page says about connections, bodies and restarts: a real server process under attack on loopback."""
+"""What the security page says about connections, bodies and restarts: a running server under attack on loopback."""
 
 from __future__ import annotations
 

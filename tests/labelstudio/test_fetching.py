@@ -358,6 +358,20 @@ def test_credentials_in_an_address_are_refused() -> None:
         fetch("http://me:secret@localhost:8080/data/upload/1/a.png", ImageSettings())
 
 
+def test_proxies_and_cookies_are_not_used(image_server: ImageServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+
+    async def run() -> None:
+        async with ours(image_server, cache_bytes=0).fetcher(None) as fetcher:
+            assert await fetcher.fetch("/data/upload/1/a.png") == PNG
+            assert await fetcher.fetch("/data/upload/1/a.png") == PNG
+
+    anyio.run(run)
+    assert len(image_server.requests) == 2
+    assert not any("Cookie" in headers for _, _, headers in image_server.requests)
+
+
 # -- the cache -----------------------------------------------------------------------------------------------------
 
 
