@@ -18,7 +18,6 @@ from tcl_core.vocabulary.files import background_names_from_text
 
 __all__ = [
     "BACKGROUND_NAMES",
-    "MAX_NAMES",
     "Control",
     "Kind",
     "LabelingConfig",
@@ -40,8 +39,6 @@ _POINTING_TAGS = frozenset({*_KIND_OF_TAG, "keypointlabels", "ellipselabels", "b
 BACKGROUND_NAMES = frozenset({"background", "bg"})
 """Labels of these names (in any case) without prompts stand for what no other label wins."""
 
-MAX_NAMES = 1000
-"""Labels and prompts of a configuration, unless the server's settings say otherwise."""
 _MAX_CHARACTERS = 1 << 20
 
 
@@ -224,7 +221,7 @@ def parse_labeling_config(xml: str) -> LabelingConfig:
     return parse_project_config(xml).images[0]
 
 
-def parse_project_config(xml: str, max_names: int = MAX_NAMES) -> ProjectConfig:
+def parse_project_config(xml: str, max_names: int | None = None) -> ProjectConfig:
     """Read a labeling configuration.
 
     The labels of an ``Image`` are those of all ``PolygonLabels``, ``BrushLabels`` and ``RectangleLabels`` that point to
@@ -235,7 +232,7 @@ def parse_project_config(xml: str, max_names: int = MAX_NAMES) -> ProjectConfig:
 
     Args:
         xml: the project's configuration.
-        max_names: most labels and prompts together.
+        max_names: most labels and prompts together; ``None`` takes any number.
 
     Raises:
         SettingsError: it is not XML, has no image or no label to predict, more names than that, or a threshold is no
@@ -243,7 +240,8 @@ def parse_project_config(xml: str, max_names: int = MAX_NAMES) -> ProjectConfig:
         VocabularyError: a label or prompt cannot be used.
     """
     root = _parse(xml)
-    _check_names(root, max_names)
+    if max_names is not None:
+        _check_names(root, max_names)
     repeaters = _repeaters(root)
     tags = [tag for tag in root.iter() if _tag(tag) in _KIND_OF_TAG]
     images = []

@@ -105,8 +105,8 @@ class BodyLimit:
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if scope["path"] not in BODY_PATHS:
-            whole = await self._throw_away(receive)
-            await self.app(scope, _given(b""), send if whole else _closing(send))
+            ended = await self._throw_away(receive)
+            await self.app(scope, _given(b""), send if ended else _closing(send))
             return
         if not declared.isdigit() or int(declared) > self.max_bytes:
             await self._refuse_size(send)

@@ -22,7 +22,6 @@ from labelstudio_backend.image_fetch.addresses import parse_networks
 from labelstudio_backend.image_fetch.fetching import FetchLimits, ImageFetcher
 from labelstudio_backend.image_fetch.locations import Site, origin_of, prefix_of
 from labelstudio_backend.image_fetch.tokens import Token
-from labelstudio_backend.labeling_config import MAX_NAMES
 from labelstudio_backend.model_options import ModelOptions
 from tcl_core.errors import SettingsError
 from tcl_core.validation import FiniteNumber, StrictFields, WholeNumber, checked, explain
@@ -176,7 +175,7 @@ class ServerSettings:
     result_cache_bytes: WholeNumber = 256 << 20
     job_seconds: _Seconds = 300.0
     max_body_bytes: _Count = 256 << 20
-    max_names: _Count = MAX_NAMES
+    max_names: _Count = 1000
     remember_prompts: bool = True
 
 

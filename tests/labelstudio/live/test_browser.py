@@ -15,10 +15,13 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from labelstudio_backend.labeling_config import parse_labeling_config
+from labelstudio_backend.predictor import Predictor
+from labelstudio_backend.requests import Plan
 from tcl_core.cli.main import run
 from tests.chromium import chromium
 from tests.labelstudio.live.environment import EMAIL, PASSWORD, REPOSITORY, LabelStudioServer
-from tests.labelstudio.live.test_server import LABELS, data_url, project_of, retrieve, tasks_of, write_images
+from tests.labelstudio.live.test_server import LABELS, data_url, encoded, project_of, retrieve, tasks_of, write_images
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.xdist_group("Label Studio")]
 
@@ -191,13 +194,16 @@ def test_the_page_says_what_cannot_be_answered(
     label_studio: LabelStudioServer,
     backend_url: str,
     secrets: Path,
+    predictor: Predictor,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    labels = ["--label", "cat", "--label", "sky"]
+    seed, label, area = largest_region(predictor)
     server = ["--url", label_studio.url, "--token-file", str(secrets / "token.txt")]
-    words = ["setup", *server, *LABELS, "--backend-url", backend_url, "--auth-file", str(secrets / "users.txt")]
+    words = ["setup", *server, *labels, "--backend-url", backend_url, "--auth-file", str(secrets / "users.txt")]
     assert run(["label-studio", *words]) == 0
     project = project_of(capfd.readouterr().out)
-    images = ["http://169.254.169.254/a.png", data_url(0)]
+    images = ["http://169.254.169.254/a.png", data_url(seed)]
     label_studio.api("POST", f"/api/projects/{project}/import", json=[{"image": url} for url in images])
     retrieve(label_studio, project)
     bad, good = sorted(task["id"] for task in tasks_of(label_studio, project))
@@ -220,9 +226,28 @@ def test_the_page_says_what_cannot_be_answered(
 
     # Nothing is offered in vain.
     assert offered_smart_tools(browser) == ["brushlabels", "rectanglelabels"]
-    drawn = regions(browser)
-    for kind in ("rectanglelabels", "brushlabels"):
-        draw(browser, kind, drawn[0], (0.05, 0.05, 0.95, 0.95))
-        wait(lambda: drawn[0] in suggestions(browser), f"suggestions for what was drawn with {kind}")
+    (top, left), (bottom, right) = area
+    middle = (top + bottom) / 2
+    places = {"rectanglelabels": (left, top, right, bottom), "brushlabels": (left, middle, right, middle)}
+    for kind, place in places.items():
+        draw(browser, kind, label, place)
+        wait(lambda: label in suggestions(browser), f"suggestions for what was drawn with {kind}")
         browser.execute_script("window.Htx.annotationStore.selected.rejectAllSuggestions()")
         wait(lambda: not suggestions(browser), "rejecting the suggestions")
+
+
+def largest_region(predictor: Predictor) -> tuple[int, str, tuple[tuple[float, float], tuple[float, float]]]:
+    """An image, a label, and where its largest region is: two corners as shares of the height and width."""
+    config = parse_labeling_config(
+        '<View><Image name="image" value="$image"/><RectangleLabels name="r" toName="image"><Label value="cat"/>'
+        '<Label value="sky"/></RectangleLabels></View>'
+    )
+    found = []
+    for seed in range(30):
+        for result in predictor.predict(encoded(seed), Plan(config)).results:
+            box = result["value"]
+            corner, end = (box["y"], box["x"]), (box["y"] + box["height"], box["x"] + box["width"])
+            place = (corner[0] / 100, corner[1] / 100), (end[0] / 100, end[1] / 100)
+            found.append((box["height"] * box["width"], seed, box["rectanglelabels"][0], place))
+    _, seed, label, place = max(found)
+    return seed, label, place

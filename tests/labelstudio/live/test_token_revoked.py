@@ -1,6 +1,6 @@
 """Runs of the batch command in which the ground gives way: deleted tasks, and a token that is revoked.
 
-The last of the files about the server, because a user has one personal access token, which the backend of the others uses.
+The last of the files about the server: a user has one personal access token, which the backend of the others uses.
 """
 
 from __future__ import annotations
