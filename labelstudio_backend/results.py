@@ -75,6 +75,7 @@ def text_result(config: LabelingConfig, lines: Sequence[str]) -> list[dict[str, 
             "from_name": config.prompt_name,
             "to_name": config.image_name,
             "type": "textarea",
+            "score": 0.0,
             "value": {"text": list(lines)},
         }
     ]

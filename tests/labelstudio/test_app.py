@@ -214,7 +214,10 @@ def test_a_prompt_that_cannot_be_answered_says_why_where_the_annotator_looks(
 
 def test_without_a_prompt_field_the_reason_is_an_error(client: TestClient) -> None:
     config = CONFIG.replace('<TextArea name="prompt" toName="image"/>', "")
-    answer = client.post("/predict", json=request([data_url()], "zebra", config=config))
+    body = request([data_url()], "x", config=config)
+    value = {"x": 1, "y": 1, "keypointlabels": ["zebra"]}
+    body["params"]["context"]["result"] = [{"type": "keypointlabels", "from_name": "k", "value": value}]
+    answer = client.post("/predict", json=body)
     assert answer.status_code == 400 and "zebra" in answer.json()["detail"]
 
 

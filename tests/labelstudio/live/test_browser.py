@@ -168,7 +168,8 @@ def prompt_field(browser: webdriver.Chrome) -> str:
 def draw(browser: webdriver.Chrome, kind: str, label: str, corners: tuple[float, float, float, float]) -> None:
     """Draw with a smart tool, from one corner of the image to another, as shares of its size."""
     browser.execute_script(
-        "const names = window.Htx.annotationStore.selected.names; const [kind, label] = arguments;"
+        "const [kind, label] = arguments; const annotation = window.Htx.annotationStore.selected;"
+        "const names = annotation.names; annotation.unselectAll(true);"
         "for (const tag of names.values()) if (tag.type === 'image') {"
         "  const manager = tag.getToolsManager();"
         "  const tool = manager.allTools().find(t => t.dynamic && t.control.type === kind);"
@@ -228,7 +229,7 @@ def test_the_page_says_what_cannot_be_answered(
     assert offered_smart_tools(browser) == ["brushlabels", "rectanglelabels"]
     (top, left), (bottom, right) = area
     middle = (top + bottom) / 2
-    places = {"rectanglelabels": (left, top, right, bottom), "brushlabels": (left, middle, right, middle)}
+    places = {"brushlabels": (left, middle, right, middle), "rectanglelabels": (left, top, right, bottom)}
     for kind, place in places.items():
         draw(browser, kind, label, place)
         wait(lambda: label in suggestions(browser), f"suggestions for what was drawn with {kind}")
