@@ -20,7 +20,7 @@ from labelstudio_backend.labeling_config import LabelingConfig, parse_project_co
 from labelstudio_backend.model_options import ModelOptions, model_version
 from labelstudio_backend.predictor import Prediction, Predictor
 from labelstudio_backend.prompts import Added
-from labelstudio_backend.replacing import is_older_version
+from labelstudio_backend.replacing import is_older_version, replace_predictions
 from labelstudio_backend.requests import freeze
 from labelstudio_backend.results import text_result
 from labelstudio_backend.task_answer import prompt_field, reasons_of
@@ -49,7 +49,7 @@ class BulkSummary:
         skipped: tasks that had one of this version, or that somebody has annotated.
         failed: reason by task.
         empty: reason by task, of predictions without regions.
-        replaced: older predictions that were deleted, because new ones took their place.
+        replaced: older predictions whose place new ones took.
         interrupted: whether the run was stopped before its end.
         stopped: why it could not go on, if it could not.
     """
@@ -308,12 +308,15 @@ class _Sender:
         return any(entry.get("model_version") == prediction["model_version"] for entry in found)
 
     def _replace(self, task: int) -> None:
-        """Delete what the new prediction replaces; Label Studio would go on to show it, as the older one."""
+        """Replace what is out of date; Label Studio would go on to show it, as the older one."""
+        version = self._summary.model_version
         try:
-            for entry in self._client.predictions(task):
-                if is_older_version(entry.get("model_version"), self._summary.model_version):
-                    self._client.delete_prediction(int(entry["id"]))
-                    self._summary.replaced += 1
+            found = self._client.predictions(task)
+            fresh = {each["id"] for each in found if each.get("model_version") == version}
+            old = [int(each["id"]) for each in found if is_older_version(each.get("model_version"), version)]
+            if old and fresh:
+                known = {int(each["id"]) for each in found} - fresh
+                self._summary.replaced += replace_predictions(self._client, task, old, known) or 0
         except SignInError:
             raise
         except LabelStudioError as error:

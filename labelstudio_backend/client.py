@@ -230,6 +230,14 @@ class LabelStudioClient:
         except GoneError:
             pass
 
+    def update_prediction(self, number: int, content: Mapping[str, Any]) -> None:
+        """Change a prediction.
+
+        Raises:
+            LabelStudioError: it cannot be changed.
+        """
+        self._json("PATCH", f"/api/predictions/{number}/", json=dict(content))
+
     def model_versions(self, project: int) -> dict[str, int]:
         """Number of a project's predictions by model version.
 

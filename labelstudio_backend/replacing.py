@@ -1,4 +1,8 @@
-"""Old predictions make way for new ones: Label Studio only ever adds, and shows the oldest."""
+"""Old predictions make way for new ones: Label Studio only ever adds, and shows the oldest.
+
+The oldest one takes over the content of the newest, and the others are deleted. Its number stays: whoever has the task
+open sends it along with the annotation, which Label Studio refuses if there is no such prediction any more.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from dataclasses import dataclass
 from labelstudio_backend.client import LabelStudioClient, LabelStudioError
 from labelstudio_backend.model_options import FAILED_VERSION
 
-__all__ = ["Replacer", "Stale", "is_older_version", "stale_predictions"]
+__all__ = ["Replacer", "Stale", "is_older_version", "replace_predictions", "stale_predictions"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +46,7 @@ class Stale:
 
     Attributes:
         task: its number.
-        old: numbers of the predictions to delete.
+        old: numbers of the predictions to replace.
         known: numbers of all its predictions so far; one beyond them is the new one.
     """
 
@@ -74,12 +78,41 @@ def stale_predictions(task: int | None, predictions: object, version: str) -> St
     return Stale(task, old, frozenset(each["id"] for each in found)) if old else None
 
 
+def replace_predictions(client: LabelStudioClient, task: int, old: Sequence[int], known: Iterable[int]) -> int | None:
+    """Put a task's newest prediction in the place of its old ones.
+
+    Args:
+        client: signed in.
+        task: its number.
+        old: numbers of the predictions to replace.
+        known: numbers of all its predictions before the new one was made.
+
+    Returns:
+        How many predictions were replaced; ``None`` where there is no new one yet.
+
+    Raises:
+        LabelStudioError: it cannot be done; at least one prediction stays.
+    """
+    found = {int(each["id"]): each for each in client.predictions(task)}
+    fresh = sorted(set(found) - set(known))
+    if not fresh:
+        return None
+    left = sorted(set(old) & set(found))
+    if not left:
+        return 0
+    kept, *others = left
+    client.update_prediction(kept, {name: found[fresh[-1]][name] for name in ("result", "score", "model_version")})
+    for number in (*others, fresh[-1]):
+        client.delete_prediction(number)
+    return 1 + len(others)
+
+
 class Replacer:
-    """Deletes old predictions once Label Studio has stored the new ones. To be used from one event loop.
+    """Replaces old predictions once Label Studio has stored the new ones. To be used from one event loop.
 
     Args:
         url: the server.
-        token: gives the token; without one nothing can be deleted.
+        token: gives the token; without one nothing can be replaced.
     """
 
     def __init__(self, url: str, token: Callable[[], str | None]) -> None:
@@ -87,14 +120,14 @@ class Replacer:
         self._token = token
         self._queue: asyncio.Queue[list[Stale]] = asyncio.Queue(_WAITING)
         self._task: asyncio.Task[None] | None = None
-        self.deleted = 0
+        self.replaced = 0
         self.reason = ""
 
     @property
     def state(self) -> str:
         """Whether old predictions are replaced, as a sentence."""
         if self._token() is None:
-            return "no: without a token old predictions cannot be deleted; pass --token-file"
+            return "no: without a token old predictions cannot be replaced; pass --token-file"
         return f"no: {self.reason}" if self.reason else "yes"
 
     def start(self) -> None:
@@ -102,20 +135,20 @@ class Replacer:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """End; what was not deleted stays until the next time."""
+        """End; what was not replaced stays until the next time."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def schedule(self, stale: Iterable[Stale]) -> None:
-        """Delete old predictions once there are new ones; forgotten where too many wait."""
+        """Replace old predictions once there are new ones; forgotten where too many wait."""
         found = list(stale)
         if not found or self._token() is None:
             return
         try:
             self._queue.put_nowait(found)
         except asyncio.QueueFull:
-            logger.warning("%d old predictions were left, because many others wait to be deleted", len(found))
+            logger.warning("%d old predictions were left, because many others wait to be replaced", len(found))
 
     async def _run(self) -> None:
         while True:
@@ -142,9 +175,8 @@ class Replacer:
             else:
                 return
             for each in stale:
-                for prediction in each.old:
-                    await asyncio.to_thread(client.delete_prediction, prediction)
-                    self.deleted += 1
+                count = await asyncio.to_thread(replace_predictions, client, each.task, each.old, each.known)
+                self.replaced += count or 0
 
 
 def _has_new(client: LabelStudioClient, stale: Stale) -> bool:

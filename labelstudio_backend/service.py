@@ -136,6 +136,7 @@ class Service:
                 if (field := typed_in(context)) is None:
                     raise
                 return self._response(_spoken(field, [str(error)], len(request.tasks)), FAILED_VERSION)
+            version = FAILED_VERSION
             try:
                 asked = read_context(context, config)
                 lines = answer_command(asked, self.prompts, project, remember=self.settings.remember_prompts)
@@ -145,11 +146,12 @@ class Service:
                     outcomes = await self._answer_all(request.tasks, config, asked, project)
                 else:
                     outcomes = _spoken(prompt_field(config, context), lines, len(request.tasks), 1.0)
+                version = self._version(config, project)
             except (TclError, RefusedError) as error:
                 if (field := prompt_field(config, context)) is None:
                     raise RefusedError(str(error)) from error
                 outcomes = _spoken(field, [str(error)], len(request.tasks))
-        return self._response(outcomes, self._version(config, project))
+        return self._response(outcomes, version)
 
     def versions(self) -> list[str]:
         """Model versions that were given out, newest last."""
@@ -297,7 +299,7 @@ class Service:
         return reply
 
     def _replace_old(self, tasks: Sequence[TaskData], outcomes: Sequence[_Outcome], version: str) -> None:
-        """Have the predictions deleted that these take the place of; those of a task that failed now stay."""
+        """Have the predictions replaced that are out of date now; where a task failed, those of a model stay."""
         found = []
         for task, outcome in zip(tasks, outcomes, strict=True):
             new = FAILED_VERSION if outcome.failed else version

@@ -33,7 +33,8 @@ Examples:
 def command(url: str, token_file: Path | None, project: int, keep: tuple[str, ...], dry_run: bool) -> int:
     """Remove the predictions that newer ones of the same model have replaced, and those of tasks that failed.
 
-    Label Studio keeps every prediction and shows the oldest one first. Predictions of other models are kept.
+    Label Studio keeps every prediction and shows the oldest one first. Predictions of other models are kept. Annotators
+    who have a task open must load it again before they submit it.
     """
     from labelstudio_backend.client import LabelStudioClient
     from labelstudio_backend.replacing import is_older_version

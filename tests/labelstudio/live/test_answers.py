@@ -207,9 +207,13 @@ def test_one_prediction_for_each_task_with_its_reason(
         assert status["old_predictions_replaced"] == "yes"
 
     task = min(task["id"] for task in tasks_of(label_studio, number))
+    (shown,) = label_studio.api("GET", "/api/predictions/", params={"task": task})
     ask(label_studio, number, task, typed("cat: red dog"))
     retrieve(label_studio, number)
     soon(lambda: [len(each) for each in versions()] == [1, 1, 1] and versions()[0] != [first], "the new prediction")
+    # Somebody who had the task open before can still submit.
+    body = {"result": [], "parent_prediction": shown["id"]}
+    label_studio.api("POST", f"/api/tasks/{task}/annotations/", json=body)
 
     # What was left by another time, and a stranger's prediction.
     strays = [first, FAILED_VERSION, "another-model"]
