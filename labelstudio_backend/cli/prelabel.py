@@ -17,8 +17,6 @@ from tcl_core.cli.places import INPUT_PATH
 
 __all__ = ["command"]
 
-_REASONS = 20
-
 
 @click.command(
     "prelabel",
@@ -98,7 +96,7 @@ def command(
         f"{summary.skipped:,} skipped"
         + (f", {summary.replaced:,} older predictions replaced" if summary.replaced else "")
     )
-    for reason, count in Counter(summary.empty.values()).most_common(_REASONS):
+    for reason, count in Counter(summary.empty.values()).most_common():
         click.echo(f"empty: {count:,} tasks: {reason}", err=True)
     for task, reason in sorted(summary.failed.items()):
         click.echo(f"failed: task {task}: {reason}", err=True)

@@ -146,12 +146,12 @@ def test_the_signatures_of_2(payload: Payload, model_path: Path, tmp_path: Path)
         timeout=1800,
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    answered = json.loads(done.stdout)
     version = model_version(ModelOptions(str(model_path)), parse_labeling_config(body["label_config"]), {})
-    for context, one in zip(contexts, said["answers"], strict=True):
+    for context, one in zip(contexts, answered["answers"], strict=True):
         good, failed = one["predictions"]
         assert regions(good["result"]) == expected(model_path, body["label_config"], context)
         assert good["model_version"] == one["version"] == version
         assert "no 'image' in its data" in said(failed["result"]) and failed["model_version"] == FAILED_VERSION
     assert "'image'" in done.stderr
-    assert said["unfinished"] is None
+    assert answered["unfinished"] is None
