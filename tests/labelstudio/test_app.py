@@ -255,6 +255,21 @@ def test_a_prompt_that_cannot_be_remembered_is_answered_all_the_same(
     assert shapes[0] == shapes[1]
 
 
+def test_prompts_are_not_kept_where_that_is_switched_off(client: TestClient, server_settings: ServerSettings) -> None:
+    service = client.app.state.service  # type: ignore[attr-defined]
+    before = client.post("/setup", json={"project": "13.1", "schema": CONFIG}).json()["model_version"]
+    service.settings = replace(server_settings, remember_prompts=False)
+    try:
+        assert client.get("/status").json()["typed_prompts"] == "answered, not remembered"
+        answer = client.post("/predict", json=request([data_url()], "cat: red dog", project="13.1")).json()
+        cleared = client.post("/predict", json=request([data_url()], "/clear", project="13.1")).json()
+    finally:
+        service.settings = server_settings
+    assert answer["results"][0]["result"] and answer["model_version"] == before
+    assert "not remembered" in said(cleared["results"][0])
+    assert PromptStore(server_settings.state_dir / "prompts.json").get("13.1") == {}
+
+
 def test_a_prediction_without_regions_says_why(client: TestClient) -> None:
     strict = CONFIG.replace('<Label value="cat"/>', '<Label value="cat" model_score_threshold="1"/>').replace(
         '<Label value="Sofa" predicted_values="sofa"/>', ""
