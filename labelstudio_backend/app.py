@@ -24,8 +24,9 @@ _RETRY_SECONDS = "5"
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "The labeling configuration or the request cannot be used."},
     401: {"description": "Wrong or missing credentials."},
+    408: {"description": "The request's body did not come in time."},
     413: {"description": "The request is too large."},
-    503: {"description": "Too many requests wait, or there is no model."},
+    503: {"description": "Too many or too large requests wait, or there is no model."},
 }
 
 
@@ -45,9 +46,11 @@ def create_app(settings: ServerSettings) -> FastAPI:
         app.state.service = service
         async with service.fetcher:
             service.supervisor.start()
+            service.replacer.start()
             try:
                 yield
             finally:
+                await service.replacer.stop()
                 await service.supervisor.stop()
 
     app = FastAPI(
@@ -61,7 +64,12 @@ def create_app(settings: ServerSettings) -> FastAPI:
     _add_routes(app)
     _add_error_handlers(app)
     # The last one added is the first to see a request.
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.max_body_bytes,
+        max_total=max(settings.max_body_bytes, settings.connections.max_bodies_bytes),
+        seconds=settings.connections.body_seconds,
+    )
     if settings.credentials:
         app.add_middleware(BasicAuth, credentials=settings.credentials)
     app.add_middleware(NoTracebacks)

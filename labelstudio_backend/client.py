@@ -19,16 +19,26 @@ from labelstudio_backend.image_fetch.tokens import Token
 from tcl_core.errors import SettingsError
 from tcl_core.images import SUPPORTED_EXTENSIONS
 
-__all__ = ["LabelStudioClient", "LabelStudioError", "Project"]
+__all__ = ["GoneError", "LabelStudioClient", "LabelStudioError", "Project", "SignInError"]
 
 _TRIES = 4
 _PAUSE_SECONDS = 1.0
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 _SHOWN = 300
+_REFUSED = (400, 401, 403)
+"""What Label Studio answers to a personal access token that it does not accept."""
 
 
 class LabelStudioError(SettingsError):
     """Label Studio refused a request or cannot be reached."""
+
+
+class GoneError(LabelStudioError):
+    """What was asked for is not there (404)."""
+
+
+class SignInError(LabelStudioError):
+    """Label Studio does not accept the token (401), perhaps not any more."""
 
 
 @dataclass(frozen=True)
@@ -172,13 +182,20 @@ class LabelStudioClient:
         Raises:
             LabelStudioError: they cannot be read.
         """
-        query: dict[str, Any] = {"project": project, "page_size": page_size}
+        # As a reviewer: otherwise Label Studio first has a connected backend predict the tasks that it lists.
+        query: dict[str, Any] = {"project": project, "page_size": page_size, "review": "true"}
         query |= {"view": view} if view is not None else {}
         query |= {"fields": "all"} if full else {}
         if model_version is not None:
             query["query"] = json.dumps(_with_version(model_version))
         for page in itertools.count(1):
-            answer = self._json("GET", "/api/tasks/", params={**query, "page": page})
+            try:
+                answer = self._json("GET", "/api/tasks/", params={**query, "page": page})
+            except GoneError:
+                # Tasks that are deleted meanwhile take the last pages with them.
+                if page > 1:
+                    return
+                raise
             tasks = answer["tasks"]
             if tasks:
                 yield tasks
@@ -194,6 +211,79 @@ class LabelStudioClient:
         answer = self._json("POST", f"/api/projects/{project}/import/predictions", json=list(predictions))
         return int(answer.get("created", 0))
 
+    def predictions(self, task: int) -> list[dict[str, Any]]:
+        """A task's predictions, with ``id`` and ``model_version``.
+
+        Raises:
+            LabelStudioError: they cannot be read.
+        """
+        return list(self._json("GET", "/api/predictions/", params={"task": task}))
+
+    def delete_prediction(self, number: int) -> None:
+        """Delete a prediction; one that is gone already is fine.
+
+        Raises:
+            LabelStudioError: it cannot be deleted.
+        """
+        try:
+            self._json("DELETE", f"/api/predictions/{number}/")
+        except GoneError:
+            pass
+
+    def update_prediction(self, number: int, content: Mapping[str, Any]) -> None:
+        """Change a prediction.
+
+        Raises:
+            LabelStudioError: it cannot be changed.
+        """
+        self._json("PATCH", f"/api/predictions/{number}/", json=dict(content))
+
+    def model_versions(self, project: int) -> dict[str, int]:
+        """Number of a project's predictions by model version.
+
+        Raises:
+            LabelStudioError: they cannot be read.
+        """
+        answer = self._json("GET", f"/api/projects/{project}/model-versions/")
+        # Versions that the project names without having predictions of them count nothing.
+        return {str(version): int(count) for version, count in answer.items() if count}
+
+    def delete_version(self, project: int, version: str) -> int:
+        """Delete a project's predictions of a model version; returns how many they were.
+
+        Raises:
+            LabelStudioError: they cannot be deleted.
+        """
+        chosen = self._json("GET", f"/api/projects/{project}/").get("model_version")
+        answer = self._json("DELETE", f"/api/projects/{project}/model-versions/", json={"model_version": version})
+        # Label Studio also forgets which model the project shows.
+        if chosen and chosen != version:
+            self._json("PATCH", f"/api/projects/{project}/", json={"model_version": chosen})
+        found = answer.get("deleted_predictions") if isinstance(answer, Mapping) else answer
+        return int(found or 0)
+
+    def backend_versions(self, project: int) -> list[str]:
+        """Model versions of the backends that are connected to a project.
+
+        Raises:
+            LabelStudioError: they cannot be read.
+        """
+        backends = self._json("GET", "/api/ml/", params={"project": project})
+        return [str(backend["model_version"]) for backend in backends if backend.get("model_version")]
+
+    def has_task(self, task: int) -> bool:
+        """Whether a task still exists.
+
+        Raises:
+            LabelStudioError: it cannot be told.
+        """
+        try:
+            # Reading the task itself may make Label Studio ask a backend for predictions.
+            self._json("GET", f"/api/tasks/{task}/annotations/")
+        except GoneError:
+            return False
+        return True
+
     def get(self, path: str, **params: Any) -> Any:
         """Read something else; see Label Studio's API.
 
@@ -207,7 +297,9 @@ class LabelStudioClient:
         if response.status_code == httpx.codes.UNAUTHORIZED and self._token.reject():
             response = self._send(method, path, **content)
         if response.status_code >= httpx.codes.BAD_REQUEST:
-            raise LabelStudioError(_refusal(self.url, method, path, response))
+            kinds: dict[int, type[LabelStudioError]] = {401: SignInError, 404: GoneError}
+            kind = kinds.get(response.status_code, LabelStudioError)
+            raise kind(_refusal(self.url, method, path, response))
         try:
             return response.json() if response.content else {}
         except ValueError as error:
@@ -238,7 +330,11 @@ class LabelStudioClient:
         except (ValueError, KeyError, TypeError):
             access = None
         if not isinstance(access, str):
-            raise LabelStudioError(f"{self.url}: refused the personal access token ({response.status_code})")
+            kind = SignInError if response.status_code in _REFUSED else LabelStudioError
+            raise kind(
+                f"{self.url}: Label Studio refused the personal access token ({response.status_code}), which may have "
+                "been revoked or have expired; create a new one under Account & Settings"
+            )
         self._token.accept(access)
 
 

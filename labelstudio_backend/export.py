@@ -12,7 +12,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from labelstudio_backend.labeling_config import BACKGROUND_NAMES, LabelingConfig
+from labelstudio_backend.image_fetch.locations import cloud_key
+from labelstudio_backend.labeling_config import BACKGROUND_NAMES, LabelingConfig, ProjectConfig
 from labelstudio_backend.shapes import mask_of_value, polygon_of_value
 from tcl_core.errors import CocoError, SettingsError, TclError
 from tcl_core.export.coco import Geometry, ImageResult, regions_to_annotations, write_coco_file
@@ -20,14 +21,14 @@ from tcl_core.regions import label_map_to_regions
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
 
-__all__ = ["ANNOTATORS", "Annotators", "ExportSummary", "export_tasks", "image_name"]
+__all__ = ["ANNOTATORS", "Annotators", "ExportSummary", "export_tasks", "image_name", "is_annotated"]
 
 Annotators = Literal["latest", "all", "consensus"]
 ANNOTATORS: tuple[Annotators, ...] = get_args(Annotators)
 """Whose regions count where a task has several annotations."""
 
 _KINDS = ("polygonlabels", "brushlabels", "rectanglelabels")
-_UPLOAD = re.compile(r"^/data/upload/\d+/(.+)$")
+_UPLOAD = re.compile(r"^.*?/data/upload/\d+/(.+)$")
 
 
 @dataclass
@@ -57,7 +58,7 @@ class _Drawn:
 
 def export_tasks(
     tasks: Iterable[Mapping[str, Any]],
-    config: LabelingConfig,
+    config: ProjectConfig | LabelingConfig,
     out: Path,
     *,
     annotators: Annotators = "latest",
@@ -65,7 +66,7 @@ def export_tasks(
     size_of: Callable[[Mapping[str, Any]], tuple[int, int]],
     overwrite: bool = False,
 ) -> ExportSummary:
-    """Write the accepted regions of tasks.
+    """Write the accepted regions of tasks. A task with several images gives several images of the file.
 
     Args:
         tasks: with their annotations, from Label Studio.
@@ -74,7 +75,8 @@ def export_tasks(
         annotators: ``"latest"`` takes a task's newest annotation, ``"all"`` every one's regions, ``"consensus"`` the
             pixels that more than half of the annotators gave a label.
         geometry: see :mod:`tcl_core.export.coco.geometry`.
-        size_of: height and width of a task's upright image, for tasks whose annotations do not say it.
+        size_of: height and width of an upright image, where annotations do not say it; given the task, with the
+            image's address as ``image_url``.
         overwrite: replace an existing file.
 
     Returns:
@@ -86,7 +88,8 @@ def export_tasks(
     """
     if annotators not in ANNOTATORS:
         raise SettingsError(f"annotators is {annotators!r}; give one of {', '.join(ANNOTATORS)}")
-    values = [value for value in config.values if value.casefold() != "background"]
+    project = config if isinstance(config, ProjectConfig) else ProjectConfig((config,))
+    values = [value for value in project.values if value.casefold() != "background"]
     if not values:
         raise CocoError("the project has no labels to export")
     vocabulary = Vocabulary(tuple(Label(value) for value in values))
@@ -95,38 +98,51 @@ def export_tasks(
 
     def images() -> Iterator[ImageResult]:
         for task in tasks:
-            try:
-                drawn = _regions_of(task, config, annotators, summary)
-                size = drawn[1] or size_of(task)
-                regions = [one.region for one in drawn[0] if one.region.mask.any()]
-                annotations = regions_to_annotations(regions, size, geometry)
-            except (TclError, ValueError) as error:
-                summary.failed[int(task["id"])] = str(error)
-                continue
-            for annotation in annotations:
-                # Nobody measured a score here: people accepted the regions.
-                del annotation["score"]
-            summary.images += 1
-            summary.annotations += len(annotations)
-            yield ImageResult(names.of(task, config.image_key), *size, annotations)
+            number = int(task["id"])
+            for image, url in project.images_of(task.get("data") or {}):
+                try:
+                    if isinstance(url, TclError):
+                        raise url
+                    drawn = _regions_of(task, image, values, annotators, summary)
+                    size = drawn[1] or size_of({**task, "image_url": url})
+                    regions = [one.region for one in drawn[0] if one.region.mask.any()]
+                    annotations = regions_to_annotations(regions, size, geometry)
+                except (TclError, ValueError) as error:
+                    summary.failed[number] = str(error)
+                    continue
+                for annotation in annotations:
+                    # Nobody measured a score here: people accepted the regions.
+                    del annotation["score"]
+                summary.images += 1
+                summary.annotations += len(annotations)
+                yield ImageResult(names.of(number, url), *size, annotations)
 
     settings = {"source": "Label Studio", "annotators": annotators, "geometry": geometry}
     write_coco_file(out, images(), vocabulary, settings, overwrite=overwrite)
     return summary
 
 
+def is_annotated(task: Mapping[str, Any]) -> bool:
+    """Whether somebody annotated a task, and did not skip it."""
+    return any(not annotation.get("was_cancelled") for annotation in task.get("annotations") or [])
+
+
 def _regions_of(
-    task: Mapping[str, Any], config: LabelingConfig, annotators: Annotators, summary: ExportSummary
+    task: Mapping[str, Any],
+    config: LabelingConfig,
+    names: Sequence[str],
+    annotators: Annotators,
+    summary: ExportSummary,
 ) -> tuple[list[_Drawn], tuple[int, int] | None]:
-    """A task's regions, and the size of its image where they say it."""
+    """The regions of one of a task's images, and the size of that image where they say it."""
     annotations = [annotation for annotation in task.get("annotations") or [] if not annotation.get("was_cancelled")]
     annotations.sort(key=lambda annotation: (str(annotation.get("updated_at")), annotation.get("id") or 0))
     if annotators == "latest":
         annotations = annotations[-1:]
     left_out: list[str] = []
-    drawn = [_read(annotation, config, left_out) for annotation in annotations]
+    drawn = [_read(annotation, config, names, left_out) for annotation in annotations]
     if left_out:
-        summary.left_out[int(task["id"])] = left_out
+        summary.left_out.setdefault(int(task["id"]), []).extend(left_out)
     sizes = {size for _, sizes in drawn for size in sizes}
     if len(sizes) > 1:
         listed = ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
@@ -134,20 +150,21 @@ def _regions_of(
     size = next(iter(sizes), None)
     regions = [region for regions, _ in drawn for region in regions]
     if annotators == "consensus" and size is not None and len(drawn) > 1:
-        regions = _consensus([regions for regions, _ in drawn], config.values, size)
+        regions = _consensus([regions for regions, _ in drawn], names, size)
     return regions, size
 
 
 def _read(
-    annotation: Mapping[str, Any], config: LabelingConfig, left_out: list[str]
+    annotation: Mapping[str, Any], config: LabelingConfig, names: Sequence[str], left_out: list[str]
 ) -> tuple[list[_Drawn], set[tuple[int, int]]]:
     """The regions of one annotation, and the sizes that they were drawn at."""
     drawn: list[_Drawn] = []
     sizes: set[tuple[int, int]] = set()
-    names = [value for value in config.values if value.casefold() != "background"]
     for result in annotation.get("result") or []:
         kind = result.get("type")
         if kind not in _KINDS or result.get("to_name") != config.image_name:
+            continue
+        if config.item_index is not None and (result.get("item_index") or 0) != config.item_index:
             continue
         value = result.get("value") or {}
         try:
@@ -159,9 +176,10 @@ def _read(
         if result.get("image_rotation"):
             left_out.append(f"region {result.get('id')}: drawn on a rotated image, so its position is unknown")
             continue
-        for label in value.get(kind) or []:
+        for written in value.get(kind) or []:
+            label = config.label_of(result.get("from_name"), str(written)) or str(written)
             if label not in names:
-                if str(label).casefold() not in BACKGROUND_NAMES:
+                if label.casefold() not in BACKGROUND_NAMES:
                     left_out.append(f"region {result.get('id')}: the project has no label {label!r}")
                 continue
             try:
@@ -195,9 +213,8 @@ def _within(bounds: tuple[float, float, float, float], size: tuple[int, int]) ->
     return bounds[2] <= size[1] and bounds[3] <= size[0]
 
 
-def _consensus(drawn: Sequence[Sequence[_Drawn]], values: Sequence[str], size: tuple[int, int]) -> list[_Drawn]:
+def _consensus(drawn: Sequence[Sequence[_Drawn]], names: Sequence[str], size: tuple[int, int]) -> list[_Drawn]:
     """Regions of the pixels to which more than half of the annotators gave a label."""
-    names = [value for value in values if value.casefold() != "background"]
     agreed: list[_Drawn] = []
     for label_id, label in enumerate(names, start=1):
         votes: NDArray[np.int32] = np.zeros(size, dtype=np.int32)
@@ -220,11 +237,13 @@ class _Names:
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
-    def of(self, task: Mapping[str, Any], image_key: str) -> str:
-        name = image_name(str((task.get("data") or {}).get(image_key, ""))) or f"task-{task['id']}"
-        if name in self._taken:
-            path = PurePosixPath(name)
-            name = str(path.with_name(f"{path.stem}-task-{task['id']}{path.suffix}"))
+    def of(self, task: int, url: object) -> str:
+        name = image_name(url if isinstance(url, str) else "") or f"task-{task}"
+        path, count = PurePosixPath(name), 1
+        while name in self._taken:
+            again = f"-{count}" if count > 1 else ""
+            name = str(path.with_name(f"{path.stem}-task-{task}{again}{path.suffix}"))
+            count += 1
         self._taken.add(name)
         return name
 
@@ -233,6 +252,9 @@ def image_name(url: str) -> str:
     """The part of an address that people know the image by."""
     if url.startswith("data:"):
         return ""
+    if (key := cloud_key(url)) is not None:
+        # Not split as a URL: a key may hold a question mark or a number sign.
+        return key.partition("://")[2].partition("/")[2].lstrip("/")
     parts = urlsplit(url)
     if parts.path.rstrip("/").endswith("/data/local-files"):
         return parse_qs(parts.query).get("d", [""])[0].lstrip("/")

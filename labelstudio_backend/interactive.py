@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from labelstudio_backend.labeling_config import LabelingConfig
 from labelstudio_backend.predictor import Prediction, Predictor
 from labelstudio_backend.prompts import Added, PromptStore, TypedPrompt, read_typed
-from labelstudio_backend.requests import Context, Plan, freeze
-from labelstudio_backend.results import text_result
+from labelstudio_backend.requests import Asked, Context, Plan, freeze
+from tcl_core.errors import SettingsError
 
 __all__ = ["Answer", "Question", "answer", "answer_command"]
 
@@ -49,16 +48,15 @@ def answer(predictor: Predictor, question: Question, image: bytes) -> Answer:
     Raises:
         ImageError: the image cannot be read.
         VocabularyError: the prompt cannot be used, or the model knows no word of it.
-        SettingsError: what was typed is an unknown command.
+        SettingsError: what was typed is an unknown command, or what was drawn does not fit the image.
     """
     config, context, added = question.config, question.context, freeze(question.added)
     if context is None:
         return Answer(predictor.predict(image, Plan(config, added)))
-    if context.box is not None:
-        plan = Plan(config, added, label=context.box.label, box=context.box.corners)
-        return Answer(predictor.predict(image, plan, plan.controls(context.box)))
+    if context.drawn is not None:
+        return Answer(predictor.predict(image, Plan(config, added, label=context.drawn.label, drawn=context.drawn)))
     if context.text is None:
-        return Answer(Prediction([], 0.0, (0, 0), ("only typed prompts and smart rectangles are answered",)))
+        return Answer(Prediction([], 0.0, (0, 0)))
     typed = read_typed(context.text, config, question.added)
     label, prompt, note = typed.label, typed.prompt, None
     if typed.action == "nearest":
@@ -72,25 +70,33 @@ def answer(predictor: Predictor, question: Question, image: bytes) -> Answer:
 
 
 def answer_command(
-    context: Context | None, config: LabelingConfig, store: PromptStore, project: str
-) -> list[dict[str, Any]] | None:
+    asked: Asked | None, store: PromptStore, project: str, *, remember: bool = True
+) -> Sequence[str] | None:
     """Carry out a typed command such as ``/list``; it needs neither image nor model.
 
+    Args:
+        asked: what an annotator did.
+        store: the prompts that were typed.
+        project: whose prompts.
+        remember: whether annotators may change them.
+
     Returns:
-        A text for the prompt field, or ``None`` where nothing was commanded.
+        Lines for the prompt field, or ``None`` where nothing was commanded.
 
     Raises:
         SettingsError: the command is unknown, or the prompts cannot be read or written.
         VocabularyError: the text cannot be a prompt.
     """
-    if context is None or context.text is None:
+    if asked is None or asked.context.text is None:
         return None
-    typed: TypedPrompt = read_typed(context.text, config, store.get(project))
+    typed: TypedPrompt = read_typed(asked.context.text, asked.config, store.get(project))
     if typed.action == "list":
-        return text_result(config, _listed(store.get(project)))
+        return _listed(store.get(project))
     if typed.action == "clear":
+        if not remember:
+            raise SettingsError("typed prompts are not remembered by this server, so there are none to clear")
         count = store.clear(project, typed.label)
-        return text_result(config, [f"{count} typed prompts cleared" + (f" of {typed.label}" if typed.label else "")])
+        return [f"{count} typed prompts cleared" + (f" of {typed.label}" if typed.label else "")]
     return None
 
 

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml.ElementTree
 from defusedxml import DefusedXmlException
 
-from tcl_core.errors import SettingsError, VocabularyError
+from labelstudio_backend.image_source import ImageSource
+from tcl_core.errors import ImageError, SettingsError, VocabularyError
 from tcl_core.vocabulary import Label, Vocabulary
 from tcl_core.vocabulary.files import background_names_from_text
 
-__all__ = ["BACKGROUND_NAMES", "Control", "Kind", "LabelingConfig", "check_prompt", "parse_labeling_config"]
+__all__ = [
+    "BACKGROUND_NAMES",
+    "Control",
+    "Kind",
+    "LabelingConfig",
+    "ProjectConfig",
+    "check_prompt",
+    "parse_labeling_config",
+    "parse_project_config",
+]
 
 Kind = Literal["polygon", "brush", "rectangle"]
 
@@ -24,6 +34,8 @@ _KIND_OF_TAG: dict[str, Kind] = {
     "brushlabels": "brush",
     "rectanglelabels": "rectangle",
 }
+_POINTING_TAGS = frozenset({*_KIND_OF_TAG, "keypointlabels", "ellipselabels", "bitmasklabels", "labels"})
+"""Tags whose labels can stand in what an annotator draws."""
 BACKGROUND_NAMES = frozenset({"background", "bg"})
 """Labels of these names (in any case) without prompts stand for what no other label wins."""
 
@@ -37,9 +49,11 @@ class Control:
     Attributes:
         name: the tag's name, a result's ``from_name``.
         kind: what it draws.
-        labels: its labels' values.
+        labels: its labels' values, without blanks at their ends.
         skipped: ``model_skip="true"``: nothing is predicted for it.
         holes_only: ``model_regions="holes"``: only regions with a hole are predicted for it.
+        written: what stands in a result for each label: the alias or the value, exactly as in the configuration; by
+            default the values.
     """
 
     name: str
@@ -47,17 +61,23 @@ class Control:
     labels: tuple[str, ...]
     skipped: bool = False
     holes_only: bool = False
+    written: tuple[str, ...] = ()
+
+    def written_as(self, label: str) -> str:
+        """What stands in this tag's results for one of its labels."""
+        return self.written[self.labels.index(label)] if self.written else label
 
 
 @dataclass(frozen=True)
 class LabelingConfig:
-    """What of a labeling configuration matters for predictions.
+    """What of a labeling configuration matters for predictions on one of its images.
 
     Attributes:
         image_name: name of the ``Image`` tag, a result's ``to_name``.
-        image_key: key of the image's address in a task's data.
+        source: where a task's data says the image is.
         controls: the tags that draw on that image.
-        labels: prompts (none: the value itself) and threshold of each label, by its value.
+        labels: prompts (none: the value itself) and threshold of each label, by its value; a value that stands in
+            several tags is one label, whatever its aliases are.
         background: whether pixels may stay without a label (``model_background`` of the outermost tag).
         background_threshold: score that a label must reach against the background; ``None`` takes the model's.
         background_names: prompts that compete and leave what they win without a label (``model_background_names`` of
@@ -65,10 +85,12 @@ class LabelingConfig:
         background_label: the label that stands for what no other label wins, if there is one.
         background_skipped: whether nothing is drawn for it.
         prompt_name: name of the ``TextArea`` for prompts, if there is one.
+        spellings: label by what stands for it in results, by the tag's name.
+        item_index: number of the page, where the image is one of several in one tag.
     """
 
     image_name: str
-    image_key: str
+    source: ImageSource
     controls: tuple[Control, ...]
     labels: Mapping[str, tuple[tuple[str, ...], float | None]]
     background: bool = True
@@ -77,6 +99,13 @@ class LabelingConfig:
     background_label: str | None = None
     background_skipped: bool = False
     prompt_name: str | None = None
+    spellings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    item_index: int | None = None
+
+    @property
+    def image_key(self) -> str:
+        """The task's key that holds the image, or whatever else the tag says instead."""
+        return self.source.value.removeprefix("$")
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -87,6 +116,21 @@ class LabelingConfig:
     def drawing(self) -> tuple[Control, ...]:
         """The tags that predictions are drawn with."""
         return tuple(control for control in self.controls if not control.skipped)
+
+    def label_of(self, from_name: str | None, written: str) -> str | None:
+        """The value of the label that an annotator drew with; ``None`` where there is no such label.
+
+        Args:
+            from_name: the tag's name; ``None`` looks in all.
+            written: what stands in the result: a value or an alias.
+        """
+        own = None if from_name is None else self.spellings.get(from_name)
+        tags = list(self.spellings.values()) if own is None else [own]
+        for spelling in (written, written.strip()):
+            for names in tags:
+                if spelling in names:
+                    return names[spelling]
+        return None
 
     def vocabulary(self, added: Mapping[str, Iterable[str]] | None = None) -> Vocabulary:
         """The labels as a vocabulary, with prompts that were added later.
@@ -106,48 +150,164 @@ class LabelingConfig:
         )
 
 
+@dataclass(frozen=True)
+class ProjectConfig:
+    """A labeling configuration, image by image.
+
+    Attributes:
+        images: every ``Image`` tag that something is drawn on, in the order of the configuration.
+    """
+
+    images: tuple[LabelingConfig, ...]
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The labels of all images, each once."""
+        return tuple(dict.fromkeys(value for image in self.images for value in image.values))
+
+    def image_of(self, to_name: object, from_name: object) -> LabelingConfig:
+        """The image that an annotator worked on.
+
+        Args:
+            to_name: name of the image's tag, as a request says it.
+            from_name: name of the tag that was used; it decides where the image's name is missing.
+
+        Returns:
+            The image's configuration with its real names, if it is one of a ``Repeater``; the first image where no
+            name says which.
+        """
+        for image in self.images:
+            if (found := image.source.index_in(image.image_name, to_name)) is not None:
+                return _renamed(image, found)
+        for image in self.images:
+            names = (image.prompt_name, *image.spellings)
+            for name in names:
+                if name is not None and (found := image.source.index_in(name, from_name)) is not None:
+                    return _renamed(image, found)
+        return self.images[0]
+
+    def images_of(self, data: Mapping[str, object]) -> list[tuple[LabelingConfig, object]]:
+        """The images of a task, each with its configuration and with what the task says about where it is.
+
+        Pages of one tag, and the images of a ``Repeater``, come one by one. Where the task does not say where the image
+        of a tag is, an `ImageError` stands in its place.
+        """
+        found: list[tuple[LabelingConfig, object]] = []
+        for image in self.images:
+            try:
+                for index, page, url in image.source.places(data, image.image_name):
+                    found.append((replace(_renamed(image, index), item_index=page), url))
+            except ImageError as error:
+                found.append((_renamed(image, 0), error))
+        return found
+
+
+def _renamed(image: LabelingConfig, index: int) -> LabelingConfig:
+    """A configuration in a ``Repeater``, with the names of one of its images."""
+    name = image.source.name_at
+    if image.source.repeated is None:
+        return image
+    return replace(
+        image,
+        image_name=name(image.image_name, index),
+        controls=tuple(replace(control, name=name(control.name, index)) for control in image.controls),
+        spellings={name(tag, index): names for tag, names in image.spellings.items()},
+        prompt_name=None if image.prompt_name is None else name(image.prompt_name, index),
+    )
+
+
 def parse_labeling_config(xml: str) -> LabelingConfig:
+    """Read the first image of a labeling configuration; see :func:`parse_project_config`."""
+    return parse_project_config(xml).images[0]
+
+
+def parse_project_config(xml: str, max_names: int | None = None) -> ProjectConfig:
     """Read a labeling configuration.
 
-    The labels are those of all ``PolygonLabels``, ``BrushLabels`` and ``RectangleLabels`` on the first ``Image`` that
-    such a tag points to. A label's prompts are in its ``predicted_values`` (separated by commas), its threshold in its
-    own ``model_score_threshold`` or that of its tag; a label of several tags unites their prompts. The outermost tag
-    may say ``model_background="false"`` or give the threshold of the background, and ``model_background_names`` may
-    say auto, none, or names separated by commas.
+    The labels of an ``Image`` are those of all ``PolygonLabels``, ``BrushLabels`` and ``RectangleLabels`` that point to
+    it. A label's prompts are in its ``predicted_values`` (separated by commas), its threshold in its own
+    ``model_score_threshold`` or that of its tag; a label of several tags unites their prompts. The outermost tag may
+    say ``model_background="false"`` or give the threshold of the background, and ``model_background_names`` may say
+    auto, none, or names separated by commas.
 
     Args:
         xml: the project's configuration.
+        max_names: most labels and prompts together; ``None`` takes any number.
 
     Raises:
-        SettingsError: it is not XML, has no image or no label to predict, or a threshold is no number from 0 to 1.
+        SettingsError: it is not XML, has no image or no label to predict, more names than that, or a threshold is no
+            number from 0 to 1.
         VocabularyError: a label or prompt cannot be used.
     """
     root = _parse(xml)
-    images = {tag.get("name", ""): tag for tag in root.iter() if _tag(tag) == "image"}
-    found = [tag for tag in root.iter() if _tag(tag) in _KIND_OF_TAG and any(name in images for name in _targets(tag))]
-    if not found:
+    if max_names is not None:
+        _check_names(root, max_names)
+    repeaters = _repeaters(root)
+    tags = [tag for tag in root.iter() if _tag(tag) in _KIND_OF_TAG]
+    images = []
+    for image in root.iter():
+        name = image.get("name", "")
+        if _tag(image) == "image" and (found := [tag for tag in tags if name in _targets(tag)]):
+            images.append(_read_image(root, image, found, repeaters.get(image)))
+    if not images:
         raise SettingsError(
             "the labeling configuration has no PolygonLabels, BrushLabels or RectangleLabels for an Image; add one"
         )
-    image_name = next(name for name in _targets(found[0]) if name in images)
-    value = images[image_name].get("value", "")
-    if not value.startswith("$") or len(value) < 2:
+    return ProjectConfig(tuple(images))
+
+
+def _check_names(root: Element, max_names: int) -> None:
+    """Refuse what would take minutes, before anything is made of it."""
+    names = sum(1 + label.get("predicted_values", "").count(",") for label in root.iter() if _tag(label) == "label")
+    if names > max_names:
         raise SettingsError(
-            f"the labeling configuration: <Image name={image_name!r}> has the value {value!r}; name the task's key, "
-            "such as $image"
+            f"the labeling configuration has {names} labels and prompts, more than {max_names}; remove some, or raise "
+            "max_names in the server's settings"
         )
+
+
+def _repeaters(root: Element) -> dict[Element, Element]:
+    """The repeater around each tag that has one.
+
+    Raises:
+        SettingsError: a repeater stands in another.
+    """
+    inside: dict[Element, Element] = {}
+    for repeater in root.iter():
+        if _tag(repeater) != "repeater":
+            continue
+        for tag in repeater.iter():
+            if tag is repeater:
+                continue
+            if _tag(tag) == "repeater":
+                raise SettingsError("the labeling configuration: a <Repeater> in another one is not supported")
+            inside[tag] = repeater
+    return inside
+
+
+def _read_image(root: Element, image: Element, tags: list[Element], repeater: Element | None) -> LabelingConfig:
+    image_name = image.get("name", "")
+    source = ImageSource.read(
+        image_name,
+        image.get("value", ""),
+        image.get("valueList", ""),
+        None if repeater is None else (repeater.get("on", ""), repeater.get("indexFlag", "") or "{{idx}}"),
+    )
     labels: dict[str, tuple[tuple[str, ...], float | None]] = {}
     controls: list[Control] = []
     background: tuple[str, float | None, bool] | None = None
-    for tag in found:
-        if image_name not in _targets(tag):
-            continue
-        values = []
+    for tag in tags:
+        written: dict[str, str] = {}
         for label in _labels(tag):
             value = _value(label)
+            if source.repeated is not None and source.repeated[1] in value:
+                raise SettingsError(
+                    f"the labeling configuration: <Label value={value!r}> changes with the {source.repeated[1]} of its "
+                    "<Repeater>, which is not supported; give all pages the same labels"
+                )
             prompts = _prompts(label)
             threshold = _threshold(label, f"<Label value={value!r}>")
-            values.append(value)
+            written.setdefault(value, label.get("alias") or label.get("value") or "")
             if value.casefold() in BACKGROUND_NAMES and not prompts:
                 background = background or (value, threshold, _is_true(label, "model_skip"))
                 continue
@@ -160,18 +320,20 @@ def parse_labeling_config(xml: str) -> LabelingConfig:
             Control(
                 name=tag.get("name", ""),
                 kind=_KIND_OF_TAG[_tag(tag)],
-                labels=tuple(dict.fromkeys(values)),
+                labels=tuple(written),
                 skipped=_is_true(tag, "model_skip"),
                 holes_only=tag.get("model_regions", "all").strip().lower() == "holes",
+                written=tuple(written.values()),
             )
         )
     if not labels:
         raise SettingsError("the labeling configuration has no label to predict; add a <Label value=...>")
-    without = root.get("model_background", "").strip().lower() == "false"
-    threshold = None if without else _threshold(root, "the outermost tag", "model_background")
+    spoken = root.get("model_background", "").strip().lower()
+    without = spoken == "false"
+    threshold = None if spoken in ("true", "false") else _threshold(root, "the outermost tag", "model_background")
     config = LabelingConfig(
         image_name=image_name,
-        image_key=images[image_name].get("value", "")[1:],
+        source=source,
         controls=tuple(controls),
         labels=labels,
         background=not without,
@@ -180,9 +342,24 @@ def parse_labeling_config(xml: str) -> LabelingConfig:
         background_label=background[0] if background else None,
         background_skipped=background[2] if background else False,
         prompt_name=_prompt_name(root, image_name),
+        spellings=_spellings(root, image_name),
     )
     config.vocabulary()
     return config
+
+
+def _spellings(root: Element, image_name: str) -> dict[str, dict[str, str]]:
+    """What stands for each label in the results of each tag on an image, also of tags that nothing is drawn with."""
+    found: dict[str, dict[str, str]] = {}
+    for tag in root.iter():
+        if _tag(tag) in _POINTING_TAGS and image_name in _targets(tag):
+            names = found.setdefault(tag.get("name", ""), {})
+            for label in _labels(tag):
+                for spelling in (label.get("alias"), label.get("value"), _value(label)):
+                    if spelling:
+                        names.setdefault(spelling, _value(label))
+                        names.setdefault(spelling.strip(), _value(label))
+    return found
 
 
 def _parse(xml: str) -> Element:
@@ -210,16 +387,13 @@ def _labels(control: Element) -> Iterator[Element]:
 
 
 def _value(label: Element) -> str:
-    """What stands in a result: the alias, if there is one."""
-    return (label.get("alias") or label.get("value") or "").strip()
+    """What people read: the value; an alias is a key for programs, and may differ from tag to tag."""
+    return (label.get("value") or label.get("alias") or "").strip()
 
 
 def _prompts(label: Element) -> tuple[str, ...]:
     written = tuple(dict.fromkeys(part.strip() for part in label.get("predicted_values", "").split(",")))
-    given = tuple(prompt for prompt in written if prompt)
-    shown = (label.get("value") or "").strip()
-    # An alias is a key for programs; the value is what people read.
-    return given if given or shown == _value(label) else (shown,)
+    return tuple(prompt for prompt in written if prompt)
 
 
 def _threshold(element: Element, where: str, attribute: str = "model_score_threshold") -> float | None:

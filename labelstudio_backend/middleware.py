@@ -10,16 +10,22 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from anyio import fail_after, move_on_after
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tcl_core.errors import SettingsError
 
-__all__ = ["OPEN_PATHS", "BasicAuth", "BodyLimit", "NoTracebacks", "read_auth_file"]
+__all__ = ["BODY_PATHS", "OPEN_PATHS", "BasicAuth", "BodyLimit", "NoTracebacks", "read_auth_file"]
 
 logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health", "/webhook"})
 """Routes without credentials: Label Studio sends none with webhooks, and a health check must not need a secret."""
+BODY_PATHS = frozenset({"/predict", "/setup"})
+"""Routes that need the body of a request."""
+_UNNEEDED_BYTES = 1 << 20
+_UNNEEDED_SECONDS = 5.0
+_CLOSE = (b"connection", b"close")
 
 
 def read_auth_file(path: Path) -> tuple[str, ...]:
@@ -74,16 +80,23 @@ class BasicAuth:
 
 
 class BodyLimit:
-    """Refuses bodies above a size, by their declared length or once so much has come.
+    """Refuses bodies above a size, by their declared length or once so much has come, and those that come too slowly.
+
+    Routes that need no body get none: it is thrown away as it comes.
 
     Args:
         app: what is protected.
         max_bytes: largest body.
+        max_total: most of all bodies together; more are refused until others are done with.
+        seconds: until a body is complete.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_total: int | None = None, seconds: float = 60.0) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.max_total = max_bytes if max_total is None else max_total
+        self.seconds = seconds
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
@@ -91,31 +104,84 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        too_large = f"the request is larger than {self.max_bytes} bytes"
-        if not declared.isdigit() or int(declared) > self.max_bytes:
-            await _refuse(send, 413, too_large, [(b"connection", b"close")])
+        if scope["path"] not in BODY_PATHS:
+            ended = await self._throw_away(receive)
+            await self.app(scope, _given(b""), send if ended else _closing(send))
             return
+        if not declared.isdigit() or int(declared) > self.max_bytes:
+            await self._refuse_size(send)
+            return
+        # What came, not what is declared: a length is only a promise.
+        held = 0
         body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
+        try:
+            try:
+                with fail_after(self.seconds):
+                    while True:
+                        message = await receive()
+                        if message["type"] != "http.request":
+                            return
+                        part = message.get("body", b"")
+                        if len(body) + len(part) > self.max_bytes:
+                            await self._refuse_size(send)
+                            return
+                        if self._held + len(part) > self.max_total:
+                            headers = [_CLOSE, (b"retry-after", b"5")]
+                            await _refuse(send, 503, "too many large requests at once; try again soon", headers)
+                            return
+                        held += len(part)
+                        self._held += len(part)
+                        body += part
+                        if not message.get("more_body", False):
+                            break
+            except TimeoutError:
+                await _refuse(send, 408, f"the request was not complete after {self.seconds:g} seconds", [_CLOSE])
                 return
-            body += message.get("body", b"")
-            if len(body) > self.max_bytes:
-                await _refuse(send, 413, too_large, [(b"connection", b"close")])
-                return
-            if not message.get("more_body", False):
-                break
-        given = False
+            whole = bytes(body)
+            body.clear()
+            await self.app(scope, _given(whole, receive), send)
+        finally:
+            self._held -= held
 
-        async def replay() -> Message:
-            nonlocal given
-            if not given:
-                given = True
-                return {"type": "http.request", "body": bytes(body), "more_body": False}
-            return await receive()
+    async def _refuse_size(self, send: Send) -> None:
+        await _refuse(send, 413, f"the request is larger than {self.max_bytes} bytes", [_CLOSE])
 
-        await self.app(scope, replay, send)
+    async def _throw_away(self, receive: Receive) -> bool:
+        """Read a body that nobody needs, without keeping it; gives whether that was all."""
+        count = 0
+        with move_on_after(min(self.seconds, _UNNEEDED_SECONDS)):
+            while count <= _UNNEEDED_BYTES:
+                message = await receive()
+                count += len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return True
+        return False
+
+
+def _given(body: bytes, receive: Receive | None = None) -> Receive:
+    """A body that has been read already."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given, body
+        if not given:
+            given = True
+            whole, body = body, b""
+            return {"type": "http.request", "body": whole, "more_body": False}
+        return {"type": "http.disconnect"} if receive is None else await receive()
+
+    return replay
+
+
+def _closing(send: Send) -> Send:
+    """Ends the connection with the answer."""
+
+    async def close(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", []), _CLOSE]}
+        await send(message)
+
+    return close
 
 
 class NoTracebacks:

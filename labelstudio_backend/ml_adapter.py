@@ -20,14 +20,18 @@ from typing import Any
 
 from label_studio_ml.model import LabelStudioMLBase
 
+from labelstudio_backend.image_fetch.locations import Owner
 from labelstudio_backend.interactive import Question, answer, answer_command
-from labelstudio_backend.labeling_config import LabelingConfig, parse_labeling_config
+from labelstudio_backend.labeling_config import ProjectConfig, parse_project_config
 from labelstudio_backend.model_options import FAILED_VERSION, ModelOptions, model_version
 from labelstudio_backend.predictor import Prediction, Predictor
 from labelstudio_backend.prompts import PromptStore
-from labelstudio_backend.requests import Context, freeze, read_context
+from labelstudio_backend.requests import Asked, Context, freeze, read_context
+from labelstudio_backend.results import text_result
+from labelstudio_backend.schemas import project_number
 from labelstudio_backend.settings import DEFAULT_URL, ImageSettings, default_state_dir
-from tcl_core.errors import ImageError, TclError
+from labelstudio_backend.task_answer import asked_images, prompt_field, reasons_of
+from tcl_core.errors import TclError
 
 __all__ = ["TclModel"]
 
@@ -55,22 +59,49 @@ class _Engine:
         """Loaded with the first prediction, because Label Studio waits three seconds only for all else."""
         return Predictor(self.options.load(), self.options, _CACHE_BYTES)
 
-    def version(self, config: LabelingConfig, project: str) -> str:
+    def version(self, config: ProjectConfig, project: str) -> str:
         return model_version(self.options, config, self.store.get(project))
 
     def predict(
-        self, task: Mapping[str, Any], config: LabelingConfig, project: str, asked: Context | None
-    ) -> Prediction:
-        """Answer for one task, and remember a new prompt."""
-        url = (task.get("data") or {}).get(config.image_key)
-        if url is None:
-            raise ImageError(f"the task has no {config.image_key!r} in its data")
+        self, task: Mapping[str, Any], config: ProjectConfig, project: str, asked: Asked | None
+    ) -> tuple[list[dict[str, Any]], float, bool]:
+        """Answer for one task, and remember a new prompt.
+
+        Returns:
+            Results, the score, and whether an image of the task could not be predicted.
+        """
+        images = asked_images(config, task.get("data") or {}, asked)
+        found: list[Prediction | str] = []
         with self._lock:
-            image = asyncio.run_coroutine_threadsafe(self._fetcher.fetch(url), self._loop).result()
-            found = answer(self._predictor, Question(config, freeze(self.store.get(project)), asked), image)
-            if found.learned is not None:
-                self.store.add(project, *found.learned)
-        return found.prediction
+            added = freeze(self.store.get(project))
+            for image, url in images:
+                try:
+                    if isinstance(url, TclError):
+                        raise url
+                    owner = Owner(task.get("id"), project_number(project))
+                    encoded = asyncio.run_coroutine_threadsafe(self._fetcher.fetch(url, owner), self._loop).result()
+                    question = Question(image, added, None if asked is None else asked.context)
+                    answered = answer(self._predictor, question, encoded)
+                except TclError as error:
+                    found.append(str(error))
+                    continue
+                found.append(answered.prediction)
+                if answered.learned is not None:
+                    try:
+                        self.store.add(project, *answered.learned)
+                    except TclError as error:
+                        logger.error("the prompt is not remembered: %s", error)
+        predictions = [each for each in found if isinstance(each, Prediction)]
+        failed = len(predictions) < len(found)
+        said = reasons_of(images, [each if isinstance(each, str) else each.reason for each in found])
+        if said:
+            logger.log(logging.ERROR if failed else logging.WARNING, "task %s: %s", task.get("id"), "; ".join(said))
+        drawn = [each for each in predictions if each.results]
+        results = [result for each in drawn for result in each.results]
+        field = prompt_field(config, None) if asked is None else asked.config
+        if field is not None and said and (failed or not drawn):
+            results += text_result(field, said)
+        return results, sum(each.score for each in drawn) / len(drawn) if drawn else 0.0, failed
 
 
 @lru_cache(maxsize=1)
@@ -84,7 +115,7 @@ class TclModel(LabelStudioMLBase):
     def setup(self) -> None:
         """Tell 2.x the version of what will be predicted; loads nothing."""
         try:
-            config = parse_labeling_config(str(self.label_config))
+            config = parse_project_config(str(self.label_config))
             self.set("model_version", _engine().version(config, self._project()))
         except TclError as error:
             # A backend may be connected before its project is configured.
@@ -101,28 +132,36 @@ class TclModel(LabelStudioMLBase):
             **kwargs: whatever else the library passes.
 
         Returns:
-            A prediction for every task; for one that failed an empty one, with its reason in the log.
+            A prediction for every task; for one that failed, and for one without regions, the reason stands in the
+            prompt field, if the project has one, and in the log.
 
         Raises:
             SettingsError: the project's configuration cannot be used.
         """
         engine, project = _engine(), self._project()
-        config = parse_labeling_config(str(self.label_config))
+        config = parse_project_config(str(self.label_config))
         predictions = []
         for task in tasks:
+            asked = None
             try:
                 asked = read_context(context, config)
-                spoken = answer_command(asked, config, engine.store, project)
-                if spoken is not None:
-                    result, score = spoken, 1.0
+                lines = answer_command(asked, engine.store, project)
+                if lines is not None:
+                    field = prompt_field(config, context)
+                    result, score, failed = [] if field is None else text_result(field, lines), 1.0, False
+                elif asked is not None and asked.context == Context():
+                    result, score, failed = [], 0.0, False
                 else:
-                    found = engine.predict(task, config, project, asked)
-                    result, score = found.results, found.score
+                    result, score, failed = engine.predict(task, config, project, asked)
                 version = engine.version(config, project)
             except TclError as error:
                 logger.error("task %s: %s", task.get("id"), error)
-                result, score, version = [], 0.0, FAILED_VERSION
-            predictions.append({"result": result, "score": score, "model_version": version})
+                field = prompt_field(config, context)
+                result, score, failed = [] if field is None else text_result(field, [str(error)]), 0.0, True
+                version = FAILED_VERSION
+            predictions.append(
+                {"result": result, "score": score, "model_version": FAILED_VERSION if failed else version}
+            )
         return predictions
 
     def fit(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labelstudio_backend.labeling_config import LabelingConfig
+from labelstudio_backend.labeling_config import LabelingConfig, ProjectConfig
 from labelstudio_backend.prompts import Added
 from tcl_core.errors import SettingsError
 from tcl_core.images import DEFAULT_MAX_PIXELS
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FAILED_VERSION", "ModelOptions", "model_version"]
 
-_RESULTS_FORMAT = 2
+_RESULTS_FORMAT = 3
 """Raise it when equal settings begin to give other regions."""
 
 FAILED_VERSION = "tcl-annotate-failed"
@@ -107,17 +107,19 @@ def _sha256(path: Path) -> str:
     return file_sha256(path)
 
 
-def model_version(options: ModelOptions, config: LabelingConfig, added: Added) -> str:
+def model_version(options: ModelOptions, config: LabelingConfig | ProjectConfig, added: Added) -> str:
     """Name of what predicts: equal versions give equal predictions.
 
     Args:
         options: the model and its settings.
-        config: the project's labeling configuration.
+        config: the project's labeling configuration, or the part of it that is about one image.
         added: the project's typed prompts.
 
     Returns:
         The model's name and a hash of weights, settings, vocabulary, tags and prompts.
     """
-    what = [_RESULTS_FORMAT, options.identity(), repr(config), sorted((k, list(v)) for k, v in added.items() if v)]
+    images = config.images if isinstance(config, ProjectConfig) else (config,)
+    typed = sorted((label, list(prompts)) for label, prompts in added.items() if prompts)
+    what = [_RESULTS_FORMAT, options.identity(), *map(repr, images), typed]
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
     return f"{Path(options.model).stem}-{digest[:10]}"

@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from shapely import Polygon
 from torch import Tensor
 
-from labelstudio_backend.labeling_config import Control, LabelingConfig
+from labelstudio_backend.brush_rle import decode_brush
+from labelstudio_backend.labeling_config import LabelingConfig
 from labelstudio_backend.model_options import ModelOptions
 from labelstudio_backend.prompts import Added
-from labelstudio_backend.requests import Corners, Plan
+from labelstudio_backend.requests import Corners, Drawn, Plan
 from labelstudio_backend.results import overall_score, region_results
 from tcl_core.caching import ByteBoundedCache
-from tcl_core.errors import VocabularyError
-from tcl_core.images import load_image
+from tcl_core.errors import ImageError, SettingsError, VocabularyError
+from tcl_core.images import image_size, load_image
 from tcl_core.polygons.rasterize import polygon_to_mask
 from tcl_core.regions import label_map_to_regions
 from tcl_core.segmentation.features import ImageFeatures
@@ -32,6 +33,7 @@ from tcl_core.vocabulary import Label, Vocabulary
 
 __all__ = ["Prediction", "Predictor", "Routed", "image_digest"]
 
+_WORDS_SHOWN = 5
 _PLANES_SHARE = 8
 """One part in so many of the cache is for score maps, the rest for features."""
 
@@ -45,12 +47,14 @@ class Prediction:
         score: see :func:`labelstudio_backend.results.overall_score`.
         size: ``(height, width)`` of the upright image.
         notes: prompts that were left out, and why.
+        reason: why there are no results, where there are none.
     """
 
     results: list[dict[str, Any]]
     score: float
     size: tuple[int, int]
     notes: tuple[str, ...] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,17 +116,17 @@ class Predictor:
         best = int(similarity.argmax())
         return Routed(known.values[vocabulary.prompts[best][0]], float(similarity[best]))
 
-    def predict(self, image: bytes, plan: Plan, controls: Sequence[Control] | None = None) -> Prediction:
+    def predict(self, image: bytes, plan: Plan) -> Prediction:
         """Find a plan's regions in an image.
 
         Args:
             image: the encoded file.
             plan: what to find.
-            controls: tags to draw with; by default all of the plan that are not skipped.
 
         Raises:
             ImageError: the image cannot be read.
             VocabularyError: the model knows no prompt that the plan needs.
+            SettingsError: what was drawn does not fit the image.
         """
         vocabulary = plan.config.vocabulary(plan.added)
         if plan.label is not None and plan.prompts is not None:
@@ -138,32 +142,61 @@ class Predictor:
         features = self._encode(image_digest(image), image)
         # Nobody moves a threshold here, so score maps at the image's size would only take memory.
         session = ImageSession(self.segmenter, features, self._similarities, plane_bytes=0)
+        wanted = plan.controls()
+        tolerance = self.options.tolerance if any(control.kind == "polygon" for control in wanted) else None
         values = list(known.values)
         if plan.label is None:
-            found = session.segment(vocabulary)
+            found = self._with_background(session, session.segment(vocabulary), plan.config, values)
+            regions = self._regions(found, tolerance, shared=True)
+        elif plan.drawn is None:
+            # One label's regions have no neighbors in the answer, and somebody waits for it.
+            found = session.segment_label(vocabulary, values.index(plan.label))
+            regions = self._regions(found, tolerance, shared=False)
         else:
-            found = session.segment_label(vocabulary, values.index(plan.label), rivals=plan.box is None)
-        label_map, score_map = found.label_map, found.score_map
-        if plan.box is not None:
-            label_map = np.where(_box_mask(plan.box, features.size), label_map, 0)
-        background = plan.config.background_label
-        if background is not None and plan.label is None and not plan.config.background_skipped:
-            values.append(background)
-            nothing = label_map == 0
-            score_map = np.where(
-                nothing, 1 - _best(session.scores(vocabulary)[: len(known.labels)], features.size), score_map
-            )
-            # Not before the scores: the background is no name that competes.
-            vocabulary = replace(vocabulary, labels=(*vocabulary.labels, Label("(background)")))
-            label_map = np.where(nothing, len(values), label_map).astype(np.int32)
-        wanted = plan.config.drawing if controls is None else controls
-        tolerance = self.options.tolerance if any(control.kind == "polygon" for control in wanted) else None
-        # One label's regions have no neighbors in the answer, and somebody waits for it.
-        regions = self._regions(Segmentation(label_map, score_map, vocabulary), tolerance, shared=plan.label is None)
+            regions = self._drawn_regions(session, vocabulary, values.index(plan.label), plan.drawn, tolerance)
+        background = plan.config.background_label if len(values) > len(known.values) else None
         drawn = [(values[region.label_id - 1], region) for region in _from_the_back(regions, len(values), background)]
         meta = None if plan.note is None else {"text": [plan.note]}
         results = region_results(plan.config, drawn, features.size, controls=wanted, meta=meta)
-        return Prediction(results, overall_score(drawn), features.size, tuple(known.notes))
+        reason = "" if results else _why_empty(plan, known, bool(regions))
+        return Prediction(results, overall_score(drawn), features.size, tuple(known.notes), reason)
+
+    def _with_background(
+        self, session: ImageSession, found: Segmentation, config: LabelingConfig, values: list[str]
+    ) -> Segmentation:
+        """Give what no label wins to the label of the background, whose value is then the last, if there is one."""
+        if config.background_label is None or config.background_skipped:
+            return found
+        scores = session.scores(found.vocabulary)[: len(values)]
+        values.append(config.background_label)
+        nothing = found.label_map == 0
+        score_map = np.where(nothing, 1 - _best(scores, session.size), found.score_map)
+        label_map = np.where(nothing, len(values), found.label_map).astype(np.int32)
+        # Not before the scores: the background is no name that competes.
+        vocabulary = replace(found.vocabulary, labels=(*found.vocabulary.labels, Label("(background)")))
+        return Segmentation(label_map, score_map, vocabulary)
+
+    def _drawn_regions(
+        self, session: ImageSession, vocabulary: Vocabulary, place: int, drawn: Drawn, tolerance: str | float | None
+    ) -> list[Region]:
+        """Regions of a label inside an area, or those that are marked."""
+        # Whoever draws says that the label is there, but not that it fills what was drawn.
+        vocabulary = replace(vocabulary, background=True)
+        if drawn.outline:
+            found = session.segment_label(vocabulary, place, rivals=False)
+            inside = _area_mask(drawn.outline, session.size)
+            found = replace(found, label_map=np.where(inside, found.label_map, 0))
+            return self._regions(found, tolerance, shared=False)
+        marks = _marks(drawn, session.size)
+        # What is marked belongs to the label: where another one wins, it is the region that there would be without it.
+        for rivals in (True, False):
+            found = session.segment_label(vocabulary, place, rivals=rivals)
+            if not (found.label_map[marks] > 0).any():
+                continue
+            regions = [each for each in self._regions(found, tolerance, shared=False) if _touches(each, marks)]
+            if regions:
+                return regions
+        return []
 
     def _regions(self, segmentation: Segmentation, tolerance: str | float | None, *, shared: bool) -> list[Region]:
         """Regions, found in the part of the image that has any: a prompt often concerns a small part."""
@@ -202,6 +235,12 @@ class Predictor:
     def _encode(self, key: str, image: bytes) -> ImageFeatures:
         features = self._features.get(key)
         if features is None:
+            height, width = image_size(image, name="the image")
+            if height * width > self.options.max_pixels:
+                raise ImageError(
+                    f"the image has {width} x {height} pixels, but max_pixels of the settings is "
+                    f"{self.options.max_pixels}; make the image smaller, or raise max_pixels"
+                )
             pixels = load_image(image, max_pixels=self.options.max_pixels, name="the image")
             features = self.segmenter.encode(pixels)
             self._features.put(key, features)
@@ -221,12 +260,61 @@ def _best(scores: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
     return F.interpolate(best, size=size, mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
 
 
-def _box_mask(box: Corners, size: tuple[int, int]) -> NDArray[np.bool_]:
-    corners = Polygon([(x * size[1], y * size[0]) for x, y in box])
-    inside = corners.intersection(shapely.box(0, 0, size[1], size[0]))
-    if not isinstance(inside, Polygon):
-        return np.zeros(size, dtype=bool)
-    return polygon_to_mask(inside, size)
+def _area_mask(outline: Corners, size: tuple[int, int]) -> NDArray[np.bool_]:
+    area = Polygon([(x * size[1], y * size[0]) for x, y in outline])
+    mask = np.zeros(size, dtype=bool)
+    # A hand draws outlines that cross themselves.
+    inside = shapely.intersection(shapely.make_valid(area), shapely.box(0, 0, size[1], size[0]))
+    for part in shapely.get_parts(inside):
+        if isinstance(part, Polygon):
+            mask |= polygon_to_mask(part, size)
+    return mask
+
+
+def _marks(drawn: Drawn, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """The pixels of key points or strokes.
+
+    Raises:
+        SettingsError: a stroke was drawn on an image of another size, or cannot be read.
+    """
+    mask = np.zeros(size, dtype=bool)
+    for x, y in drawn.points:
+        if 0 <= x <= 1 and 0 <= y <= 1:
+            mask[min(int(y * size[0]), size[0] - 1), min(int(x * size[1]), size[1] - 1)] = True
+    for stroke in drawn.strokes:
+        if stroke.size != size:
+            raise SettingsError(
+                f"the stroke was drawn on an image of {stroke.size[1]} x {stroke.size[0]} pixels, but this one has "
+                f"{size[1]} x {size[0]}; open the task again"
+            )
+        try:
+            mask |= decode_brush(stroke.rle, size)
+        except ValueError as error:
+            raise SettingsError(f"the stroke cannot be used: {error}") from error
+    return mask
+
+
+def _touches(region: Region, marks: NDArray[np.bool_]) -> bool:
+    x, y, width, height = region.bbox
+    return bool((region.mask & marks[y : y + height, x : x + width]).any())
+
+
+def _why_empty(plan: Plan, known: _Labels, found: bool) -> str:
+    """Why a prediction has no results, as a sentence for the annotator."""
+    if found:
+        return "regions were found, but no tag of the labeling configuration draws them"
+    if plan.drawn is not None:
+        where = "inside" if plan.drawn.outline else "under"
+        return f"no region of {plan.drawn.label!r} was found {where} the {plan.drawn.word}"
+    if plan.label is not None:
+        words = plan.prompts or plan.config.labels[plan.label][0] or (plan.label,)
+        listed = ", ".join(repr(word) for word in words[:_WORDS_SHOWN])
+        return f"{plan.label!r} was not found with {listed}: the background or another label scores higher everywhere"
+    listed = ", ".join(repr(value) for value in known.values[:_WORDS_SHOWN])
+    more = len(known.values) - _WORDS_SHOWN
+    listed += f" and {more} more" if more > 0 else ""
+    unknown = f"; {known.notes[0]}" if known.notes else ""
+    return f"nothing was found: the background scores higher than {listed} everywhere{unknown}"
 
 
 def _from_the_back(regions: list[Region], labels: int, background: str | None) -> list[Region]:

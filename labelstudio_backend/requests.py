@@ -2,46 +2,100 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from labelstudio_backend.labeling_config import Control, LabelingConfig
+from labelstudio_backend.labeling_config import Control, LabelingConfig, ProjectConfig
 from labelstudio_backend.prompts import Added
-from labelstudio_backend.shapes import rectangle_points
+from labelstudio_backend.shapes import ellipse_points, polygon_of_value, rectangle_points
 from tcl_core.errors import SettingsError
 
-__all__ = ["Context", "Plan", "SmartBox", "read_context"]
+__all__ = ["Asked", "Context", "Corners", "Drawn", "Plan", "Stroke", "freeze", "read_context"]
 
 Corners = tuple[tuple[float, float], ...]
 
+_AREAS = ("rectangle", "ellipse", "polygon")
+_MARKS = ("keypoint", "brush")
+_WORDS = {
+    "rectangle": "rectangle",
+    "ellipse": "ellipse",
+    "polygon": "polygon",
+    "keypoint": "key point",
+    "brush": "brush stroke",
+}
+_BARE = (*_AREAS, *_MARKS, "vector", "bitmask")
+"""Types of regions without a label."""
+_MAX_CORNERS = 10_000
+
 
 @dataclass(frozen=True)
-class SmartBox:
-    """A rectangle that was drawn to be filled.
+class Stroke:
+    """Pixels that were brushed.
+
+    Attributes:
+        rle: in Label Studio's own encoding.
+        size: ``(height, width)`` that it was drawn at.
+    """
+
+    rle: tuple[int, ...]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn with a smart tool.
 
     Attributes:
         label: value of its label.
         from_name: the tag it was drawn with.
-        corners: four ``(x, y)``, as shares of the upright image's width and height.
+        kind: ``"rectangle"``, ``"ellipse"`` or ``"polygon"``, inside which the label is looked for; or ``"keypoint"``
+            or ``"brush"``, which mark the regions that are wanted.
+        outline: of an area, ``(x, y)`` as shares of the upright image's width and height.
+        points: key points, in the same way.
+        strokes: of a brush.
     """
 
     label: str
     from_name: str
-    corners: Corners
+    kind: str
+    outline: Corners = ()
+    points: Corners = ()
+    strokes: tuple[Stroke, ...] = ()
+
+    @property
+    def word(self) -> str:
+        """What people call it."""
+        return _WORDS[self.kind]
 
 
 @dataclass(frozen=True)
 class Context:
-    """What an annotator did that asks for a prediction.
+    """What an annotator did that asks for a prediction: one of the two, or neither where nothing is asked for.
 
     Attributes:
-        text: what was typed into the prompt field, if anything.
-        box: the smart rectangle that was drawn, if any.
+        text: what was typed into the prompt field.
+        drawn: what was drawn with a smart tool.
     """
 
     text: str | None = None
-    box: SmartBox | None = None
+    drawn: Drawn | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an annotator did, and on which image.
+
+    Attributes:
+        context: what was typed or drawn.
+        config: of that image.
+        item_index: the page, where the image's tag has several; ``None`` where it has not, or does not say.
+    """
+
+    context: Context
+    config: LabelingConfig
+    item_index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +107,8 @@ class Plan:
         added: prompts beyond the configuration's, by label.
         label: only regions of this label are wanted; ``None`` wants all.
         prompts: these prompts stand for that label, instead of all that it has.
-        box: the prediction is limited to this box, in which the label competes with nothing but the background.
+        drawn: the label is looked for there: inside an area, in which it competes with nothing but the background, or
+            under marks.
         note: stands in the regions' ``meta``.
     """
 
@@ -61,16 +116,19 @@ class Plan:
     added: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     label: str | None = None
     prompts: tuple[str, ...] | None = None
-    box: Corners | None = None
+    drawn: Drawn | None = None
     note: str | None = None
 
-    def controls(self, box: SmartBox | None) -> Sequence[Control] | None:
-        """Tags to draw an answer with; the smart rectangle itself is drawn again only where nothing else can be."""
-        if box is None:
-            return None
-        able = [control for control in self.config.controls if box.label in control.labels]
-        others = [control for control in able if control.name != box.from_name and not control.skipped]
-        return others or [control for control in able if control.name == box.from_name]
+    def controls(self) -> Sequence[Control]:
+        """Tags to draw the answer with; what was drawn is drawn again only where nothing else can be."""
+        if self.drawn is None:
+            return self.config.drawing
+        able = [control for control in self.config.controls if self.drawn.label in control.labels]
+        others = [control for control in able if control.name != self.drawn.from_name and not control.skipped]
+        if any(not control.holes_only for control in others):
+            return others
+        own = [replace(control, holes_only=False) for control in able if control.name == self.drawn.from_name]
+        return own or [replace(control, holes_only=False) for control in others or able]
 
 
 def freeze(added: Added) -> dict[str, tuple[str, ...]]:
@@ -78,35 +136,41 @@ def freeze(added: Added) -> dict[str, tuple[str, ...]]:
     return {label: tuple(prompts) for label, prompts in added.items()}
 
 
-def read_context(context: Mapping[str, Any] | None, config: LabelingConfig) -> Context | None:
+def read_context(context: Mapping[str, Any] | None, project: ProjectConfig) -> Asked | None:
     """Understand the context of an interactive request.
 
     Args:
         context: ``params.context``; ``None`` or without results is a request for the default prediction.
-        config: the project's labeling configuration.
+        project: the project's labeling configuration.
 
     Returns:
-        What was typed or drawn; empty where it is something that cannot be answered, such as a key point. ``None``
-        for the default prediction.
+        What was typed or drawn, and where; ``None`` for the default prediction.
 
     Raises:
-        SettingsError: what was drawn is not a rectangle, or has no label.
+        SettingsError: what was drawn is of a kind that cannot be answered, cannot be read, or has no label.
     """
     results = (context or {}).get("result")
     if not isinstance(results, Sequence) or isinstance(results, str) or not results:
         return None
-    for result in reversed(results):
-        if not isinstance(result, Mapping):
-            continue
-        value = result.get("value")
-        value = value if isinstance(value, Mapping) else {}
-        kind = result.get("type")
-        if kind == "textarea" and result.get("from_name") in (None, config.prompt_name):
-            if (text := _last_text(value.get("text"))) is not None:
-                return Context(text=text)
-        if kind == "rectanglelabels":
-            return Context(box=_read_box(result, value, config))
-    return Context()
+    known = [result for result in results if isinstance(result, Mapping)]
+    if not known:
+        raise SettingsError("the request holds nothing that was typed or drawn")
+    last = known[-1]
+    config = project.image_of(last.get("to_name"), last.get("from_name"))
+    page = last.get("item_index")
+    item_index = page if isinstance(page, int) and not isinstance(page, bool) else None
+    tag = str(last.get("type"))
+    if tag == "textarea" and last.get("from_name") in (None, config.prompt_name):
+        return Asked(Context(text=_last_text(_value(last).get("text"))), config, item_index)
+    if not tag.endswith("labels") and tag not in _BARE:
+        # A choice or a note of the annotator's own: Label Studio tells of these too, but nothing is asked.
+        return Asked(Context(), config, item_index)
+    return Asked(Context(drawn=_read_drawn(known, config)), config, item_index)
+
+
+def _value(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    value = result.get("value")
+    return value if isinstance(value, Mapping) else {}
 
 
 def _last_text(text: object) -> str | None:
@@ -116,15 +180,73 @@ def _last_text(text: object) -> str | None:
     return written[-1] if written else None
 
 
-def _read_box(result: Mapping[str, Any], value: Mapping[str, Any], config: LabelingConfig) -> SmartBox:
-    labels = value.get("rectanglelabels")
-    label = labels[0] if isinstance(labels, Sequence) and labels else None
-    if not isinstance(label, str) or label not in config.labels:
+def _read_drawn(results: Sequence[Mapping[str, Any]], config: LabelingConfig) -> Drawn:
+    """The newest area, or all marks of the newest mark's kind and label."""
+    last = results[-1]
+    tag = str(last.get("type"))
+    kind = tag.removesuffix("labels")
+    if kind not in (*_AREAS, *_MARKS):
         raise SettingsError(
-            f"the rectangle has the label {label!r}, which is not predicted; choose a label before you draw"
+            f"a result of the type {tag!r} cannot be answered; type a prompt, or use a rectangle, an ellipse, a "
+            "polygon, a key point or a brush stroke"
         )
+    label = _label(last, tag, config)
+    from_name = str(last.get("from_name"))
     try:
-        corners = rectangle_points(value, (1, 1))
+        if kind in _AREAS:
+            return Drawn(label, from_name, kind, outline=_outline(kind, _value(last)))
+        marks = [each for each in results if each.get("type") == tag and _label(each, tag, config) == label]
+        if kind == "keypoint":
+            return Drawn(label, from_name, kind, points=tuple(_point(_value(each)) for each in marks))
+        return Drawn(label, from_name, kind, strokes=tuple(_stroke(each) for each in marks))
     except ValueError as error:
-        raise SettingsError(f"the rectangle cannot be used: {error}") from error
-    return SmartBox(label, str(result.get("from_name")), tuple((float(x), float(y)) for x, y in corners))
+        raise SettingsError(f"the {_WORDS[kind]} cannot be used: {error}") from error
+
+
+def _label(result: Mapping[str, Any], tag: str, config: LabelingConfig) -> str:
+    labels = _value(result).get(tag)
+    written = labels[0] if isinstance(labels, Sequence) and not isinstance(labels, str) and labels else None
+    what = _WORDS[tag.removesuffix("labels")]
+    if not isinstance(written, str):
+        raise SettingsError(f"the {what} has no label; choose one before you draw")
+    label = config.label_of(result.get("from_name"), written)
+    if label is None or label not in config.labels:
+        raise SettingsError(
+            f"the {what} has the label {written!r}, for which no region can be drawn; choose one that a PolygonLabels, "
+            "BrushLabels or RectangleLabels of this image has"
+        )
+    return label
+
+
+def _outline(kind: str, value: Mapping[str, Any]) -> Corners:
+    if kind == "rectangle":
+        corners = rectangle_points(value, (1, 1))
+    elif kind == "ellipse":
+        corners = ellipse_points(value, (1, 1))
+    else:
+        points = value.get("points")
+        if isinstance(points, Sequence) and len(points) > _MAX_CORNERS:
+            raise ValueError(f"it has more than {_MAX_CORNERS} corners")
+        corners = polygon_of_value("polygonlabels", value, (1, 1)).exterior.coords
+    return tuple((float(x), float(y)) for x, y in corners)
+
+
+def _point(value: Mapping[str, Any]) -> tuple[float, float]:
+    try:
+        x, y = float(value["x"]) / 100, float(value["y"]) / 100
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("it lacks x or y") from None
+    if not (math.isfinite(x) and math.isfinite(y)):
+        raise ValueError("it contains a number that is not finite")
+    return x, y
+
+
+def _stroke(result: Mapping[str, Any]) -> Stroke:
+    rle = _value(result).get("rle")
+    if not isinstance(rle, Sequence) or isinstance(rle, str) or not all(isinstance(byte, int) for byte in rle):
+        raise ValueError("it has no rle")
+    try:
+        size = int(result["original_height"]), int(result["original_width"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("the size of its image is missing") from None
+    return Stroke(tuple(rle), size)

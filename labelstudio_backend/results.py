@@ -61,7 +61,7 @@ def region_results(
                 continue
             if control.kind == "polygon" and holed and brushed:
                 continue
-            results.append(_result(control, config.image_name, value, region, size, meta))
+            results.append(_result(control, config, value, region, size, meta))
     return results
 
 
@@ -75,6 +75,7 @@ def text_result(config: LabelingConfig, lines: Sequence[str]) -> list[dict[str, 
             "from_name": config.prompt_name,
             "to_name": config.image_name,
             "type": "textarea",
+            "score": 0.0,
             "value": {"text": list(lines)},
         }
     ]
@@ -87,7 +88,12 @@ def overall_score(drawn: Sequence[tuple[str, Region]]) -> float:
 
 
 def _result(
-    control: Control, image_name: str, value: str, region: Region, size: tuple[int, int], meta: Mapping[str, Any] | None
+    control: Control,
+    config: LabelingConfig,
+    value: str,
+    region: Region,
+    size: tuple[int, int],
+    meta: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     kind = f"{control.kind}labels"
     geometry: dict[str, Any]
@@ -102,14 +108,16 @@ def _result(
     result = {
         "id": _new_id(),
         "from_name": control.name,
-        "to_name": image_name,
+        "to_name": config.image_name,
         "type": kind,
         "original_width": size[1],
         "original_height": size[0],
         "image_rotation": 0,
         "score": _score(region.score),
-        "value": {**geometry, kind: [value]},
+        "value": {**geometry, kind: [control.written_as(value)]},
     }
+    if config.item_index is not None:
+        result["item_index"] = config.item_index
     return result if meta is None else {**result, "meta": dict(meta)}
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["PredictRequest", "SetupRequest", "TaskData", "Versions"]
+__all__ = ["PredictRequest", "SetupRequest", "TaskData", "Versions", "project_number"]
 
 Text = Annotated[str, Field(max_length=1 << 20)]
 ProjectKey = Annotated[str, Field(max_length=200)]
@@ -21,6 +21,7 @@ class TaskData(_Request):
 
     id: int | None = None
     data: dict[str, Any] = Field(description="The task's data; the labeling configuration says where the image is.")
+    predictions: Any = Field(None, description="The task's predictions so far, which new ones replace.")
 
 
 class Parameters(_Request):
@@ -53,3 +54,13 @@ class Versions(BaseModel):
     """Model versions that can predict."""
 
     versions: list[str]
+
+
+def project_number(key: str | None) -> int | None:
+    """A project's number, from the key that Label Studio gives it.
+
+    >>> project_number("4.1795222240"), project_number("")
+    (4, None)
+    """
+    number = (key or "").partition(".")[0]
+    return int(number) if number.isdecimal() and len(number) < 16 else None

@@ -5,28 +5,31 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import anyio
 from anyio import CapacityLimiter, create_task_group
 
-from labelstudio_backend.image_fetch.locations import origin_of
-from labelstudio_backend.image_fetch.tokens import Token
+from labelstudio_backend.image_fetch.locations import Owner, origin_of
+from labelstudio_backend.image_fetch.tokens import Token, is_token
 from labelstudio_backend.interactive import Question, answer_command
-from labelstudio_backend.labeling_config import LabelingConfig, parse_labeling_config
+from labelstudio_backend.labeling_config import LabelingConfig, ProjectConfig, parse_project_config
 from labelstudio_backend.metrics import Metrics
 from labelstudio_backend.model_options import FAILED_VERSION, model_version
 from labelstudio_backend.predictor import image_digest
 from labelstudio_backend.prompts import PromptStore
-from labelstudio_backend.requests import freeze, read_context
-from labelstudio_backend.schemas import PredictRequest, SetupRequest, TaskData
+from labelstudio_backend.replacing import Replacer, stale_predictions
+from labelstudio_backend.reports import Reports, TaskOutcome
+from labelstudio_backend.requests import Asked, Context, freeze, read_context
+from labelstudio_backend.results import text_result
+from labelstudio_backend.schemas import PredictRequest, SetupRequest, TaskData, project_number
 from labelstudio_backend.settings import ServerSettings
 from labelstudio_backend.supervisor import ModelUnavailableError, Supervisor, WorkerDiedError
+from labelstudio_backend.task_answer import asked_images, prompt_field, reasons_of, typed_in
 from labelstudio_backend.worker import Failed, Job, Reply
 from tcl_core.caching import ByteBoundedCache
 from tcl_core.errors import SettingsError, TclError, VocabularyError
@@ -37,11 +40,10 @@ logger = logging.getLogger(__name__)
 
 _TASKS_AT_ONCE = 4
 """So many of a batch's images are fetched while the model works on another."""
-_FAILURES_KEPT = 200
 _VERSIONS_KEPT = 100
 _UNCONFIGURED = "unconfigured"
 
-parse_config = lru_cache(maxsize=64)(parse_labeling_config)
+parse_config = lru_cache(maxsize=64)(parse_project_config)
 
 
 class BusyError(Exception):
@@ -54,10 +56,17 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class _Outcome:
-    """One task's answer, or why there is none."""
+    """One task's answer.
 
-    reply: Reply | None
-    reason: str = ""
+    Attributes:
+        results: a JSON list.
+        score: of the prediction.
+        failed: whether something of the task could not be predicted.
+    """
+
+    results: bytes
+    score: float
+    failed: bool = False
 
 
 class Service:
@@ -79,7 +88,8 @@ class Service:
         self._replies = ByteBoundedCache[tuple[str, str], Reply](
             settings.result_cache_bytes, lambda reply: len(reply.results)
         )
-        self._failures: deque[dict[str, Any]] = deque(maxlen=_FAILURES_KEPT)
+        self.reports = Reports()
+        self.replacer = Replacer(settings.images.label_studio_url, self._token_text)
         self._versions: dict[str, None] = {}
         self._started = time.time()
 
@@ -93,10 +103,11 @@ class Service:
         if request.hostname:
             # Requests go to the configured address all the same, so a wrong name can lead nowhere.
             self.fetcher.add_alias(request.hostname)
-            if request.access_token and self.fetcher.token is None and self._is_our_server(request.hostname):
-                self.fetcher.token = Token(request.access_token)
+            if request.access_token and self._is_our_server(request.hostname):
+                self._take_token(request.access_token)
         try:
-            return self._version(parse_config(request.labeling_config), request.project or "")
+            config = parse_config(request.labeling_config, self.settings.max_names)
+            return self._version(config, request.project or "")
         except TclError as error:
             logger.warning("project %s: %s", request.project, error)
             return f"{self.settings.model.model}-{_UNCONFIGURED}"
@@ -104,29 +115,43 @@ class Service:
     async def predict(self, request: PredictRequest) -> bytes:
         """Answer a request for predictions, task by task.
 
-        Without a context a task that fails does not affect others: it gets an empty result of another version, so that
-        Label Studio asks again for it, and its reason stands in the status.
+        Without a context a task that fails does not affect others: it gets a result of another version, so that Label
+        Studio asks again for it. Why a task failed, or has no regions, stands in its prompt field and in the status.
+        What an annotator typed or drew and cannot be answered is answered in the prompt field, too.
 
         Returns:
             The response's JSON.
 
         Raises:
             SettingsError: the configuration cannot be used.
-            RefusedError: an interactive request cannot be answered.
+            RefusedError: an interactive request cannot be answered, and there is no prompt field to say so.
             BusyError: there are too many requests, or there is no model.
         """
-        config = parse_config(request.label_config)
         project = request.project or ""
-        context = read_context(request.params.context if request.params else None, config)
+        context = request.params.context if request.params else None
         with self._admitted():
-            lines = answer_command(context, config, self.prompts, project)
-            if lines is not None:
-                spoken = json.dumps(lines).encode()
-                outcomes = [_Outcome(Reply(spoken, len(lines), 1.0, (), None)) for _ in request.tasks]
-            else:
-                question = Question(config, freeze(self.prompts.get(project)), context)
-                outcomes = await self._answer_all(request.tasks, question, project)
-        return self._response(outcomes, self._version(config, project))
+            try:
+                config = parse_config(request.label_config, self.settings.max_names)
+            except TclError as error:
+                if (field := typed_in(context)) is None:
+                    raise
+                return self._response(_spoken(field, [str(error)], len(request.tasks)), FAILED_VERSION)
+            version = FAILED_VERSION
+            try:
+                asked = read_context(context, config)
+                lines = answer_command(asked, self.prompts, project, remember=self.settings.remember_prompts)
+                if asked is not None and asked.context == Context():
+                    outcomes = [_Outcome(b"[]", 0.0)] * len(request.tasks)
+                elif lines is None:
+                    outcomes = await self._answer_all(request.tasks, config, asked, project)
+                else:
+                    outcomes = _spoken(prompt_field(config, context), lines, len(request.tasks), 1.0)
+                version = self._version(config, project)
+            except (TclError, RefusedError) as error:
+                if (field := prompt_field(config, context)) is None:
+                    raise RefusedError(str(error)) from error
+                outcomes = _spoken(field, [str(error)], len(request.tasks))
+        return self._response(outcomes, version)
 
     def versions(self) -> list[str]:
         """Model versions that were given out, newest last."""
@@ -146,23 +171,30 @@ class Service:
             "queue": self.settings.queue,
             "jobs_waiting": supervisor.waiting,
             "uptime_seconds": round(time.time() - self._started, 1),
-            "tasks": {"done": int(self.metrics.count("done")), "failed": int(self.metrics.count("failed"))},
-            "failures": list(self._failures),
+            "typed_prompts": self._prompts_state(),
+            "old_predictions_replaced": self.replacer.state,
+            "tasks": {name: int(self.metrics.count(name)) for name in ("done", "empty", "failed")},
+            "projects": self.reports.summary(),
+            "failures": self.reports.failures,
+            "empty": self.reports.empty,
         }
 
     # -- predictions ---------------------------------------------------------------------------------------------
 
-    async def _answer_all(self, tasks: Sequence[TaskData], question: Question, project: str) -> list[_Outcome]:
-        outcomes: list[_Outcome] = [_Outcome(None)] * len(tasks)
+    async def _answer_all(
+        self, tasks: Sequence[TaskData], config: ProjectConfig, asked: Asked | None, project: str
+    ) -> list[_Outcome]:
+        outcomes: list[_Outcome] = [_Outcome(b"[]", 0.0, True)] * len(tasks)
         errors: list[BusyError | RefusedError] = []
         limiter = CapacityLimiter(_TASKS_AT_ONCE)
+        added = freeze(self.prompts.get(project))
 
         async def one(place: int, task: TaskData) -> None:
             async with limiter:
                 if errors:
                     return
                 try:
-                    outcomes[place] = await self._answer_one(task, question, project)
+                    outcomes[place] = await self._answer_one(task, config, asked, added, project)
                 except ModelUnavailableError as error:
                     errors.append(BusyError(f"no model is loaded: {error}"))
                 except (BusyError, RefusedError) as error:
@@ -173,30 +205,79 @@ class Service:
                 group.start_soon(one, place, task)
         if errors:
             raise errors[0]
+        if asked is None:
+            self._replace_old(tasks, outcomes, self._version(config, project))
         return outcomes
 
-    async def _answer_one(self, task: TaskData, question: Question, project: str) -> _Outcome:
-        interactive = question.context is not None
+    async def _answer_one(
+        self,
+        task: TaskData,
+        config: ProjectConfig,
+        asked: Asked | None,
+        added: Mapping[str, tuple[str, ...]],
+        project: str,
+    ) -> _Outcome:
+        """Answer for all images of a task, or for the one that somebody works on."""
         began = time.perf_counter()
+        replies: list[Reply | str] = []
+        images: Sequence[tuple[LabelingConfig, object]] = []
         try:
-            reply = await self._reply(task, question, project)
+            images = asked_images(config, task.data, asked)
         except TclError as error:
-            return self._fail(task, project, str(error), interactive)
-        except WorkerDiedError as error:
-            if interactive:
-                raise BusyError("the model process ended during this request; try again") from error
-            return self._fail(task, project, f"the model process ended ({error})", interactive)
-        self.metrics.tasks.labels("done").inc()
-        self.metrics.seconds.labels("interactive" if interactive else "default").observe(time.perf_counter() - began)
-        for note in reply.notes:
-            logger.warning("project %s: %s", project, note)
-        return _Outcome(reply)
+            replies = [str(error)]
+        for image, url in images:
+            question = Question(image, added, None if asked is None else asked.context)
+            try:
+                if isinstance(url, TclError):
+                    raise url
+                replies.append(await self._reply(task, url, question, project))
+            except TclError as error:
+                replies.append(str(error))
+            except WorkerDiedError as error:
+                if asked is not None:
+                    raise BusyError("the model process ended during this request; try again") from error
+                replies.append(f"the model process ended ({error})")
+        kind = "default" if asked is None else "interactive"
+        self.metrics.seconds.labels(kind).observe(time.perf_counter() - began)
+        return self._outcome(task, config, asked, images, replies, project)
 
-    async def _reply(self, task: TaskData, question: Question, project: str) -> Reply:
-        url = task.data.get(question.config.image_key)
-        if url is None:
-            raise SettingsError(f"the task has no {question.config.image_key!r} in its data")
-        image = await self.fetcher.fetch(url)
+    def _outcome(
+        self,
+        task: TaskData,
+        config: ProjectConfig,
+        asked: Asked | None,
+        images: Sequence[tuple[LabelingConfig, object]],
+        replies: Sequence[Reply | str],
+        project: str,
+    ) -> _Outcome:
+        """Put the answers for a task's images together, with the reasons where there are no regions."""
+        found = [reply for reply in replies if isinstance(reply, Reply)]
+        failed = len(found) < len(replies)
+        drawn = [reply for reply in found if reply.regions]
+        parts = [reply.results[1:-1] for reply in drawn]
+        score = sum(reply.score for reply in drawn) / len(drawn) if drawn else 0.0
+        reasons = reasons_of(images, [reply if isinstance(reply, str) else reply.reason for reply in replies])
+        shown = reasons if failed or not drawn else []
+        outcome: TaskOutcome = "failed" if failed else "done" if drawn or not reasons else "empty"
+        self.metrics.tasks.labels(outcome).inc()
+        for note in dict.fromkeys(note for reply in found for note in reply.notes):
+            logger.warning("project %s: %s", project, note)
+        reason = "; ".join(shown)
+        if shown:
+            logger.warning("project %s, task %s: %s", project, task.id, reason)
+        shown += [reply.unkept for reply in found if reply.unkept]
+        field = prompt_field(config, None) if asked is None else asked.config
+        if asked is None:
+            self.reports.add(project, task.id, outcome, reason)
+        elif shown and (field is None or field.prompt_name is None):
+            raise RefusedError("; ".join(shown))
+        if shown and field is not None:
+            said = text_result(field, shown if asked is not None or not failed else ["Not predicted:", *shown])
+            parts += [json.dumps(result).encode() for result in said]
+        return _Outcome(b"[%b]" % b",".join(parts), score, failed and asked is None)
+
+    async def _reply(self, task: TaskData, url: object, question: Question, project: str) -> Reply:
+        image = await self.fetcher.fetch(url, Owner(task.id, project_number(project)))
         key = None
         # Region ids must be new in an annotation, so only default predictions can be given twice.
         if question.context is None:
@@ -207,28 +288,31 @@ class Service:
         reply = await self.supervisor.submit(Job(question, image), urgent=key is None)
         if isinstance(reply, Failed):
             raise SettingsError(reply.reason) if reply.internal else VocabularyError(reply.reason)
-        if reply.learned is not None:
-            self.prompts.add(project, *reply.learned)
+        if reply.learned is not None and self.settings.remember_prompts:
+            try:
+                self.prompts.add(project, *reply.learned)
+            except TclError as error:
+                # The regions were found all the same.
+                reply = replace(reply, unkept=f"the prompt is not remembered: {error}")
         if key is not None:
             self._replies.put(key, reply)
         return reply
 
-    def _fail(self, task: TaskData, project: str, reason: str, interactive: bool) -> _Outcome:
-        self.metrics.tasks.labels("failed").inc()
-        logger.warning("project %s, task %s: %s", project, task.id, reason)
-        if interactive:
-            raise RefusedError(reason)
-        self._failures.append({"project": project, "task": task.id, "reason": reason})
-        return _Outcome(None, reason)
+    def _replace_old(self, tasks: Sequence[TaskData], outcomes: Sequence[_Outcome], version: str) -> None:
+        """Have the predictions replaced that are out of date now; where a task failed, those of a model stay."""
+        found = []
+        for task, outcome in zip(tasks, outcomes, strict=True):
+            new = FAILED_VERSION if outcome.failed else version
+            if (stale := stale_predictions(task.id, task.predictions, new)) is not None:
+                found.append(stale)
+        self.replacer.schedule(found)
 
     def _response(self, outcomes: Sequence[_Outcome], version: str) -> bytes:
         quoted = json.dumps(version).encode()
         failed = json.dumps(FAILED_VERSION).encode()
         parts = [
-            b'{"result":[],"score":0.0,"model_version":%b}' % failed
-            if outcome.reply is None
-            else b'{"result":%b,"score":%b,"model_version":%b}'
-            % (outcome.reply.results, str(outcome.reply.score).encode(), quoted)
+            b'{"result":%b,"score":%b,"model_version":%b}'
+            % (outcome.results, str(outcome.score).encode(), failed if outcome.failed else quoted)
             for outcome in outcomes
         ]
         return b'{"results":[%b],"model_version":%b}' % (b",".join(parts), quoted)
@@ -250,7 +334,24 @@ class Service:
             self._requests -= 1
             self.metrics.requests.set(self._requests)
 
-    def _version(self, config: LabelingConfig, project: str) -> str:
+    def _take_token(self, text: str) -> None:
+        """Use the token that Label Studio sends, unless the operator gave one; a later one takes its place."""
+        if self.settings.token is not None:
+            return
+        if not is_token(text):
+            logger.warning("the token of a setup request was ignored: it contains a character that no token has")
+        elif self.fetcher.token is None or self.fetcher.token.secret != text:
+            self.fetcher.token = Token(text)
+
+    def _token_text(self) -> str | None:
+        return None if self.fetcher.token is None else self.fetcher.token.secret
+
+    def _prompts_state(self) -> str:
+        if not self.settings.remember_prompts:
+            return "answered, not remembered"
+        return "remembered" if self.settings.credentials else "remembered, from anybody who can connect"
+
+    def _version(self, config: ProjectConfig, project: str) -> str:
         version = model_version(self.settings.model, config, self.prompts.get(project))
         self._versions[version] = None
         if len(self._versions) > _VERSIONS_KEPT:
@@ -262,3 +363,9 @@ class Service:
             return origin_of(hostname) == self.fetcher.site.origin
         except SettingsError:
             return False
+
+
+def _spoken(field: LabelingConfig | None, lines: Sequence[str], tasks: int, score: float = 0.0) -> list[_Outcome]:
+    """The same text for every task."""
+    said = [] if field is None else text_result(field, lines)
+    return [_Outcome(json.dumps(said).encode(), score)] * tasks

@@ -20,15 +20,24 @@ from pydantic import (
 
 from labelstudio_backend.image_fetch.addresses import parse_networks
 from labelstudio_backend.image_fetch.fetching import FetchLimits, ImageFetcher
-from labelstudio_backend.image_fetch.locations import Site, origin_of
+from labelstudio_backend.image_fetch.locations import Site, origin_of, prefix_of
 from labelstudio_backend.image_fetch.tokens import Token
 from labelstudio_backend.model_options import ModelOptions
 from tcl_core.errors import SettingsError
 from tcl_core.validation import FiniteNumber, StrictFields, WholeNumber, checked, explain
 
-__all__ = ["ImageSettings", "ServerSettings", "default_state_dir", "read_settings_file", "settings_from"]
+__all__ = [
+    "ConnectionSettings",
+    "ImageSettings",
+    "ServerSettings",
+    "default_state_dir",
+    "read_settings_file",
+    "settings_from",
+]
 
 DEFAULT_URL = "http://localhost:8080"
+MAX_PIXELS = 64_000_000
+"""Largest image that the server takes unless its settings say otherwise: about ten seconds of a small CPU."""
 
 
 def default_state_dir() -> Path:
@@ -104,9 +113,32 @@ class ImageSettings:
             frozenset(origin_of(url) for url in self.label_studio_aliases),
             frozenset(host.strip().lower() for host in self.allow_hosts),
             self.local_root,
+            frozenset(filter(None, map(prefix_of, self.label_studio_aliases))),
         )
         limits = FetchLimits(self.max_bytes, self.seconds, parse_networks(self.allow_addresses))
         return ImageFetcher(site, Token(token) if token else None, limits, self.cache_bytes)
+
+
+@checked("connections", SettingsError)
+class ConnectionSettings:
+    """What clients may cost before they are heard.
+
+    Attributes:
+        max_connections: most connections at a time; fewer where the system allows fewer open files.
+        header_seconds: until a request's headers are complete, from the connection or the last answer on.
+        body_seconds: until a request's body is complete.
+        send_seconds: longest pause in which a client takes nothing of its answer.
+        max_bodies_bytes: most of all requests together that is held in memory.
+
+    Raises:
+        SettingsError: a value is out of range or of the wrong form.
+    """
+
+    max_connections: _Count = 512
+    header_seconds: _Seconds = 10.0
+    body_seconds: _Seconds = 60.0
+    send_seconds: _Seconds = 30.0
+    max_bodies_bytes: _Count = 512 << 20
 
 
 @checked("settings", SettingsError)
@@ -116,6 +148,7 @@ class ServerSettings:
     Attributes:
         model: the model and how regions are drawn.
         images: where images may come from.
+        connections: what clients may cost before they are heard.
         state_dir: folder for typed prompts.
         credentials: ``name:password`` pairs that may use the server; none lets everybody in.
         token: Label Studio's token for images.
@@ -124,10 +157,16 @@ class ServerSettings:
         result_cache_bytes: bound of default predictions kept for a repeated batch.
         job_seconds: longest time for one image.
         max_body_bytes: largest request.
+        max_names: most labels and prompts of a labeling configuration.
+        remember_prompts: whether prompts that annotators type are kept for the next images; otherwise they are only
+            answered.
     """
 
-    model: Annotated[ModelOptions, StrictFields(), WrapValidator(_as_written)] = field(default_factory=ModelOptions)
+    model: Annotated[ModelOptions, StrictFields(), WrapValidator(_as_written)] = field(
+        default_factory=lambda: ModelOptions(max_pixels=MAX_PIXELS)
+    )
     images: ImageSettings = field(default_factory=ImageSettings)
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     state_dir: _Folder = field(default_factory=default_state_dir)
     credentials: tuple[str, ...] = ()
     token: str | None = None
@@ -136,6 +175,8 @@ class ServerSettings:
     result_cache_bytes: WholeNumber = 256 << 20
     job_seconds: _Seconds = 300.0
     max_body_bytes: _Count = 256 << 20
+    max_names: _Count = 1000
+    remember_prompts: bool = True
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
@@ -179,10 +220,11 @@ def settings_from(
     """
     top = {key: value for key, value in data.items() if value is not None}
     what = "settings" if file is None else str(file)
+    chosen = _merged(top.get("model"), model)
+    if isinstance(chosen, Mapping):
+        chosen = {"max_pixels": MAX_PIXELS, **chosen}
     try:
-        return _SETTINGS.validate_python(
-            {**top, "model": _merged(top.get("model"), model), "images": _merged(top.get("images"), images)}
-        )
+        return _SETTINGS.validate_python({**top, "model": chosen, "images": _merged(top.get("images"), images)})
     except ValidationError as error:
         raise SettingsError(explain(error, what, ServerSettings)) from None
 

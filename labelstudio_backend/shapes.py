@@ -14,7 +14,9 @@ from shapely import Polygon
 from labelstudio_backend.brush_rle import decode_brush
 from tcl_core.polygons.rasterize import polygon_to_mask
 
-__all__ = ["mask_of_value", "polygon_of_value", "rectangle_points"]
+__all__ = ["ellipse_points", "mask_of_value", "polygon_of_value", "rectangle_points"]
+
+_ELLIPSE_CORNERS = 64
 
 
 def mask_of_value(kind: str, value: Mapping[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -99,3 +101,31 @@ def rectangle_points(value: Mapping[str, Any], size: tuple[int, int]) -> NDArray
     across = np.array([math.cos(turn), math.sin(turn)]) * width * size[1]
     down = np.array([-math.sin(turn), math.cos(turn)]) * height * size[0]
     return np.stack([corner, corner + across, corner + across + down, corner + down])
+
+
+def ellipse_points(value: Mapping[str, Any], size: tuple[int, int]) -> NDArray[np.float64]:
+    """Corners of a polygon that follows an ellipse, float64 ``[64, 2]`` (x, y) in pixels; it is turned clockwise.
+
+    Args:
+        value: ``x`` and ``y`` of the center, ``radiusX`` and ``radiusY``, in percent, and ``rotation`` in degrees.
+        size: ``(height, width)`` of the upright image.
+
+    Raises:
+        ValueError: a number is missing or not finite.
+
+    Example:
+        >>> value = {"x": 50, "y": 50, "radiusX": 50, "radiusY": 25}
+        >>> ellipse_points(value, (4, 2)).round(6).min(axis=0).tolist()
+        [0.0, 1.0]
+    """
+    try:
+        x, y, across, down = (float(value[key]) / 100 for key in ("x", "y", "radiusX", "radiusY"))
+        turn = math.radians(float(value.get("rotation") or 0))
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("the ellipse lacks x, y, radiusX or radiusY") from None
+    if not all(map(math.isfinite, (x, y, across, down, turn))):
+        raise ValueError("the ellipse contains a number that is not finite")
+    angles = np.linspace(0, 2 * math.pi, _ELLIPSE_CORNERS, endpoint=False)
+    right, below = np.cos(angles) * across * size[1], np.sin(angles) * down * size[0]
+    turned = [right * math.cos(turn) - below * math.sin(turn), right * math.sin(turn) + below * math.cos(turn)]
+    return np.stack(turned, axis=1) + (x * size[1], y * size[0])

@@ -7,7 +7,7 @@ import heapq
 import itertools
 import logging
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -16,7 +16,7 @@ from typing import Literal
 from labelstudio_backend.model_options import ModelOptions
 from labelstudio_backend.worker import Failed, Job, Ready, Reply, serve_jobs
 
-__all__ = ["ModelUnavailableError", "State", "Supervisor", "WorkerDiedError"]
+__all__ = ["PAUSES", "ModelUnavailableError", "State", "Supervisor", "WorkerDiedError"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ State = Literal["loading", "ready", "failed", "stopped"]
 _SECONDS_BETWEEN_CHECKS = 1.0
 _STARTS_IN_A_ROW = 3
 _SECONDS_TO_END = 5.0
+PAUSES = (1.0, 5.0, 15.0, 60.0)
+"""Seconds before the model is loaded again, after it could not be; the last one goes on for ever."""
 
 
 class WorkerDiedError(Exception):
@@ -51,10 +53,16 @@ class Supervisor:
         cache_bytes: bound of what the worker keeps of images.
         job_seconds: a job that takes longer costs the worker its life.
         on_restart: called whenever a worker has died.
+        pauses: seconds before the model is loaded again, after it could not be; the last one goes on for ever.
     """
 
     def __init__(
-        self, options: ModelOptions, cache_bytes: int, job_seconds: float, on_restart: Callable[[], None] | None = None
+        self,
+        options: ModelOptions,
+        cache_bytes: int,
+        job_seconds: float,
+        on_restart: Callable[[], None] | None = None,
+        pauses: Sequence[float] = PAUSES,
     ) -> None:
         self.state: State = "loading"
         self.reason = ""
@@ -65,6 +73,7 @@ class Supervisor:
         self._cache_bytes = cache_bytes
         self._job_seconds = job_seconds
         self._on_restart = on_restart
+        self._pauses = pauses
         self._waiting: list[_Waiting] = []
         self._numbers = itertools.count()
         self._wake = asyncio.Event()
@@ -110,16 +119,24 @@ class Supervisor:
         return await future
 
     async def _run(self) -> None:
-        while await self._load():
-            self.state = "ready"
-            await self._work()
+        failures = 0
+        while True:
             self.state = "loading"
-            self.restarts += 1
-            logger.error("the worker process ended; restarting it")
-            if self._on_restart is not None:
-                self._on_restart()
-        self.state = "failed"
-        self._refuse_all(ModelUnavailableError(self.reason))
+            if await self._load():
+                failures = 0
+                self.state, self.reason = "ready", ""
+                await self._work()
+                self.restarts += 1
+                logger.error("the worker process ended; restarting it")
+                if self._on_restart is not None:
+                    self._on_restart()
+                continue
+            # What kept the model from loading may pass: a lack of memory, a file that is being replaced.
+            pause = self._pauses[min(failures, len(self._pauses) - 1)]
+            failures += 1
+            self.state = "failed"
+            self._refuse_all(ModelUnavailableError(self.reason))
+            await asyncio.sleep(pause)
 
     async def _load(self) -> bool:
         """Start a worker and wait until its model is loaded."""

@@ -49,6 +49,8 @@ class Reply:
         score: of the prediction.
         notes: see :class:`labelstudio_backend.predictor.Prediction`.
         learned: see :class:`labelstudio_backend.interactive.Answer`.
+        reason: why there are no regions, where there are none.
+        unkept: why what was learned is not remembered, if it is not.
     """
 
     results: bytes
@@ -56,6 +58,8 @@ class Reply:
     score: float
     notes: tuple[str, ...]
     learned: tuple[str, str] | None
+    reason: str = ""
+    unkept: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ def serve_jobs(connection: Connection, options: ModelOptions, cache_bytes: int) 
                 score=found.prediction.score,
                 notes=found.prediction.notes,
                 learned=found.learned,
+                reason=found.prediction.reason,
             )
         except Exception as error:
             reply = _failure(error)

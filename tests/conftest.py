@@ -42,6 +42,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (group_of[item] not in named, group_of[item] not in slow))
     for item, group in group_of.items():
         item.add_marker(pytest.mark.xdist_group(group))
+        # pytest-xdist 3.8 writes the group where pytest 9.2 does not look any more, and then scatters the tests.
+        if hasattr(item, "_id") and getattr(item.config.option, "loadgroup", False):
+            item._id = type(item._id).parse(f"{item.nodeid}@{group}")
 
 
 def _group_of(item: pytest.Item) -> str:

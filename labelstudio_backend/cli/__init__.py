@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "setup": ("labelstudio_backend.cli.setup", "Create a project with labels and connect the backend."),
     "prelabel": ("labelstudio_backend.cli.prelabel", "Predict all tasks of a project."),
     "export": ("labelstudio_backend.cli.export", "Write a project's annotations as COCO."),
+    "clean": ("labelstudio_backend.cli.clean", "Remove predictions of old model versions."),
     "prompts": ("labelstudio_backend.cli.prompts", "List or clear typed prompts."),
     "benchmark": ("labelstudio_backend.cli.benchmark", "Measure the server under load on this machine."),
 }

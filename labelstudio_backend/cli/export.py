@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ Examples:
     help="Which annotations to use: the latest of each task, all, or the pixels on which more than half agree.",
 )
 @geometry_option
+@click.option("--all-tasks", is_flag=True, help="Include tasks that nobody has annotated, as images without regions.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @image_options
 def command(
@@ -44,6 +45,7 @@ def command(
     out: Path,
     annotators: Any,
     geometry: Any,
+    all_tasks: bool,
     overwrite: bool,
     allow_hosts: tuple[str, ...],
     allow_addresses: tuple[str, ...],
@@ -51,13 +53,15 @@ def command(
 ) -> int:
     """Export the annotations of a project as COCO: polygons, brush masks and boxes, each image once.
 
-    Skipped annotations are ignored. Images without regions are included; their sizes are read from the image files.
+    Only annotated tasks are written, and skipped annotations are ignored; --all-tasks adds the others. The sizes of
+    images without regions are read from the image files.
     """
     from anyio.from_thread import start_blocking_portal
 
     from labelstudio_backend.client import LabelStudioClient
-    from labelstudio_backend.export import export_tasks
-    from labelstudio_backend.labeling_config import parse_labeling_config
+    from labelstudio_backend.export import export_tasks, is_annotated
+    from labelstudio_backend.image_fetch.locations import Owner
+    from labelstudio_backend.labeling_config import parse_project_config
     from labelstudio_backend.settings import ImageSettings
     from tcl_core.images import image_size
 
@@ -69,17 +73,29 @@ def command(
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(fetcher),
     ):
-        config = parse_labeling_config(client.project(project).label_config)
+        config = parse_project_config(client.project(project).label_config)
 
         def size_of(task: Mapping[str, Any]) -> tuple[int, int]:
-            image = portal.call(fetcher.fetch, (task.get("data") or {}).get(config.image_key))
+            image = portal.call(fetcher.fetch, task["image_url"], Owner(task.get("id")))
             return image_size(image, name="the image")
 
-        tasks = (task for page in client.tasks(project, full=True) for task in page)
+        left = 0
+
+        def wanted() -> Iterator[Mapping[str, Any]]:
+            nonlocal left
+            for page in client.tasks(project, full=True):
+                for task in page:
+                    if all_tasks or is_annotated(task):
+                        yield task
+                    else:
+                        left += 1
+
         summary = export_tasks(
-            tasks, config, out, annotators=annotators, geometry=geometry, size_of=size_of, overwrite=overwrite
+            wanted(), config, out, annotators=annotators, geometry=geometry, size_of=size_of, overwrite=overwrite
         )
     click.echo(f"{out}: {summary.images:,} images, {summary.annotations:,} annotations")
+    if left:
+        click.echo(f"{left:,} tasks without annotations were left out; --all-tasks adds them")
     for task, reason in sorted(summary.failed.items()):
         click.echo(f"failed: task {task}: {reason}", err=True)
     for task, reasons in sorted(summary.left_out.items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,18 @@ def command(
     click.echo(
         f"project {project}: {summary.done:,} of {summary.total:,} tasks predicted as {summary.model_version}, "
         f"{summary.skipped:,} skipped"
+        + (f", {summary.replaced:,} older predictions replaced" if summary.replaced else "")
     )
+    for reason, count in Counter(summary.empty.values()).most_common():
+        click.echo(f"empty: {count:,} tasks: {reason}", err=True)
     for task, reason in sorted(summary.failed.items()):
         click.echo(f"failed: task {task}: {reason}", err=True)
+    words = click.get_current_context().find_root().obj
+    if summary.stopped:
+        click.echo(f"stopped: {summary.stopped}", err=True)
+        click.echo(f"to continue later, run: {shlex.join(['tcl-annotate', *words])}", err=True)
+        return EXIT_ISSUES
     if summary.interrupted:
-        words = click.get_current_context().find_root().obj
         click.echo(f"interrupted; to continue, run: {shlex.join(['tcl-annotate', *words])}", err=True)
         return EXIT_INTERRUPTED
     return EXIT_ISSUES if summary.failed else EXIT_FINE

@@ -67,6 +67,12 @@ A settings file:
     help="Maximum number of running and queued requests. Default: 16.",
 )
 @click.option("--state-dir", type=INPUT_PATH, metavar="DIR", help="Folder for typed prompts.")
+@click.option(
+    "--remember-prompts/--no-remember-prompts",
+    default=None,
+    help="Whether typed prompts also apply to the next images of a project. Default: yes; anyone who can connect can "
+    "then add prompts to any project.",
+)
 @click.option("--config", "config_file", type=INPUT_PATH, metavar="FILE", help="Settings file (YAML).")
 def command(
     model: str,
@@ -87,12 +93,14 @@ def command(
     tolerance: str | None,
     queue: int | None,
     state_dir: Path | None,
+    remember_prompts: bool | None,
     config_file: Path | None,
 ) -> int:
     """Run the ML backend for Label Studio projects."""
     import uvicorn
 
     from labelstudio_backend.app import create_app
+    from labelstudio_backend.connections import BACKLOG, LogLimit, limited_protocol
     from labelstudio_backend.middleware import read_auth_file
 
     file = read_settings_file(config_file) if config_file is not None else {}
@@ -110,7 +118,8 @@ def command(
         "credentials": read_auth_file(auth_file) if auth_file is not None else (),
         "token": read_token(token_file, needed=False),
     }
-    top |= {key: value for key, value in (("queue", queue), ("state_dir", state_dir)) if value is not None}
+    chosen = {"queue": queue, "state_dir": state_dir, "remember_prompts": remember_prompts}
+    top |= {key: value for key, value in chosen.items() if value is not None}
     images = {
         "label_studio_url": url,
         "allow_hosts": allow_hosts,
@@ -127,8 +136,31 @@ def command(
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if not settings.credentials and host not in ("127.0.0.1", "::1", "localhost"):
         click.echo(f"warning: anyone who can reach {host}:{port} can use this server; see --auth-file", err=True)
+    if not settings.credentials and settings.remember_prompts:
+        click.echo(
+            "note: without --auth-file, anyone who can connect can add prompts to any project; "
+            "--no-remember-prompts prevents it",
+            err=True,
+        )
+    if settings.token is None:
+        click.echo(
+            "note: without --token-file, images of Label Studio are read only if it sends a legacy token, and old "
+            "predictions stay beside new ones",
+            err=True,
+        )
     click.echo(f"backend for {settings.images.label_studio_url} at http://{host}:{port}", err=True)
-    uvicorn.run(create_app(settings), host=host, port=port, log_config=None, server_header=False)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(LogLimit())
+    uvicorn.run(
+        create_app(settings),
+        host=host,
+        port=port,
+        log_config=None,
+        server_header=False,
+        http=limited_protocol(settings.connections),
+        ws="none",
+        backlog=BACKLOG,
+    )
     return EXIT_FINE
 
 

@@ -9,24 +9,39 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import anyio
 import httpx
 
 from labelstudio_backend.image_fetch.addresses import Network, resolve
-from labelstudio_backend.image_fetch.locations import Inline, LocalFile, Origin, Remote, Site, locate, origin_of
+from labelstudio_backend.image_fetch.locations import (
+    Inline,
+    LocalFile,
+    Owner,
+    Remote,
+    Site,
+    cloud_key,
+    follow,
+    locate,
+    origin_of,
+    prefix_of,
+)
 from labelstudio_backend.image_fetch.tokens import Token
 from tcl_core.caching import ByteBoundedCache
 from tcl_core.errors import ImageError, SettingsError
 
-__all__ = ["FetchLimits", "ImageFetcher"]
+__all__ = ["FetchLimits", "ImageFetcher", "SignInRefusedError"]
 
 _REDIRECTS = 3
 _ALIASES = 64
 _READ_AT_ONCE = 1 << 16
 _TOKEN_PATH = "/api/token/refresh/"
 _SHOWN = 120
+
+
+class SignInRefusedError(ImageError):
+    """Label Studio does not accept the token, so it will give no image."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +104,21 @@ class ImageFetcher:
             origin = origin_of(hostname)
         except SettingsError:
             return
-        if len(self.site.aliases) < _ALIASES:
-            self.site = replace(self.site, aliases=self.site.aliases | {origin})
+        if len(self.site.aliases) < _ALIASES and len(self.site.prefixes) < _ALIASES:
+            prefixes = self.site.prefixes | {prefix} if (prefix := prefix_of(hostname)) else self.site.prefixes
+            self.site = replace(self.site, aliases=self.site.aliases | {origin}, prefixes=prefixes)
 
-    async def fetch(self, url: object) -> bytes:
+    async def fetch(self, url: object, owner: Owner | None = None) -> bytes:
         """Get the encoded bytes of an image.
 
         Args:
             url: what the task's data says.
+            owner: whose image it is, for those in a cloud storage.
 
         Raises:
             ImageError: it may not be fetched, is too large or too slow, or is not there; the message names it.
         """
-        location = locate(url, self.site, self.limits.max_bytes)
+        location = locate(url, self.site, self.limits.max_bytes, owner)
         if isinstance(location, Inline):
             return location.data
         if isinstance(location, LocalFile):
@@ -113,7 +130,8 @@ class ImageFetcher:
                 data = await self._download(location)
         except TimeoutError as error:
             raise ImageError(f"{_shown(location.url)}: timed out after {self.limits.seconds:g} seconds") from error
-        except httpx.HTTPError as error:
+        # A redirect to an address that is none, for one.
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise ImageError(f"{_shown(location.url)}: could not be fetched ({type(error).__name__})") from error
         self._cache.put(location.url, data)
         return data
@@ -138,22 +156,25 @@ class ImageFetcher:
             raise ImageError(f"{path.name}: the local file cannot be read ({error.strerror})") from error
 
     async def _download(self, location: Remote) -> bytes:
-        url = location.url
+        place = location
         for _ in range(_REDIRECTS + 1):
-            response = await self._ask_signed(url, location)
+            response = await self._ask_signed(place)
             try:
                 if response.is_redirect:
-                    url = self._follow(url, response, location.origin)
+                    place = follow(place, response.headers.get("location", ""), self.site)
                     continue
                 if response.status_code != httpx.codes.OK:
-                    raise ImageError(f"{_shown(url)}: {_explained(response.status_code, location)}")
-                return await self._read(response, url)
+                    refused = response.status_code == httpx.codes.UNAUTHORIZED and place.is_label_studio
+                    kind = SignInRefusedError if refused else ImageError
+                    raise kind(f"{_shown(place.url)}: {_explained(response.status_code, place)}")
+                return await self._read(response, place.url)
             finally:
                 await response.aclose()
         raise ImageError(f"{_shown(location.url)}: redirected more than {_REDIRECTS} times")
 
-    async def _ask_signed(self, url: str, location: Remote) -> httpx.Response:
+    async def _ask_signed(self, location: Remote) -> httpx.Response:
         """Ask with the token where it belongs; a refused access token is renewed once."""
+        url = location.url
         if not location.is_label_studio or self.token is None:
             return await self._ask("GET", url, trusted=location.is_label_studio)
         await self._refresh_if_needed()
@@ -173,7 +194,10 @@ class ImageFetcher:
             try:
                 body = await self._read(response, url)
                 if response.status_code != httpx.codes.OK:
-                    raise ImageError(f"Label Studio refused the personal access token ({response.status_code})")
+                    raise SignInRefusedError(
+                        f"Label Studio refused the personal access token ({response.status_code}), which may have been "
+                        "revoked or have expired; create a new one under Account & Settings"
+                    )
                 access = httpx.Response(200, content=body).json().get("access")
             except (ValueError, AttributeError) as error:
                 raise ImageError("Label Studio returned no access token for the personal access token") from error
@@ -216,24 +240,24 @@ class ImageFetcher:
             parts.append(part)
         return b"".join(parts)
 
-    def _follow(self, url: str, response: httpx.Response, origin: Origin) -> str:
-        target = urljoin(url, response.headers.get("location", ""))
-        try:
-            same = origin_of(target) == origin
-        except SettingsError:
-            same = False
-        if not same:
-            raise ImageError(f"{_shown(url)}: the server redirects to another host, which is refused")
-        return target
-
 
 def _explained(status: int, location: Remote) -> str:
-    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN) and location.is_label_studio:
-        return f"Label Studio denied access ({status}); give the backend a token with access to the project"
+    if location.is_label_studio:
+        if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            return f"Label Studio denied access ({status}); give the backend a token with access to the project"
+        if cloud_key(location.url) is not None:
+            if status == httpx.codes.NOT_FOUND:
+                return (
+                    "Label Studio cannot resolve it (404): the task is gone, or no source storage of its project has "
+                    "this bucket"
+                )
+            return f"Label Studio could not read it from its storage ({status}); check the storage's keys"
     return f"the server responded with {status}"
 
 
 def _shown(url: str) -> str:
     """An address fit for a message: queries may hold signatures."""
+    if (key := cloud_key(url)) is not None:
+        url = key
     bare = url if "/data/local-files" in url else url.partition("?")[0]
     return bare if len(bare) <= _SHOWN else bare[:_SHOWN] + "..."

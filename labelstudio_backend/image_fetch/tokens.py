@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from pathlib import Path
 
 from tcl_core.errors import SettingsError
 
-__all__ = ["Token", "is_refresh_token", "read_token_file"]
+__all__ = ["Token", "is_refresh_token", "is_token", "read_token_file"]
 
 _MARGIN_SECONDS = 30.0
 _DEFAULT_LIFE_SECONDS = 300.0
+# RFC 6750, section 2.1.
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,2000}=*")
+
+
+def is_token(text: str) -> bool:
+    """Whether a text can be a token: the letters, digits and signs that go into a header.
+
+    >>> is_token("0123456789abcdef"), is_token("tökén"), is_token("two words")
+    (True, False, False)
+    """
+    return _TOKEN.fullmatch(text) is not None
 
 
 def is_refresh_token(token: str) -> bool:
@@ -36,6 +48,8 @@ def read_token_file(path: Path) -> str:
         raise SettingsError(f"{path}: the token cannot be read ({error})") from error
     if not text or len(text.split()) > 1:
         raise SettingsError(f"{path}: expected one line with Label Studio's token")
+    if not is_token(text):
+        raise SettingsError(f"{path}: contains a character that no token has; copy the token from Label Studio again")
     return text
 
 

@@ -28,9 +28,11 @@ PNG = _png()
 
 
 class ImageServer:
-    """Serves `PNG` and notes what it was asked.
+    """Serves `PNG`, with a cookie, and notes what it was asked.
 
-    * ``/data/upload/...``, ``/data/local-files/``: the image; with ``token`` set only to who brings it.
+    * ``/data/upload/...``, ``/data/local-files/``: the image; with ``token`` set only to who brings it. The last part
+      of the path may be one of the words below.
+    * ``/tasks/N/resolve/``: a redirect to ``resolves_to``, where that is set. ``/presigned/...``: the image.
     * ``/redirect?to=URL``: a redirect; ``/loop``: one to itself.
     * ``/declared``: a length of 10 GB. ``/endless``: bytes without a length.
     * ``/slow``: a header now, then a byte now and then.
@@ -40,6 +42,7 @@ class ImageServer:
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.token: str | None = None
+        self.resolves_to: str | None = None
         self.refreshed = 0
         self._closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -88,20 +91,24 @@ class ImageServer:
             def do_GET(self) -> None:
                 owner.requests.append(("GET", self.path, dict(self.headers)))
                 parts = urlsplit(self.path)
-                if parts.path in ("/redirect", "/loop"):
+                word = parts.path.rpartition("/")[2]
+                given = parse_qs(parts.query, keep_blank_values=True).get("to", [owner.resolves_to])[0]
+                if word in ("redirect", "loop") or (parts.path.endswith("/resolve/") and given is not None):
                     self.send_response(302)
-                    self.send_header("Location", parse_qs(parts.query).get("to", ["/loop"])[0])
+                    self.send_header("Location", parts.path if word == "loop" else given or "")
                     self.send_header("Content-Length", "0")
                     self.end_headers()
-                elif parts.path == "/declared":
+                elif word == "declared":
                     self.send_response(200)
                     self.send_header("Content-Length", str(10 << 30))
                     self.end_headers()
                     owner._closing.wait(5)
-                elif parts.path in ("/slow", "/endless"):
-                    self._drip(b"x" if parts.path == "/slow" else b"x" * 65536, 0.2 if parts.path == "/slow" else 0)
-                elif parts.path == "/missing.png":
+                elif word in ("slow", "endless"):
+                    self._drip(b"x" if word == "slow" else b"x" * 65536, 0.2 if word == "slow" else 0)
+                elif word == "missing.png":
                     self._send(404, b"")
+                elif "/presigned/" in parts.path:
+                    self._send(200, PNG)
                 elif owner.token is not None and self.headers.get("Authorization") != owner.token:
                     self._send(401, b"")
                 else:
@@ -123,6 +130,7 @@ class ImageServer:
 
             def _send(self, status: int, body: bytes) -> None:
                 self.send_response(status)
+                self.send_header("Set-Cookie", "session=secret; Path=/")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)

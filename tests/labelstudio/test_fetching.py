@@ -14,15 +14,16 @@ import pytest
 
 from labelstudio_backend.image_fetch import addresses
 from labelstudio_backend.image_fetch.fetching import ImageFetcher
+from labelstudio_backend.image_fetch.locations import Owner, Remote, Site, follow
 from labelstudio_backend.settings import ImageSettings
 from tcl_core.errors import ImageError, SettingsError
 from tests.labelstudio.image_server import PNG, REFRESH_TOKEN, ImageServer
 
 
-def fetch(url: object, settings: ImageSettings, token: str | None = None) -> bytes:
+def fetch(url: object, settings: ImageSettings, token: str | None = None, owner: Owner | None = None) -> bytes:
     async def run() -> bytes:
         async with settings.fetcher(token) as fetcher:
-            return await fetcher.fetch(url)
+            return await fetcher.fetch(url, owner)
 
     return anyio.run(run)
 
@@ -128,19 +129,121 @@ def test_a_refused_token_is_explained_and_not_shown(image_server: ImageServer) -
 # -- attacks -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["http://169.254.169.254/latest/meta-data", "http://127.0.0.1:1/", "//localhost/a"])
+@pytest.mark.parametrize(
+    "target", ["http://169.254.169.254/latest/meta-data", "http://127.0.0.1:1/", "//example.org/a"]
+)
 def test_a_redirect_elsewhere_is_not_followed(target: str, image_server: ImageServer) -> None:
-    with pytest.raises(ImageError, match="redirects to another host"):
-        fetch(f"/redirect?to={target}", ours(image_server))
+    for place in ("data/upload/1/redirect", "tasks/1/resolve/"):
+        with pytest.raises(ImageError, match="redirects to .* refused"):
+            fetch(f"/{place}?to={target}", ours(image_server))
     url, settings = foreign(image_server, allow_addresses=("127.0.0.0/8", "::1"))
-    with pytest.raises(ImageError, match="redirects to another host"):
+    with pytest.raises(ImageError, match="redirects to .* refused"):
         fetch(f"{url}/redirect?to={target}", settings)
 
 
+@pytest.mark.parametrize(
+    "target", ["/api/users", "/user/login/", "data:image/png;base64,AAAA", "file:///etc/passwd", ""]
+)
+def test_a_redirect_of_label_studio_leads_to_images_alone(target: str, image_server: ImageServer) -> None:
+    """It is asked with the token, so a redirect must not make it carry out anything."""
+    with pytest.raises(ImageError):
+        fetch(f"/data/upload/1/redirect?to={target}", ours(image_server), "legacy-key")
+    assert {path.partition("?")[0] for _, path, _ in image_server.requests} == {"/data/upload/1/redirect"}
+
+
+def test_a_foreign_host_cannot_send_us_to_label_studio(image_server: ImageServer) -> None:
+    settings = ours(image_server, allow_hosts=("localhost",), allow_addresses=("127.0.0.0/8", "::1"))
+    url = f"http://localhost:{image_server.port}/redirect?to={image_server.url}/data/upload/1/a.png"
+    with pytest.raises(ImageError, match="redirects to Label Studio or to a file"):
+        fetch(url, settings, "legacy-key")
+    assert len(image_server.requests) == 1
+
+
+def test_a_presigned_address_on_an_allowed_host_is_followed_without_the_token(image_server: ImageServer) -> None:
+    image_server.token = "Token legacy-key"
+    settings = ours(image_server, allow_hosts=("localhost",))
+    image_server.resolves_to = f"http://localhost:{image_server.port}/presigned/a.png?X-Amz-Signature=1"
+    with pytest.raises(ImageError, match="private address"):
+        fetch("s3://bucket/a b.png", settings, "legacy-key", Owner(7))
+    settings = ours(image_server, allow_hosts=("localhost",), allow_addresses=("127.0.0.0/8", "::1"))
+    assert fetch("s3://bucket/a b.png", settings, "legacy-key", Owner(7)) == PNG
+    (_, resolve, first), (_, presigned, second) = image_server.requests[-2:]
+    assert resolve == "/tasks/7/resolve/?fileuri=" + base64.urlsafe_b64encode(b"s3://bucket/a b.png").decode()
+    assert first["Authorization"] == "Token legacy-key"
+    assert presigned == "/presigned/a.png?X-Amz-Signature=1" and "Authorization" not in second
+    with pytest.raises(ImageError, match="not in allow_hosts"):
+        fetch("s3://bucket/a b.png", ours(image_server), "legacy-key", Owner(7))
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "azure-blob"])
+def test_storages_are_read_through_label_studio(scheme: str, image_server: ImageServer) -> None:
+    url = f"{scheme}://bucket/päth/key with space.png"
+    name = base64.urlsafe_b64encode(url.encode()).decode()
+    for owner, place in ((Owner(7, 3), "tasks/7"), (Owner(None, 3), "projects/3")):
+        assert fetch(url, ours(image_server), None, owner) == PNG
+        assert image_server.requests[-1][1] == f"/{place}/resolve/?fileuri={name}"
+    with pytest.raises(ImageError, match="the task's number is unknown"):
+        fetch(url, ours(image_server))
+    assert fetch(f"{image_server.url}/tasks/7/resolve/?fileuri={name}", ours(image_server)) == PNG
+
+
 def test_a_redirect_on_the_same_host_is_followed_a_few_times(image_server: ImageServer) -> None:
-    assert fetch("/redirect?to=/a.png", ours(image_server)) == PNG
+    assert fetch("/data/upload/1/redirect?to=/data/upload/1/a.png", ours(image_server)) == PNG
     with pytest.raises(ImageError, match="more than 3 times"):
-        fetch("/loop", ours(image_server))
+        fetch("/data/upload/1/loop", ours(image_server))
+
+
+def test_encryption_is_not_given_up_by_a_redirect() -> None:
+    site = Site("https://studio.example", hosts=frozenset({"bucket.example"}))
+    source = Remote("https://studio.example/tasks/1/resolve/", site.origin, is_label_studio=True)
+    assert follow(source, "https://bucket.example/a.png", site).url == "https://bucket.example/a.png"
+    with pytest.raises(ImageError, match="from https to http"):
+        follow(source, "http://bucket.example/a.png", site)
+
+
+@pytest.mark.parametrize(
+    "url", ["/label-studio{path}", "{path}", "{url}/label-studio{path}", "http://studio.example/label-studio{path}"]
+)
+def test_a_server_under_a_path_is_asked_there_once(url: str, image_server: ImageServer) -> None:
+    settings = ImageSettings(
+        label_studio_url=f"{image_server.url}/label-studio/", label_studio_aliases=("http://studio.example",)
+    )
+    for path in ("/data/upload/1/a.png", "/data/local-files/?d=a.png", "/tasks/5/resolve/?fileuri=czM6Ly9iL2E="):
+        assert fetch(url.format(path=path, url=image_server.url), settings) == PNG
+        assert image_server.requests[-1][1] == f"/label-studio{path}"
+
+
+def test_a_server_that_browsers_reach_under_a_path(image_server: ImageServer) -> None:
+    """The proxy in front of it adds the path; the backend asks the server itself."""
+    settings = ours(image_server, label_studio_aliases=("https://studio.example/label-studio",))
+    for url in ("/label-studio/data/upload/1/a.png", "https://studio.example/label-studio/data/upload/1/a.png"):
+        assert fetch(url, settings) == PNG
+        assert image_server.requests[-1][1] == "/data/upload/1/a.png"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "/data/upload/../../api/users",
+        "/data/upload/%2e%2e/%2e%2e/api/users",
+        "/data/upload/1/..\\..\\..\\api\\users",
+        "{url}/data/upload/../../api/users",
+        "/api/users",
+        "/user/account",
+        "/data/../api/users",
+        "/label-studio/data/upload/1/a.png",
+        "/tasks/5/",
+        "/tasks/5/resolve/../../../api/users",
+        "/projects/1/resolve/x",
+        "/storage-data/uploaded/?filepath=../../etc/passwd",
+        "/data/upload",
+        "//data/upload/1/a.png",
+    ],
+)
+def test_only_images_are_asked_for_with_the_token(url: str, image_server: ImageServer) -> None:
+    with pytest.raises(ImageError):
+        fetch(url.format(url=image_server.url), ours(image_server), "legacy-key")
+    assert image_server.requests == []
 
 
 @pytest.mark.parametrize("host", ["example.org", "169.254.169.254", "127.0.0.1:1", "[::1]", "metadata.google.internal"])
@@ -228,18 +331,18 @@ def test_a_named_pipe_does_not_hold_us_up(tmp_path: Path) -> None:
 
 def test_a_body_declared_as_ten_gigabytes_is_not_read(image_server: ImageServer) -> None:
     with pytest.raises(ImageError, match="larger than"):
-        fetch("/declared", ours(image_server))
+        fetch("/data/upload/1/declared", ours(image_server))
 
 
 def test_a_body_without_end_is_cut_off(image_server: ImageServer) -> None:
     with pytest.raises(ImageError, match="larger than 300000 bytes"):
-        fetch("/endless", ours(image_server, max_bytes=300_000))
+        fetch("/data/upload/1/endless", ours(image_server, max_bytes=300_000))
 
 
 def test_a_slow_server_is_given_up(image_server: ImageServer) -> None:
     began = time.monotonic()
     with pytest.raises(ImageError, match="timed out after 1 seconds"):
-        fetch("/slow", ours(image_server, seconds=1.0))
+        fetch("/data/upload/1/slow", ours(image_server, seconds=1.0))
     # The server would go on for twenty seconds, a byte at a time.
     assert time.monotonic() - began < 15
 
@@ -253,6 +356,20 @@ def test_a_large_local_file_is_not_read(tmp_path: Path) -> None:
 def test_credentials_in_an_address_are_refused() -> None:
     with pytest.raises(ImageError, match="name or password"):
         fetch("http://me:secret@localhost:8080/data/upload/1/a.png", ImageSettings())
+
+
+def test_proxies_and_cookies_are_not_used(image_server: ImageServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+
+    async def run() -> None:
+        async with ours(image_server, cache_bytes=0).fetcher(None) as fetcher:
+            assert await fetcher.fetch("/data/upload/1/a.png") == PNG
+            assert await fetcher.fetch("/data/upload/1/a.png") == PNG
+
+    anyio.run(run)
+    assert len(image_server.requests) == 2
+    assert not any("Cookie" in headers for _, _, headers in image_server.requests)
 
 
 # -- the cache -----------------------------------------------------------------------------------------------------
@@ -297,7 +414,7 @@ def test_a_local_file_is_read_again_when_it_has_changed(tmp_path: Path) -> None:
 
 def test_a_missing_image_names_the_status(image_server: ImageServer) -> None:
     with pytest.raises(ImageError, match="/missing.png: the server responded with 404"):
-        fetch("/missing.png", ours(image_server))
+        fetch("/data/upload/1/missing.png", ours(image_server))
 
 
 def test_an_alias_leads_to_the_configured_server(image_server: ImageServer) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from labelstudio_backend.labeling_config import parse_labeling_config
+from labelstudio_backend.image_source import value_of
+from labelstudio_backend.labeling_config import parse_labeling_config, parse_project_config
 from tcl_core.errors import SettingsError, VocabularyError
 
 CONFIG = """
@@ -64,8 +66,120 @@ def test_added_prompts_follow_the_configured_ones() -> None:
 def test_an_alias_is_the_result_and_the_value_the_prompt() -> None:
     xml = '<View><Image name="i" value="$i"/><PolygonLabels name="p" toName="i"><Label value="red car" alias="c1"/>'
     config = parse_labeling_config(xml + "</PolygonLabels></View>")
-    assert config.values == ("c1",)
+    assert config.values == ("red car",) and config.controls[0].written_as("red car") == "c1"
     assert config.vocabulary().labels[0].prompts == ("red car",)
+
+
+def test_one_value_with_several_aliases_is_one_label() -> None:
+    config = parse_labeling_config(
+        '<View><Image name="i" value="$i"/>'
+        '<BrushLabels name="b" toName="i"><Label value="car" alias="1_b"/><Label value="moon" alias="2"/></BrushLabels>'
+        '<PolygonLabels name="p" toName="i"><Label value="car" alias="1_p"/><Label alias="2"/></PolygonLabels></View>'
+    )
+    assert config.values == ("car", "moon", "2")
+    assert [control.written_as("car") for control in config.controls] == ["1_b", "1_p"]
+    # The same alias is another label in another tag.
+    assert (config.label_of("b", "2"), config.label_of("p", "2"), config.label_of("b", "9")) == ("moon", "2", None)
+
+
+def test_blanks_are_written_as_they_stand_in_the_configuration() -> None:
+    xml = '<View><Image name="i" value="$i"/><PolygonLabels name="p" toName="i"><Label value=" red car "/>'
+    config = parse_labeling_config(xml + "</PolygonLabels></View>")
+    assert config.values == ("red car",) and config.controls[0].written_as("red car") == " red car "
+    assert config.label_of("p", " red car ") == config.label_of(None, "red car") == "red car"
+
+
+def test_the_background_may_be_named_true() -> None:
+    vocabulary = parse_labeling_config(CONFIG.replace("<View>", '<View model_background="True">')).vocabulary()
+    assert vocabulary.background and vocabulary.background_threshold == 0.3
+
+
+@pytest.mark.parametrize(
+    ("expression", "found"),
+    [
+        ("$image", "a.png"),
+        ("$meta.image", "b.png"),
+        ("$images[1]", "d.png"),
+        ("$deep[0].list[1].url", "e.png"),
+        ("$dotted.key", "f.png"),
+        ("$with-dash", "g.png"),
+        ("/data/local-files/?d=$folder/$image", "/data/local-files/?d=x/a.png"),
+        ("$none", None),
+        ("$images[7]", None),
+        ("$image.name", None),
+        ("/data/$none", None),
+    ],
+)
+def test_where_the_image_is(expression: str, found: object) -> None:
+    data = {
+        "image": "a.png",
+        "meta": {"image": "b.png"},
+        "images": ["c.png", "d.png"],
+        "deep": [{"list": [None, {"url": "e.png"}]}],
+        "dotted.key": "f.png",
+        "with-dash": "g.png",
+        "folder": "x",
+    }
+    assert value_of(expression, data) == found
+
+
+TWO = (
+    '<View><Image name="ref" value="$ref"/><Image name="pages" valueList="$pages"/><Image name="shown" value="$ref"/>'
+    '<PolygonLabels name="p" toName="ref"><Label value="cat"/></PolygonLabels>'
+    '<PolygonLabels name="q" toName="pages"><Label value="dog"/></PolygonLabels></View>'
+)
+
+
+def test_every_image_that_is_drawn_on_counts() -> None:
+    config = parse_project_config(TWO)
+    assert config.values == ("cat", "dog")
+    found = config.images_of({"ref": "a", "pages": ["b", "c"]})
+    assert [(image.image_name, image.item_index, url) for image, url in found] == [
+        ("ref", None, "a"),
+        ("pages", 0, "b"),
+        ("pages", 1, "c"),
+    ]
+    (_, first), (_, second) = config.images_of({"ref": "a", "pages": []})
+    assert first == "a" and "no images for 'pages'" in str(second)
+
+
+def test_every_image_of_a_repeater_has_names_of_its_own() -> None:
+    config = parse_project_config(
+        '<View><Repeater on="$doc" indexFlag="{{i}}"><Image name="page_{{i}}" value="$doc[{{i}}].url"/>'
+        '<BrushLabels name="b_{{i}}" toName="page_{{i}}"><Label value="cat"/></BrushLabels></Repeater></View>'
+    )
+    found = config.images_of({"doc": [{"url": "a"}, {"url": "b"}]})
+    assert [(image.image_name, image.controls[0].name, url) for image, url in found] == [
+        ("page_0", "b_0", "a"),
+        ("page_1", "b_1", "b"),
+    ]
+    ((_, error),) = config.images_of({"doc": "x"})
+    assert "no list 'doc'" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("$doc", "doc", "<Repeater> has the on 'doc'"),
+        ('value="cat"', 'value="cat {{idx}}"', "changes with the {{idx}}"),
+        ("<Image", '<Repeater on="$x"/><Image', "in another one"),
+    ],
+)
+def test_repeaters_that_cannot_be_predicted(old: str, new: str, message: str) -> None:
+    xml = (
+        '<View><Repeater on="$doc"><Image name="p_{{idx}}" value="$doc[{{idx}}]"/>'
+        '<BrushLabels name="b_{{idx}}" toName="p_{{idx}}"><Label value="cat"/></BrushLabels></Repeater></View>'
+    )
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        parse_project_config(xml.replace(old, new, 1))
+
+
+def test_too_many_names_are_refused_before_anything_is_made_of_them() -> None:
+    labels = "".join(f'<Label value="l{number}" predicted_values="a, b, c"/>' for number in range(300))
+    xml = f'<View><Image name="i" value="$i"/><PolygonLabels name="p" toName="i">{labels}</PolygonLabels></View>'
+    assert parse_project_config(xml).values[299] == "l299"
+    with pytest.raises(SettingsError, match="900 labels and prompts, more than 899; .*max_names"):
+        parse_project_config(xml, max_names=899)
 
 
 @pytest.mark.parametrize("name", ["predict_interactive_textarea", "predict_interactive_rectanglelabels"])

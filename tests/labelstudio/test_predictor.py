@@ -11,19 +11,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from skimage import measure
 
+from labelstudio_backend.brush_rle import encode_brush
 from labelstudio_backend.interactive import Question, answer
 from labelstudio_backend.labeling_config import LabelingConfig, parse_labeling_config
 from labelstudio_backend.model_options import ModelOptions, model_version
 from labelstudio_backend.predictor import Predictor
-from labelstudio_backend.requests import Context, Plan, SmartBox
+from labelstudio_backend.requests import Context, Drawn, Plan, Stroke
 from labelstudio_backend.shapes import mask_of_value
-from tcl_core.errors import ImageError, VocabularyError
+from tcl_core.errors import ImageError, SettingsError, VocabularyError
 from tcl_core.images import load_image
 from tcl_core.polygons.rasterize import mask_iou
 from tcl_core.segmentation.session import ImageSession
 from tcl_core.segmentation.specks import without_specks
 from tcl_core.types import Segmentation
+from tcl_core.vocabulary import Vocabulary
 
 SIZE = (96, 128)
 
@@ -155,14 +158,110 @@ def test_learned_prompts_count_for_the_next_image(predictor: Predictor, image: b
     assert np.array_equal(label_map(found.results, NAMES), expected)
 
 
-def test_a_smart_rectangle_limits_its_label(predictor: Predictor, image: bytes) -> None:
-    box = SmartBox("sky", "rect", ((0.25, 0.25), (0.75, 0.25), (0.75, 0.75), (0.25, 0.75)))
-    wide = config('<Label value="sky" model_score_threshold="0"/>', model_background="false")
-    found = answer(predictor, Question(wide, {}, Context(box=box)), image).prediction
+WIDE = config('<Label value="sky"/><Label value="cat"/>', model_background="false")
+"""Without background, as many configurations are."""
+CENTER = ((0.25, 0.25), (0.75, 0.25), (0.75, 0.75), (0.25, 0.75))
+
+
+def expected_alone(predictor: Predictor, image: bytes, wanted: LabelingConfig, label: str) -> NDArray[np.bool_]:
+    """Where a label wins against the background and nothing else: all others are never strong enough."""
+    labels = [
+        each if value == label else replace(each, threshold=1.0)
+        for value, each in zip(wanted.values, wanted.vocabulary().labels, strict=True)
+    ]
+    segmentation = predictor.segmenter.segment_image(load_image(image), Vocabulary(tuple(labels)))
+    return segmentation.label_map == wanted.values.index(label) + 1
+
+
+@pytest.mark.parametrize("label", ["sky", "cat"])
+def test_a_label_competes_with_the_background_inside_an_area(predictor: Predictor, image: bytes, label: str) -> None:
+    """Also where the vocabulary has no background: what was drawn is not the answer."""
+    box = Drawn(label, "rect", "rectangle", outline=CENTER)
+    found = answer(predictor, Question(WIDE, {}, Context(drawn=box)), image).prediction
     inside = np.zeros(SIZE, dtype=bool)
     inside[24:72, 32:96] = True
-    assert np.array_equal(label_map(found.results, NAMES) == 3, inside)
-    assert {result["type"] for result in found.results} == {"brushlabels"}
+    expected = expected_alone(predictor, image, WIDE, label) & inside
+    assert np.array_equal(label_map(found.results, NAMES) == NAMES[label], expected)
+    assert not np.array_equal(expected, inside) and bool(found.results) == expected.any() == (not found.reason)
+
+
+def test_an_outline_that_crosses_itself_is_an_area(predictor: Predictor, image: bytes) -> None:
+    bow = ((0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0))
+    found = answer(predictor, Question(WIDE, {}, Context(drawn=Drawn("sky", "p", "polygon", outline=bow))), image)
+    map_of_bow = label_map(found.prediction.results, NAMES) > 0
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
+    y, x = (rows + 0.5) / SIZE[0], (columns + 0.5) / SIZE[1]
+    inside = np.abs(y - 0.5) < np.abs(x - 0.5)
+    assert np.array_equal(map_of_bow, expected_alone(predictor, image, WIDE, "sky") & inside)
+
+
+def pieces(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    return measure.label(mask, connectivity=1)
+
+
+def mark(kind: str, label: str, place: NDArray[np.bool_]) -> Drawn:
+    """A key point or a stroke at the first pixel of a mask."""
+    y, x = (int(axis[0]) for axis in np.nonzero(place))
+    if kind == "keypoint":
+        return Drawn(label, "kp", kind, points=(((x + 0.5) / SIZE[1], (y + 0.5) / SIZE[0]),))
+    stroke = np.zeros(SIZE, dtype=bool)
+    stroke[y, x] = True
+    return Drawn(label, "brush", kind, strokes=(Stroke(tuple(encode_brush(stroke)), SIZE),))
+
+
+@pytest.mark.parametrize("kind", ["keypoint", "brush"])
+def test_marks_pick_the_regions_under_them(predictor: Predictor, image: bytes, kind: str) -> None:
+    everything = label_map(predictor.predict(image, Plan(PLAIN)).results, NAMES)
+    numbers = {label: pieces(everything == NAMES[label]) for label in NAMES}
+    label = max(NAMES, key=lambda name: int(numbers[name].max()))
+    assert numbers[label].max() >= 2
+    for number in (1, 2):
+        drawn = mark(kind, label, numbers[label] == number)
+        found = answer(predictor, Question(PLAIN, {}, Context(drawn=drawn)), image).prediction
+        assert np.array_equal(label_map(found.results, NAMES) > 0, numbers[label] == number)
+
+
+def test_a_mark_in_another_label_finds_what_there_would_be_without_it(predictor: Predictor, image: bytes) -> None:
+    everything = label_map(predictor.predict(image, Plan(PLAIN)).results, NAMES)
+    alone = {label: expected_alone(predictor, image, PLAIN, label) for label in NAMES}
+    taken = {label: alone[label] & (everything != NAMES[label]) for label in NAMES}
+    label = max(NAMES, key=lambda name: int(taken[name].sum()))
+    assert taken[label].any()
+    drawn = mark("keypoint", label, taken[label])
+    found = answer(predictor, Question(PLAIN, {}, Context(drawn=drawn)), image).prediction
+    numbers = pieces(alone[label])
+    expected = numbers == numbers[taken[label]][0]
+    assert np.array_equal(label_map(found.results, NAMES) > 0, expected)
+
+
+def test_a_mark_where_nothing_is_says_so(predictor: Predictor, image: bytes) -> None:
+    strict = config('<Label value="sky" model_score_threshold="1"/>')
+    for mark in (
+        Drawn("sky", "kp", "keypoint", points=((0.5, 0.5), (7.0, 0.5))),
+        Drawn("sky", "rect", "rectangle", outline=CENTER),
+    ):
+        found = answer(predictor, Question(strict, {}, Context(drawn=mark)), image).prediction
+        assert found.results == [] and found.reason.startswith("no region of 'sky' was found")
+    other = Drawn("sky", "b", "brush", strokes=(Stroke(tuple(encode_brush(np.ones((3, 4), bool))), (3, 4)),))
+    with pytest.raises(SettingsError, match="4 x 3 pixels, but this one has 128 x 96"):
+        answer(predictor, Question(strict, {}, Context(drawn=other)), image)
+    broken = Drawn("sky", "b", "brush", strokes=(Stroke((1, 2, 3), SIZE),))
+    with pytest.raises(SettingsError, match="stroke cannot be used"):
+        answer(predictor, Question(strict, {}, Context(drawn=broken)), image)
+
+
+def test_an_empty_prediction_says_why(predictor: Predictor, image: bytes) -> None:
+    strict = config('<Label value="sky" model_score_threshold="1"/><Label value="giraffe"/>')
+    found = predictor.predict(image, Plan(strict))
+    assert found.results == [] and "'sky'" in found.reason and "'giraffe'" in found.reason
+    found = answer(predictor, Question(strict, {}, Context(text="sky: red dog")), image).prediction
+    assert found.results == [] and "'sky' was not found with 'red dog'" in found.reason
+    hidden = parse_labeling_config(
+        '<View><Image name="image" value="$image"/><BrushLabels name="b" toName="image" model_skip="true">'
+        '<Label value="sky"/></BrushLabels></View>'
+    )
+    assert "no tag of the labeling configuration draws them" in predictor.predict(image, Plan(hidden)).reason
+    assert predictor.predict(image, Plan(PLAIN)).reason == ""
 
 
 def test_background_is_drawn_where_no_label_wins(predictor: Predictor, image: bytes) -> None:
@@ -250,7 +349,8 @@ def test_typed_prompt_and_box_keep_all_names_competing(
     """A single typed name, and a box in which a label competes with the background alone."""
     everywhere = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
     typed = softmax_predictor.predict(image, Plan(wanted, label="cat", prompts=("dog",)))
-    boxed = softmax_predictor.predict(image, Plan(wanted, label="cat", box=everywhere))
+    box = Drawn("cat", "rect", "rectangle", outline=everywhere)
+    boxed = softmax_predictor.predict(image, Plan(wanted, label="cat", drawn=box))
     for found in (typed, boxed):
         assert not label_map(found.results, {"cat": 1}).all()
     labels = wanted.vocabulary()

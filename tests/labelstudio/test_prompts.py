@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from labelstudio_backend.interactive import answer_command
 from labelstudio_backend.labeling_config import parse_labeling_config
 from labelstudio_backend.prompts import PromptStore, TypedPrompt, read_typed
-from labelstudio_backend.requests import Context
+from labelstudio_backend.requests import Asked, Context
 from tcl_core.errors import SettingsError, VocabularyError
 
 CONFIG = parse_labeling_config(
@@ -93,10 +94,14 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_typed_commands_answer_with_a_text(tmp_path: Path) -> None:
     store = PromptStore(tmp_path / "prompts.json")
     store.add("1", "Sofa", "red couch")
-    (listed,) = answer_command(Context(text="/list"), CONFIG, store, "1") or []
-    assert listed["type"] == "textarea" and listed["from_name"] == "prompt"
-    assert listed["value"]["text"] == ["Sofa: red couch"]
-    assert answer_command(Context(text="/clear Sofa"), CONFIG, store, "1")
+
+    def command(text: str, remember: bool = True) -> Sequence[str] | None:
+        return answer_command(Asked(Context(text=text), CONFIG), store, "1", remember=remember)
+
+    assert command("/list") == ["Sofa: red couch"]
+    with pytest.raises(SettingsError, match="not remembered"):
+        command("/clear", remember=False)
+    assert command("/clear Sofa") == ["1 typed prompts cleared of Sofa"]
     assert store.get("1").get("Sofa") is None
-    assert answer_command(Context(text="Sofa"), CONFIG, store, "1") is None
-    assert answer_command(None, CONFIG, store, "1") is None
+    assert command("/list") == ["no typed prompts yet"]
+    assert command("Sofa") is None and answer_command(None, store, "1") is None

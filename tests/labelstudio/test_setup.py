@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from labelstudio_backend.config_writer import Shape, labeling_config_xml
 from labelstudio_backend.image_fetch.tokens import Token, read_token_file
@@ -87,6 +89,20 @@ def test_settings_that_cannot_be_used(text: str, message: str, tmp_path: Path) -
     path.write_text(text)
     with pytest.raises(SettingsError, match=message):
         settings_from(read_settings_file(path), {}, {}, path)
+
+
+def test_the_settings_of_the_page_are_the_defaults() -> None:
+    """But for what it says to be examples: the model and the addresses."""
+    page = (Path(__file__).parents[2] / "docs" / "label-studio.md").read_text(encoding="utf-8")
+    (block,) = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "queue:" in block]
+    written = yaml.safe_load(block)
+    del written["images"]["local_root"]
+    found, default = settings_from(written, {}, {}), settings_from({}, {}, {})
+    for name in set(written) - {"model", "images"}:
+        assert getattr(found, name) == getattr(default, name), name
+    for name in set(written["model"]) - {"model"}:
+        assert getattr(found.model, name) == getattr(default.model, name), name
+    assert (found.images.max_bytes, found.images.seconds) == (default.images.max_bytes, default.images.seconds)
 
 
 def test_a_model_is_identified_by_what_is_written() -> None:

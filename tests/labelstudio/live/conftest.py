@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from labelstudio_backend.model_options import ModelOptions
+from labelstudio_backend.predictor import Predictor
 from tests.labelstudio.live.environment import (
     REPOSITORY,
     TOKEN,
@@ -18,6 +20,7 @@ from tests.labelstudio.live.environment import (
     free_port,
     label_studio_python,
 )
+from tests.labelstudio.live.s3 import S3Server, s3_python
 from tests.missing import missing
 
 BACKEND_USER = "label-studio:backend-secret"
@@ -36,7 +39,21 @@ def server_python() -> Path:
 def label_studio(server_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudioServer]:
     """A running server with an empty data folder."""
     files = tmp_path_factory.mktemp("files")
-    with LabelStudioServer(server_python, tmp_path_factory.mktemp("label studio"), files) as server:
+    # Label Studio reads where S3 is when it starts; S3 itself starts with the first test that needs it.
+    s3 = f"http://127.0.0.1:{free_port()}"
+    with LabelStudioServer(server_python, tmp_path_factory.mktemp("label studio"), files, s3) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3(label_studio: LabelStudioServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A running S3 server with no bucket."""
+    try:
+        python = s3_python()
+    except NoEnvironmentError as error:
+        missing(f"moto's environment cannot be made: {error}")
+    port = int(label_studio.s3.rpartition(":")[2])
+    with S3Server(python, tmp_path_factory.mktemp("s3"), port) as server:
         yield server
 
 
@@ -61,7 +78,15 @@ def backend_url(
     words = [sys.executable, "-m", "tcl_core.cli", "label-studio", "serve", "--model", str(model_path)]
     words += ["--port", str(port), "--url", label_studio.url, "--token-file", str(folder / "personal.txt")]
     words += ["--auth-file", str(secrets / "users.txt"), "--state-dir", str(folder), "--min-area", "4"]
+    words += ["--allow-host", "127.0.0.1", "--allow-address", "127.0.0.0/8"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     url = f"http://127.0.0.1:{port}"
     with Process(words, folder / "backend.log", f"{url}/health", environment, folder):
         yield url
+
+
+@pytest.fixture(scope="session")
+def predictor(model_path: Path) -> Predictor:
+    """The backend's model, in this process, to compare with."""
+    options = ModelOptions(str(model_path), min_area=4)
+    return Predictor(options.load(), options, cache_bytes=64 << 20)

@@ -162,7 +162,7 @@ class Process:
         self._file.close()
 
 
-def server_variables(folder: Path, files: Path, url: str) -> dict[str, str]:
+def server_variables(folder: Path, files: Path, url: str, s3: str = "") -> dict[str, str]:
     """Variables of a server that needs nothing beyond this machine, see :class:`LabelStudioServer`."""
     settings = {
         "BASE_DATA_DIR": str(folder / "data"),
@@ -182,6 +182,8 @@ def server_variables(folder: Path, files: Path, url: str) -> dict[str, str]:
         "SENTRY_DSN": "",
         "FRONTEND_SENTRY_DSN": "",
         "USE_DEFAULT_BANNED_SUBNETS": "false",
+        # An address that is set here may be on loopback, one in a storage's own settings may not.
+        **({"S3_ENDPOINT": s3} if s3 else {}),
         **{f"LABEL_STUDIO_{name}": value for name, value in settings.items()},
     }
 
@@ -193,14 +195,17 @@ class LabelStudioServer(Process):
         python: of its environment.
         folder: for its data.
         files: folder of its local files.
+        s3: address of the S3 server that its storages are on.
     """
 
-    def __init__(self, python: Path, folder: Path, files: Path) -> None:
+    def __init__(self, python: Path, folder: Path, files: Path, s3: str = "") -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.files = files
+        self.folder = folder
+        self.s3 = s3
         (folder / "data").mkdir()
-        environment = {"PATH": os.environ["PATH"], **server_variables(folder, files, self.url)}
+        environment = {"PATH": os.environ["PATH"], **server_variables(folder, files, self.url, s3)}
         program = str(python.with_name("label-studio"))
         words = [program, "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", str(port)]
         super().__init__(words, folder / "label-studio.log", f"{self.url}/health", environment, folder)

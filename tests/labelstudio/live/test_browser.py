@@ -11,13 +11,17 @@ from typing import Any, TypeVar
 import pytest
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from labelstudio_backend.labeling_config import parse_labeling_config
+from labelstudio_backend.predictor import Predictor
+from labelstudio_backend.requests import Plan
 from tcl_core.cli.main import run
 from tests.chromium import chromium
 from tests.labelstudio.live.environment import EMAIL, PASSWORD, REPOSITORY, LabelStudioServer
-from tests.labelstudio.live.test_server import LABELS, project_of, write_images
+from tests.labelstudio.live.test_server import LABELS, data_url, encoded, project_of, retrieve, tasks_of, write_images
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.xdist_group("Label Studio")]
 
@@ -141,5 +145,107 @@ def test_from_regions_to_export(
     out = tmp_path / "coco.json"
     assert run(["label-studio", "export", *server, "--project", str(project), "--out", str(out)]) == 0
     coco = json.loads(out.read_text())
-    assert len(coco["images"]) == 2 and len(coco["annotations"]) == len(accepted)
+    # The other task has no annotation.
+    assert len(coco["images"]) == 1 and len(coco["annotations"]) == len(accepted)
     assert run(["validate-coco", str(out)]) == 0
+
+
+def offered_smart_tools(browser: webdriver.Chrome) -> list[str]:
+    """Kinds of the tools that ask the backend when something was drawn with them."""
+    return browser.execute_script(
+        "const names = window.Htx.annotationStore.selected.names; const kinds = new Set();"
+        "for (const tag of names.values()) if (tag.type === 'image')"
+        "  for (const tool of tag.getToolsManager().allTools()) if (tool.dynamic) kinds.add(tool.control.type);"
+        "return Array.from(kinds).sort();"
+    )
+
+
+def prompt_field(browser: webdriver.Chrome) -> str:
+    """What stands below the prompt field on the page."""
+    found = browser.find_elements(By.CSS_SELECTOR, "[data-testid=textarea-regions]")
+    return "\n".join(element.text for element in found)
+
+
+def draw(browser: webdriver.Chrome, kind: str, label: str, corners: tuple[float, float, float, float]) -> None:
+    """Draw with a smart tool, from one corner of the image to another, as shares of its size."""
+    browser.execute_script(
+        "const [kind, label] = arguments; const annotation = window.Htx.annotationStore.selected;"
+        "const names = annotation.names; annotation.unselectAll(true);"
+        "for (const tag of names.values()) if (tag.type === 'image') {"
+        "  const manager = tag.getToolsManager();"
+        "  const tool = manager.allTools().find(t => t.dynamic && t.control.type === kind);"
+        "  manager.selectTool(tool, true);"
+        "  tool.control.findLabel(label).setSelected(true); }",
+        kind,
+        label,
+    )
+    canvas = wait(lambda: browser.find_elements(By.CSS_SELECTOR, ".konvajs-content canvas"), "the image")[0]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    size = canvas.size
+    x, y, right, bottom = (share - 0.5 for share in corners)
+    action = ActionChains(browser, duration=50)
+    action.move_to_element_with_offset(canvas, int(x * size["width"]), int(y * size["height"])).click_and_hold()
+    for step in range(1, 5):
+        across, down = x + (right - x) * step / 4, y + (bottom - y) * step / 4
+        action.move_to_element_with_offset(canvas, int(across * size["width"]), int(down * size["height"]))
+    action.release().perform()
+
+
+def test_the_page_says_what_cannot_be_answered(
+    browser: webdriver.Chrome,
+    label_studio: LabelStudioServer,
+    backend_url: str,
+    secrets: Path,
+    predictor: Predictor,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    labels = ["--label", "cat", "--label", "sky"]
+    seed, label, area = largest_region(predictor)
+    server = ["--url", label_studio.url, "--token-file", str(secrets / "token.txt")]
+    words = ["setup", *server, *labels, "--backend-url", backend_url, "--auth-file", str(secrets / "users.txt")]
+    assert run(["label-studio", *words]) == 0
+    project = project_of(capfd.readouterr().out)
+    images = ["http://169.254.169.254/a.png", data_url(seed)]
+    label_studio.api("POST", f"/api/projects/{project}/import", json=[{"image": url} for url in images])
+    retrieve(label_studio, project)
+    bad, good = sorted(task["id"] for task in tasks_of(label_studio, project))
+
+    if "/projects" not in browser.current_url:
+        log_in(browser, label_studio.url)
+    browser.get(f"{label_studio.url}/projects/{project}/data?task={bad}")
+    wait(lambda: "not in allow_hosts" in prompt_field(browser), "the reason of the task that failed")
+
+    browser.get(f"{label_studio.url}/projects/{project}/data?task={good}")
+    wait(lambda: bool(regions(browser)), "drawing the regions of the prediction")
+    toggle = "[data-testid=bottombar-auto-annotation-toggle]"
+    switch = wait(lambda: browser.find_elements(By.CSS_SELECTOR, toggle), "the switch of Auto-Annotation")[0]
+    if not switch.is_selected():
+        browser.execute_script("arguments[0].click()", switch)
+    field = wait(lambda: browser.find_elements(By.CSS_SELECTOR, "input[name=prompt]"), "the prompt field")[0]
+    field.send_keys("zebra")
+    field.send_keys(Keys.ENTER)
+    wait(lambda: "does not know" in prompt_field(browser) and "zebra" in prompt_field(browser), "the reason")
+
+    # Nothing is offered in vain.
+    assert offered_smart_tools(browser) == ["brushlabels", "rectanglelabels"]
+    (top, left), (bottom, right) = area
+    (top, left), (bottom, right) = area
+    draw(browser, "rectanglelabels", label, (left, top, right, bottom))
+    wait(lambda: label in suggestions(browser), "suggestions for what was drawn")
+
+
+def largest_region(predictor: Predictor) -> tuple[int, str, tuple[tuple[float, float], tuple[float, float]]]:
+    """An image, a label, and where its largest region is: two corners as shares of the height and width."""
+    config = parse_labeling_config(
+        '<View><Image name="image" value="$image"/><RectangleLabels name="r" toName="image"><Label value="cat"/>'
+        '<Label value="sky"/></RectangleLabels></View>'
+    )
+    found = []
+    for seed in range(30):
+        for result in predictor.predict(encoded(seed), Plan(config)).results:
+            box = result["value"]
+            corner, end = (box["y"], box["x"]), (box["y"] + box["height"], box["x"] + box["width"])
+            place = (corner[0] / 100, corner[1] / 100), (end[0] / 100, end[1] / 100)
+            found.append((box["height"] * box["width"], seed, box["rectanglelabels"][0], place))
+    _, seed, label, place = max(found)
+    return seed, label, place

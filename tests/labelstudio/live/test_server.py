@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import subprocess
@@ -17,8 +18,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from labelstudio_backend.config_writer import labeling_config_xml
+from labelstudio_backend.export import image_name
 from labelstudio_backend.labeling_config import parse_labeling_config
-from labelstudio_backend.model_options import ModelOptions
 from labelstudio_backend.predictor import Prediction, Predictor
 from labelstudio_backend.requests import Plan
 from labelstudio_backend.shapes import mask_of_value
@@ -26,11 +27,14 @@ from tcl_core.cli.main import run
 from tcl_core.polygons.rasterize import mask_iou
 from tcl_core.vocabulary import Vocabulary
 from tests.labelstudio.live.environment import LabelStudioServer
+from tests.labelstudio.live.s3 import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.xdist_group("Label Studio")]
 
 LABELS = ["--label", "Sofa=sofa,couch", "--label", "cat", "--label", "sky=blue sky", "--no-background"]
 SIZE = (48, 64)
+ALLOWED = ["--allow-host", "127.0.0.1", "--allow-address", "127.0.0.0/8"]
+"""Lets presigned addresses of the S3 server on loopback be asked."""
 BRUSHES = labeling_config_xml(
     Vocabulary.from_options(["Sofa=sofa,couch", "cat", "sky=blue sky"], background=False), "brush"
 )
@@ -45,6 +49,11 @@ def encoded(seed: int) -> bytes:
     return file.getvalue()
 
 
+def data_url(seed: int) -> str:
+    """The same image inside its own address."""
+    return "data:image/png;base64," + base64.b64encode(encoded(seed)).decode()
+
+
 def write_images(folder: Path, seeds: range) -> None:
     folder.mkdir(parents=True)
     for seed in seeds:
@@ -52,7 +61,7 @@ def write_images(folder: Path, seeds: range) -> None:
 
 
 def seed_of(task: dict[str, Any]) -> int:
-    return int(task["data"]["image"].rpartition("image-")[2].partition(".")[0])
+    return int(image_name(task["data"]["image"]).rpartition("image-")[2][:3])
 
 
 def command(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
@@ -71,6 +80,20 @@ def tasks_of(server: LabelStudioServer, project: int) -> list[dict[str, Any]]:
     return server.api("GET", "/api/tasks/", params={"project": project, "page_size": 500, "fields": "all"})["tasks"]
 
 
+def retrieve(server: LabelStudioServer, project: int) -> None:
+    """Press *Retrieve predictions* for all tasks."""
+    body = {"selectedItems": {"all": True, "excluded": []}}
+    server.api("POST", f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}", json=body)
+
+
+def add_bucket(server: LabelStudioServer, project: int, bucket: str, presign: bool) -> None:
+    """A source storage on S3, whose objects become tasks."""
+    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+    body = {"project": project, "bucket": bucket, "use_blob_urls": True, "presign": presign, "recursive_scan": True}
+    storage = server.api("POST", "/api/storages/s3", json={**body, **keys, "title": bucket})
+    server.api("POST", f"/api/storages/s3/{storage['id']}/sync")
+
+
 def sdk_says(python: Path, config: str, predictions: list[dict[str, Any]]) -> dict[str, Any]:
     """What Label Studio's own library says about predictions."""
     done = subprocess.run(
@@ -83,25 +106,18 @@ def sdk_says(python: Path, config: str, predictions: list[dict[str, Any]]) -> di
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def predictor(model_path: Path) -> Predictor:
-    """The backend's model, in this process, to compare with."""
-    options = ModelOptions(str(model_path), min_area=4)
-    return Predictor(options.load(), options, cache_bytes=64 << 20)
-
-
 def expected(predictor: Predictor, config: str, seed: int) -> Prediction:
     return predictor.predict(encoded(seed), Plan(parse_labeling_config(config)))
 
 
 @pytest.fixture(scope="module")
 def project(
-    label_studio: LabelStudioServer, backend_url: str, secrets: Path, tmp_path_factory: pytest.TempPathFactory
+    label_studio: LabelStudioServer, s3: S3Server, backend_url: str, secrets: Path, tmp_path_factory: Any
 ) -> Iterator[int]:
-    """A project of ``setup`` with sixty tasks: thirty uploaded, thirty local files."""
+    """A project of ``setup`` with sixty tasks: uploads, local files, and two S3 buckets, of which one is presigned."""
     folder = tmp_path_factory.mktemp("images")
-    write_images(folder / "uploads", range(30))
-    write_images(label_studio.files / "sixty", range(30, 60))
+    write_images(folder / "uploads", range(15))
+    write_images(label_studio.files / "sixty", range(15, 30))
     words = ["label-studio", "setup", "--url", label_studio.url, "--token-file", secrets / "token.txt", *LABELS]
     words += ["--backend-url", backend_url, "--auth-file", secrets / "users.txt"]
     words += ["--upload", folder / "uploads", "--local-files", label_studio.files / "sixty"]
@@ -109,14 +125,19 @@ def project(
     with redirect_stdout(printed), redirect_stderr(printed):
         code = run([str(word) for word in words])
     assert code == 0, printed.getvalue()
-    yield project_of(printed.getvalue())
+    number = project_of(printed.getvalue())
+    for seeds, presign in ((range(30, 45), True), (range(45, 60), False)):
+        bucket = f"presigned-{presign}".lower()
+        for seed in seeds:
+            s3.put(bucket, f"pics/image-{seed:03d} with space.png", encoded(seed))
+        add_bucket(label_studio, number, bucket, presign)
+    yield number
 
 
 def test_retrieve_predictions_fills_every_task(
     label_studio: LabelStudioServer, project: int, server_python: Path, predictor: Predictor
 ) -> None:
-    body = {"selectedItems": {"all": True, "excluded": []}}
-    label_studio.api("POST", f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}", json=body)
+    retrieve(label_studio, project)
     tasks = tasks_of(label_studio, project)
     config = label_studio.api("GET", f"/api/projects/{project}/")["label_config"]
     (version,) = {entry["model_version"] for entry in label_studio.api("GET", "/api/ml/", params={"project": project})}
@@ -134,6 +155,28 @@ def test_retrieve_predictions_fills_every_task(
             # Polygons are those that a hand can drag; a region of 45 pixels that loses one has 0.978.
             assert mask_iou(mask_of_value(region["type"], region["value"], SIZE), mask) >= 0.9
     assert sdk_says(server_python, config, checked)["errors"] == []
+
+
+def test_bulk_reads_the_same_storages(
+    label_studio: LabelStudioServer,
+    project: int,
+    secrets: Path,
+    model_path: Path,
+    predictor: Predictor,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    body = {"selectedItems": {"all": True, "excluded": []}}
+    label_studio.api("POST", f"/api/dm/actions?id=delete_tasks_predictions&project={project}", json=body)
+    server = ["--url", label_studio.url, "--token-file", secrets / "token.txt"]
+    words = ["--project", project, "--model", model_path, "--min-area", "4", "--state-dir", tmp_path]
+    code, printed = command(capfd, "prelabel", *server, *words, *ALLOWED)
+    assert code == 0 and "60 of 60 tasks predicted" in printed, printed
+    config = label_studio.api("GET", f"/api/projects/{project}/")["label_config"]
+    for task in tasks_of(label_studio, project):
+        (prediction,) = task["predictions"]
+        wanted = expected(predictor, config, seed_of(task)).results
+        assert [r["value"] for r in prediction["result"]] == [r["value"] for r in wanted] != []
 
 
 def test_bulk_names_three_of_sixty_and_delivers_the_rest(
@@ -246,10 +289,18 @@ def test_accepted_regions_are_exported(
     out = tmp_path / "coco.json"
     server = ["--url", label_studio.url, "--token-file", secrets / "token.txt"]
     code, printed = command(capfd, "export", *server, "--project", project, "--out", out)
+    assert code == 0 and "3 images" in printed and "57 tasks without annotations" in printed, printed
+    assert {image["file_name"] for image in json.loads(out.read_text())["images"]} == set(wanted)
+    code, printed = command(
+        capfd, "export", *server, "--project", project, "--out", out, "--overwrite", "--all-tasks", *ALLOWED
+    )
     assert code == 0, printed
     assert run(["validate-coco", str(out)]) == 0
     coco = COCO(str(out))
     assert len(coco.imgs) == 60
+    assert {f"pics/image-{seed:03d} with space.png" for seed in range(30, 60)} < {
+        image["file_name"] for image in coco.imgs.values()
+    }
     names = {image["file_name"]: image["id"] for image in coco.imgs.values()}
     for name, result in wanted.items():
         annotations = coco.loadAnns(coco.getAnnIds(imgIds=[names[name]]))

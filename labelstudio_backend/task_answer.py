@@ -1,0 +1,85 @@
+"""A task's images and its prompt field: what the server, the batch command and the adapter share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from labelstudio_backend.image_source import ImageSource
+from labelstudio_backend.labeling_config import LabelingConfig, ProjectConfig
+from labelstudio_backend.requests import Asked
+from tcl_core.errors import ImageError
+
+__all__ = ["asked_images", "prompt_field", "reasons_of", "typed_in"]
+
+
+def asked_images(
+    config: ProjectConfig, data: Mapping[str, object], asked: Asked | None
+) -> list[tuple[LabelingConfig, object]]:
+    """The images of a task that an answer is about.
+
+    Args:
+        config: the project's labeling configuration.
+        data: the task's data.
+        asked: what an annotator did; ``None`` wants all images.
+
+    Returns:
+        Each image's configuration, and its address or an `ImageError` that says why there is none.
+
+    Raises:
+        ImageError: the image that was worked on is not in the task.
+    """
+    images = config.images_of(data)
+    if asked is None:
+        return images
+    chosen = [
+        (image, url)
+        for image, url in images
+        if image.image_name == asked.config.image_name and image.item_index in (None, asked.item_index or 0)
+    ]
+    if not chosen:
+        raise ImageError(f"the task has no such image of {asked.config.image_name!r}")
+    return chosen
+
+
+def prompt_field(config: ProjectConfig, context: Mapping[str, Any] | None) -> LabelingConfig | None:
+    """The image whose prompt field an answer can be written into; ``None`` where the project has none.
+
+    Args:
+        config: the project's labeling configuration.
+        context: of the request; the image that was worked on comes first.
+    """
+    last = _last_result(context)
+    images = list(config.images)
+    if last is not None:
+        images.insert(0, config.image_of(last.get("to_name"), last.get("from_name")))
+    return next((image for image in images if image.prompt_name is not None), None)
+
+
+def typed_in(context: Mapping[str, Any] | None) -> LabelingConfig | None:
+    """The text area that was typed into, where the configuration itself cannot be read."""
+    last = _last_result(context)
+    if last is None or last.get("type") != "textarea":
+        return None
+    names = last.get("from_name"), last.get("to_name")
+    if not all(isinstance(name, str) and name for name in names):
+        return None
+    return LabelingConfig(str(names[1]), ImageSource("$image"), (), {}, prompt_name=str(names[0]))
+
+
+def reasons_of(images: Sequence[tuple[LabelingConfig, object]], reasons: Sequence[str]) -> list[str]:
+    """Sentences about a task's images, which say which image they are about where there are several."""
+    if len(images) < 2:
+        return [reason for reason in reasons if reason]
+    said = []
+    for (image, _), reason in zip(images, reasons, strict=True):
+        if reason:
+            page = "" if image.item_index is None else f", page {image.item_index + 1}"
+            said.append(f"image {image.image_name!r}{page}: {reason}")
+    return said
+
+
+def _last_result(context: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    results = (context or {}).get("result")
+    known = [each for each in results if isinstance(each, Mapping)] if isinstance(results, list) else []
+    return known[-1] if known else None
