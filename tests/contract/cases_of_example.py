@@ -124,7 +124,7 @@ def test_smart_box_keeps_all_names_competing(
 ) -> None:
     """A softmax over one name is 1 everywhere: the box would be filled to its last pixel."""
     from labelstudio_backend.interactive import Question, answer
-    from labelstudio_backend.requests import Context, SmartBox
+    from labelstudio_backend.requests import Context, Drawn
 
     box = ((0.25, 0.25), (0.75, 0.25), (0.75, 0.75), (0.25, 0.75))
     inside = np.zeros(SIZE, dtype=bool)
@@ -135,7 +135,7 @@ def test_smart_box_keeps_all_names_competing(
 
     filled = []
     for place, name in enumerate(LABELS):
-        asked = Question(config(floor), {}, Context(box=SmartBox(name, "rect", box)))
+        asked = Question(config(floor), {}, Context(drawn=Drawn(name, "rect", "rectangle", box)))
         found = answer(predictor, asked, png).prediction
         wins = enlarge(scores[place], SIZE).view(SIZE).numpy() > floor
         assert np.array_equal(drawn(found.results) == place + 1, wins & inside)

@@ -495,6 +495,9 @@ def _failing_in_one(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_data_that_fails_in_one_process_ends_all(tmp_path: Path) -> None:
+    # Once, before both would make them.
+    tiny_recipe(tmp_path)
+    tiny_data(tmp_path)
     assert in_processes(2, _failing_in_one, tmp_path) == [0, 0]
     messages = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
     assert messages[1] == "the disk is gone" and "Another process" in messages[0]
