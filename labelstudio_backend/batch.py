@@ -20,7 +20,7 @@ from labelstudio_backend.labeling_config import LabelingConfig, parse_project_co
 from labelstudio_backend.model_options import ModelOptions, model_version
 from labelstudio_backend.predictor import Prediction, Predictor
 from labelstudio_backend.prompts import Added
-from labelstudio_backend.replacing import is_older_version, replace_predictions
+from labelstudio_backend.replacing import Stale, is_older_version, replace_predictions
 from labelstudio_backend.requests import freeze
 from labelstudio_backend.results import text_result
 from labelstudio_backend.task_answer import prompt_field, reasons_of
@@ -315,8 +315,9 @@ class _Sender:
             fresh = {each["id"] for each in found if each.get("model_version") == version}
             old = [int(each["id"]) for each in found if is_older_version(each.get("model_version"), version)]
             if old and fresh:
-                known = {int(each["id"]) for each in found} - fresh
-                self._summary.replaced += replace_predictions(self._client, task, old, known) or 0
+                known = frozenset(int(each["id"]) for each in found) - fresh
+                stale = Stale(task, version, tuple(old), known)
+                self._summary.replaced += replace_predictions(self._client, stale) or 0
         except SignInError:
             raise
         except LabelStudioError as error:

@@ -15,7 +15,7 @@ from typing import Any, Self
 import httpx
 
 from labelstudio_backend.image_fetch.locations import origin_of
-from labelstudio_backend.image_fetch.tokens import Token
+from labelstudio_backend.image_fetch.tokens import REFUSED, Token
 from tcl_core.errors import SettingsError
 from tcl_core.images import SUPPORTED_EXTENSIONS
 
@@ -25,8 +25,6 @@ _TRIES = 4
 _PAUSE_SECONDS = 1.0
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 _SHOWN = 300
-_REFUSED = (400, 401, 403)
-"""What Label Studio answers to a personal access token that it does not accept."""
 
 
 class LabelStudioError(SettingsError):
@@ -329,11 +327,14 @@ class LabelStudioClient:
             access = response.json()["access"] if response.status_code == httpx.codes.OK else None
         except (ValueError, KeyError, TypeError):
             access = None
-        if not isinstance(access, str):
-            kind = SignInError if response.status_code in _REFUSED else LabelStudioError
-            raise kind(
+        if response.status_code in REFUSED:
+            raise SignInError(
                 f"{self.url}: Label Studio refused the personal access token ({response.status_code}), which may have "
                 "been revoked or have expired; create a new one under Account & Settings"
+            )
+        if not isinstance(access, str):
+            raise LabelStudioError(
+                f"{self.url}: Label Studio returned no access token ({response.status_code}); try again once it works"
             )
         self._token.accept(access)
 

@@ -61,10 +61,10 @@ def limited_protocol(settings: ConnectionSettings) -> type[asyncio.Protocol]:
             if len(self.connections) > most:
                 oldest = next(iter(silent), None)
                 if oldest is None:
-                    logger.warning("a connection was refused, because all %d are being answered", most)
+                    logger.warning("a connection was refused, because all %d connections are in use", most)
                     transport.abort()
                     return
-                logger.warning("a silent connection was closed, because there are %d", most)
+                logger.warning("the longest idle connection was closed, because there are %d connections", most)
                 oldest._drop()
             self._wait_for_request()
 

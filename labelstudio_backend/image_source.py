@@ -13,6 +13,7 @@ __all__ = ["ImageSource", "value_of"]
 _VARIABLE = re.compile(r"\$[A-Za-z0-9_\[\].{}]+")
 _STEP = re.compile(r"[^.\[\]]+")
 _MAX_IMAGES = 1000
+_MOST_DIGITS = 9
 
 
 def value_of(expression: str, data: Mapping[str, object]) -> object:
@@ -41,7 +42,9 @@ def _get(data: Mapping[str, object], path: str) -> object:
         if isinstance(place, Mapping):
             place = place.get(step)
         elif isinstance(place, Sequence) and not isinstance(place, str) and step.isdecimal():
-            place = place[int(step)] if int(step) < len(place) else None
+            # Python refuses to read numbers of thousands of digits.
+            number = int(step[:_MOST_DIGITS])
+            place = place[number] if len(step) <= _MOST_DIGITS and number < len(place) else None
         else:
             return None
     return place
@@ -126,12 +129,16 @@ class ImageSource:
             if value is None:
                 raise ImageError(f"the task has no {self.name_at(self.value, index).removeprefix('$')!r} in its data")
             if self.pages:
-                urls = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-                found += [(index, page, url) for page, url in enumerate(urls)]
+                urls = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+                found += [(index, page, url) for page, url in enumerate(urls[: _MAX_IMAGES + 1])]
             else:
                 # Without pages, the editor shows the first image of a list.
                 first = value[0] if isinstance(value, Sequence) and not isinstance(value, str) and value else value
                 found.append((index, None, first))
+            # A long list that every repetition names would grow a thousandfold.
+            if len(found) > _MAX_IMAGES:
+                break
         if not found or len(found) > _MAX_IMAGES:
-            raise ImageError(f"the task has {len(found) or 'no'} images for {name!r}; give it 1 to {_MAX_IMAGES}")
+            count_said = f"more than {_MAX_IMAGES}" if found else "no"
+            raise ImageError(f"the task has {count_said} images for {name!r}; give it 1 to {_MAX_IMAGES}")
         yield from found

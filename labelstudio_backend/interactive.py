@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from labelstudio_backend.labeling_config import LabelingConfig
 from labelstudio_backend.predictor import Prediction, Predictor
-from labelstudio_backend.prompts import Added, PromptStore, TypedPrompt, read_typed
+from labelstudio_backend.prompts import Added, PromptStore, TypedPrompt, cleared_text, read_typed
 from labelstudio_backend.requests import Asked, Context, Plan, freeze
 from tcl_core.errors import SettingsError
 
@@ -96,7 +96,7 @@ def answer_command(
         if not remember:
             raise SettingsError("typed prompts are not remembered by this server, so there are none to clear")
         count = store.clear(project, typed.label)
-        return [f"{count} typed prompts cleared" + (f" of {typed.label}" if typed.label else "")]
+        return [cleared_text(count, typed.label)]
     return None
 
 

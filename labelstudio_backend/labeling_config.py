@@ -40,6 +40,8 @@ BACKGROUND_NAMES = frozenset({"background", "bg"})
 """Labels of these names (in any case) without prompts stand for what no other label wins."""
 
 _MAX_CHARACTERS = 1 << 20
+_MOST_PAIRS = 300_000
+"""Images times tags: each image is read by a look at every tag."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +265,13 @@ def _check_names(root: Element, max_names: int) -> None:
         raise SettingsError(
             f"the labeling configuration has {names} labels and prompts, more than {max_names}; remove some, or raise "
             "max_names in the server's settings"
+        )
+    tags = sum(1 for _ in root.iter())
+    images = sum(_tag(tag) == "image" for tag in root.iter())
+    if images * tags > _MOST_PAIRS:
+        raise SettingsError(
+            f"the labeling configuration has {images} images among {tags} tags, which takes too long to read; use a "
+            "<Repeater> for many images"
         )
 
 

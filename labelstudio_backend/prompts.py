@@ -15,7 +15,7 @@ from filelock import FileLock
 from labelstudio_backend.labeling_config import LabelingConfig, check_prompt
 from tcl_core.errors import SettingsError
 
-__all__ = ["Added", "PromptStore", "TypedPrompt", "read_typed"]
+__all__ = ["Added", "PromptStore", "TypedPrompt", "cleared_text", "read_typed"]
 
 Added = Mapping[str, Sequence[str]]
 """Prompts that were added to a project's labels, by the label's value."""
@@ -69,6 +69,15 @@ def read_typed(text: str, config: LabelingConfig, added: Added) -> TypedPrompt:
         if (prompt := _known_prompts(config, added, value).get(words.casefold(), "")) != "":
             return TypedPrompt("select", value, prompt)
     return TypedPrompt("nearest", None, words)
+
+
+def cleared_text(count: int, label: str | None = None) -> str:
+    """What is said after prompts were cleared, those of one label or all.
+
+    >>> cleared_text(1, "Sofa"), cleared_text(2)
+    ('1 typed prompt of Sofa cleared', '2 typed prompts cleared')
+    """
+    return f"{count} typed prompt{'' if count == 1 else 's'}{f' of {label}' if label else ''} cleared"
 
 
 def _read_command(words: str, by_name: Mapping[str, str]) -> TypedPrompt:

@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from labelstudio_backend.client import LabelStudioClient, LabelStudioError
 from labelstudio_backend.model_options import FAILED_VERSION
@@ -46,11 +47,13 @@ class Stale:
 
     Attributes:
         task: its number.
+        version: of the new one.
         old: numbers of the predictions to replace.
-        known: numbers of all its predictions so far; one beyond them is the new one.
+        known: numbers of all its predictions so far; one of this version beyond them is the new one.
     """
 
     task: int
+    version: str
     old: tuple[int, ...]
     known: frozenset[int]
 
@@ -69,23 +72,20 @@ def stale_predictions(task: int | None, predictions: object, version: str) -> St
     if task is None or not isinstance(predictions, Sequence) or isinstance(predictions, str):
         return None
     found = [each for each in predictions if isinstance(each, Mapping) and isinstance(each.get("id"), int)]
-    old = tuple(
-        each["id"]
-        for each in found
-        if is_older_version(each.get("model_version"), version)
-        or each.get("model_version") == version == FAILED_VERSION
-    )
-    return Stale(task, old, frozenset(each["id"] for each in found)) if old else None
+    old = tuple(each["id"] for each in found if _makes_way(each.get("model_version"), version))
+    return Stale(task, version, old, frozenset(each["id"] for each in found)) if old else None
 
 
-def replace_predictions(client: LabelStudioClient, task: int, old: Sequence[int], known: Iterable[int]) -> int | None:
+def _makes_way(version: object, new: str) -> bool:
+    return is_older_version(version, new) or version == new == FAILED_VERSION
+
+
+def replace_predictions(client: LabelStudioClient, stale: Stale) -> int | None:
     """Put a task's newest prediction in the place of its old ones.
 
     Args:
         client: signed in.
-        task: its number.
-        old: numbers of the predictions to replace.
-        known: numbers of all its predictions before the new one was made.
+        stale: the old ones.
 
     Returns:
         How many predictions were replaced; ``None`` where there is no new one yet.
@@ -93,11 +93,16 @@ def replace_predictions(client: LabelStudioClient, task: int, old: Sequence[int]
     Raises:
         LabelStudioError: it cannot be done; at least one prediction stays.
     """
-    found = {int(each["id"]): each for each in client.predictions(task)}
-    fresh = sorted(set(found) - set(known))
+    found = {int(each["id"]): each for each in client.predictions(stale.task)}
+    fresh = _new_ones(found, stale)
     if not fresh:
         return None
-    left = sorted(set(old) & set(found))
+    # Only what Label Studio itself says is older: a request may come from anybody, and the token may delete anything.
+    left = [
+        each
+        for each in sorted(found)
+        if each in stale.old and _makes_way(found[each].get("model_version"), stale.version)
+    ]
     if not left:
         return 0
     kept, *others = left
@@ -120,7 +125,6 @@ class Replacer:
         self._token = token
         self._queue: asyncio.Queue[list[Stale]] = asyncio.Queue(_WAITING)
         self._task: asyncio.Task[None] | None = None
-        self.replaced = 0
         self.reason = ""
 
     @property
@@ -148,7 +152,7 @@ class Replacer:
         try:
             self._queue.put_nowait(found)
         except asyncio.QueueFull:
-            logger.warning("%d old predictions were left, because many others wait to be replaced", len(found))
+            logger.warning("old predictions of %d tasks were left, because many others wait", len(found))
 
     async def _run(self) -> None:
         while True:
@@ -173,11 +177,20 @@ class Replacer:
                 if await asyncio.to_thread(_has_new, client, stale[-1]):
                     break
             else:
+                logger.warning("old predictions of %d tasks were left: Label Studio stored no new ones", len(stale))
                 return
             for each in stale:
-                count = await asyncio.to_thread(replace_predictions, client, each.task, each.old, each.known)
-                self.replaced += count or 0
+                await asyncio.to_thread(replace_predictions, client, each)
 
 
 def _has_new(client: LabelStudioClient, stale: Stale) -> bool:
-    return any(each["id"] not in stale.known for each in client.predictions(stale.task))
+    return bool(_new_ones({int(each["id"]): each for each in client.predictions(stale.task)}, stale))
+
+
+def _new_ones(found: Mapping[int, Mapping[str, Any]], stale: Stale) -> list[int]:
+    """Numbers of the predictions that may take the place of old ones; another model's may have come meanwhile."""
+    return sorted(
+        number
+        for number, each in found.items()
+        if number not in stale.known and each.get("model_version") == stale.version
+    )

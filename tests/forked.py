@@ -48,7 +48,12 @@ def run_python(
     folder = os.getcwd() if cwd is None else os.fspath(cwd)
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return subprocess.run(
-            [sys.executable, *command], env=environment, cwd=folder, capture_output=True, encoding="utf-8"
+            [sys.executable, *command],
+            env=environment,
+            cwd=folder,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=timeout,
         )
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_LIBRARIES)

@@ -84,12 +84,18 @@ def difference(what: str, before: str, now: str) -> str:
     Example:
         >>> difference("recipe", '{"phase": {"batch": 8}}', '{"phase": {"batch": 4}}')
         'phase.batch 8, now 4'
+        >>> difference("recipe", '{"phase": {}}', '{"phase": {"start": null}}')
+        'phase.start not set, now None'
     """
     if what == "data":
         return f"data {before}, now {now}"
     old, new = _flat(json.loads(before)), _flat(json.loads(now))
-    name = next(name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))
-    return f"{name} {old.get(name)}, now {new.get(name)}"
+    # A setting that another version of the program did not have is a difference, even where it is null now.
+    for name in sorted(old.keys() | new.keys()):
+        one, other = old.get(name, "not set"), new.get(name, "not set")
+        if one != other:
+            return f"{name} {one}, now {other}"
+    return f"{before}, now {now}"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -58,6 +58,10 @@ def command(url: str, token_file: Path | None, project: int, keep: tuple[str, ..
             old = version not in current and any(is_older_version(version, newest) for newest in current)
             if old:
                 removed += count if dry_run else client.delete_version(project, version)
-            click.echo(f"{'remove' if old else 'keep'} {version}: {count:,} predictions")
-    click.echo(f"{removed:,} predictions {'would be ' if dry_run else ''}removed")
+            click.echo(f"{'remove' if old else 'keep'} {version}: {_predictions(count)}")
+    click.echo(f"{_predictions(removed)} {'would be ' if dry_run else ''}removed")
     return EXIT_FINE
+
+
+def _predictions(count: int) -> str:
+    return f"{count:,} prediction{'' if count == 1 else 's'}"

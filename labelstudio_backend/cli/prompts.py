@@ -27,7 +27,7 @@ Examples:
 @click.option("--state-dir", type=INPUT_PATH, metavar="DIR", help="Folder for typed prompts.")
 def command(project: str | None, clear: bool, label: str | None, state_dir: Path | None) -> int:
     """List the prompts that annotators typed, by project and label, or clear them."""
-    from labelstudio_backend.prompts import PromptStore
+    from labelstudio_backend.prompts import PromptStore, cleared_text
     from labelstudio_backend.settings import default_state_dir
 
     store = PromptStore((state_dir or default_state_dir()) / "prompts.json")
@@ -38,7 +38,7 @@ def command(project: str | None, clear: bool, label: str | None, state_dir: Path
         if project is None:
             raise SettingsError("--clear: requires --project")
         count = sum(store.clear(key, label) for key in projects)
-        click.echo(f"{count} typed prompts cleared")
+        click.echo(cleared_text(count, label))
         return EXIT_FINE
     for key, labels in sorted(projects.items()):
         for name, prompts in labels.items():

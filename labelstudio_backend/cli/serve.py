@@ -49,8 +49,8 @@ A settings file:
     "--token-file",
     type=INPUT_PATH,
     metavar="FILE",
-    help="File with the Label Studio token, personal or legacy, to fetch images. Default: the environment variable "
-    f"{TOKEN_VARIABLE}.",
+    help="File with the Label Studio token, personal or legacy, to fetch images and replace old predictions. "
+    f"Default: the environment variable {TOKEN_VARIABLE}.",
 )
 @image_options
 @min_area_option

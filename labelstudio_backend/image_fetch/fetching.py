@@ -27,7 +27,7 @@ from labelstudio_backend.image_fetch.locations import (
     origin_of,
     prefix_of,
 )
-from labelstudio_backend.image_fetch.tokens import Token
+from labelstudio_backend.image_fetch.tokens import REFUSED, Token
 from tcl_core.caching import ByteBoundedCache
 from tcl_core.errors import ImageError, SettingsError
 
@@ -193,11 +193,13 @@ class ImageFetcher:
             response = await self._ask("POST", url, trusted=True, json={"refresh": self.token.secret})
             try:
                 body = await self._read(response, url)
-                if response.status_code != httpx.codes.OK:
+                if response.status_code in REFUSED:
                     raise SignInRefusedError(
                         f"Label Studio refused the personal access token ({response.status_code}), which may have been "
                         "revoked or have expired; create a new one under Account & Settings"
                     )
+                if response.status_code != httpx.codes.OK:
+                    raise ImageError(f"Label Studio returned no access token ({response.status_code})")
                 access = httpx.Response(200, content=body).json().get("access")
             except (ValueError, AttributeError) as error:
                 raise ImageError("Label Studio returned no access token for the personal access token") from error

@@ -10,7 +10,10 @@ from pathlib import Path
 
 from tcl_core.errors import SettingsError
 
-__all__ = ["Token", "is_refresh_token", "is_token", "read_token_file"]
+__all__ = ["REFUSED", "Token", "is_refresh_token", "is_token", "read_token_file"]
+
+REFUSED = (400, 401, 403)
+"""What Label Studio answers to a personal access token that it does not accept."""
 
 _MARGIN_SECONDS = 30.0
 _DEFAULT_LIFE_SECONDS = 300.0

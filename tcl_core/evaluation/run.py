@@ -68,7 +68,7 @@ def check_images(
 
     with ThreadPoolExecutor(_AHEAD) as pool:
         try:
-            for number, _ in enumerate(pool.map(check, indices)):
+            for number, _ in enumerate(pool.map(check, indices), start=1):
                 if on_progress is not None:
                     on_progress("check", number, len(indices))
         finally:

@@ -56,7 +56,6 @@ _SINGULAR_ENDINGS = {
     "n": ("",),
     "en": ("",),
     "ren": ("",),
-    "kine": ("cow",),
     "a": ("um", "on", "o", "us", ""),
     "ta": ("",),
     "as": ("an",),

@@ -36,7 +36,7 @@ class ImageServer:
     * ``/redirect?to=URL``: a redirect; ``/loop``: one to itself.
     * ``/declared``: a length of 10 GB. ``/endless``: bytes without a length.
     * ``/slow``: a header now, then a byte now and then.
-    * ``/api/token/refresh/``: exchanges `REFRESH_TOKEN` for an access token.
+    * ``/api/token/refresh/``: exchanges `REFRESH_TOKEN` for an access token, unless ``refresh_status`` is an error.
     """
 
     def __init__(self) -> None:
@@ -44,6 +44,7 @@ class ImageServer:
         self.token: str | None = None
         self.resolves_to: str | None = None
         self.refreshed = 0
+        self.refresh_status = 200
         self._closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -83,6 +84,9 @@ class ImageServer:
                 owner.requests.append(("POST", self.path, dict(self.headers)))
                 if self.path != "/api/token/refresh/" or json.loads(body) != {"refresh": REFRESH_TOKEN}:
                     self._send(401, b"{}")
+                    return
+                if owner.refresh_status != 200:
+                    self._send(owner.refresh_status, b"down")
                     return
                 owner.refreshed += 1
                 owner.token = f"Bearer access-{owner.refreshed}"

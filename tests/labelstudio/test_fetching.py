@@ -12,8 +12,9 @@ from typing import Any
 import anyio
 import pytest
 
+from labelstudio_backend.client import LabelStudioClient, LabelStudioError, SignInError
 from labelstudio_backend.image_fetch import addresses
-from labelstudio_backend.image_fetch.fetching import ImageFetcher
+from labelstudio_backend.image_fetch.fetching import ImageFetcher, SignInRefusedError
 from labelstudio_backend.image_fetch.locations import Owner, Remote, Site, follow
 from labelstudio_backend.settings import ImageSettings
 from tcl_core.errors import ImageError, SettingsError
@@ -124,6 +125,19 @@ def test_a_refused_token_is_explained_and_not_shown(image_server: ImageServer) -
     assert "wrong-secret" not in str(refused.value)
     with pytest.raises(ImageError, match="refused the personal access token"):
         fetch("/data/upload/1/a.png", ours(image_server), "another.wrong.one")
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_a_server_that_is_down_has_not_refused_the_token(status: int, image_server: ImageServer) -> None:
+    """A bulk run must not end for good while Label Studio is started again."""
+    image_server.token, image_server.refresh_status = "Bearer nobody-knows", status
+    with pytest.raises(ImageError, match=f"returned no access token .{status}.") as failed:
+        fetch("/data/upload/1/a.png", ours(image_server), REFRESH_TOKEN)
+    assert not isinstance(failed.value, SignInRefusedError)
+    with LabelStudioClient(image_server.url, REFRESH_TOKEN) as client:
+        with pytest.raises(LabelStudioError, match=f"returned no access token .{status}.") as failed_there:
+            client.project(1)
+    assert not isinstance(failed_there.value, SignInError)
 
 
 # -- attacks -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -172,6 +173,38 @@ def test_repeaters_that_cannot_be_predicted(old: str, new: str, message: str) ->
     )
     with pytest.raises(SettingsError, match=re.escape(message)):
         parse_project_config(xml.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("attribute", ["value", "valueList"])
+def test_more_than_a_thousand_images_are_refused_however_they_come_about(attribute: str) -> None:
+    """One list that every repetition names must not grow a thousandfold."""
+    config = parse_project_config(
+        f'<View><Repeater on="$doc"><Image name="p_{{{{idx}}}}" {attribute}="$all"/>'
+        '<BrushLabels name="b_{{idx}}" toName="p_{{idx}}"><Label value="cat"/></BrushLabels></Repeater></View>'
+    )
+    tracemalloc.start()
+    try:
+        ((_, error),) = config.images_of({"doc": [0] * 1001, "all": ["a"] * 100_000})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert "has more than 1000 images" in str(error) and peak < 2**23
+    found = config.images_of({"doc": [0] * 1000, "all": ["a"]})
+    assert len(found) == 1000 and found[-1][0].image_name == "p_999"
+
+
+def test_a_number_of_thousands_of_digits_names_nothing() -> None:
+    config = parse_project_config(CONFIG.replace("$photo", f"$photos[{'9' * 5000}]"))
+    ((_, error),) = config.images_of({"photos": ["a"]})
+    assert "in its data" in str(error)
+
+
+def test_many_images_among_many_tags_are_refused_before_they_are_read() -> None:
+    image = '<Image name="i" value="$i"/>'
+    xml = '<View>%s<PolygonLabels name="p" toName="i"><Label value="a"/></PolygonLabels></View>'
+    assert len(parse_project_config(xml % (image * 100), max_names=10).images) == 100
+    with pytest.raises(SettingsError, match="has 20000 images among 20003 tags, which takes too long to read"):
+        parse_project_config(xml % (image * 20_000), max_names=10)
 
 
 def test_too_many_names_are_refused_before_anything_is_made_of_them() -> None:

@@ -101,7 +101,7 @@ def test_typed_commands_answer_with_a_text(tmp_path: Path) -> None:
     assert command("/list") == ["Sofa: red couch"]
     with pytest.raises(SettingsError, match="not remembered"):
         command("/clear", remember=False)
-    assert command("/clear Sofa") == ["1 typed prompts cleared of Sofa"]
+    assert command("/clear Sofa") == ["1 typed prompt of Sofa cleared"]
     assert store.get("1").get("Sofa") is None
     assert command("/list") == ["no typed prompts yet"]
     assert command("Sofa") is None and answer_command(None, store, "1") is None

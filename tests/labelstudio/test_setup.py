@@ -161,4 +161,4 @@ def test_typed_prompts_by_command(tmp_path: Path, capsys: Any) -> None:
     assert capsys.readouterr().out == "project 1.5, Sofa: red couch\n"
     assert run(["label-studio", "prompts", *place, "--project", "1", "--clear"]) == 0
     assert run(["label-studio", "prompts", *place]) == 0
-    assert capsys.readouterr().out == "1 typed prompts cleared\nno typed prompts yet\n"
+    assert capsys.readouterr().out == "1 typed prompt cleared\nno typed prompts yet\n"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from tcl_core.errors import SettingsError
 from tcl_core.methods.code import CoDe
@@ -16,17 +17,19 @@ from tcl_core.models import load_model
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.models.modelfile import write_model_file
 from tcl_core.segmentation.segmenter import Segmenter
+from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.tokenizer import split_words
 from tcl_core.vocabulary import Vocabulary
 from tests.contract.examples import example_image
 from tests.training.runs import in_processes
 from tests.training.shards import sample, write_shard
-from training.config import Recipe, read_recipe
+from training.config import Recipe, ScheduleSettings, Stage, TrainPhase, read_recipe
 from training.data.shards import ShardSource
 from training.engine import Interruption, Options, StoppedError, run_recipe
 from training.playground import compare_methods
 from training.playground.compare_methods import RUNS, SceneSource, draw, extended_clip, recipe_of, table
 from training.playground.data import ImageSet
+from training.step import Stepper
 
 CPU = torch.device("cpu")
 CAPTIONS = ("a cat and a dog", "the red sofa", "dog on the sofa", "sky and cat", "the dog", "a sofa and the sky")
@@ -114,6 +117,28 @@ def test_parts_of_a_batch_take_the_same_steps(tmp_path: Path) -> None:
         found.append(load_model(run_recipe(recipe, source, Options(out, CPU, accumulate=parts, quiet=True))).method)
     for name, tensor in found[0].learned_state_dict().items():
         torch.testing.assert_close(found[1].learned_state_dict()[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_frozen_blocks_run_once_for_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts are embedded twice, but not what no gradient passes through."""
+    code = CoDe.example()
+    prepared = [
+        code.prepare({"image": torch.rand(3, 32, 32), "caption": text}, np.random.default_rng(0))
+        for text in code.example_prompts()
+    ]
+    settings = {"stages": [Stage(stage="ust", steps=1)], "batch": 4, "schedule": ScheduleSettings(lr=1e-3)}
+    phase = TrainPhase.model_validate({"name": "test", "precision": "float32", **settings})
+    counted = []
+    tokens = FrozenClip.tokens_after
+
+    def counting(self: FrozenClip, image: Tensor, blocks: int) -> Tensor:
+        if blocks == code.first_block:
+            counted.append(len(image))
+        return tokens(self, image, blocks)
+
+    monkeypatch.setattr(FrozenClip, "tokens_after", counting)
+    Stepper(code, phase, CPU, 2).step(0, code.collate(prepared))
+    assert counted == [2, 2]
 
 
 def _train(folder: str, out: str, accumulate: int) -> None:

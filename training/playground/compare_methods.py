@@ -226,7 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, default=500, help="scenes of each of the two sets of the score")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
-    parser.add_argument("--set", dest="changes", default="{}", help="other settings of the methods, as JSON")
+    parser.add_argument(
+        "--set", dest="changes", type=json.loads, default={}, metavar="JSON", help="other settings of the methods"
+    )
     parser.add_argument("--name", default="", help="put behind the name of the run, to tell settings apart")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -241,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with Interruption().listening() as interruption:
             for seed in options.seeds:
                 for run in options.runs:
-                    recipe = recipe_of(run, clip, options.steps, seed, json.loads(options.changes), options.batch)
+                    recipe = recipe_of(run, clip, options.steps, seed, options.changes, options.batch)
                     recipe = recipe.model_copy(update={"name": f"{run}{options.name}-{options.steps}-{seed}"})
                     source = SceneSource(work / "images", RUNS[run][1])
                     settings = Options(work / recipe.name, torch.device("cpu"))

@@ -33,6 +33,7 @@ class Batch:
         all_ids: ``ids`` of all processes.
         all_named: ``named`` of all processes.
         offset: place of the first of these images among those of all processes, once they are shared.
+        features: float ``[B, 1 + hw, C]``, the images' tokens before the copied block; ``None`` computes them.
     """
 
     images: Tensor
@@ -48,6 +49,7 @@ class Batch:
     all_ids: Tensor | None = None
     all_named: Tensor | None = None
     offset: int = 0
+    features: Tensor | None = None
 
     def split(self, parts: int) -> list[Batch]:
         """Cut into parts of the same size, a divisor of B; what is of all processes stays whole."""

@@ -145,6 +145,10 @@ class CoDeTraining(Trainable):
         """Cut a shared batch into parts of the same size."""
         return batch.split(parts)
 
+    def precompute(self, batch: Batch) -> Batch:
+        """Keep the tokens of the frozen blocks, which take about as much memory as the images do."""
+        return dataclasses.replace(batch, features=self._features(batch))
+
     def compile_training(self) -> None:
         """Compile the grounder, and the blocks through which gradients pass to the image."""
         cast(nn.Module, self.masker.image_encoder).compile()
@@ -168,7 +172,7 @@ class CoDeTraining(Trainable):
             offset, total = process_rank() * len(images), world_size() * len(images)
             noise = pair_noise(batch, self._mask_size(batch), offset, total)
         with torch.no_grad():
-            features = self.clip.tokens_after(images, self.first_block)
+            features = self._features(batch)
             templates = self.clip.encode_text(batch.templates.flatten(0, 1))
         pixels = self.masker.image_encoder(features, self.clip.grid(images))
         nouns = self._nouns(batch.nouns.flatten(0, 1))
@@ -195,6 +199,9 @@ class CoDeTraining(Trainable):
                 word_losses=word_losses,
                 word_weights=word_weights,
             )
+
+    def _features(self, batch: Batch) -> Tensor:
+        return self.clip.tokens_after(batch.images, self.first_block) if batch.features is None else batch.features
 
     def _nouns(self, tokens: Tensor) -> Tensor:
         """Embedded nouns float32 ``[N, E]``, L2-normalized, of token ids ``[N, L]``."""

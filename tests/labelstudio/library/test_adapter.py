@@ -118,7 +118,7 @@ def test_a_typed_prompt_is_remembered(server: httpx.Client, payload: Payload) ->
     assert typed("red ball: blue car")["model_version"] != FAILED_VERSION
     assert typed("/list")["result"][0]["value"]["text"] == ["red ball: blue car"]
     assert typed("zebra")["model_version"] == FAILED_VERSION and "zebra" in said(typed("zebra")["result"])
-    assert typed("/clear")["result"][0]["value"]["text"] == ["1 typed prompts cleared"]
+    assert typed("/clear")["result"][0]["value"]["text"] == ["1 typed prompt cleared"]
 
 
 def test_an_annotation_changes_nothing(server: httpx.Client, payload: Payload) -> None:
