@@ -90,13 +90,7 @@ def rectangle_points(value: Mapping[str, Any], size: tuple[int, int]) -> NDArray
         >>> rectangle_points({"x": 0, "y": 50, "width": 50, "height": 50}, (2, 4)).tolist()
         [[0.0, 1.0], [2.0, 1.0], [2.0, 2.0], [0.0, 2.0]]
     """
-    try:
-        x, y, width, height = (float(value[key]) / 100 for key in ("x", "y", "width", "height"))
-        turn = math.radians(float(value.get("rotation") or 0))
-    except (KeyError, TypeError, ValueError):
-        raise ValueError("the rectangle lacks x, y, width or height") from None
-    if not all(map(math.isfinite, (x, y, width, height, turn))):
-        raise ValueError("the rectangle contains a number that is not finite")
+    (x, y, width, height), turn = _read_numbers(value, ("x", "y", "width", "height"), "rectangle")
     corner = np.array([x * size[1], y * size[0]])
     across = np.array([math.cos(turn), math.sin(turn)]) * width * size[1]
     down = np.array([-math.sin(turn), math.cos(turn)]) * height * size[0]
@@ -118,14 +112,20 @@ def ellipse_points(value: Mapping[str, Any], size: tuple[int, int]) -> NDArray[n
         >>> ellipse_points(value, (4, 2)).round(6).min(axis=0).tolist()
         [0.0, 1.0]
     """
-    try:
-        x, y, across, down = (float(value[key]) / 100 for key in ("x", "y", "radiusX", "radiusY"))
-        turn = math.radians(float(value.get("rotation") or 0))
-    except (KeyError, TypeError, ValueError):
-        raise ValueError("the ellipse lacks x, y, radiusX or radiusY") from None
-    if not all(map(math.isfinite, (x, y, across, down, turn))):
-        raise ValueError("the ellipse contains a number that is not finite")
+    (x, y, across, down), turn = _read_numbers(value, ("x", "y", "radiusX", "radiusY"), "ellipse")
     angles = np.linspace(0, 2 * math.pi, _ELLIPSE_CORNERS, endpoint=False)
     right, below = np.cos(angles) * across * size[1], np.sin(angles) * down * size[0]
     turned = [right * math.cos(turn) - below * math.sin(turn), right * math.sin(turn) + below * math.cos(turn)]
     return np.stack(turned, axis=1) + (x * size[1], y * size[0])
+
+
+def _read_numbers(value: Mapping[str, Any], keys: tuple[str, ...], what: str) -> tuple[list[float], float]:
+    """Numbers that are in percent, as shares, and the rotation in radians."""
+    try:
+        shares = [float(value[key]) / 100 for key in keys]
+        turn = math.radians(float(value.get("rotation") or 0))
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"the {what} lacks {', '.join(keys[:-1])} or {keys[-1]}") from None
+    if not all(map(math.isfinite, (*shares, turn))):
+        raise ValueError(f"the {what} contains a number that is not finite")
+    return shares, turn
