@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 
 from tcl_core.errors import DataSetError
 from tcl_core.evaluation.datasets import DataSet
 from tcl_core.evaluation.jobs import DataSpec, EvaluationJob
-from tcl_core.evaluation.processes import OnProgress, on_own_device, torchrun_share
+from tcl_core.evaluation.processes import OnProgress, on_device_of_torchrun, torchrun_share
 from tcl_core.evaluation.run import Evaluation, Share, check_images
 
 __all__ = ["check_jobs"]
@@ -75,7 +74,7 @@ def _evaluations(
     for job in sorted(jobs, key=lambda job: models.index(job.model.name)):
         key = id(job.data)
         if torchrun_share() is not None:
-            job = on_own_device(job, int(os.environ.get("LOCAL_RANK", share.process)))
+            job = on_device_of_torchrun(job, share)
         yield key, job.open(data[key])
 
 

@@ -19,7 +19,7 @@ from tcl_core.evaluation.page import write_page
 from tcl_core.evaluation.report import write_result
 from tcl_core.evaluation.run import Evaluation, Share
 
-__all__ = ["OnProgress", "on_own_device", "run_job", "torchrun_share"]
+__all__ = ["OnProgress", "on_device_of_torchrun", "run_job", "torchrun_share"]
 
 OnProgress = Callable[[str, int, int], None]
 """Called with the current step (``"check"`` or ``"evaluate"``), the number of finished images and the total."""
@@ -98,7 +98,7 @@ def _run_under_torchrun(
 
     if not distributed.is_initialized():
         distributed.init_process_group("gloo", timeout=_WAITS)
-    evaluation = on_own_device(job, int(os.environ.get("LOCAL_RANK", share.process))).open()
+    evaluation = on_device_of_torchrun(job, share).open()
     if overwrite and share.process == 0:
         evaluation.start_anew()
     distributed.barrier()
@@ -115,7 +115,12 @@ def _run_under_torchrun(
     return result
 
 
-def on_own_device(job: EvaluationJob, process: int) -> EvaluationJob:
+def on_device_of_torchrun(job: EvaluationJob, share: Share) -> EvaluationJob:
+    """The job with the GPU of this process, which torchrun counts on each machine anew."""
+    return _on_own_device(job, int(os.environ.get("LOCAL_RANK", share.process)))
+
+
+def _on_own_device(job: EvaluationJob, process: int) -> EvaluationJob:
     """The job with a GPU of its own for each process of this machine, if it has GPUs and the job names none."""
     from dataclasses import replace
 
@@ -171,7 +176,7 @@ def _work(job: EvaluationJob, share: Share, messages: Queue[tuple[Any, ...]], ch
     torch.set_num_threads(max(1, torch.get_num_threads() // share.count))
     with contextlib.suppress(KeyboardInterrupt):
         try:
-            evaluation = on_own_device(job, share.process).open()
+            evaluation = _on_own_device(job, share.process).open()
             evaluation.work(share, lambda what, done, total: messages.put((share.process, what, done, total)), checked)
             messages.put((share.process, "finished", 0, 0))
         except TclError as error:
