@@ -25,12 +25,15 @@ settings.load_profile("no deadline")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """How many processes ``-n auto`` starts: one for each processor, as far as the memory goes."""
+    """How many processes ``-n auto`` starts: one more than processors, as far as the memory goes.
+
+    Many tests wait for a server, a browser or a program; another process works meanwhile.
+    """
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not hasattr(os, "sysconf"):
-        return processors
+        return processors + 1
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return max(1, min(processors, int(memory / _GIGABYTES_PER_WORKER)))
+    return max(1, min(processors + 1, int(memory / _GIGABYTES_PER_WORKER)))
 
 
 @pytest.hookimpl(tryfirst=True)

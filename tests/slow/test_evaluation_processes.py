@@ -107,6 +107,7 @@ def test_memory_stays_flat_over_two_thousand_images(tmp_path: Path, tiny_model_p
             "cpu",
         ]
         words += ["--labels", str(tmp_path / "labels.yaml"), "--model", str(tiny_model_path), "--limit", str(limit)]
+        words += ["--refiner", "none"]
         script = "import resource, sys; from tcl_core.cli.main import run; assert run(sys.argv[1:]) == 0; "
         script += "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         done = run_python(["-c", script, *words, "--out", tmp_path / f"out {limit}"], timeout=1800)
