@@ -56,6 +56,11 @@ class Prediction:
     notes: tuple[str, ...] = ()
     reason: str = ""
 
+    @property
+    def regions(self) -> int:
+        """How many results there are."""
+        return len(self.results)
+
 
 @dataclass(frozen=True)
 class Routed:

@@ -23,13 +23,13 @@ from labelstudio_backend.model_options import FAILED_VERSION, model_version
 from labelstudio_backend.predictor import image_digest
 from labelstudio_backend.prompts import PromptStore
 from labelstudio_backend.replacing import Replacer, stale_predictions
-from labelstudio_backend.reports import Reports, TaskOutcome
+from labelstudio_backend.reports import Reports
 from labelstudio_backend.requests import Asked, Context, freeze, read_context
 from labelstudio_backend.results import text_result
 from labelstudio_backend.schemas import PredictRequest, SetupRequest, TaskData, project_number
 from labelstudio_backend.settings import ServerSettings
 from labelstudio_backend.supervisor import ModelUnavailableError, Supervisor, WorkerDiedError
-from labelstudio_backend.task_answer import asked_images, prompt_field, reasons_of, typed_in
+from labelstudio_backend.task_answer import asked_images, prompt_field, put_together, typed_in
 from labelstudio_backend.worker import Failed, Job, Reply
 from tcl_core.caching import ByteBoundedCache
 from tcl_core.errors import SettingsError, TclError, VocabularyError
@@ -251,30 +251,23 @@ class Service:
         project: str,
     ) -> _Outcome:
         """Put the answers for a task's images together, with the reasons where there are no regions."""
-        found = [reply for reply in replies if isinstance(reply, Reply)]
-        failed = len(found) < len(replies)
-        drawn = [reply for reply in found if reply.regions]
-        parts = [reply.results[1:-1] for reply in drawn]
-        score = sum(reply.score for reply in drawn) / len(drawn) if drawn else 0.0
-        reasons = reasons_of(images, [reply if isinstance(reply, str) else reply.reason for reply in replies])
-        shown = reasons if failed or not drawn else []
-        outcome: TaskOutcome = "failed" if failed else "done" if drawn or not reasons else "empty"
-        self.metrics.tasks.labels(outcome).inc()
-        for note in dict.fromkeys(note for reply in found for note in reply.notes):
+        answer = put_together(images, replies)
+        self.metrics.tasks.labels(answer.outcome).inc()
+        for note in dict.fromkeys(note for reply in replies if isinstance(reply, Reply) for note in reply.notes):
             logger.warning("project %s: %s", project, note)
-        reason = "; ".join(shown)
-        if shown:
-            logger.warning("project %s, task %s: %s", project, task.id, reason)
-        shown += [reply.unkept for reply in found if reply.unkept]
+        if answer.reason:
+            logger.warning("project %s, task %s: %s", project, task.id, answer.reason)
+        lines = answer.lines(asked)
+        lines += [reply.unkept for reply in replies if isinstance(reply, Reply) and reply.unkept]
         field = prompt_field(config, None) if asked is None else asked.config
         if asked is None:
-            self.reports.add(project, task.id, outcome, reason)
-        elif shown and (field is None or field.prompt_name is None):
-            raise RefusedError("; ".join(shown))
-        if shown and field is not None:
-            said = text_result(field, shown if asked is not None or not failed else ["Not predicted:", *shown])
-            parts += [json.dumps(result).encode() for result in said]
-        return _Outcome(b"[%b]" % b",".join(parts), score, failed and asked is None)
+            self.reports.add(project, task.id, answer.outcome, answer.reason)
+        elif lines and (field is None or field.prompt_name is None):
+            raise RefusedError("; ".join(lines))
+        parts = [reply.results[1:-1] for reply in answer.drawn]
+        if field is not None:
+            parts += [json.dumps(result).encode() for result in text_result(field, lines)]
+        return _Outcome(b"[%b]" % b",".join(parts), answer.score, answer.failed and asked is None)
 
     async def _reply(self, task: TaskData, url: object, question: Question, project: str) -> Reply:
         image = await self.fetcher.fetch(url, Owner(task.id, project_number(project)))
