@@ -12,7 +12,7 @@ from typing import Any
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from labelstudio_backend.client import LabelStudioClient, LabelStudioError, Project, SignInError
+from labelstudio_backend.client import GoneError, LabelStudioClient, LabelStudioError, Project, SignInError
 from labelstudio_backend.image_fetch.fetching import ImageFetcher, SignInRefusedError
 from labelstudio_backend.image_fetch.locations import Owner
 from labelstudio_backend.interactive import Question, answer
@@ -302,7 +302,10 @@ class _Sender:
             self._progress.advance()
 
     def _is_stored(self, prediction: dict[str, Any]) -> bool:
-        found = self._client.predictions(prediction["task"])
+        try:
+            found = self._client.predictions(prediction["task"])
+        except GoneError:
+            return False
         return any(entry.get("model_version") == prediction["model_version"] for entry in found)
 
     def _replace(self, task: int) -> None:

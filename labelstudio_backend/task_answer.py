@@ -65,8 +65,17 @@ class TaskAnswer(Generic[FoundT]):
         return "; ".join(self.notable)
 
     def lines(self, asked: Asked | None) -> list[str]:
-        """What the prompt field of the task says."""
-        return ["Not predicted:", *self.notable] if self.failed and asked is None else list(self.notable)
+        """What the prompt field of the task says.
+
+        Args:
+            asked: what an annotator did.
+        """
+        if asked is None:
+            return ["Not predicted:", *self.notable] if self.failed else list(self.notable)
+        if not self.notable and asked.crowded and asked.context.text is not None:
+            # What was said about earlier prompts would stay there, as if it were about this one.
+            return [asked.context.text]
+        return list(self.notable)
 
 
 def put_together(images: Sequence[tuple[LabelingConfig, object]], found: Sequence[FoundT | str]) -> TaskAnswer[FoundT]:
