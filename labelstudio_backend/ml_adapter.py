@@ -30,7 +30,7 @@ from labelstudio_backend.requests import Asked, Context, freeze, read_context
 from labelstudio_backend.results import text_result
 from labelstudio_backend.schemas import project_number
 from labelstudio_backend.settings import DEFAULT_URL, ImageSettings, default_state_dir
-from labelstudio_backend.task_answer import asked_images, prompt_field, put_together
+from labelstudio_backend.task_answer import asked_images, field_of_unusable, prompt_field, put_together
 from tcl_core.errors import TclError
 
 __all__ = ["TclModel"]
@@ -134,10 +134,17 @@ class TclModel(LabelStudioMLBase):
             prompt field, if the project has one, and in the log.
 
         Raises:
-            SettingsError: the project's configuration cannot be used.
+            SettingsError: the project's configuration cannot be used, and has no prompt field to say so.
         """
         engine, project = _engine(), self._project()
-        config = parse_project_config(str(self.label_config))
+        try:
+            config = parse_project_config(str(self.label_config))
+        except TclError as error:
+            if (field := field_of_unusable(str(self.label_config), context)) is None:
+                raise
+            logger.error("%s", error)
+            said = text_result(field, [str(error)] if context else ["Not predicted:", str(error)])
+            return [{"result": said, "score": 0.0, "model_version": FAILED_VERSION} for _ in tasks]
         predictions = []
         for task in tasks:
             asked = None

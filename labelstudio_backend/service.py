@@ -29,7 +29,7 @@ from labelstudio_backend.results import text_result
 from labelstudio_backend.schemas import PredictRequest, SetupRequest, TaskData, project_number
 from labelstudio_backend.settings import ServerSettings
 from labelstudio_backend.supervisor import ModelUnavailableError, Supervisor, WorkerDiedError
-from labelstudio_backend.task_answer import asked_images, prompt_field, put_together, typed_in
+from labelstudio_backend.task_answer import asked_images, field_of_unusable, prompt_field, put_together
 from labelstudio_backend.worker import Failed, Job, Reply
 from tcl_core.caching import ByteBoundedCache
 from tcl_core.errors import SettingsError, TclError, VocabularyError
@@ -117,13 +117,14 @@ class Service:
 
         Without a context a task that fails does not affect others: it gets a result of another version, so that Label
         Studio asks again for it. Why a task failed, or has no regions, stands in its prompt field and in the status.
-        What an annotator typed or drew and cannot be answered is answered in the prompt field, too.
+        What an annotator typed or drew and cannot be answered is answered in the prompt field, too; and so is
+        everything where the configuration itself cannot be used.
 
         Returns:
             The response's JSON.
 
         Raises:
-            SettingsError: the configuration cannot be used.
+            SettingsError: the configuration cannot be used, and has no prompt field to say so.
             RefusedError: an interactive request cannot be answered, and there is no prompt field to say so.
             BusyError: there are too many requests, or there is no model.
         """
@@ -133,9 +134,9 @@ class Service:
             try:
                 config = parse_config(request.label_config, self.settings.max_names)
             except TclError as error:
-                if (field := typed_in(context)) is None:
+                if (field := field_of_unusable(request.label_config, context)) is None:
                     raise
-                return self._response(_spoken(field, [str(error)], len(request.tasks)), FAILED_VERSION)
+                return self._response(self._all_failed(request.tasks, field, context, str(error), project))
             version = FAILED_VERSION
             try:
                 asked = read_context(context, config)
@@ -300,7 +301,22 @@ class Service:
                 found.append(stale)
         self.replacer.schedule(found)
 
-    def _response(self, outcomes: Sequence[_Outcome], version: str) -> bytes:
+    def _all_failed(
+        self, tasks: Sequence[TaskData], field: LabelingConfig, context: object, reason: str, project: str
+    ) -> list[_Outcome]:
+        """No task can be predicted, for the same reason; an annotator's question is answered with it alone."""
+        if context is not None:
+            return _spoken(field, [reason], len(tasks))
+        logger.warning("project %s: %s", project, reason)
+        said = json.dumps(text_result(field, ["Not predicted:", reason])).encode()
+        outcomes = [_Outcome(said, 0.0, True)] * len(tasks)
+        for task in tasks:
+            self.metrics.tasks.labels("failed").inc()
+            self.reports.add(project, task.id, "failed", reason)
+        self._replace_old(tasks, outcomes, FAILED_VERSION)
+        return outcomes
+
+    def _response(self, outcomes: Sequence[_Outcome], version: str = FAILED_VERSION) -> bytes:
         quoted = json.dumps(version).encode()
         failed = json.dumps(FAILED_VERSION).encode()
         parts = [

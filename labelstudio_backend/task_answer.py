@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from labelstudio_backend.image_source import ImageSource
-from labelstudio_backend.labeling_config import LabelingConfig, ProjectConfig
+from labelstudio_backend.labeling_config import LabelingConfig, ProjectConfig, find_prompt_field
 from labelstudio_backend.reports import TaskOutcome
 from labelstudio_backend.requests import Asked
 from tcl_core.errors import ImageError
 
-__all__ = ["TaskAnswer", "asked_images", "prompt_field", "put_together", "typed_in"]
+__all__ = ["TaskAnswer", "asked_images", "field_of_unusable", "prompt_field", "put_together"]
 
 
 class _Found(Protocol):
@@ -139,14 +139,23 @@ def prompt_field(config: ProjectConfig, context: Mapping[str, Any] | None) -> La
     return next((image for image in images if image.prompt_name is not None), None)
 
 
-def typed_in(context: Mapping[str, Any] | None) -> LabelingConfig | None:
-    """The text area that was typed into, where the configuration itself cannot be read."""
-    last = _last_result(context)
-    if last is None or last.get("type") != "textarea":
-        return None
-    names = last.get("from_name"), last.get("to_name")
+def field_of_unusable(xml: str, context: Mapping[str, Any] | None) -> LabelingConfig | None:
+    """The prompt field of a configuration that cannot be used: the one that was typed into, or else the first.
+
+    Args:
+        xml: the project's labeling configuration.
+        context: of the request.
+
+    Returns:
+        A configuration for the text alone; ``None`` where there is no such field.
+    """
+    last = _last_result(context) or {}
+    names = (last.get("from_name"), last.get("to_name")) if last.get("type") == "textarea" else (None, None)
     if not all(isinstance(name, str) and name for name in names):
-        return None
+        found = find_prompt_field(xml)
+        if found is None:
+            return None
+        names = found
     return LabelingConfig(str(names[1]), ImageSource("$image"), (), {}, prompt_name=str(names[0]))
 
 

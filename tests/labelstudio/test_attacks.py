@@ -287,7 +287,7 @@ def test_large_images_and_vocabularies_are_refused_at_once(server: Attacked) -> 
     assert "12000 x 12000" in result["value"]["text"][1] and "max_pixels" in result["value"]["text"][1]
     many = "".join(f'<Label value="label {number}"/>' for number in range(10_000))
     answer = predict(server, config=CONFIG.replace('<Label value="cat"/>', many))
-    assert answer.status_code == 400 and "10000 labels and prompts, more than 100" in answer.json()["detail"]
+    assert answer.status_code == 200 and "10000 labels and prompts, more than 100" in answer.text
     answer = predict(server, "cat", config=CONFIG.replace('<Label value="cat"/>', many))
     assert answer.status_code == 200 and "max_names" in answer.text
     # Taken as they are, the first took 19 and the second 17 seconds.

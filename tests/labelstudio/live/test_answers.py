@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from tcl_core.vocabulary import Label, Vocabulary
 from tests.labelstudio.live.conftest import BACKEND_USER
 from tests.labelstudio.live.environment import LabelStudioServer
 from tests.labelstudio.live.test_images import connect
-from tests.labelstudio.live.test_server import SIZE, command, data_url, encoded, retrieve, tasks_of
+from tests.labelstudio.live.test_server import SIZE, command, data_url, encoded, retrieve, soon, tasks_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.xdist_group("Label Studio")]
 
@@ -179,13 +178,6 @@ def test_what_was_said_about_earlier_prompts_does_not_stay(
     found = ask(label_studio, *asked, earlier)
     assert said(found) == label and covered(found).any()
     assert said(ask(label_studio, *asked, typed(label))) == ""
-
-
-def soon(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.5)
 
 
 @contextmanager

@@ -6,11 +6,13 @@ import base64
 import io
 import json
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,14 +21,16 @@ from pycocotools.coco import COCO
 
 from labelstudio_backend.config_writer import labeling_config_xml
 from labelstudio_backend.export import image_name
+from labelstudio_backend.image_fetch.locations import Owner
 from labelstudio_backend.labeling_config import parse_labeling_config
 from labelstudio_backend.predictor import Prediction, Predictor
 from labelstudio_backend.requests import Plan
+from labelstudio_backend.settings import ImageSettings
 from labelstudio_backend.shapes import mask_of_value
 from tcl_core.cli.main import run
 from tcl_core.polygons.rasterize import mask_iou
 from tcl_core.vocabulary import Vocabulary
-from tests.labelstudio.live.environment import LabelStudioServer
+from tests.labelstudio.live.environment import TOKEN, LabelStudioServer
 from tests.labelstudio.live.s3 import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.xdist_group("Label Studio")]
@@ -84,6 +88,13 @@ def retrieve(server: LabelStudioServer, project: int) -> None:
     """Press *Retrieve predictions* for all tasks."""
     body = {"selectedItems": {"all": True, "excluded": []}}
     server.api("POST", f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}", json=body)
+
+
+def soon(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.5)
 
 
 def add_bucket(server: LabelStudioServer, project: int, bucket: str, presign: bool) -> None:
@@ -155,6 +166,19 @@ def test_retrieve_predictions_fills_every_task(
             # Polygons are those that a hand can drag; a region of 45 pixels that loses one has 0.978.
             assert mask_iou(mask_of_value(region["type"], region["value"], SIZE), mask) >= 0.9
     assert sdk_says(server_python, config, checked)["errors"] == []
+
+
+def test_the_storage_of_a_project_is_asked_where_the_task_is_unknown(
+    label_studio: LabelStudioServer, project: int
+) -> None:
+    async def fetched(settings: ImageSettings, url: str) -> bytes:
+        async with settings.fetcher(TOKEN) as fetcher:
+            return await fetcher.fetch(url, Owner(project=project))
+
+    allowed = ImageSettings(label_studio.url, allow_hosts=("127.0.0.1",), allow_addresses=("127.0.0.0/8",))
+    for bucket, seed in (("presigned-true", 30), ("presigned-false", 45)):
+        url = f"s3://{bucket}/pics/image-{seed:03d} with space.png"
+        assert anyio.run(fetched, allowed, url) == encoded(seed)
 
 
 def test_bulk_reads_the_same_storages(
