@@ -121,6 +121,20 @@ def expected(predictor: Predictor, config: str, seed: int) -> Prediction:
     return predictor.predict(encoded(seed), Plan(parse_labeling_config(config)))
 
 
+def assert_same_regions(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+    """Compare what two runs of the model drew: scores that tie to the last bit may fall either way."""
+    assert found and wanted
+    for label in {each["value"][each["type"]][0] for each in (*found, *wanted)}:
+        covered = []
+        for results in (found, wanted):
+            mask = np.zeros(SIZE, dtype=bool)
+            for each in results:
+                if each["value"][each["type"]] == [label]:
+                    mask |= mask_of_value(each["type"], each["value"], SIZE)
+            covered.append(mask)
+        assert (covered[0] != covered[1]).mean() < 0.01, label
+
+
 @pytest.fixture(scope="module")
 def project(
     label_studio: LabelStudioServer, s3: S3Server, backend_url: str, secrets: Path, tmp_path_factory: Any
@@ -200,7 +214,7 @@ def test_bulk_reads_the_same_storages(
     for task in tasks_of(label_studio, project):
         (prediction,) = task["predictions"]
         wanted = expected(predictor, config, seed_of(task)).results
-        assert [r["value"] for r in prediction["result"]] == [r["value"] for r in wanted] != []
+        assert_same_regions(prediction["result"], wanted)
 
 
 def test_bulk_names_three_of_sixty_and_delivers_the_rest(
@@ -241,8 +255,10 @@ def test_bulk_names_three_of_sixty_and_delivers_the_rest(
     predictions = [task["predictions"][0] for task in good]
     said = sdk_says(server_python, config, [{"result": p["result"], "score": p["score"]} for p in predictions])
     assert said["errors"] == []
-    ours = [region for task in good for region in expected(predictor, config, seed_of(task)).results]
+    ours = [region for prediction in predictions for region in prediction["result"]]
     assert len(said["masks"]) == len(ours) > 57
+    for task, prediction in zip(good, predictions, strict=True):
+        assert_same_regions(prediction["result"], expected(predictor, config, seed_of(task)).results)
     for runs, region in zip(said["masks"], ours, strict=True):
         mask = np.repeat([value == 255 for value, _ in runs], [length for _, length in runs]).reshape(SIZE)
         assert {value for value, _ in runs} <= {0, 255}
