@@ -12,7 +12,7 @@ from typing import Any
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from labelstudio_backend.client import LabelStudioClient, LabelStudioError, Project, SignInError
+from labelstudio_backend.client import GoneError, LabelStudioClient, LabelStudioError, Project, SignInError
 from labelstudio_backend.image_fetch.fetching import ImageFetcher, SignInRefusedError
 from labelstudio_backend.image_fetch.locations import Owner
 from labelstudio_backend.interactive import Question, answer
@@ -23,7 +23,7 @@ from labelstudio_backend.prompts import Added
 from labelstudio_backend.replacing import Stale, is_older_version, replace_predictions
 from labelstudio_backend.requests import freeze
 from labelstudio_backend.results import text_result
-from labelstudio_backend.task_answer import prompt_field, reasons_of
+from labelstudio_backend.task_answer import prompt_field, put_together
 from tcl_core.errors import TclError, is_out_of_memory
 from tcl_core.jobs.interrupt import InterruptGuard
 from tcl_core.jobs.progress import Progress
@@ -240,19 +240,17 @@ class _Sender:
 
     def add(self, task: _Task, found: Sequence[Prediction | str]) -> None:
         """Take a task's predictions; where one of its images failed, the task is reported instead."""
-        said = reasons_of(task.images, [each if isinstance(each, str) else each.reason for each in found])
-        predictions = [each for each in found if isinstance(each, Prediction)]
-        if len(predictions) < len(found):
-            self._fail(task.id, "; ".join(said))
+        answer = put_together(task.images, found)
+        if answer.failed:
+            self._fail(task.id, answer.reason)
             return
-        drawn = [each for each in predictions if each.results]
-        results = [result for each in drawn for result in each.results]
-        if not drawn:
-            self._reasons[task.id] = "; ".join(said)
-            results = [] if self._field is None else text_result(self._field, said)
-        score = sum(each.score for each in drawn) / len(drawn) if drawn else 0.0
+        results = [result for each in answer.drawn for result in each.results]
+        if answer.outcome == "empty":
+            self._reasons[task.id] = answer.reason
+        if self._field is not None:
+            results += text_result(self._field, answer.lines(None))
         version = self._summary.model_version
-        self._batch.append({"task": task.id, "result": results, "score": score, "model_version": version})
+        self._batch.append({"task": task.id, "result": results, "score": answer.score, "model_version": version})
         self._characters += len(json.dumps(results))
         if task.predicted:
             self._predicted.add(task.id)
@@ -304,7 +302,10 @@ class _Sender:
             self._progress.advance()
 
     def _is_stored(self, prediction: dict[str, Any]) -> bool:
-        found = self._client.predictions(prediction["task"])
+        try:
+            found = self._client.predictions(prediction["task"])
+        except GoneError:
+            return False
         return any(entry.get("model_version") == prediction["model_version"] for entry in found)
 
     def _replace(self, task: int) -> None:

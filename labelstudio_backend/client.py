@@ -213,9 +213,18 @@ class LabelStudioClient:
         """A task's predictions, with ``id`` and ``model_version``.
 
         Raises:
+            GoneError: there is no such task, perhaps not any more.
             LabelStudioError: they cannot be read.
         """
-        return list(self._json("GET", "/api/predictions/", params={"task": task}))
+        try:
+            return list(self._json("GET", "/api/predictions/", params={"task": task}))
+        except SignInError:
+            raise
+        except LabelStudioError as error:
+            # Label Studio calls it a bad request (400).
+            if self.has_task(task):
+                raise
+            raise GoneError(f"{self.url}: there is no task {task}") from error
 
     def delete_prediction(self, number: int) -> None:
         """Delete a prediction; one that is gone already is fine.

@@ -50,7 +50,6 @@ def labeling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> str
         toName="image",
         editable="true",
         rows="1",
-        maxSubmissions="1",
         showSubmitButton="true",
         placeholder="Type a prompt for a label, such as  Label: other words",
     )

@@ -23,6 +23,7 @@ __all__ = [
     "LabelingConfig",
     "ProjectConfig",
     "check_prompt",
+    "find_prompt_field",
     "parse_labeling_config",
     "parse_project_config",
 ]
@@ -39,6 +40,7 @@ _POINTING_TAGS = frozenset({*_KIND_OF_TAG, "keypointlabels", "ellipselabels", "b
 BACKGROUND_NAMES = frozenset({"background", "bg"})
 """Labels of these names (in any case) without prompts stand for what no other label wins."""
 
+_INDEX_FLAG = "{{idx}}"
 _MAX_CHARACTERS = 1 << 20
 _MOST_PAIRS = 300_000
 """Images times tags: each image is read by a look at every tag."""
@@ -258,6 +260,33 @@ def parse_project_config(xml: str, max_names: int | None = None) -> ProjectConfi
     return ProjectConfig(tuple(images))
 
 
+def find_prompt_field(xml: str) -> tuple[str, str] | None:
+    """Names of the first text area for prompts and of its image, in a configuration that cannot be used otherwise.
+
+    Args:
+        xml: the project's configuration.
+
+    Returns:
+        The names that they have in the first image of a ``Repeater``; ``None`` where there is no such text area.
+    """
+    try:
+        root = _parse(xml)
+        repeaters = _repeaters(root)
+    except SettingsError:
+        return None
+    images = {tag.get("name", ""): tag for tag in root.iter() if _tag(tag) == "image"}
+    for tag in root.iter():
+        if _tag(tag) != "textarea" or _is_true(tag, "perRegion") or not tag.get("name"):
+            continue
+        for target in _targets(tag):
+            if target in images:
+                repeater = repeaters.get(images[target])
+                flag = None if repeater is None else repeater.get("indexFlag") or _INDEX_FLAG
+                names = tag.get("name", ""), target
+                return names if flag is None else (names[0].replace(flag, "0"), names[1].replace(flag, "0"))
+    return None
+
+
 def _check_names(root: Element, max_names: int) -> None:
     """Refuse what would take minutes, before anything is made of it."""
     names = sum(1 + label.get("predicted_values", "").count(",") for label in root.iter() if _tag(label) == "label")
@@ -300,7 +329,7 @@ def _read_image(root: Element, image: Element, tags: list[Element], repeater: El
         image_name,
         image.get("value", ""),
         image.get("valueList", ""),
-        None if repeater is None else (repeater.get("on", ""), repeater.get("indexFlag", "") or "{{idx}}"),
+        None if repeater is None else (repeater.get("on", ""), repeater.get("indexFlag", "") or _INDEX_FLAG),
     )
     labels: dict[str, tuple[tuple[str, ...], float | None]] = {}
     controls: list[Control] = []

@@ -30,7 +30,7 @@ from labelstudio_backend.requests import Asked, Context, freeze, read_context
 from labelstudio_backend.results import text_result
 from labelstudio_backend.schemas import project_number
 from labelstudio_backend.settings import DEFAULT_URL, ImageSettings, default_state_dir
-from labelstudio_backend.task_answer import asked_images, prompt_field, reasons_of
+from labelstudio_backend.task_answer import asked_images, field_of_unusable, prompt_field, put_together
 from tcl_core.errors import TclError
 
 __all__ = ["TclModel"]
@@ -91,17 +91,15 @@ class _Engine:
                         self.store.add(project, *answered.learned)
                     except TclError as error:
                         logger.error("the prompt is not remembered: %s", error)
-        predictions = [each for each in found if isinstance(each, Prediction)]
-        failed = len(predictions) < len(found)
-        said = reasons_of(images, [each if isinstance(each, str) else each.reason for each in found])
-        if said:
-            logger.log(logging.ERROR if failed else logging.WARNING, "task %s: %s", task.get("id"), "; ".join(said))
-        drawn = [each for each in predictions if each.results]
-        results = [result for each in drawn for result in each.results]
+        together = put_together(images, found)
+        if together.reason:
+            level = logging.ERROR if together.failed else logging.WARNING
+            logger.log(level, "task %s: %s", task.get("id"), together.reason)
+        results = [result for each in together.drawn for result in each.results]
         field = prompt_field(config, None) if asked is None else asked.config
-        if field is not None and said and (failed or not drawn):
-            results += text_result(field, said)
-        return results, sum(each.score for each in drawn) / len(drawn) if drawn else 0.0, failed
+        if field is not None:
+            results += text_result(field, together.lines(asked))
+        return results, together.score, together.failed
 
 
 @lru_cache(maxsize=1)
@@ -136,10 +134,17 @@ class TclModel(LabelStudioMLBase):
             prompt field, if the project has one, and in the log.
 
         Raises:
-            SettingsError: the project's configuration cannot be used.
+            SettingsError: the project's configuration cannot be used, and has no prompt field to say so.
         """
         engine, project = _engine(), self._project()
-        config = parse_project_config(str(self.label_config))
+        try:
+            config = parse_project_config(str(self.label_config))
+        except TclError as error:
+            if (field := field_of_unusable(str(self.label_config), context)) is None:
+                raise
+            logger.error("%s", error)
+            said = text_result(field, [str(error)] if context else ["Not predicted:", str(error)])
+            return [{"result": said, "score": 0.0, "model_version": FAILED_VERSION} for _ in tasks]
         predictions = []
         for task in tasks:
             asked = None

@@ -22,7 +22,7 @@ from labelstudio_backend.requests import Corners, Drawn, Plan
 from labelstudio_backend.results import overall_score, region_results
 from tcl_core.caching import ByteBoundedCache
 from tcl_core.errors import ImageError, SettingsError, VocabularyError
-from tcl_core.images import image_size, load_image
+from tcl_core.images import exif_orientation, image_size, load_image
 from tcl_core.polygons.rasterize import polygon_to_mask
 from tcl_core.regions import label_map_to_regions
 from tcl_core.segmentation.features import ImageFeatures
@@ -33,6 +33,7 @@ from tcl_core.vocabulary import Label, Vocabulary
 
 __all__ = ["Prediction", "Predictor", "Routed", "image_digest"]
 
+_PNG = b"\x89PNG"
 _WORDS_SHOWN = 5
 _PLANES_SHARE = 8
 """One part in so many of the cache is for score maps, the rest for features."""
@@ -55,6 +56,11 @@ class Prediction:
     size: tuple[int, int]
     notes: tuple[str, ...] = ()
     reason: str = ""
+
+    @property
+    def regions(self) -> int:
+        """How many results there are."""
+        return len(self.results)
 
 
 @dataclass(frozen=True)
@@ -241,10 +247,25 @@ class Predictor:
                     f"the image has {width} x {height} pixels, but max_pixels of the settings is "
                     f"{self.options.max_pixels}; make the image smaller, or raise max_pixels"
                 )
+            _check_shown_upright(image)
             pixels = load_image(image, max_pixels=self.options.max_pixels, name="the image")
             features = self.segmenter.encode(pixels)
             self._features.put(key, features)
         return features
+
+
+def _check_shown_upright(image: bytes) -> None:
+    """Refuse an image that browsers show in another orientation than ours: its regions would lie elsewhere there.
+
+    Raises:
+        ImageError: it has an orientation that Chromium ignores.
+    """
+    ignored = image[8:12] == b"WEBP" or (image.startswith(_PNG) and 0 <= image.find(b"IDAT") < image.find(b"eXIf"))
+    if ignored and exif_orientation(image, name="the image") != 1:
+        raise ImageError(
+            "the image has an EXIF orientation that browsers ignore (in WebP, and behind the pixels of a PNG), so its "
+            "regions would lie elsewhere on the page; save it again as it should be seen, without the orientation"
+        )
 
 
 def _moved(region: Region, left: int, top: int) -> Region:

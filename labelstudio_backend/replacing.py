@@ -7,22 +7,27 @@ open sends it along with the annotation, which Label Studio refuses if there is 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from labelstudio_backend.client import LabelStudioClient, LabelStudioError
+from labelstudio_backend.client import GoneError, LabelStudioClient, LabelStudioError, SignInError
 from labelstudio_backend.model_options import FAILED_VERSION
 
-__all__ = ["Replacer", "Stale", "is_older_version", "replace_predictions", "stale_predictions"]
+__all__ = ["PAUSES", "Replacer", "Stale", "is_older_version", "replace_predictions", "stale_predictions"]
 
 logger = logging.getLogger(__name__)
 
-_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Seconds between looks at whether Label Studio has stored the new predictions."""
 _WAITING = 200
+"""Requests that wait at most."""
+_TASKS_OF_A_TURN = 10
+"""So many tasks of a request are worked on before it is another one's turn."""
 _VERSION = re.compile(r"(.+)-[0-9a-f]{10}")
 
 
@@ -112,18 +117,44 @@ def replace_predictions(client: LabelStudioClient, stale: Stale) -> int | None:
     return 1 + len(others)
 
 
+@dataclass(order=True)
+class _Waiting:
+    """Predictions of one request that wait to be replaced.
+
+    Attributes:
+        due: when to look again, by the loop's clock.
+        number: of the request, in the order of coming.
+        looks: how often it was looked at in vain.
+        stale: what is left to replace.
+        ready: whether Label Studio is known to have stored the new predictions.
+    """
+
+    due: float
+    number: int
+    looks: int = field(default=0, compare=False)
+    stale: list[Stale] = field(default_factory=list, compare=False)
+    ready: bool = field(default=False, compare=False)
+
+
 class Replacer:
     """Replaces old predictions once Label Studio has stored the new ones. To be used from one event loop.
+
+    Requests take turns: one whose predictions are never stored, or one of many tasks, does not hold up the others.
 
     Args:
         url: the server.
         token: gives the token; without one nothing can be replaced.
+        pauses: seconds between looks at whether Label Studio has stored the new predictions.
     """
 
-    def __init__(self, url: str, token: Callable[[], str | None]) -> None:
+    def __init__(self, url: str, token: Callable[[], str | None], pauses: Sequence[float] = PAUSES) -> None:
         self._url = url
         self._token = token
-        self._queue: asyncio.Queue[list[Stale]] = asyncio.Queue(_WAITING)
+        self._pauses = pauses
+        self._waiting: list[_Waiting] = []
+        self._numbers = itertools.count()
+        self._current: _Waiting | None = None
+        self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.reason = ""
 
@@ -133,6 +164,11 @@ class Replacer:
         if self._token() is None:
             return "no: without a token old predictions cannot be replaced; pass --token-file"
         return f"no: {self.reason}" if self.reason else "yes"
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests whose predictions wait to be replaced."""
+        return len(self._waiting) + (self._current is not None)
 
     def start(self) -> None:
         """Begin to work, in the background."""
@@ -145,46 +181,91 @@ class Replacer:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def schedule(self, stale: Iterable[Stale]) -> None:
-        """Replace old predictions once there are new ones; forgotten where too many wait."""
+        """Replace old predictions once there are new ones; where too many wait, the least promising are forgotten."""
         found = list(stale)
         if not found or self._token() is None:
             return
-        try:
-            self._queue.put_nowait(found)
-        except asyncio.QueueFull:
-            logger.warning("old predictions of %d tasks were left, because many others wait", len(found))
+        if len(self._waiting) >= _WAITING:
+            # Label Studio stores predictions within seconds, if at all.
+            forgotten = max(self._waiting, key=lambda each: (each.looks, -each.number))
+            self._waiting.remove(forgotten)
+            heapq.heapify(self._waiting)
+            logger.warning("old predictions of %d tasks were left, because many others wait", len(forgotten.stale))
+        self._push(_Waiting(0.0, next(self._numbers), stale=found), self._pauses[0])
+
+    def _push(self, item: _Waiting, pause: float) -> None:
+        item.due = asyncio.get_running_loop().time() + pause
+        heapq.heappush(self._waiting, item)
+        self._wake.set()
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            stale = await self._queue.get()
-            token = self._token()
-            if token is None:
+            pause = self._waiting[0].due - loop.time() if self._waiting else None
+            if pause is None or pause > 0:
+                self._wake.clear()
+                try:
+                    await asyncio.wait_for(self._wake.wait(), pause)
+                except TimeoutError:
+                    pass
                 continue
+            self._current = heapq.heappop(self._waiting)
             try:
-                await self._replace(stale, token)
-                self.reason = ""
-            except LabelStudioError as error:
-                self.reason = str(error)
-                logger.warning("old predictions were left: %s", error)
-            except Exception:
-                logger.exception("old predictions were left")
+                if (token := self._token()) is not None:
+                    await self._turn(self._current, token)
+            finally:
+                self._current = None
 
-    async def _replace(self, stale: Sequence[Stale], token: str) -> None:
-        with LabelStudioClient(self._url, token) as client:
-            for pause in _PAUSES:
-                await asyncio.sleep(pause)
-                # Label Studio stores all predictions of a request together, so one task tells of all.
-                if await asyncio.to_thread(_has_new, client, stale[-1]):
-                    break
-            else:
-                logger.warning("old predictions of %d tasks were left: Label Studio stored no new ones", len(stale))
-                return
-            for each in stale:
-                await asyncio.to_thread(replace_predictions, client, each)
+    async def _turn(self, item: _Waiting, token: str) -> None:
+        """Work on a request as far as it goes; nothing that goes wrong with it ends the others' turns."""
+        try:
+            with LabelStudioClient(self._url, token) as client:
+                item.ready = item.ready or await asyncio.to_thread(_are_stored, client, item.stale)
+                if item.ready:
+                    await self._replace_some(client, item.stale)
+        except SignInError as error:
+            self.reason = str(error)
+            logger.warning("old predictions of %d tasks were left: %s", len(item.stale), error)
+        except LabelStudioError as error:
+            self.reason = str(error)
+            self._look_again(item, str(error))
+        except Exception:
+            logger.exception("old predictions of %d tasks were left", len(item.stale))
+        else:
+            self.reason = ""
+            if not item.ready:
+                self._look_again(item, "Label Studio stored no new ones")
+            elif item.stale:
+                self._push(item, 0.0)
+
+    async def _replace_some(self, client: LabelStudioClient, stale: list[Stale]) -> None:
+        """Replace the old predictions of the next few tasks, and take these off the list."""
+        for _ in range(min(_TASKS_OF_A_TURN, len(stale))):
+            try:
+                await asyncio.to_thread(replace_predictions, client, stale[0])
+            except GoneError:
+                # Somebody else deleted the task or its prediction; the other tasks are not concerned.
+                pass
+            del stale[0]
+
+    def _look_again(self, item: _Waiting, reason: str) -> None:
+        item.looks += 1
+        if item.looks < len(self._pauses):
+            self._push(item, self._pauses[item.looks])
+        else:
+            logger.warning("old predictions of %d tasks were left: %s", len(item.stale), reason)
 
 
-def _has_new(client: LabelStudioClient, stale: Stale) -> bool:
-    return bool(_new_ones({int(each["id"]): each for each in client.predictions(stale.task)}, stale))
+def _are_stored(client: LabelStudioClient, stale: Sequence[Stale]) -> bool:
+    """Whether there are new predictions. Label Studio stores all of a request together, so one task tells of all."""
+    # Two, because one of them may have been deleted.
+    for each in {stale[-1].task: stale[-1], stale[0].task: stale[0]}.values():
+        try:
+            if _new_ones({int(found["id"]): found for found in client.predictions(each.task)}, each):
+                return True
+        except GoneError:
+            continue
+    return False
 
 
 def _new_ones(found: Mapping[int, Mapping[str, Any]], stale: Stale) -> list[int]:

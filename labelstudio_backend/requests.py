@@ -91,11 +91,14 @@ class Asked:
         context: what was typed or drawn.
         config: of that image.
         item_index: the page, where the image's tag has several; ``None`` where it has not, or does not say.
+        crowded: whether other texts stand in the prompt field beside the one that was typed: earlier prompts, and what
+            was said about them.
     """
 
     context: Context
     config: LabelingConfig
     item_index: int | None = None
+    crowded: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ def read_context(context: Mapping[str, Any] | None, project: ProjectConfig) -> A
     """Understand the context of an interactive request.
 
     Args:
-        context: ``params.context``; ``None`` or without results is a request for the default prediction.
+        context: ``params.context``; ``None`` or without ``result`` is a request for the default prediction. With an
+            empty list, as Label Studio's page sends it after *Submit*, nothing is asked for.
         project: the project's labeling configuration.
 
     Returns:
@@ -150,8 +154,10 @@ def read_context(context: Mapping[str, Any] | None, project: ProjectConfig) -> A
         SettingsError: what was drawn is of a kind that cannot be answered, cannot be read, or has no label.
     """
     results = (context or {}).get("result")
-    if not isinstance(results, Sequence) or isinstance(results, str) or not results:
+    if not isinstance(results, Sequence) or isinstance(results, str):
         return None
+    if not results:
+        return Asked(Context(), project.images[0])
     known = [result for result in results if isinstance(result, Mapping)]
     if not known:
         raise SettingsError("the request holds nothing that was typed or drawn")
@@ -161,7 +167,8 @@ def read_context(context: Mapping[str, Any] | None, project: ProjectConfig) -> A
     item_index = page if isinstance(page, int) and not isinstance(page, bool) else None
     tag = str(last.get("type"))
     if tag == "textarea" and last.get("from_name") in (None, config.prompt_name):
-        return Asked(Context(text=_last_text(_value(last).get("text"))), config, item_index)
+        texts = _texts(_value(last).get("text"))
+        return Asked(Context(text=texts[-1] if texts else None), config, item_index, crowded=len(texts) > 1)
     if not tag.endswith("labels") and tag not in _BARE:
         # A choice or a note of the annotator's own: Label Studio tells of these too, but nothing is asked.
         return Asked(Context(), config, item_index)
@@ -173,11 +180,10 @@ def _value(result: Mapping[str, Any]) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _last_text(text: object) -> str | None:
-    """The newest of the texts in a field."""
+def _texts(text: object) -> list[str]:
+    """The texts in a field, the newest last."""
     texts = [text] if isinstance(text, str) else text if isinstance(text, Sequence) else []
-    written = [part for part in texts if isinstance(part, str) and part.strip()]
-    return written[-1] if written else None
+    return [part for part in texts if isinstance(part, str) and part.strip()]
 
 
 def _read_drawn(results: Sequence[Mapping[str, Any]], config: LabelingConfig) -> Drawn:

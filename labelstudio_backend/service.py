@@ -23,13 +23,13 @@ from labelstudio_backend.model_options import FAILED_VERSION, model_version
 from labelstudio_backend.predictor import image_digest
 from labelstudio_backend.prompts import PromptStore
 from labelstudio_backend.replacing import Replacer, stale_predictions
-from labelstudio_backend.reports import Reports, TaskOutcome
+from labelstudio_backend.reports import Reports
 from labelstudio_backend.requests import Asked, Context, freeze, read_context
 from labelstudio_backend.results import text_result
 from labelstudio_backend.schemas import PredictRequest, SetupRequest, TaskData, project_number
 from labelstudio_backend.settings import ServerSettings
 from labelstudio_backend.supervisor import ModelUnavailableError, Supervisor, WorkerDiedError
-from labelstudio_backend.task_answer import asked_images, prompt_field, reasons_of, typed_in
+from labelstudio_backend.task_answer import asked_images, field_of_unusable, prompt_field, put_together
 from labelstudio_backend.worker import Failed, Job, Reply
 from tcl_core.caching import ByteBoundedCache
 from tcl_core.errors import SettingsError, TclError, VocabularyError
@@ -117,13 +117,14 @@ class Service:
 
         Without a context a task that fails does not affect others: it gets a result of another version, so that Label
         Studio asks again for it. Why a task failed, or has no regions, stands in its prompt field and in the status.
-        What an annotator typed or drew and cannot be answered is answered in the prompt field, too.
+        What an annotator typed or drew and cannot be answered is answered in the prompt field, too; and so is
+        everything where the configuration itself cannot be used.
 
         Returns:
             The response's JSON.
 
         Raises:
-            SettingsError: the configuration cannot be used.
+            SettingsError: the configuration cannot be used, and has no prompt field to say so.
             RefusedError: an interactive request cannot be answered, and there is no prompt field to say so.
             BusyError: there are too many requests, or there is no model.
         """
@@ -133,9 +134,9 @@ class Service:
             try:
                 config = parse_config(request.label_config, self.settings.max_names)
             except TclError as error:
-                if (field := typed_in(context)) is None:
+                if (field := field_of_unusable(request.label_config, context)) is None:
                     raise
-                return self._response(_spoken(field, [str(error)], len(request.tasks)), FAILED_VERSION)
+                return self._response(self._all_failed(request.tasks, field, context, str(error), project))
             version = FAILED_VERSION
             try:
                 asked = read_context(context, config)
@@ -251,30 +252,23 @@ class Service:
         project: str,
     ) -> _Outcome:
         """Put the answers for a task's images together, with the reasons where there are no regions."""
-        found = [reply for reply in replies if isinstance(reply, Reply)]
-        failed = len(found) < len(replies)
-        drawn = [reply for reply in found if reply.regions]
-        parts = [reply.results[1:-1] for reply in drawn]
-        score = sum(reply.score for reply in drawn) / len(drawn) if drawn else 0.0
-        reasons = reasons_of(images, [reply if isinstance(reply, str) else reply.reason for reply in replies])
-        shown = reasons if failed or not drawn else []
-        outcome: TaskOutcome = "failed" if failed else "done" if drawn or not reasons else "empty"
-        self.metrics.tasks.labels(outcome).inc()
-        for note in dict.fromkeys(note for reply in found for note in reply.notes):
+        answer = put_together(images, replies)
+        self.metrics.tasks.labels(answer.outcome).inc()
+        for note in dict.fromkeys(note for reply in replies if isinstance(reply, Reply) for note in reply.notes):
             logger.warning("project %s: %s", project, note)
-        reason = "; ".join(shown)
-        if shown:
-            logger.warning("project %s, task %s: %s", project, task.id, reason)
-        shown += [reply.unkept for reply in found if reply.unkept]
+        if answer.reason:
+            logger.warning("project %s, task %s: %s", project, task.id, answer.reason)
+        lines = answer.lines(asked)
+        lines += [reply.unkept for reply in replies if isinstance(reply, Reply) and reply.unkept]
         field = prompt_field(config, None) if asked is None else asked.config
         if asked is None:
-            self.reports.add(project, task.id, outcome, reason)
-        elif shown and (field is None or field.prompt_name is None):
-            raise RefusedError("; ".join(shown))
-        if shown and field is not None:
-            said = text_result(field, shown if asked is not None or not failed else ["Not predicted:", *shown])
-            parts += [json.dumps(result).encode() for result in said]
-        return _Outcome(b"[%b]" % b",".join(parts), score, failed and asked is None)
+            self.reports.add(project, task.id, answer.outcome, answer.reason)
+        elif lines and (field is None or field.prompt_name is None):
+            raise RefusedError("; ".join(lines))
+        parts = [reply.results[1:-1] for reply in answer.drawn]
+        if field is not None:
+            parts += [json.dumps(result).encode() for result in text_result(field, lines)]
+        return _Outcome(b"[%b]" % b",".join(parts), answer.score, answer.failed and asked is None)
 
     async def _reply(self, task: TaskData, url: object, question: Question, project: str) -> Reply:
         image = await self.fetcher.fetch(url, Owner(task.id, project_number(project)))
@@ -307,7 +301,22 @@ class Service:
                 found.append(stale)
         self.replacer.schedule(found)
 
-    def _response(self, outcomes: Sequence[_Outcome], version: str) -> bytes:
+    def _all_failed(
+        self, tasks: Sequence[TaskData], field: LabelingConfig, context: object, reason: str, project: str
+    ) -> list[_Outcome]:
+        """No task can be predicted, for the same reason; an annotator's question is answered with it alone."""
+        if context is not None:
+            return _spoken(field, [reason], len(tasks))
+        logger.warning("project %s: %s", project, reason)
+        said = json.dumps(text_result(field, ["Not predicted:", reason])).encode()
+        outcomes = [_Outcome(said, 0.0, True)] * len(tasks)
+        for task in tasks:
+            self.metrics.tasks.labels("failed").inc()
+            self.reports.add(project, task.id, "failed", reason)
+        self._replace_old(tasks, outcomes, FAILED_VERSION)
+        return outcomes
+
+    def _response(self, outcomes: Sequence[_Outcome], version: str = FAILED_VERSION) -> bytes:
         quoted = json.dumps(version).encode()
         failed = json.dumps(FAILED_VERSION).encode()
         parts = [

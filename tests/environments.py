@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 
 from tests.labelstudio.library.environment import library_python
-from tests.labelstudio.live.environment import NoEnvironmentError, label_studio_python
+from tests.labelstudio.live.environment import NoEnvironmentError, label_studio_python, label_studio_tables
 from tests.labelstudio.live.s3 import s3_python
 from tests.napari.qt_bindings import QtNotThere, environment_with
 
 ENVIRONMENTS = {
-    "Label Studio": label_studio_python,
+    "Label Studio": lambda: label_studio_tables(label_studio_python()),
     "label-studio-ml": library_python,
     "moto": s3_python,
     "PySide6": lambda: environment_with("pyside6"),

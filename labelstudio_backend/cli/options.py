@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from labelstudio_backend.image_fetch.tokens import is_token, read_token_file
+from labelstudio_backend.image_fetch.tokens import check_token, read_token_file
 from tcl_core.cli.places import INPUT_PATH
 from tcl_core.errors import SettingsError
 
@@ -87,8 +87,4 @@ def read_token(token_file: Path | None, *, needed: bool = True) -> str | None:
         raise SettingsError(
             f"no token: pass --token-file FILE or set {TOKEN_VARIABLE}; see Account & Settings in Label Studio"
         )
-    if token and not is_token(token):
-        raise SettingsError(
-            f"{TOKEN_VARIABLE}: contains a character that no token has; copy it from Label Studio again"
-        )
-    return token or None
+    return check_token(token, TOKEN_VARIABLE) if token else None

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from tcl_core.errors import SettingsError
 
-__all__ = ["REFUSED", "Token", "is_refresh_token", "is_token", "read_token_file"]
+__all__ = ["REFUSED", "Token", "check_token", "is_refresh_token", "is_token", "read_token_file"]
 
 REFUSED = (400, 401, 403)
 """What Label Studio answers to a personal access token that it does not accept."""
 
+_JSON_IN_BASE64 = "eyJ"
 _MARGIN_SECONDS = 30.0
 _DEFAULT_LIFE_SECONDS = 300.0
 # RFC 6750, section 2.1.
@@ -39,6 +40,27 @@ def is_refresh_token(token: str) -> bool:
     return token.count(".") == 2
 
 
+def check_token(text: str, source: str) -> str:
+    """The token, if it can be a whole one.
+
+    Args:
+        text: the token.
+        source: where it comes from, for the message.
+
+    Raises:
+        SettingsError: it contains a character that no token has, or is only a part of one.
+    """
+    if not is_token(text):
+        raise SettingsError(f"{source}: contains a character that no token has; copy the token from Label Studio again")
+    # The list of tokens shows the first two parts of each; the whole one is shown only once.
+    if text.startswith(_JSON_IN_BASE64) and not is_refresh_token(text):
+        raise SettingsError(
+            f"{source}: only a part of a personal access token, which Label Studio shows in whole only once; "
+            "create a new one under Account & Settings > Personal Access Token, and use its Copy button"
+        )
+    return text
+
+
 def read_token_file(path: Path) -> str:
     """The token in a file, without the line break.
 
@@ -48,12 +70,11 @@ def read_token_file(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: the token cannot be read ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError(f"{path}: the token cannot be read ({reason})") from error
     if not text or len(text.split()) > 1:
         raise SettingsError(f"{path}: expected one line with Label Studio's token")
-    if not is_token(text):
-        raise SettingsError(f"{path}: contains a character that no token has; copy the token from Label Studio again")
-    return text
+    return check_token(text, str(path))
 
 
 class Token:

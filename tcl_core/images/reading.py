@@ -42,6 +42,7 @@ __all__ = [
     "HEIF_REMEDY",
     "SUPPORTED_EXTENSIONS",
     "ImageSource",
+    "exif_orientation",
     "image_size",
     "is_supported",
     "load_image",
@@ -187,6 +188,23 @@ def image_size(source: ImageSource, *, name: str | None = None) -> tuple[int, in
     """
     with _opened(source, _shown_name(source, name)) as (image, handle):
         return _upright_size(image, handle)
+
+
+def exif_orientation(source: ImageSource, *, name: str | None = None) -> int:
+    """EXIF orientation, from the header alone; `load_image` and `image_size` apply it.
+
+    Args:
+        source: path of the file, or the encoded bytes themselves.
+        name: what error messages call the image; the path by default.
+
+    Returns:
+        1 to 8; 1 where there is none.
+
+    Raises:
+        ImageError: the file is missing, unreadable or its header is not that of an image.
+    """
+    with _opened(source, _shown_name(source, name)) as (image, handle):
+        return _orientation(image, handle)
 
 
 def _shown_name(source: ImageSource, name: str | None) -> str:

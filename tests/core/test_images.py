@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
 
 from tcl_core.errors import ImageError, SettingsError
-from tcl_core.images import DEFAULT_MAX_PIXELS, SUPPORTED_EXTENSIONS, image_size, is_supported, load_image
+from tcl_core.images import (
+    DEFAULT_MAX_PIXELS,
+    SUPPORTED_EXTENSIONS,
+    exif_orientation,
+    image_size,
+    is_supported,
+    load_image,
+)
 
 RNG = np.random.default_rng(7)
 
@@ -70,6 +77,7 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
         expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     loaded = load_image(data)
     np.testing.assert_array_equal(loaded, expected)
+    assert exif_orientation(data) == orientation
     assert image_size(data) == loaded.shape[:2] == ((24, 16) if orientation >= 5 else (16, 24))
 
 

@@ -225,7 +225,16 @@ def test_a_prompt_for_a_configuration_that_cannot_be_used_says_why(client: TestC
     body["params"]["context"]["result"][0]["to_name"] = "image"
     answer = client.post("/predict", json=body)
     assert answer.status_code == 200 and "such as $image" in said(answer.json()["results"][0])
-    assert client.post("/predict", json=request([data_url()], config=broken)).status_code == 400
+    # Also where nobody typed, once for each task.
+    answer = client.post("/predict", json=request([data_url(), data_url(1)], config=broken)).json()
+    assert answer["model_version"] == FAILED_VERSION
+    for prediction in answer["results"]:
+        assert prediction["model_version"] == FAILED_VERSION and said(prediction).startswith("Not predicted:\n")
+        assert "such as $image" in said(prediction)
+    assert "such as $image" in client.get("/status").json()["failures"][-1]["reason"]
+    # Without a prompt field, Label Studio gets an error.
+    without = broken.replace('<TextArea name="prompt" toName="image"/>', "")
+    assert client.post("/predict", json=request([data_url()], config=without)).status_code == 400
 
 
 def test_what_was_drawn_without_a_label_says_why(client: TestClient) -> None:

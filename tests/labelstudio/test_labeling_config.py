@@ -3,13 +3,16 @@ from __future__ import annotations
 import re
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from labelstudio_backend.config_writer import SHAPES, labeling_config_xml
 from labelstudio_backend.image_source import value_of
-from labelstudio_backend.labeling_config import parse_labeling_config, parse_project_config
+from labelstudio_backend.labeling_config import find_prompt_field, parse_labeling_config, parse_project_config
 from tcl_core.errors import SettingsError, VocabularyError
+from tcl_core.vocabulary import Vocabulary
 
 CONFIG = """
 <View>
@@ -244,3 +247,32 @@ def test_a_configuration_that_cannot_be_used(xml: str, message: str) -> None:
 def test_a_label_that_cannot_be_used() -> None:
     with pytest.raises(VocabularyError):
         parse_labeling_config(CONFIG.replace('"Cat" model', '"C&#7;at" model').replace("&#7;", "&#x85;"))
+
+
+def test_the_example_of_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "label-studio.md").read_text(encoding="utf-8")
+    (xml,) = re.findall(r"```xml\n(.*?)```", page, re.DOTALL)
+    config = parse_labeling_config(xml)
+    assert config.labels == {"Sofa": (("sofa", "couch"), None), "Lamp": ((), None)}
+    assert config.prompt_name == "prompt" and [each.name for each in config.drawing] == ["polygons"]
+
+
+def test_prompts_can_be_typed_one_after_the_other() -> None:
+    """With ``maxSubmissions`` the field is gone after the first one, whatever came of it."""
+    for shape in SHAPES:
+        xml = labeling_config_xml(Vocabulary.from_options(["cat"]), shape)
+        assert 'name="prompt"' in xml and "maxSubmissions" not in xml
+
+
+def test_a_prompt_field_is_found_in_a_configuration_that_cannot_be_used() -> None:
+    field = (
+        '<View><Image name="i"/><TextArea name="n" toName="i" perRegion="true"/><TextArea name="t" toName="i"/></View>'
+    )
+    assert find_prompt_field(field) == ("t", "i")
+    repeated = (
+        '<View><Repeater on="$d" indexFlag="{{k}}"><Image name="i_{{k}}" value="$d[{{k}}]"/>'
+        '<TextArea name="t_{{k}}" toName="i_{{k}}"/></Repeater></View>'
+    )
+    assert find_prompt_field(repeated) == ("t_0", "i_0")
+    for none in ("<", "<View/>", '<View><TextArea name="t" toName="text"/></View>'):
+        assert find_prompt_field(none) is None

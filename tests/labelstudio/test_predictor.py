@@ -303,6 +303,27 @@ def test_an_image_that_claims_too_many_pixels_is_not_decoded(predictor: Predicto
         predictor.predict(png, Plan(PLAIN))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "late PNG", "WEBP"])
+def test_an_orientation_that_browsers_ignore_is_refused(predictor: Predictor, kind: str) -> None:
+    """Chromium shows a WebP, and a PNG whose EXIF block is late, as they are stored; regions would be turned there."""
+    plan = Plan(config('<Label value="cat"/>'))
+    for orientation in (1, 3, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        encoded = io.BytesIO()
+        Image.new("RGB", (40, 20)).save(encoded, kind.removeprefix("late "), exif=exif, lossless=True)
+        data = encoded.getvalue()
+        if kind == "late PNG":
+            start = data.index(b"eXIf") - 4
+            end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+            data = data[:start] + data[end:-12] + data[start:end] + data[-12:]
+        if kind == "PNG" or orientation == 1:
+            assert predictor.predict(data, plan).size == ((40, 20) if orientation == 6 else (20, 40))
+        else:
+            with pytest.raises(ImageError, match="EXIF orientation that browsers ignore"):
+                predictor.predict(data, plan)
+
+
 def test_what_is_no_image(predictor: Predictor) -> None:
     with pytest.raises(ImageError, match="the image"):
         predictor.predict(b"not an image", Plan(PLAIN))

@@ -102,9 +102,21 @@ def test_all_marks_of_one_label_count() -> None:
     assert stroke.size == (6, 8) and list(stroke.rle) == value["rle"]
 
 
-@pytest.mark.parametrize("context", [None, {}, {"result": []}, {"result": None}, {"result": "x"}])
+@pytest.mark.parametrize("context", [None, {}, {"result": None}, {"result": "x"}])
 def test_without_a_context_everything_is_asked_for(context: Any) -> None:
     assert read_context(context, CONFIG) is None
+
+
+def test_after_submit_nothing_is_asked() -> None:
+    """Label Studio's page then sends an empty list; all regions would be suggested a second time."""
+    assert read_context({"result": []}, CONFIG) == Asked(Context(), CONFIG.images[0])
+
+
+def test_the_newest_of_several_texts_counts() -> None:
+    found = asked(drawn("textarea", {"text": ["zebra", "what was said about it", "cat", " "]}, "prompt"))
+    assert found.context == Context(text="cat") and found.crowded
+    assert not asked(drawn("textarea", {"text": ["cat"]}, "prompt")).crowded
+    assert asked(drawn("textarea", {"text": []}, "prompt")).context == Context()
 
 
 @pytest.mark.parametrize(

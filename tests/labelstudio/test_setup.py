@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from labelstudio_backend.cli.options import read_token
 from labelstudio_backend.config_writer import Shape, labeling_config_xml
 from labelstudio_backend.image_fetch.tokens import Token, read_token_file
 from labelstudio_backend.labeling_config import parse_labeling_config
@@ -117,6 +118,22 @@ def test_token_files(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(SettingsError, match="one line"):
             read_token_file(path)
+
+
+def test_what_is_only_a_part_of_a_token_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Label Studio's list of tokens shows the first two of three parts, which newcomers copy."""
+    whole = "eyJhbGciOiJIUzI1NiJ9.eyJ0b2tlbl90eXBlIjoicmVmcmVzaCJ9.c2lnbmF0dXJl"
+    path = tmp_path / "token.txt"
+    path.write_text(whole)
+    assert read_token_file(path) == whole
+    path.write_text(whole.rpartition(".")[0])
+    with pytest.raises(SettingsError, match=r"token.txt: only a part .* its Copy button"):
+        read_token_file(path)
+    monkeypatch.setenv("LABEL_STUDIO_TOKEN", whole.rpartition(".")[0])
+    with pytest.raises(SettingsError, match="LABEL_STUDIO_TOKEN: only a part"):
+        read_token(None)
+    with pytest.raises(SettingsError, match=r"nowhere.txt: the token cannot be read \(No such file or directory\)"):
+        read_token_file(tmp_path / "nowhere.txt")
 
 
 def test_a_legacy_key_is_sent_as_it_is_and_a_personal_one_is_not() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +25,14 @@ __all__ = [
     "Process",
     "free_port",
     "label_studio_python",
+    "label_studio_tables",
     "python_with",
     "server_variables",
 ]
 
 REPOSITORY = Path(__file__).parents[3]
 VERSION = "1.23.2"
+DATABASE = "label_studio.sqlite3"
 ENVIRONMENT_VARIABLE = "TCL_LABEL_STUDIO_ENV"
 SECONDS_TO_INSTALL = 3600
 SECONDS_TO_START = 1800
@@ -49,6 +53,38 @@ def label_studio_python() -> Path:
         NoEnvironmentError: it cannot be made.
     """
     return python_with([f"label-studio=={VERSION}"], f"label-studio-{VERSION}", ENVIRONMENT_VARIABLE)
+
+
+def label_studio_tables(python: Path) -> Path:
+    """A database that has all tables of Label Studio and nothing in them, made once under ``build/``.
+
+    A server that starts with it is up in seconds, instead of the minute or two that the tables take.
+
+    Args:
+        python: of Label Studio's environment.
+
+    Raises:
+        NoEnvironmentError: it cannot be made.
+    """
+    path = REPOSITORY / "build" / f"label-studio-{VERSION}-tables.sqlite3"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            (manage,) = python.parent.parent.glob("lib/python3.*/site-packages/label_studio/manage.py")
+            (Path(folder) / "data").mkdir()
+            variables = server_variables(Path(folder), Path(folder), "http://127.0.0.1")
+            done = subprocess.run(
+                [str(python), str(manage), "migrate", "--verbosity", "0"],
+                env={"PATH": os.environ["PATH"], **variables},
+                cwd=folder,
+                capture_output=True,
+                encoding="utf-8",
+                timeout=SECONDS_TO_START,
+            )
+            if done.returncode != 0:
+                raise NoEnvironmentError(f"Label Studio's tables: {done.stderr.strip()[-500:]}")
+            os.replace(Path(folder) / "data" / DATABASE, path)
+    return path
 
 
 def python_with(packages: list[str], name: str, variable: str, finish: Callable[[Path], None] | None = None) -> Path:
@@ -189,7 +225,7 @@ def server_variables(folder: Path, files: Path, url: str, s3: str = "") -> dict[
 
 
 class LabelStudioServer(Process):
-    """Label Studio on a free port, with an empty data folder and one user.
+    """Label Studio on a free port, with empty tables and one user.
 
     Args:
         python: of its environment.
@@ -205,6 +241,7 @@ class LabelStudioServer(Process):
         self.folder = folder
         self.s3 = s3
         (folder / "data").mkdir()
+        shutil.copyfile(label_studio_tables(python), folder / "data" / DATABASE)
         environment = {"PATH": os.environ["PATH"], **server_variables(folder, files, self.url, s3)}
         program = str(python.with_name("label-studio"))
         words = [program, "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", str(port)]

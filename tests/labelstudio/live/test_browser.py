@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver.common.action_chains import ActionChains
@@ -21,7 +24,16 @@ from labelstudio_backend.requests import Plan
 from tcl_core.cli.main import run
 from tests.chromium import chromium
 from tests.labelstudio.live.environment import EMAIL, PASSWORD, REPOSITORY, LabelStudioServer
-from tests.labelstudio.live.test_server import LABELS, data_url, encoded, project_of, retrieve, tasks_of, write_images
+from tests.labelstudio.live.test_server import (
+    LABELS,
+    SIZE,
+    data_url,
+    encoded,
+    project_of,
+    retrieve,
+    tasks_of,
+    write_images,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.xdist_group("Label Studio")]
 
@@ -134,6 +146,13 @@ def test_from_regions_to_export(
 
     browser.execute_script("window.Htx.annotationStore.selected.acceptAllSuggestions()")
     wait(lambda: len(regions(browser)) == len(drawn) + len(suggested), "accepting the regions")
+    # The field is still there for the next prompt, and holds only the one that was answered.
+    field = wait(lambda: browser.find_elements(By.CSS_SELECTOR, "input[name=prompt]"), "the prompt field")[0]
+    field.send_keys("/list")
+    field.send_keys(Keys.ENTER)
+    wait(lambda: prompt_field(browser) == "no typed prompts yet", "the answer to a command")
+
+    before = interactive_requests(browser)
     submit = wait(lambda: browser.find_elements(By.CSS_SELECTOR, "[data-testid=bottombar-submit-button]"), "Submit")
     browser.execute_script("arguments[0].click()", submit[0])
     annotations = wait(
@@ -141,6 +160,10 @@ def test_from_regions_to_export(
     )
     accepted = [r for r in annotations[0]["result"] if r["type"] != "textarea"]
     assert len(accepted) == len(drawn) + len(suggested)
+    # The page asks once more, with an empty context: all regions would be suggested a second time (issue 6312).
+    wait(lambda: interactive_requests(browser) > before, "the request after Submit")
+    time.sleep(1)
+    assert suggestions(browser) == []
 
     out = tmp_path / "coco.json"
     assert run(["label-studio", "export", *server, "--project", str(project), "--out", str(out)]) == 0
@@ -148,6 +171,14 @@ def test_from_regions_to_export(
     # The other task has no annotation.
     assert len(coco["images"]) == 1 and len(coco["annotations"]) == len(accepted)
     assert run(["validate-coco", str(out)]) == 0
+
+
+def interactive_requests(browser: webdriver.Chrome) -> int:
+    """How many answers of the backend the page has had."""
+    return browser.execute_script(
+        "return performance.getEntriesByType('resource')"
+        ".filter(e => e.name.includes('interactive-annotating') && e.responseEnd).length;"
+    )
 
 
 def offered_smart_tools(browser: webdriver.Chrome) -> list[str]:
@@ -205,15 +236,20 @@ def test_the_page_says_what_cannot_be_answered(
     words = ["setup", *server, *labels, "--backend-url", backend_url, "--auth-file", str(secrets / "users.txt")]
     assert run(["label-studio", *words]) == 0
     project = project_of(capfd.readouterr().out)
-    images = ["http://169.254.169.254/a.png", data_url(seed)]
+    images = ["http://169.254.169.254/a.png", data_url(seed), turned_url(seed)]
     label_studio.api("POST", f"/api/projects/{project}/import", json=[{"image": url} for url in images])
     retrieve(label_studio, project)
-    bad, good = sorted(task["id"] for task in tasks_of(label_studio, project))
+    bad, good, turned = sorted(task["id"] for task in tasks_of(label_studio, project))
+    regions_of = {task["id"]: task["predictions"][0]["result"] for task in tasks_of(label_studio, project)}
+    assert [without_id(each) for each in regions_of[good]] == [without_id(each) for each in regions_of[turned]] != []
 
     if "/projects" not in browser.current_url:
         log_in(browser, label_studio.url)
     browser.get(f"{label_studio.url}/projects/{project}/data?task={bad}")
     wait(lambda: "not in allow_hosts" in prompt_field(browser), "the reason of the task that failed")
+
+    browser.get(f"{label_studio.url}/projects/{project}/data?task={turned}")
+    wait(lambda: shown_size(browser) == list(SIZE[::-1]), "the image as its EXIF orientation turns it")
 
     browser.get(f"{label_studio.url}/projects/{project}/data?task={good}")
     wait(lambda: bool(regions(browser)), "drawing the regions of the prediction")
@@ -229,9 +265,52 @@ def test_the_page_says_what_cannot_be_answered(
     # Nothing is offered in vain.
     assert offered_smart_tools(browser) == ["brushlabels", "rectanglelabels"]
     (top, left), (bottom, right) = area
-    (top, left), (bottom, right) = area
     draw(browser, "rectanglelabels", label, (left, top, right, bottom))
     wait(lambda: label in suggestions(browser), "suggestions for what was drawn")
+    # A second rectangle is answered, not the first one again (issue 6082).
+    other = "sky" if label == "cat" else "cat"
+    draw(browser, "rectanglelabels", other, (0.05, 0.05, 0.95, 0.95))
+    wait(
+        lambda: set(suggestions(browser)) == {other} or f"no region of '{other}' was found" in prompt_field(browser),
+        "an answer for the second rectangle",
+    )
+
+
+def shown_size(browser: webdriver.Chrome) -> list[int]:
+    """Width and height of the image on the page."""
+    return browser.execute_script(
+        "const s = window.Htx && window.Htx.annotationStore && window.Htx.annotationStore.selected; if (!s) return [];"
+        "for (const tag of s.names.values()) if (tag.type === 'image') return [tag.naturalWidth, tag.naturalHeight];"
+    )
+
+
+def turned_url(seed: int) -> str:
+    """An image whose pixels lie on their side, and whose EXIF orientation sets it upright."""
+    with Image.open(io.BytesIO(encoded(seed))) as upright:
+        return exif_url(upright.transpose(Image.Transpose.ROTATE_90), "PNG")
+
+
+def exif_url(image: Image.Image, kind: str) -> str:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    image.save(file, kind, exif=exif)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def without_id(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key != "id"}
+
+
+@pytest.mark.parametrize(("kind", "turns"), [("JPEG", True), ("PNG", True), ("WEBP", False)])
+def test_which_orientations_browsers_ignore(browser: webdriver.Chrome, kind: str, turns: bool) -> None:
+    """The backend refuses those images that browsers show in another orientation than it predicts them."""
+    size = browser.execute_async_script(
+        "const [url, done] = arguments; const image = new Image();"
+        "image.onload = () => done([image.naturalWidth, image.naturalHeight]); image.src = url;",
+        exif_url(Image.new("RGB", (40, 20)), kind),
+    )
+    assert size == ([20, 40] if turns else [40, 20])
 
 
 def largest_region(predictor: Predictor) -> tuple[int, str, tuple[tuple[float, float], tuple[float, float]]]:

@@ -22,7 +22,7 @@ from tcl_core.errors import ImageError
 from tests.labelstudio.conftest import PAYLOADS
 from tests.labelstudio.live.conftest import BACKEND_USER
 from tests.labelstudio.live.environment import TOKEN, LabelStudioServer
-from tests.labelstudio.live.test_server import data_url, encoded, retrieve, sdk_says, tasks_of
+from tests.labelstudio.live.test_server import command, data_url, encoded, retrieve, sdk_says, soon, tasks_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.xdist_group("Label Studio")]
 
@@ -158,3 +158,31 @@ def test_every_image_of_a_configuration_is_predicted(
     if name not in ("repeater", "pages"):
         checked = [{"result": drawn, "score": prediction["score"]}]
         assert sdk_says(server_python, config, checked)["errors"] == []
+
+
+def test_a_configuration_that_cannot_be_used_says_so_in_every_task(
+    label_studio: LabelStudioServer,
+    backend_url: str,
+    secrets: Path,
+    model_path: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """One failed prediction for each task, also after a second try; the bulk command refuses with the same sentence."""
+    config = (
+        '<View><Repeater on="$pages" indexFlag="{{idx}}"><Image name="page_{{idx}}" value="$pages[{{idx}}]"/>'
+        '<TextArea name="prompt_{{idx}}" toName="page_{{idx}}"/><PolygonLabels name="p_{{idx}}" toName="page_{{idx}}">'
+        '<Label value="cat {{idx}}"/></PolygonLabels></Repeater></View>'
+    )
+    number = connect(label_studio, config, backend_url, "refused")
+    label_studio.api("POST", f"/api/projects/{number}/import", json=[{"pages": [data_url(0)]}])
+    for _ in range(2):
+        retrieve(label_studio, number)
+        soon(lambda: len(tasks_of(label_studio, number)[0]["predictions"]) == 1, "one prediction")
+        ((result,),) = (each["result"] for each in tasks_of(label_studio, number)[0]["predictions"])
+        assert (result["from_name"], result["to_name"]) == ("prompt_0", "page_0")
+        said = result["value"]["text"]
+        assert said[0] == "Not predicted:" and "changes with the {{idx}}" in said[1]
+    server = ["--url", label_studio.url, "--token-file", secrets / "token.txt", "--project", number]
+    code, printed = command(capfd, "prelabel", *server, "--model", model_path, "--state-dir", tmp_path)
+    assert code == 2 and said[1] in printed

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from labelstudio_backend.client import GoneError, LabelStudioClient
 from labelstudio_backend.image_fetch import tokens
 from labelstudio_backend.image_fetch.fetching import ImageFetcher
 from labelstudio_backend.image_fetch.locations import Owner
-from tests.labelstudio.live.environment import LabelStudioServer
+from labelstudio_backend.model_options import FAILED_VERSION
+from tests.labelstudio.live.environment import TOKEN, LabelStudioServer
 from tests.labelstudio.live.test_server import command, data_url, encoded, tasks_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.xdist_group("Label Studio")]
@@ -61,6 +63,30 @@ def test_tasks_that_are_deleted_during_a_run(
     failed = [line for line in printed.splitlines() if line.startswith("failed:")]
     assert failed == [f"failed: task {task}: the task is gone: it was deleted during this run" for task in deleted]
     assert [len(task["predictions"]) for task in tasks_of(label_studio, number)] == [1, 1, 1]
+    # Label Studio answers "bad request" for the predictions of such a task.
+    with LabelStudioClient(label_studio.url, TOKEN) as client, pytest.raises(GoneError, match=f"no task {deleted[0]}"):
+        client.predictions(deleted[0])
+
+
+def test_bulk_takes_the_place_of_failed_predictions(
+    label_studio: LabelStudioServer, secrets: Path, model_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As they are stored while the token is wrong, once for the list of tasks and once for the task that is opened."""
+    number, tasks = project_with(label_studio, [data_url(seed) for seed in range(2)])
+    said = {"from_name": "prompt", "to_name": "image", "type": "textarea", "value": {"text": ["Not predicted:"]}}
+    for task, versions in zip(
+        tasks, ([FAILED_VERSION, FAILED_VERSION], ["another-model", FAILED_VERSION]), strict=True
+    ):
+        for version in versions:
+            body = {"task": task, "result": [said], "model_version": version}
+            label_studio.api("POST", "/api/predictions/", json=body)
+    server = ["--url", label_studio.url, "--token-file", secrets / "token.txt", "--project", number]
+    code, printed = command(capfd, "prelabel", *server, "--model", model_path, "--state-dir", tmp_path, "--quiet")
+    assert code == 0 and "2 of 2 tasks predicted" in printed and "3 older predictions replaced" in printed, printed
+    found = sorted(tasks_of(label_studio, number), key=lambda task: task["id"])
+    versions = [sorted(each["model_version"] for each in task["predictions"]) for task in found]
+    assert [len(each) for each in versions] == [1, 2] and "another-model" in versions[1]
+    assert FAILED_VERSION not in versions[0] + versions[1]
 
 
 def test_a_token_that_is_revoked_during_a_run(
