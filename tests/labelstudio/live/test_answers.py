@@ -33,6 +33,7 @@ CONFIG = (
     '<RectangleLabels name="rect" toName="image" smart="true" model_skip="true"><Label value="cat"/>'
     '<Label value="sky"/></RectangleLabels>'
     '<EllipseLabels name="round" toName="image" smart="true"><Label value="cat"/><Label value="sky"/></EllipseLabels>'
+    '<PolygonLabels name="poly" toName="image" smart="true"><Label value="cat"/><Label value="sky"/></PolygonLabels>'
     '<KeyPointLabels name="point" toName="image" smart="true"><Label value="cat"/><Label value="sky"/>'
     '<Label value="owl"/></KeyPointLabels></View>'
 )
@@ -99,24 +100,34 @@ def test_a_prompt_that_cannot_be_answered(
     assert reason in said(ask(label_studio, *asked, typed(text)))
 
 
-@pytest.mark.parametrize("kind", ["rectangle", "ellipse"])
+@pytest.mark.parametrize(
+    ("kind", "name", "shape"),
+    [
+        ("rectangle", "rect", {"x": 0, "y": 0, "width": 100, "height": 100}),
+        ("ellipse", "round", {"x": 50, "y": 50, "radiusX": 40, "radiusY": 40}),
+        ("polygon", "poly", {"points": [[50, 10], [90, 50], [50, 90], [10, 50]]}),
+    ],
+)
 def test_the_background_competes_inside_an_area(
-    asked: tuple[int, int], label_studio: LabelStudioServer, predictor: Predictor, seed: int, kind: str
+    asked: tuple[int, int],
+    label_studio: LabelStudioServer,
+    predictor: Predictor,
+    seed: int,
+    kind: str,
+    name: str,
+    shape: dict[str, Any],
 ) -> None:
     """The configuration has no background, and the area is not the answer."""
-    shape: dict[str, Any] = {"x": 0, "y": 0, "width": 100, "height": 100}
-    inside = np.ones(SIZE, dtype=bool)
-    if kind == "ellipse":
-        shape = {"x": 50, "y": 50, "radiusX": 40, "radiusY": 40}
-        rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
-        inside = np.hypot((columns + 0.5) / SIZE[1] - 0.5, (rows + 0.5) / SIZE[0] - 0.5) < 0.4
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
+    x, y = (columns + 0.5) / SIZE[1] - 0.5, (rows + 0.5) / SIZE[0] - 0.5
+    inside = {
+        "rectangle": np.ones(SIZE, dtype=bool),
+        "ellipse": np.hypot(x, y) < 0.4,
+        "polygon": np.abs(x) + np.abs(y) < 0.4,
+    }[kind]
     tag = f"{kind}labels"
     for label in LABELS:
-        result = {
-            "type": tag,
-            "from_name": "rect" if kind == "rectangle" else "round",
-            "value": {**shape, tag: [label]},
-        }
+        result = {"type": tag, "from_name": name, "value": {**shape, tag: [label]}}
         found = ask(label_studio, *asked, result)
         wanted = alone(predictor, seed, label) & inside
         # Specks of less than four pixels are merged, and an ellipse is drawn with 64 corners.
