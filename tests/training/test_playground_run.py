@@ -168,6 +168,8 @@ def test_a_run_goes_on_with_its_own_code_and_recipe_alone(whole: Path, tmp_path:
 
 
 @pytest.mark.slow
+# In one scene none of a draw's labels may occur.
+@pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning", "ignore:All-NaN slice:RuntimeWarning")
 def test_a_finished_run_is_published(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Into a copy of the documents, from few scenes; a second time without scoring again."""
     run_folder, repository = tmp_path / "run", tmp_path / "repository"
