@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -108,6 +108,7 @@ def evaluate_playground(
     scenes: int = 500,
     progress: Callable[[int, int], object] | None = None,
     split: Split = "validation",
+    variants: Collection[str] | None = None,
 ) -> list[EvaluationRow]:
     """Score a model on scenes that were never used for training.
 
@@ -118,6 +119,7 @@ def evaluate_playground(
         scenes: number of scenes in each of the two sets.
         progress: called with the scenes done and the total.
         split: which scenes.
+        variants: rows of the table that are wanted; ``None`` for all.
 
     Returns:
         One row per variant; variants without debiasing only for models that debias prompts.
@@ -131,10 +133,10 @@ def evaluate_playground(
     segmenters = {
         name: Segmenter(model if variant.debias else biased, refine=variant.refine, options=variant.options)
         for name, variant in fitting.items()
-        if variant.debias or model.debiasing is not None
+        if (variant.debias or model.debiasing is not None) and (variants is None or name in variants)
     }
     # Features depend on the refinement alone among the settings that differ.
-    encoders = {refine: next(s for s in segmenters.values() if s.refine is refine) for refine in (False, True)}
+    encoders = {segmenter.refine: segmenter for segmenter in segmenters.values()}
     sets: tuple[Combinations, ...] = ("seen", "held-out")
     metrics = {(name, which): MeanIoU(len(CLASS_NAMES)) for name in segmenters for which in sets}
     done = 0

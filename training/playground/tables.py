@@ -10,7 +10,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,10 @@ def _once(path: Path, sha256: str, scenes: int, make: Any) -> Any:
     return found
 
 
-def _rows(name: str, scenes: int) -> dict[str, Any]:
+def _rows(name: str, scenes: int, variants: Collection[str] | None = None) -> dict[str, Any]:
     model = load_model(name, device="cpu")
     with tqdm(total=2 * scenes, desc=f"scoring {model.name}", mininterval=5, disable=None) as bar:
-        rows = evaluate_playground(model, scenes, lambda done, _: bar.update(done - bar.n), "test")
+        rows = evaluate_playground(model, scenes, lambda done, _: bar.update(done - bar.n), "test", variants)
     return {"rows": json.loads(rows_to_json(rows))}
 
 
@@ -119,7 +119,10 @@ def score(run: Path, scenes: int = 500, project_scenes: int = 300, draws: int = 
             raise SettingsError(f"{folder}: was trained with another commit than {run}; train it again or move it away")
         other = folder / _MODEL
         found = _once(
-            folder / "scores" / "table.json", last[-1]["sha256"], scenes, lambda at=other: _rows(str(at), scenes)
+            folder / "scores" / "table.json",
+            last[-1]["sha256"],
+            scenes,
+            lambda at=other: _rows(str(at), scenes, [MAIN]),
         )
         spread.append(_spread_row(last[0]["about"]["ground_seed"], found))
     interruptions = sum(entry["event"] == "resume" for entry in entries)
