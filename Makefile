@@ -13,6 +13,7 @@ SEED ?= 7
 OUT ?= demo-output
 REVISION ?=
 GPU_REPORT ?= gpu-report.json
+TRAIN_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
@@ -23,10 +24,12 @@ INSTALLED_TEST := $(VENV)/.installed-test
 # One process per CPU, each with a single thread; tests of one group run in the same process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
-# Without it, training returns its memory to the system after every step and requests it again in the next.
+# Without them, training returns its memory to the system after every step and requests it again in the next. The second
+# ones are for glibc's own allocator, and others ignore them.
 COMMA := ,
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2 /usr/lib64/libjemalloc.so.2))
-KEEP_MEMORY := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=dirty_decay_ms:-1$(COMMA)muzzy_decay_ms:-1)
+KEEP_MEMORY := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=dirty_decay_ms:-1$(COMMA)muzzy_decay_ms:-1,\
+    MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-quick test-wheel test-gpu environments lint format docs benchmark benchmark-against benchmark-gpu train-playground readers readers-table clean
@@ -103,8 +106,8 @@ readers: ## install libraries that read COCO files into .venv-readers, for the s
 readers-table: $(INSTALLED_TEST) ## regenerate the table of docs/coco-readers.md
 	$(BIN)/python -W ignore -m tests.readers.table
 
-train-playground: $(INSTALLED) ## retrain the embedded model (under two hours on two cores)
-	$(KEEP_MEMORY) $(BIN)/python -m training.playground
+train-playground: $(INSTALLED) ## retrain the embedded model on two idle cores; resumes an interrupted run
+	$(KEEP_MEMORY) $(BIN)/python -m training.playground $(TRAIN_ARGS)
 
 clean: ## remove the environment and all outputs, except the training in build/playground
 	rm -rf "$(VENV)" "$(OUT)" build/docs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -59,7 +59,7 @@ def open_evaluations(settings: EvaluationSettings | None, folder: Path | None) -
     found = []
     if settings.playground:
         for split in ("seen", "held-out"):
-            found.append(Evaluated(f"playground {split}", PlaygroundDataSet(split), settings.playground))
+            found.append(Evaluated(f"playground {split}", PlaygroundDataSet(split, "validation"), settings.playground))
     for name in settings.benchmarks:
         if folder is None:
             raise SettingsError(f"The recipe evaluates on {name}; name the folder of the data sets with --eval-data.")

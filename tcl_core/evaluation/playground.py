@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,8 +17,10 @@ from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.vocabulary import Label, Vocabulary
 
 __all__ = [
+    "SEEDS",
     "VARIANTS",
     "EvaluationRow",
+    "Split",
     "Variant",
     "evaluate_playground",
     "format_rows",
@@ -26,7 +28,14 @@ __all__ = [
     "rows_to_json",
 ]
 
-_SEEDS: dict[Combinations, int] = {"seen": 7_001, "held-out": 7_002, "all": 7_003}
+Split = Literal["validation", "test"]
+"""Scenes to make choices with, and scenes for the published table. Neither is used in training."""
+
+SEEDS: dict[Split, dict[Combinations, int]] = {
+    "validation": {"seen": 19_101, "held-out": 19_102, "all": 19_103},
+    "test": {"seen": 19_201, "held-out": 19_202, "all": 19_203},
+}
+"""One seed for each set of scenes; those of projects are in `tcl_core.evaluation.projects`."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +98,17 @@ class EvaluationRow:
         return self.seen - self.held_out
 
 
-def held_out_scene(combinations: Combinations, index: int) -> Scene:
+def held_out_scene(combinations: Combinations, index: int, split: Split = "validation") -> Scene:
     """Scene ``index`` of the evaluation; its seed is not used anywhere else."""
-    return draw_scene(scene_rng(_SEEDS[combinations], index), combinations=combinations)
+    return draw_scene(scene_rng(SEEDS[split][combinations], index), combinations=combinations)
 
 
 def evaluate_playground(
-    model: Model, scenes: int = 500, progress: Callable[[int, int], object] | None = None
+    model: Model,
+    scenes: int = 500,
+    progress: Callable[[int, int], object] | None = None,
+    split: Split = "validation",
+    variants: Collection[str] | None = None,
 ) -> list[EvaluationRow]:
     """Score a model on scenes that were never used for training.
 
@@ -105,6 +118,8 @@ def evaluate_playground(
         model: the model to score.
         scenes: number of scenes in each of the two sets.
         progress: called with the scenes done and the total.
+        split: which scenes.
+        variants: rows of the table that are wanted; ``None`` for all.
 
     Returns:
         One row per variant; variants without debiasing only for models that debias prompts.
@@ -118,16 +133,16 @@ def evaluate_playground(
     segmenters = {
         name: Segmenter(model if variant.debias else biased, refine=variant.refine, options=variant.options)
         for name, variant in fitting.items()
-        if variant.debias or model.debiasing is not None
+        if (variant.debias or model.debiasing is not None) and (variants is None or name in variants)
     }
     # Features depend on the refinement alone among the settings that differ.
-    encoders = {refine: next(s for s in segmenters.values() if s.refine is refine) for refine in (False, True)}
+    encoders = {segmenter.refine: segmenter for segmenter in segmenters.values()}
     sets: tuple[Combinations, ...] = ("seen", "held-out")
     metrics = {(name, which): MeanIoU(len(CLASS_NAMES)) for name in segmenters for which in sets}
     done = 0
     for which in sets:
         for start in range(0, scenes, 16):
-            batch = [held_out_scene(which, index) for index in range(start, min(start + 16, scenes))]
+            batch = [held_out_scene(which, index, split) for index in range(start, min(start + 16, scenes))]
             images = [scene.image for scene in batch]
             features = {refine: encoder.encode_batch(images) for refine, encoder in encoders.items()}
             for name, segmenter in segmenters.items():

@@ -28,11 +28,11 @@ __all__ = [
     "synonyms_and_others",
 ]
 
-PROJECT_SEED = 7_204
+PROJECT_SEED = 19_204
 """Of the scenes and label draws of the published table; nothing was chosen on them."""
 
-VALIDATION_SEED = 7_101
-"""Of the scenes and label draws on which the embedded model's defaults were chosen."""
+VALIDATION_SEED = 19_104
+"""Of scenes and label draws to make choices with."""
 
 STEP = 0.05
 """By how much the height of the background is moved."""

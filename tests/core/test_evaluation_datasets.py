@@ -359,7 +359,10 @@ def test_images_may_end_differently_from_masks(own: Path) -> None:
 
 def test_playground_scenes_are_those_of_its_table() -> None:
     data = PlaygroundDataSet("held-out")
-    scene = held_out_scene("held-out", 3)
+    scene = held_out_scene("held-out", 3, "test")
     np.testing.assert_array_equal(data.image(3), scene.image)
     np.testing.assert_array_equal(data.truth(3), scene.label_map - 1)
+    other = PlaygroundDataSet("held-out", "validation")
+    np.testing.assert_array_equal(other.image(3), held_out_scene("held-out", 3, "validation").image)
+    assert not np.array_equal(other.image(3), data.image(3))
     assert len(data) == 500 and len(data.classes.names) == 54

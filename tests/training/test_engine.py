@@ -28,7 +28,7 @@ from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.vocabulary import Label, Vocabulary
 from tests.training.runs import in_process, in_processes, log_of, tiny_data, tiny_recipe, train_here
 from tests.training.shards import encoded, plain_shards, sample, write_shard
-from training import engine
+from training import engine, phase
 from training.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from training.config import Recipe
 from training.data import loader
@@ -255,7 +255,7 @@ def times_of(line: dict[str, Any]) -> dict[str, Any]:
 
 def test_ctrl_c_that_torchrun_hands_on_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(engine.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(phase.time, "monotonic", lambda: now[0])
     with Interruption().listening() as interruption:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)

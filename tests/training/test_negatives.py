@@ -7,14 +7,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tcl_core.playground import COLORS, KINDS, Placed, Scene, is_held_out
-from training.playground.negatives import bare_kinds, colors_met, negative_weights
+from tcl_core.playground import COLORS, KINDS, is_held_out
+from tests.training.tiny_playground import READER
+from training.playground.negatives import Things, colors_met, negative_weights
+
+NAMES, HUES = list(READER.words.things), list(READER.words.colors)
 
 
-def _scene(*things: str) -> Scene:
+def _scene(*things: str) -> Things:
     pairs = [thing.split() for thing in things]
-    placed = tuple(Placed(kind, color, "plain", 8.0, (8.0, 8.0), None, 1.0) for color, kind in pairs)
-    return Scene(np.zeros((1, 1, 3), np.uint8), np.zeros((0, 0), np.int32), placed, ())
+    return tuple((NAMES.index(kind), HUES.index(color)) for color, kind in pairs)
 
 
 @pytest.mark.parametrize(
@@ -31,21 +33,21 @@ def _scene(*things: str) -> Scene:
     ],
 )
 def test_what_a_caption_names_without_a_color(caption: str, expected: list[str]) -> None:
-    assert [KINDS[number] for number in bare_kinds(caption)] == expected
+    assert [NAMES[number] for number in READER.bare(caption)] == expected
 
 
 def test_what_was_met_is_what_is_not_held_out() -> None:
     scenes = [_scene(f"{color} {kind}") for kind in KINDS for color in COLORS if not is_held_out(kind, color)]
-    met = colors_met(scenes)
-    expected = [[not is_held_out(kind, color) for color in COLORS] for kind in KINDS]
+    met = colors_met(scenes, READER)
+    expected = [[not is_held_out(kind, color) for color in HUES] for kind in NAMES]
     assert np.array_equal(met, expected)
 
 
 def test_an_image_counts_by_the_share_of_its_things_in_a_known_color() -> None:
     scenes = [_scene("red cup"), _scene("blue cat"), _scene("red sofa", "blue cat"), _scene()]
-    met = colors_met([_scene("red cup", "red sofa", "blue sofa", "blue cat")])
+    met = colors_met([_scene("red cup", "red sofa", "blue sofa", "blue cat")], READER)
     captions = ["a cup", "a blue cat", "a sofa and a cat", "grass"]
-    weights = negative_weights(scenes, captions, met)
+    weights = negative_weights(scenes, captions, met, READER)
     assert weights.tolist() == [
         [1, 1, 0, 1],
         [0, 1, 1, 1],
@@ -59,12 +61,12 @@ def test_colors_say_nothing_of_a_bare_name_any_more() -> None:
     rng = np.random.default_rng(0)
     pairs = [f"{color} {kind}" for kind in KINDS for color in COLORS if not is_held_out(kind, color)]
     scenes = [_scene(*rng.choice(pairs, 2)) for _ in range(3000)]
-    met = colors_met(scenes)
+    met = colors_met(scenes, READER)
     weighted, plain = [], []
     for kind in KINDS[::3]:
-        fits = [any(thing.kind == kind for thing in scene.objects) for scene in scenes]
+        fits = [any(NAMES[thing] == kind for thing, _ in scene) for scene in scenes]
         captions = [f"a {kind}", *["grass"] * (len(scenes) - 1)]
-        column = negative_weights(scenes, captions, met)[:, 0].numpy()
+        column = negative_weights(scenes, captions, met, READER)[:, 0].numpy()
         there = _spread(scenes, [float(fit) for fit in fits])
         for values, weights in ((weighted, column), (plain, np.ones(len(scenes)))):
             elsewhere = _spread(scenes, [weight * (not fit) for weight, fit in zip(weights, fits, strict=True)])
@@ -74,10 +76,10 @@ def test_colors_say_nothing_of_a_bare_name_any_more() -> None:
     assert np.mean(plain) > 1.4
 
 
-def _spread(scenes: list[Scene], weights: list[float]) -> Counter[str]:
+def _spread(scenes: list[Things], weights: list[float]) -> Counter[str]:
     counted: Counter[str] = Counter()
     total = sum(weights)
     for scene, weight in zip(scenes, weights, strict=True):
-        for thing in scene.objects:
-            counted[thing.color] += weight / total
+        for _, color in scene:
+            counted[HUES[color]] += weight / total
     return counted

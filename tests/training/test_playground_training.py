@@ -9,35 +9,29 @@ import torch
 
 from tcl_core.methods.tcl import TCL
 from tcl_core.methods.tcl.model import TCLFeatures
-from tcl_core.models import load_model
-from tcl_core.models.modelfile import read_model_file
 from tcl_core.playground import COLORS, KINDS, caption_words, is_held_out
-from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.tokenizer import WordTokenizer
-from tcl_core.vocabulary import Vocabulary
 from tcl_core.vocabulary.templates import get_templates
-from training.loop import Schedule
-from training.playground.__main__ import run
+from tests.training.tiny_playground import READER, TINY, short
 from training.playground.clip import (
+    ClipTraining,
     _collages,
     _embed_images,
     _local_similarity,
     _tiles,
     build_clip,
+    clip_batches,
     clip_losses,
     embed_captions,
-    phase_losses,
     whiten,
 )
-from training.playground.data import Captions, Images, ImageSet, draw_images, normalize
+from training.playground.data import Captions, Images, draw_images, normalize
 from training.playground.debias import color_axes, grounded
 from training.playground.estimate import estimate
 from training.playground.negatives import colors_met, negative_weights
-from training.playground.recipe import RECIPE, Recipe, clip_config
-from training.playground.tcl import stage_losses
-
-TINY = ImageSet(count=40, size=32, objects=(1, 2), radius=(8, 12), plain=0.3, seed=1)
+from training.playground.recipe import RECIPE, clip_config
+from training.playground.tcl import tcl_batches
 
 COPIES = ["tcl-a", "tcl-b"]
 
@@ -45,7 +39,7 @@ COPIES = ["tcl-a", "tcl-b"]
 @cache
 def tiny() -> Images:
     """Drawn once, because the processes that draw take seconds to start."""
-    return draw_images(TINY, workers=1)
+    return draw_images(TINY, READER, workers=1)
 
 
 def test_images_carry_no_ground_truth_and_no_held_out_combination() -> None:
@@ -143,22 +137,20 @@ def test_a_batch_weighs_the_negatives_of_its_own_captions() -> None:
     how = Captions((), per_image=2, brief=0.5, balanced=True)
     batch = images.batch(np.random.default_rng(3), 12, tokenizer, how)
     assert batch.negatives is not None and len(tokenizer.heard) == len(batch.negatives) == 2
-    scenes = [
-        scene
+    things = [
+        found
         for image in batch.images
-        for scene, drawn in zip(images.scenes, images.pixels, strict=True)
+        for found, drawn in zip(images.things, images.pixels, strict=True)
         if torch.equal(normalize(drawn[None])[0], image)
     ]
     for texts, negatives in zip(tokenizer.heard, batch.negatives, strict=True):
-        assert torch.equal(negatives, negative_weights(scenes, texts, colors_met(images.scenes)))
+        assert torch.equal(negatives, negative_weights(things, texts, colors_met(images.things, READER), READER))
         assert negatives.min() < 1
     assert images.batch(np.random.default_rng(3), 12, tokenizer, Captions(())).negatives is None
 
 
-def test_balanced_stages_hand_the_weights_to_their_losses(monkeypatch) -> None:
-    for stage in ("clip", "tcl"):
-        monkeypatch.setattr(f"training.playground.{stage}.draw_images", lambda _: tiny())
-    recipe = _short(RECIPE)
+def test_balanced_stages_hand_the_weights_to_their_losses() -> None:
+    recipe = short(RECIPE)
     templates = get_templates("full")
     tokenizer = WordTokenizer(caption_words(templates), 16)
     model = build_clip(clip_config(tokenizer.vocab_size, 16), seed=0)
@@ -167,13 +159,15 @@ def test_balanced_stages_hand_the_weights_to_their_losses(monkeypatch) -> None:
     totals = []
     for balanced in (False, True):
         shown = dataclasses.replace(phase, views=views, balanced=balanced)
-        step = phase_losses(model, shown, tokenizer, templates, 0)
+        batch = clip_batches(shown, lambda _: tiny(), tokenizer, templates, 0, 8)(0)
+        training = ClipTraining(model)
         tcl = TCL(FrozenClip(model), recipe.tcl)
-        grounder, _ = stage_losses(
-            tcl, dataclasses.replace(stage, batch=16, balanced=balanced), 0.7, tokenizer, templates, 0
-        )
+        grounder = dataclasses.replace(stage, batch=16, balanced=balanced)
+        own = tcl_batches(grounder, 0.7, lambda _: tiny(), tokenizer, templates, 0)(0)
         with torch.no_grad():
-            totals.append((step(0)["local"].item(), grounder(0)["tcli_loss"].item()))
+            own = tcl.share(own, torch.Generator().manual_seed(0))
+            found = tcl.loss(tcl.embed(own), own)["tcli_loss"]
+            totals.append((training.loss(training.embed(batch), batch)["local"].item(), found.item()))
     for plain, weighted in zip(*totals, strict=True):
         # Fewer images are told from the one that a caption fits.
         assert weighted < 0.97 * plain
@@ -218,30 +212,11 @@ def test_a_shifted_collage_keeps_its_patches_in_place() -> None:
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def _short(recipe: Recipe) -> Recipe:
-    short = Schedule(steps=3, lr=1e-4, min_lr=1e-5, warmup=1)
-    # Whitening takes 1,500 images.
-    many = dataclasses.replace(TINY, count=1500)
-    phases = tuple(
-        dataclasses.replace(
-            phase,
-            views=tuple(
-                dataclasses.replace(view, images=TINY if index else many, batch=2 * view.collage**2)
-                for view in phase.views
-            ),
-            schedule=short,
-        )
-        for index, phase in enumerate(recipe.clip_phases)
-    )
-    stage = dataclasses.replace(recipe.tcl_stage, images=TINY, batch=4, ust_steps=1, schedule=short)
-    return dataclasses.replace(recipe, clip_phases=phases, tcl_stage=stage, debias_images=200)
-
-
 def test_colors_directions_are_those_in_which_things_of_a_kind_differ(monkeypatch) -> None:
     """Planted: each color has a direction of its own and each kind too; few kinds come in all, some come often."""
     basis = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0))).Q
     kinds = KINDS[:6]
-    asked: list[ImageSet] = []
+    asked: list[Images] = []
 
     def planted(tcl, tokenizer, images):
         asked.append(images)
@@ -251,16 +226,16 @@ def test_colors_directions_are_those_in_which_things_of_a_kind_differ(monkeypatc
                     for _ in range(1 + 5 * (place == 2)):
                         yield color, kind, basis[number] + 3 * basis[20 + place]
 
-    monkeypatch.setattr("training.playground.debias.draw_images", lambda images: images)
     monkeypatch.setattr("training.playground.debias.grounded", planted)
-    axes = color_axes(None, None, TINY, 30, 11)
-    assert asked == [dataclasses.replace(TINY, count=30)]
+    images = tiny().first(30)
+    axes = color_axes(None, None, images, 11)
+    assert asked == [images] and len(images) == len(images.things) == len(images.pixels) == 30
     assert axes.shape == (11, 64) and torch.allclose(axes @ axes.T, torch.eye(11), atol=1e-5)
     between = basis[1:12] - basis[:11]
     torch.testing.assert_close(between @ axes.T @ axes, between, rtol=1e-4, atol=1e-4)
     monkeypatch.setattr("training.playground.debias.grounded", lambda *_: iter([("red", "cup", basis[0])]))
-    with pytest.raises(ValueError, match="none of the 30 training images shows a thing in orange, yellow"):
-        color_axes(None, None, TINY, 30, 11)
+    with pytest.raises(ValueError, match="none of the 30 training images shows a thing in black, blue"):
+        color_axes(None, None, images, 11)
 
 
 def test_things_are_seen_where_their_masks_are() -> None:
@@ -268,10 +243,9 @@ def test_things_are_seen_where_their_masks_are() -> None:
     tokenizer = WordTokenizer(caption_words(), 16)
     tcl = TCL(FrozenClip(build_clip(clip_config(tokenizer.vocab_size, 16), seed=0)), RECIPE.tcl)
     images = tiny()
-    index = next(
-        i for i, scene in enumerate(images.scenes) if len({(thing.color, thing.kind) for thing in scene.objects}) == 2
-    )
-    things = images.scenes[index].objects
+    index = next(i for i, found in enumerate(images.things) if len(found) == 2)
+    names, words = list(READER.words.things), READER.words
+    things = [(words.colors[color], names[thing]) for thing, color in images.things[index]]
     texts = torch.linalg.qr(torch.randn(192, 2, generator=torch.Generator().manual_seed(0))).Q.T.contiguous()
     said = iter([texts])
     tcl.clip.encode_text = lambda _: next(said)
@@ -282,8 +256,10 @@ def test_things_are_seen_where_their_masks_are() -> None:
         # As sharp as after training.
         tcl.masker.sim2mask.w.fill_(40.0)
         tcl.masker.sim2mask.b.fill_(-20.0)
-    found = list(grounded(tcl, tokenizer, Images(images.pixels[index : index + 1], [images.scenes[index]])))
-    assert [(color, kind) for color, kind, _ in found] == [(thing.color, thing.kind) for thing in things]
+    one = slice(index, index + 1)
+    alone = Images(images.pixels[one], images.scenes[one], images.things[one], READER)
+    found = list(grounded(tcl, tokenizer, alone))
+    assert [(color, kind) for color, kind, _ in found] == things
     torch.testing.assert_close(torch.stack([mean for _, _, mean in found]), texts, rtol=1e-4, atol=1e-4)
 
 
@@ -295,33 +271,7 @@ def test_shares_that_cannot_be_averaged_are_noticed_first(shares) -> None:
 
 @pytest.mark.slow
 def test_the_estimate_names_every_part() -> None:
-    parts = list(estimate(_short(RECIPE), "full", seconds=0.1))
+    parts = list(estimate(short(RECIPE), "float32", seconds=0.1))
     assert [part.name for part in parts[2:]] == [*(phase.name for phase in RECIPE.clip_phases), *COPIES]
-    assert [part.count for part in parts] == [1500, 40, *[3] * (len(RECIPE.clip_phases) + len(COPIES))]
+    assert [part.count for part in parts] == [300, 40, *[3] * (len(RECIPE.clip_phases) + len(COPIES))]
     assert all(part.seconds > 0 for part in parts)
-
-
-@pytest.mark.slow
-def test_the_recipe_runs_end_to_end_and_resumes(tmp_path) -> None:
-    """A few steps of the real recipe make a file that loads and segments; nothing is expected of its quality."""
-    recipe = _short(RECIPE)
-    out = tmp_path / "model.safetensors"
-    first = run(recipe, tmp_path / "work", out)
-    ends = [tmp_path / "work" / f"{name}.ckpt" for name in COPIES]
-    one, other = (torch.load(end, weights_only=True)["module"] for end in ends)
-    name = "masker.image_encoder.decoder.image_proj.proj"
-    assert not torch.equal(one[name], other[name])
-    mean = 0.6 * one[name] + 0.4 * other[name]
-    file = read_model_file(out)
-    assert torch.allclose(file.learned[name], mean, rtol=1e-3, atol=1e-6)
-    assert file.debiasing_axes is not None and file.debiasing_axes.shape == (RECIPE.debias_axes, 192)
-    assert file.metadata.debiasing == {"words": list(COLORS), "text_set": "text"}
-    assert run(recipe, tmp_path / "work", out) == first
-    # What comes after the training may change without training again.
-    one_axis = dataclasses.replace(recipe, debias_axes=1)
-    assert run(one_axis, tmp_path / "work", tmp_path / "other.safetensors") != first
-    assert out.stat().st_size < 25e6
-    segmenter = Segmenter(load_model(str(out)))
-    vocabulary = Vocabulary.from_options(["cat", "grass"], background=False)
-    label_map = segmenter.segment_image(np.full((40, 50, 3), 90, np.uint8), vocabulary).label_map
-    assert label_map.shape == (40, 50)

@@ -1,117 +1,104 @@
 """Train the embedded model: ``python -m training.playground``.
 
-Runs on two CPU cores, shows progress, can be interrupted and resumes where it stopped.
+Runs on two CPU cores, shows progress, can be interrupted and resumes where it stopped. Checkpoints, the record of the
+run (``run.jsonl``) and the model file are kept in one folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import asdict
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
-from tcl_core.methods.tcl import TCL
-from tcl_core.models.metadata import ModelMetadata
-from tcl_core.models.modelfile import write_model_file
-from tcl_core.playground import CLASS_NAMES, COLORS, caption_words
-from tcl_core.towers.open_clip_vit import FrozenClip
-from tcl_core.towers.tokenizer import WordTokenizer
-from tcl_core.vocabulary.templates import get_templates
-from training.playground.clip import build_clip, train_clip
-from training.playground.debias import color_axes
+from tcl_core.errors import SettingsError, TclError
+from training.cpu import Precision, native_precision
+from training.journal import code_of, read_journal, spent
+from training.phase import Interruption, StoppedError
 from training.playground.estimate import estimate
-from training.playground.recipe import RECIPE, Recipe, clip_config
-from training.playground.tcl import train_tcl
+from training.playground.recipe import RECIPE
+from training.playground.run import begin, ground, ground_folder, run
 
-__all__ = ["main", "run"]
+__all__ = ["main"]
 
-CAPTION_TEMPLATES = "full"
-EVALUATION_TEMPLATES = "custom"
-
-
-def run(recipe: Recipe, folder: Path, out: Path) -> str:
-    """Train, and write the model file.
-
-    Args:
-        recipe: what to do.
-        folder: checkpoints and logs; an interrupted run resumes from there.
-        out: the model file (``.safetensors``).
-
-    Returns:
-        SHA-256 of the model file.
-    """
-    templates = get_templates(CAPTION_TEMPLATES)
-    tokenizer = WordTokenizer(caption_words(templates), recipe.context_length)
-    config = clip_config(tokenizer.vocab_size, recipe.context_length)
-    model = build_clip(config, recipe.seed)
-    settings = json.loads(json.dumps(asdict(recipe)))
-    clip_recipe = json.dumps([recipe.seed, config, tokenizer.to_dict()], sort_keys=True)
-    train_clip(model, recipe.clip_phases, tokenizer, templates, recipe.seed, folder, clip_recipe)
-    clip = FrozenClip(model)
-    tcl = TCL(clip, recipe.tcl)
-    # What comes after the training takes no part: to change it must not cost what was trained.
-    decisive = {key: settings[key] for key in ("clip_phases", "tcl", "tcl_stage")}
-    tcl_recipe = json.dumps([clip_recipe, decisive], sort_keys=True)
-    train_tcl(tcl, recipe.tcl_stage, tokenizer, templates, recipe.seed, folder, tcl_recipe)
-    metadata = ModelMetadata(
-        name="playground",
-        preprocess=recipe.preprocess,
-        method_config=recipe.tcl.to_dict(),
-        clip={"config": config},
-        tokenizer=tokenizer.to_dict(),
-        templates=EVALUATION_TEMPLATES,
-        background_threshold=recipe.tcl.heights(),
-        background_names=list(CLASS_NAMES),
-        debiasing={"words": list(COLORS), "text_set": "text"},
-        license="MIT",
-        source="python -m training.playground",
-        extra={"recipe": settings},
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return write_model_file(
-        out,
-        metadata,
-        tcl.learned_state_dict(),
-        model.state_dict(),
-        debiasing_axes=color_axes(tcl, tokenizer, recipe.tcl_stage.images, recipe.debias_images, recipe.debias_axes),
-        half=True,
-    )
+_REPOSITORY = Path(__file__).parents[2]
+_CODE = ("training", "tcl_core")
 
 
-def _print_estimate() -> None:
+def _print_estimate(precision: Precision) -> None:
     total = 0.0
-    for part in estimate(RECIPE, CAPTION_TEMPLATES):
+    for part in estimate(RECIPE, precision):
         total += part.seconds
-        print(f"{part.name:<16} {part.count:>7} {part.seconds / 60:6.1f} min", flush=True)
-    print(f"{'in all':<24} {total / 60:6.1f} min")
+        print(f"{part.name:<24} {part.count:>7} {part.seconds / 60:6.1f} min", flush=True)
+    print(f"{'in all':<32} {total / 60:6.1f} min, in {precision}")
 
 
-def main() -> None:
+def _print_times(path: Path) -> None:
+    parts = spent(read_journal(path))
+    for name, found in parts.items():
+        print(f"{name:<24} {found.wall:8.0f} s {found.cpu:8.0f} CPU s")
+    wall, cpu = (sum(getattr(found, key) for found in parts.values()) for key in ("wall", "cpu"))
+    print(f"{'in all':<24} {wall:8.0f} s {cpu:8.0f} CPU s ({wall / 60:.0f} minutes)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m training.playground", description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("build/playground"), help="checkpoints and logs")
-    parser.add_argument(
-        "--out", type=Path, default=Path("build/playground/playground.safetensors"), help="the model file to write"
-    )
+    parser.add_argument("--work", type=Path, default=Path("build/playground"), help="folder of the run")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="auto: that of the run if it is resumed, else bfloat16 where the processor has it in hardware",
+    )
+    parser.add_argument(
+        "--ground-seed", type=int, metavar="N", help="train the TCL stage of a finished run anew, with another seed"
+    )
     parser.add_argument(
         "--estimate", action="store_true", help="only print how long training would take on this machine"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    folder = options.work if options.ground_seed is None else ground_folder(options.work, options.ground_seed)
     try:
+        precision = _precision(options.precision, options.work)
         if options.estimate:
-            _print_estimate()
-            return
-        sha256 = run(RECIPE, options.work, options.out)
+            _print_estimate(precision)
+            return 0
+        code = code_of(_REPOSITORY, _CODE)
+        if code.modified:
+            raise SettingsError(
+                f"The checkout differs from its commit in {', '.join(code.modified[:3])}; commit the changes, so that "
+                "the record of the run names the code that ran."
+            )
+        with Interruption().listening() as interruption:
+            session = begin(RECIPE, options.work, precision, code, interruption, ground_seed=options.ground_seed)
+            sha256 = run(session) if options.ground_seed is None else ground(session, options.ground_seed)
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        return 130
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    print(f"wrote {options.out} (SHA-256 {sha256})")
-    print(f"score it: tcl-annotate playground evaluate --model {options.out}")
-    print("embed it: copy it to tcl_core/assets/playground.safetensors")
+        return 130
+    except TclError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    _print_times(folder / "run.jsonl")
+    print(f"wrote {folder / 'playground.safetensors'} (SHA-256 {sha256})")
+    if options.ground_seed is None:
+        print(f"score it: python -m training.playground.tables --run {options.work}")
+    return 0
+
+
+def _precision(wanted: str, folder: Path) -> Precision:
+    if wanted != "auto":
+        return cast(Precision, wanted)
+    entries = read_journal(folder / "run.jsonl")
+    return cast(Precision, entries[0]["about"]["precision"]) if entries else native_precision()
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

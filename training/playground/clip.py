@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tcl_core.methods.tcl.losses import info_nce
+from tcl_core.methods.trainable import Trainable
 from tcl_core.towers.open_clip_vit import FrozenClip, run_block, text_at_ends
 from tcl_core.towers.tokenizer import Tokenizer
-from training.loop import Schedule, half_precision, step_generators, train
-from training.playground.data import Captions, ImageSet, draw_images
+from training.config import TrainPhase
+from training.cpu import Precision
+from training.playground.data import Captions, Images, ImageSet
+from training.playground.schedule import Schedule
 
-__all__ = ["ClipPhase", "View", "build_clip", "clip_losses", "embed_captions", "phase_losses", "train_clip", "whiten"]
+__all__ = [
+    "ClipBatch",
+    "ClipPhase",
+    "ClipTraining",
+    "View",
+    "build_clip",
+    "clip_batches",
+    "clip_losses",
+    "embed_captions",
+    "whiten",
+    "whiten_towers",
+]
 
 _MAX_SCALE = 100.0
 _LOCAL_SHARPNESS = 10.0
@@ -63,6 +75,32 @@ class ClipPhase:
     balanced: bool
     local_weight: float
     schedule: Schedule
+
+    def train_phase(self, precision: Precision) -> TrainPhase:
+        """What the training engine does; its batch is the mean over the views."""
+        batch = round(sum(view.batch for view in self.views) / len(self.views))
+        return self.schedule.phase(self.name, [("clip", self.schedule.steps)], batch, precision)
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """What a step sees, see `clip_losses`."""
+
+    images: Tensor
+    captions: Sequence[Tensor]
+    local_weight: float = 0.0
+    collage: int = 1
+    shift: tuple[int, int] = (0, 0)
+    negatives: Sequence[Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class ClipEmbeddings:
+    """Unit embeddings of images ``[B, E]``, their patches ``[B, hw, E]`` and all captions ``[captions * B, E]``."""
+
+    images: Tensor
+    patches: Tensor
+    texts: Tensor
 
 
 def build_clip(config: dict[str, Any], seed: int) -> open_clip.CLIP:
@@ -176,23 +214,68 @@ def clip_losses(
     Returns:
         ``total``, the terms ``global`` and ``local``, and the contrastive ``scale``, scalars.
     """
-    with half_precision():
-        image, patches = _embed_images(model, images, collage, shift)
-        text = embed_captions(model, torch.cat(list(captions)))
+    training = ClipTraining(model)
+    batch = ClipBatch(images, captions, local_weight, collage, shift, negatives)
+    return training.loss(training.embed(batch), batch)
+
+
+class ClipTraining(nn.Module, Trainable):
+    """A CLIP as what the training engine trains.
+
+    Args:
+        model: the CLIP.
+    """
+
+    stages = ("clip",)
+
+    def __init__(self, model: open_clip.CLIP) -> None:
+        super().__init__()
+        self.model = model
+
+    def trainable(self, stage: str) -> list[nn.Parameter]:
+        """All parameters."""
+        self.requires_grad_(True)
+        return list(self.parameters())
+
+    def prepare(self, sample: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Samples do not come one by one here; see `clip_batches`."""
+        raise NotImplementedError
+
+    def learned_state_dict(self) -> dict[str, Tensor]:
+        """Everything, by open_clip's names."""
+        return self.model.state_dict()
+
+    def load_learned_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take everything."""
+        self.model.load_state_dict(dict(state))
+
+    def embed(self, batch: ClipBatch) -> ClipEmbeddings:
+        """Embed images, patches and captions."""
+        images, patches = _embed_images(self.model, batch.images, batch.collage, batch.shift)
+        return ClipEmbeddings(images, patches, embed_captions(self.model, torch.cat(list(batch.captions))))
+
+    def loss(self, embeddings: ClipEmbeddings, batch: ClipBatch) -> dict[str, Tensor]:
+        """The losses, in float32, see `clip_losses`."""
+        with torch.autocast(embeddings.images.device.type, enabled=False):
+            return _contrast(self.model, embeddings, batch)
+
+
+def _contrast(model: open_clip.CLIP, embeddings: ClipEmbeddings, batch: ClipBatch) -> dict[str, Tensor]:
+    image, patches = embeddings.images.float(), embeddings.patches.float()
     scale = model.logit_scale.clamp(max=math.log(_MAX_SCALE)).exp()
     global_terms, local_terms = [], []
-    for number, part in enumerate(text.float().chunk(len(captions))):
-        weights = None if negatives is None else (negatives[number], negatives[number].T)
-        cosine = image.float() @ part.T
+    for number, part in enumerate(embeddings.texts.float().chunk(len(batch.captions))):
+        weights = None if batch.negatives is None else (batch.negatives[number], batch.negatives[number].T)
+        cosine = image @ part.T
         global_terms.append(info_nce(cosine, cosine.T, scale, weights=weights))
-        if local_weight > 0:
-            cosine = _local_similarity(patches.float(), part)
+        if batch.local_weight > 0:
+            cosine = _local_similarity(patches, part)
             local_terms.append(info_nce(cosine, cosine.T, scale, weights=weights))
     total = global_term = torch.stack(global_terms).mean()
     losses = {"global": global_term, "scale": scale}
     if local_terms:
         losses["local"] = torch.stack(local_terms).mean()
-        total = total + local_weight * losses["local"]
+        total = total + batch.local_weight * losses["local"]
     return losses | {"total": total}
 
 
@@ -227,7 +310,7 @@ def whiten(features: Tensor, size: int, seed: int, floor: float = 1e-3) -> Tenso
 
 
 @torch.no_grad()
-def _whiten_towers(model: open_clip.CLIP, images: Tensor, captions: Tensor, seed: int) -> None:
+def whiten_towers(model: open_clip.CLIP, images: Tensor, captions: Tensor, seed: int) -> None:
     """Set both projections from features of the untrained towers."""
     visual = model.visual
     visual.proj.data = torch.eye(visual.proj.shape[0])
@@ -244,46 +327,34 @@ def _dim(model: open_clip.CLIP) -> int:
     return int(model.text_projection.shape[1])
 
 
-def phase_losses(
-    model: open_clip.CLIP, phase: ClipPhase, tokenizer: Tokenizer, templates: Sequence[str], seed: int
-) -> Callable[[int], dict[str, Tensor]]:
-    """What computes `clip_losses` of a step of a phase, on images that are drawn when a step first needs them."""
-    how = Captions(tuple(templates), phase.captions, phase.brief, phase.balanced)
-
-    def losses(step: int) -> dict[str, Tensor]:
-        rng, _ = step_generators(seed, step)
-        view = phase.views[step % len(phase.views)]
-        batch = draw_images(view.images).batch(rng, view.batch, tokenizer, how)
-        side = view.collage * view.images.size // model.visual.patch_size[0]
-        down, right = rng.integers(0, side, 2) if view.collage > 1 else (0, 0)
-        shift = (int(down), int(right))
-        return clip_losses(
-            model, batch.images, batch.captions, phase.local_weight, view.collage, shift, batch.negatives
-        )
-
-    return losses
-
-
-def train_clip(
-    model: open_clip.CLIP,
-    phases: Sequence[ClipPhase],
+def clip_batches(
+    phase: ClipPhase,
+    images: Callable[[ImageSet], Images],
     tokenizer: Tokenizer,
     templates: Sequence[str],
     seed: int,
-    folder: Path,
-    recipe: str,
-) -> None:
-    """Run the phases one after the other; finished ones are loaded from ``folder``."""
-    settings = [asdict(phase) for phase in phases]
-    for number, phase in enumerate(phases):
-        # A change of a later phase leaves what the earlier ones have reached as it is.
-        so_far = json.dumps([recipe, settings[: number + 1]], sort_keys=True)
-        # Towers that are about to be replaced by a checkpoint need no whitening.
-        if number == 0 and not (folder / f"{phase.name}.ckpt").exists():
-            how = Captions(tuple(templates), 2, phase.brief)
-            first = draw_images(phase.views[0].images)
-            batch = first.batch(np.random.default_rng(seed), 1500, tokenizer, how)
-            _whiten_towers(model, batch.images, torch.cat(batch.captions), seed)
+    patch: int,
+) -> Callable[[int], ClipBatch]:
+    """What makes the batch of a step of a phase.
 
-        losses = phase_losses(model, phase, tokenizer, templates, seed + number)
-        train(phase.name, model, list(model.parameters()), phase.schedule, losses, folder, so_far)
+    Args:
+        phase: that the step is of.
+        images: draws a set, when a step first needs it.
+        tokenizer: turns captions into ids.
+        templates: that captions use now and then.
+        seed: of batches, captions and shifts.
+        patch: side of a patch in pixels.
+    """
+    how = Captions(tuple(templates), phase.captions, phase.brief, phase.balanced)
+
+    def make(step: int) -> ClipBatch:
+        rng = np.random.default_rng([seed, step])
+        view = phase.views[step % len(phase.views)]
+        batch = images(view.images).batch(rng, view.batch, tokenizer, how)
+        side = view.collage * view.images.size // patch
+        down, right = rng.integers(0, side, 2) if view.collage > 1 else (0, 0)
+        return ClipBatch(
+            batch.images, batch.captions, phase.local_weight, view.collage, (int(down), int(right)), batch.negatives
+        )
+
+    return make

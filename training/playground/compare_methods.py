@@ -29,7 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tcl_core.errors import TclError
-from tcl_core.evaluation.playground import evaluate_playground, rows_to_json
+from tcl_core.evaluation.playground import Split, evaluate_playground, rows_to_json
 from tcl_core.methods.code.nouns import find_nouns
 from tcl_core.models import load_model
 from tcl_core.models.modelfile import read_model_file, write_model_file
@@ -38,9 +38,9 @@ from tcl_core.playground import caption, scene_rng
 from tcl_core.towers.tokenizer import split_words
 from tcl_core.vocabulary.templates import get_templates
 from training.config import Recipe
+from training.cpu import Precision, fast_attention, native_precision
 from training.data.source import DataReport, Pair, Source
 from training.engine import Interruption, Options, StoppedError, run_recipe
-from training.loop import half_precision
 from training.playground.data import ImageSet, draw_image
 from training.playground.recipe import RECIPE
 
@@ -139,7 +139,13 @@ class SceneSource(Source):
 
 
 def recipe_of(
-    run: str, clip: Path, steps: int, seed: int, changes: dict[str, Any] | None = None, batch: int | None = None
+    run: str,
+    clip: Path,
+    steps: int,
+    seed: int,
+    changes: dict[str, Any] | None = None,
+    batch: int | None = None,
+    precision: Precision = "bfloat16",
 ) -> Recipe:
     """The recipe of a run; the schedule is that of the embedded model's grounder, at any length.
 
@@ -150,6 +156,7 @@ def recipe_of(
         seed: of new weights, order and noise.
         changes: of the method's settings.
         batch: images of a step; ``None`` for as many as the embedded model was trained with.
+        precision: of towers and decoder.
     """
     method, own, stage = RUNS[run][0], RECIPE.tcl, RECIPE.tcl_stage
     config: dict[str, Any] = {
@@ -172,7 +179,7 @@ def recipe_of(
         "optimizer": {"decay_scalars": False, "scalar_scale": schedule.scalar_scale},
         "schedule": {"lr": schedule.lr, "min_lr": schedule.min_lr, "warmup": min(schedule.warmup, steps // 4)},
         "clip_norm": schedule.clip_norm,
-        "precision": "bfloat16",
+        "precision": precision,
         "augmentation": {
             "size": stage.images.size,
             "scale": [1.0, 1.0],
@@ -188,23 +195,25 @@ def recipe_of(
     return Recipe.model_validate({"name": f"{run}-{steps}-{seed}", "seed": seed, "model": model, "phases": [phase]})
 
 
-def score(model: Path, out: Path, scenes: int) -> None:
+def score(model: Path, out: Path, scenes: int, split: Split = "validation") -> None:
     """Score a model file on the playground, once."""
     if out.is_file():
         return
     loaded = load_model(model, device="cpu")
     with tqdm(total=2 * scenes, desc=f"scoring {model.stem}", mininterval=5) as bar:
-        rows = evaluate_playground(loaded, scenes, lambda done, _: bar.update(done - bar.n))
-    out.write_text(json.dumps({"scenes": scenes, "rows": json.loads(rows_to_json(rows))}, indent=1) + "\n")
+        rows = evaluate_playground(loaded, scenes, lambda done, _: bar.update(done - bar.n), split)
+    out.write_text(
+        json.dumps({"scenes": scenes, "split": split, "rows": json.loads(rows_to_json(rows))}, indent=1) + "\n"
+    )
 
 
-def table(work: Path) -> str:
-    """All scores in a folder as Markdown."""
+def table(work: Path, split: Split = "validation") -> str:
+    """All scores of a split as Markdown."""
     lines = [
         "| run | steps | seed | PAMR | seen: all | kinds | stuff | held out: all |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for path in sorted(work.glob("scores/*.json")):
+    for path in sorted(_scores(work, split).glob("*.json")):
         run, steps, seed = path.stem.rsplit("-", 2)
         for row in json.loads(path.read_text())["rows"]:
             if "KP" in row["variant"] or "baseline" in row["variant"]:
@@ -212,6 +221,10 @@ def table(work: Path) -> str:
             figures = " | ".join(f"{row[key]:.1f}" for key in ("seen", "seen_kinds", "seen_stuff", "held_out"))
             lines.append(f"| {run} | {steps} | {seed} | {'yes' if 'PAMR' in row['variant'] else 'no'} | {figures} |")
     return "\n".join(lines)
+
+
+def _scores(work: Path, split: Split) -> Path:
+    return work / ("scores" if split == "validation" else f"scores-{split}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -224,8 +237,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, help="images of a step, by default those of the embedded model")
     parser.add_argument("--images", type=int, default=40_000, help="images that are drawn, once for all runs")
     parser.add_argument("--scenes", type=int, default=500, help="scenes of each of the two sets of the score")
+    parser.add_argument(
+        "--split", choices=("validation", "test"), default="validation", help="scenes: test for a published table alone"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default=native_precision(),
+        help="of towers and decoder; by default bfloat16 where the processor has it in hardware, else float32",
+    )
     parser.add_argument(
         "--set", dest="changes", type=json.loads, default={}, metavar="JSON", help="other settings of the methods"
     )
@@ -238,26 +260,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clip = work / "clip.safetensors"
     if not clip.is_file():
         extended_clip(clip, _POSITIONS)
-    (work / "scores").mkdir(exist_ok=True)
+    scores = _scores(work, options.split)
+    scores.mkdir(exist_ok=True)
     try:
         with Interruption().listening() as interruption:
             for seed in options.seeds:
                 for run in options.runs:
-                    recipe = recipe_of(run, clip, options.steps, seed, options.changes, options.batch)
+                    recipe = recipe_of(
+                        run, clip, options.steps, seed, options.changes, options.batch, options.precision
+                    )
                     recipe = recipe.model_copy(update={"name": f"{run}{options.name}-{options.steps}-{seed}"})
                     source = SceneSource(work / "images", RUNS[run][1])
                     settings = Options(work / recipe.name, torch.device("cpu"))
-                    # Attention as the embedded model's training has it, which is faster on CPUs.
-                    with half_precision():
+                    with fast_attention(options.precision):
                         model = run_recipe(recipe, source, settings, interruption)
-                    score(model, work / "scores" / f"{recipe.name}.json", options.scenes)
+                    score(model, scores / f"{recipe.name}.json", options.scenes, options.split)
     except StoppedError as error:
         print(error)
         return 130
     except TclError as error:
         print(f"error: {error}")
         return 2
-    print(table(work))
+    print(table(work, options.split))
     return 0
 
 

@@ -1,15 +1,17 @@
 """Training images and captions of the playground, drawn once and kept in memory.
 
-Only images and captions leave this module towards the losses; the label maps of training scenes are thrown
-away as soon as a scene is drawn.
+Only images and captions leave this module; the label maps of training scenes are thrown away as soon as a scene is
+drawn, and its list of objects is what captions are made from and nothing else.
 """
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from multiprocessing import get_context
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +21,25 @@ from tqdm import tqdm
 
 from tcl_core.playground import Scene, caption, draw_scene, scene_rng
 from tcl_core.towers.tokenizer import Tokenizer
-from training.playground.negatives import colors_met, negative_weights
+from training.playground.negatives import Things, colors_met, negative_weights
+from training.playground.words import Reader, Words, find_words
 
-__all__ = ["WORKERS", "Batch", "Captions", "Images", "ImageSet", "draw_image", "draw_images", "normalize"]
+__all__ = [
+    "CAPTION_STREAM",
+    "WORKERS",
+    "Batch",
+    "Captions",
+    "Images",
+    "ImageSet",
+    "captions_of",
+    "draw_image",
+    "draw_images",
+    "draw_words",
+    "normalize",
+]
+
+CAPTION_STREAM = 2
+"""Of the captions that are read."""
 
 WORKERS = 2
 """Processes that draw."""
@@ -40,6 +58,7 @@ class ImageSet:
         radius: smallest and largest half side of an object, in pixels.
         plain: probability of a plain studio backdrop.
         seed: first seed; images are the same for the same seed.
+        captions: captions of each image that are read to know what it shows, see ``training.playground.words``.
     """
 
     count: int
@@ -48,6 +67,7 @@ class ImageSet:
     radius: tuple[float, float]
     plain: float
     seed: int
+    captions: int = 16
 
 
 @dataclass(frozen=True)
@@ -84,15 +104,19 @@ class Batch(NamedTuple):
 
 @dataclass
 class Images:
-    """Drawn images and what captions may say about them.
+    """Drawn images and what captions say about them.
 
     Attributes:
         pixels: uint8 ``[N, S, S, 3]``.
-        scenes: one scene an image, without its label map.
+        scenes: one scene an image, without its label map; captions are made from it.
+        things: of each image, the things and colors that its captions name together.
+        reader: of captions.
     """
 
     pixels: NDArray[np.uint8]
     scenes: list[Scene] = field(repr=False)
+    things: list[Things] = field(repr=False)
+    reader: Reader
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -115,13 +139,20 @@ class Images:
             [caption(rng, scene, captions.templates, captions.brief) for scene in scenes]
             for _ in range(captions.per_image)
         ]
-        negatives = [negative_weights(scenes, part, self.met) for part in texts] if captions.balanced else None
+        negatives = None
+        if captions.balanced:
+            things = [self.things[int(i)] for i in chosen]
+            negatives = [negative_weights(things, part, self.met, self.reader) for part in texts]
         return Batch(normalize(self.pixels[chosen]), [tokenizer(part) for part in texts], negatives)
+
+    def first(self, count: int) -> Images:
+        """The first images."""
+        return Images(self.pixels[:count], self.scenes[:count], self.things[:count], self.reader)
 
     @cached_property
     def met(self) -> NDArray[np.bool_]:
-        """Which kinds captions can name in which colors, bool ``[kinds, colors]``."""
-        return colors_met(self.scenes)
+        """Which things captions name in which colors, bool ``[things, colors]``."""
+        return colors_met(self.things, self.reader)
 
 
 def normalize(images: NDArray[np.uint8]) -> Tensor:
@@ -142,23 +173,89 @@ def draw_image(recipe: ImageSet, index: int) -> tuple[NDArray[np.uint8], Scene]:
     return scene.image, Scene(scene.image[:1], _NO_LABELS, scene.objects, scene.stuff)
 
 
-@lru_cache(maxsize=2)
-def draw_images(recipe: ImageSet, workers: int = WORKERS) -> Images:
+def captions_of(recipe: ImageSet, index: int, scene: Scene) -> list[str]:
+    """The captions of an image that are read."""
+    rng = scene_rng(recipe.seed, index, CAPTION_STREAM)
+    return [caption(rng, scene, (), 0.1) for _ in range(recipe.captions)]
+
+
+def _described(recipe: ImageSet, reader: Reader, index: int) -> tuple[NDArray[np.uint8], Scene, Things]:
+    pixels, scene = draw_image(recipe, index)
+    return pixels, scene, reader.colored(captions_of(recipe, index, scene))
+
+
+def _said(recipe: ImageSet, index: int) -> list[str]:
+    return captions_of(recipe, index, draw_image(recipe, index)[1])
+
+
+def _in_processes(
+    what: Callable[[int], Any], count: int, workers: int, title: str, check: Callable[[], object]
+) -> Iterator[Any]:
+    """Results of a function for each number, in their order; ``check`` may raise an error between them.
+
+    Without workers they are made in this process.
+    """
+    if not workers:
+        for index in range(count):
+            check()
+            yield what(index)
+        return
+    with get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
+        made = pool.imap(what, range(count), chunksize=64)
+        for each in tqdm(made, total=count, desc=title, mininterval=5, disable=None):
+            check()
+            yield each
+        pool.close()
+        # So that its CPU time is known when it has ended.
+        pool.join()
+
+
+def _start_worker() -> None:
+    # The process that trains decides when to stop; a terminal signals all of them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def draw_images(
+    recipe: ImageSet, reader: Reader, workers: int = WORKERS, check: Callable[[], object] = lambda: None
+) -> Images:
     """Draw a set of training images.
 
     Args:
         recipe: what to draw.
-        workers: processes.
+        reader: of its captions.
+        workers: processes; 0 draws in this one.
+        check: called after each image; what it raises ends the drawing.
 
     Returns:
-        The images, in the order of their index whatever the number of workers; the last two sets are kept, because
-        steps and stages share them.
+        The images, in the order of their index whatever the number of workers.
     """
     images = np.empty((recipe.count, recipe.size, recipe.size, 3), np.uint8)
     scenes: list[Scene] = []
-    with get_context("spawn").Pool(workers) as pool:
-        drawn = pool.imap(partial(draw_image, recipe), range(recipe.count), chunksize=64)
-        for index, (image, scene) in enumerate(tqdm(drawn, total=recipe.count, desc="drawing", mininterval=5)):
-            images[index] = image
-            scenes.append(scene)
-    return Images(images, scenes)
+    things: list[Things] = []
+    drawn = _in_processes(partial(_described, recipe, reader), recipe.count, workers, "drawing", check)
+    for index, (image, scene, found) in enumerate(drawn):
+        images[index] = image
+        scenes.append(scene)
+        things.append(found)
+    return Images(images, scenes, things, reader)
+
+
+def draw_words(
+    sets: tuple[ImageSet, ...], count: int, workers: int = WORKERS, check: Callable[[], object] = lambda: None
+) -> Words:
+    """Find what captions name, in the captions of the first images of some sets.
+
+    Args:
+        sets: of training images.
+        count: images of each.
+        workers: processes; 0 draws in this one.
+        check: called after each image; what it raises ends the drawing.
+
+    Raises:
+        ValueError: the captions name nothing.
+    """
+    captions: list[list[str]] = []
+    for recipe in sets:
+        captions += _in_processes(partial(_said, recipe), min(count, recipe.count), workers, "reading captions", check)
+    return find_words(captions)

@@ -7,9 +7,9 @@ from typing import Any
 
 from tcl_core.methods.tcl import TCLConfig
 from tcl_core.models.metadata import Preprocess
-from training.loop import Schedule
 from training.playground.clip import ClipPhase, View
 from training.playground.data import ImageSet
+from training.playground.schedule import Schedule
 from training.playground.tcl import TclStage
 
 __all__ = ["RECIPE", "Recipe", "clip_config"]
@@ -22,6 +22,8 @@ class Recipe:
     Attributes:
         seed: of the weights, the batches, the captions and the noise.
         context_length: tokens of a caption.
+        read_images: images of each set in whose captions the names of things, stuff and colors are found.
+        whitened: images on whose features the towers' projections are whitened.
         clip_phases: parts of the pre-training.
         tcl: settings of the method.
         tcl_stage: how the grounder is trained.
@@ -32,12 +34,19 @@ class Recipe:
 
     seed: int
     context_length: int
+    read_images: int
+    whitened: int
     clip_phases: tuple[ClipPhase, ...]
     tcl: TCLConfig
     tcl_stage: TclStage
     debias_axes: int
     debias_images: int
     preprocess: Preprocess
+
+    def image_sets(self) -> tuple[ImageSet, ...]:
+        """All sets of training images, each once."""
+        shown = [view.images for phase in self.clip_phases for view in phase.views]
+        return tuple(dict.fromkeys([*shown, self.tcl_stage.images]))
 
 
 def clip_config(vocab_size: int, context_length: int) -> dict[str, Any]:
@@ -67,12 +76,14 @@ def clip_config(vocab_size: int, context_length: int) -> dict[str, Any]:
     }
 
 
-_OBJECTS = ImageSet(count=120_000, size=48, objects=(1, 1), radius=(14, 24), plain=0.5, seed=4)
+_OBJECTS = ImageSet(count=120_000, size=48, objects=(1, 1), radius=(14, 24), plain=0.5, seed=4, captions=8)
 _SCENES = ImageSet(count=96_000, size=64, objects=(1, 3), radius=(12, 30), plain=0.1, seed=1)
 
 RECIPE = Recipe(
     seed=0,
     context_length=16,
+    read_images=2000,
+    whitened=1500,
     clip_phases=(
         ClipPhase(
             name="clip-1-objects",
@@ -95,7 +106,7 @@ RECIPE = Recipe(
             brief=0.5,
             balanced=False,
             local_weight=1.0,
-            schedule=Schedule(steps=2600, lr=7e-4, min_lr=1e-5, warmup=50),
+            schedule=Schedule(steps=2200, lr=7e-4, min_lr=1e-5, warmup=50),
         ),
         ClipPhase(
             name="clip-3-scenes",

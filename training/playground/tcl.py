@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from string import ascii_lowercase
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tcl_core.methods.tcl import TCL
+from tcl_core.methods.tcl.training import Batch
 from tcl_core.towers.tokenizer import Tokenizer
-from training.loop import Schedule, half_precision, step_generators, train
-from training.playground.data import Captions, ImageSet, draw_images
+from training.config import TrainPhase
+from training.cpu import Precision
+from training.playground.data import Captions, Images, ImageSet
+from training.playground.schedule import Schedule
 
-__all__ = ["TclStage", "mean_of_states", "stage_losses", "train_tcl"]
+__all__ = ["TclStage", "mean_of_states", "tcl_batches"]
 
 
 @dataclass(frozen=True)
@@ -57,47 +59,38 @@ class TclStage:
         """Name and share of brief captions of each copy."""
         return {f"tcl-{letter}": brief for letter, brief in zip(ascii_lowercase, self.briefs, strict=False)}
 
-
-def stage_losses(
-    tcl: TCL, stage: TclStage, brief: float, tokenizer: Tokenizer, templates: Sequence[str], seed: int
-) -> tuple[Callable[[int], dict[str, Tensor]], list[nn.Parameter]]:
-    """What computes TCL's losses of a copy's step (see ``tcl_core.methods.tcl``), and all that is ever trained."""
-    # Convolutions on a CPU are several times faster with the channels last.
-    tcl.masker.to(memory_format=torch.channels_last)
-    # The tower is so small that memory does not matter, and time does.
-    tcl.clip.recompute = False
-    parameters = tcl.trainable("full")
-    how = Captions(tuple(templates), brief=brief, balanced=stage.balanced)
-
-    def losses(step: int) -> dict[str, Tensor]:
-        tcl.trainable("ust" if step < stage.ust_steps else "full")
-        rng, generator = step_generators(seed, step)
-        batch = draw_images(stage.images).batch(rng, stage.batch, tokenizer, how)
-        negatives = None if batch.negatives is None else batch.negatives[0]
-        with half_precision():
-            return tcl.losses(batch.images, batch.captions[0], generator=generator, negatives=negatives)
-
-    return losses, parameters
+    def train_phase(self, name: str, precision: Precision) -> TrainPhase:
+        """What the training engine does for a copy."""
+        stages = [("ust", self.ust_steps), ("full", self.schedule.steps - self.ust_steps)]
+        return self.schedule.phase(name, stages, self.batch, precision)
 
 
-def train_tcl(
-    tcl: TCL,
+def tcl_batches(
     stage: TclStage,
+    brief: float,
+    images: Callable[[ImageSet], Images],
     tokenizer: Tokenizer,
     templates: Sequence[str],
     seed: int,
-    folder: Path,
-    recipe: str,
-) -> None:
-    """Minimize TCL's losses (see ``tcl_core.methods.tcl``), copy by copy; resumes from ``folder``."""
-    start = _copy(tcl.state_dict())
-    ends = []
-    for name, brief in stage.copies().items():
-        tcl.load_state_dict(start)
-        losses, parameters = stage_losses(tcl, stage, brief, tokenizer, templates, seed)
-        train(name, tcl, parameters, stage.schedule, losses, folder, f"{name} of {recipe}")
-        ends.append(_copy(tcl.state_dict()))
-    tcl.load_state_dict(mean_of_states(ends, stage.shares))
+) -> Callable[[int], Batch]:
+    """What makes the batch of a step of a copy.
+
+    Args:
+        stage: how the grounder is trained.
+        brief: share of brief captions.
+        images: draws a set, when a step first needs it.
+        tokenizer: turns captions into ids.
+        templates: that captions use now and then.
+        seed: of batches and captions; the noise is drawn by the step.
+    """
+    how = Captions(tuple(templates), brief=brief, balanced=stage.balanced)
+
+    def make(step: int) -> Batch:
+        batch = images(stage.images).batch(np.random.default_rng([seed, step]), stage.batch, tokenizer, how)
+        negatives = None if batch.negatives is None else batch.negatives[0]
+        return Batch(batch.images, batch.captions[0], negatives=negatives)
+
+    return make
 
 
 def mean_of_states(states: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:
@@ -117,7 +110,3 @@ def mean_of_states(states: Sequence[Mapping[str, Tensor]], shares: Sequence[floa
         else tensor
         for name, tensor in states[0].items()
     }
-
-
-def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
