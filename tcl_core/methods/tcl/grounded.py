@@ -16,7 +16,7 @@ from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Background, Features, Method, PromptEmbeddings
 from tcl_core.methods.options import option
 from tcl_core.methods.semantic_unit import UnitOptions, in_units
-from tcl_core.methods.tcl.config import TCLConfig
+from tcl_core.methods.tcl.config import GrounderConfig
 from tcl_core.methods.tcl.grounder import Grounder, cosine_maps
 from tcl_core.methods.tcl.losses import unit
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
@@ -87,7 +87,7 @@ class Grounded(Method):
     options_class = TCLOptions
     options: TCLOptions
 
-    def __init__(self, clip: FrozenClip, config: TCLConfig):
+    def __init__(self, clip: FrozenClip, config: GrounderConfig):
         super().__init__(
             TCLOptions().changed(
                 {
