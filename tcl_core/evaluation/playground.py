@@ -17,6 +17,7 @@ from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.vocabulary import Label, Vocabulary
 
 __all__ = [
+    "VALIDATION",
     "VARIANTS",
     "EvaluationRow",
     "Variant",
@@ -25,6 +26,9 @@ __all__ = [
     "held_out_scene",
     "rows_to_json",
 ]
+
+VALIDATION = 1_000_000
+"""Number of the first scene that settings are chosen on."""
 
 _SEEDS: dict[Combinations, int] = {"seen": 7_001, "held-out": 7_002, "all": 7_003}
 
@@ -95,7 +99,7 @@ def held_out_scene(combinations: Combinations, index: int) -> Scene:
 
 
 def evaluate_playground(
-    model: Model, scenes: int = 500, progress: Callable[[int, int], object] | None = None
+    model: Model, scenes: int = 500, progress: Callable[[int, int], object] | None = None, first: int = 0
 ) -> list[EvaluationRow]:
     """Score a model on scenes that were never used for training.
 
@@ -105,6 +109,7 @@ def evaluate_playground(
         model: the model to score.
         scenes: number of scenes in each of the two sets.
         progress: called with the scenes done and the total.
+        first: number of the first scene; those from `VALIDATION` on are for choosing settings, and never reported.
 
     Returns:
         One row per variant; variants without debiasing only for models that debias prompts.
@@ -127,7 +132,8 @@ def evaluate_playground(
     done = 0
     for which in sets:
         for start in range(0, scenes, 16):
-            batch = [held_out_scene(which, index) for index in range(start, min(start + 16, scenes))]
+            numbers = range(first + start, first + min(start + 16, scenes))
+            batch = [held_out_scene(which, index) for index in numbers]
             images = [scene.image for scene in batch]
             features = {refine: encoder.encode_batch(images) for refine, encoder in encoders.items()}
             for name, segmenter in segmenters.items():

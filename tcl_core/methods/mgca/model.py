@@ -63,8 +63,7 @@ class MGCAStyle(MGCAStyleTraining, TemplateMeans):
         words = ("a", "photo", "of", "the", "cat", "dog", "red", "sofa", "sky")
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            # Captions of a random text tower are all alike, and none of them would be a negative.
-            config = MGCAStyleConfig(same_text=1.0, hard_pixels=6, train_last_block=True)
+            config = MGCAStyleConfig(hard_pixels=6, train_last_block=True)
             method = cls(FrozenClip.example(WordTokenizer(words, context_length=10)), config)
             method.masker.open_gates()
         return method.eval().requires_grad_(False)
