@@ -164,7 +164,8 @@ def test_runs_of_the_ablation_differ_in_their_terms_alone() -> None:
 @pytest.mark.slow
 def test_comparison(tmp_path: Path) -> None:
     words = ["--work", str(tmp_path), "--images", "12", "--steps", "2", "--scenes", "1", "--threads", "1"]
-    words += ["--workers", "1", "--batch", "4", "--runs", "mgca-style-unit"]
+    words += ["--workers", "1", "--batch", "4", "--precision", "float32"]
+    words += ["--runs", "mgca-style-unit"]
     assert compare_methods.main(words) == 0
     shown = compare_methods.table(tmp_path)
     assert "| mgca-style-unit | 2 | 0 | yes |" in shown

@@ -19,6 +19,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -177,7 +178,13 @@ class SceneSource(Source):
 
 
 def recipe_of(
-    run: str, clip: Path, steps: int, seed: int, changes: dict[str, Any] | None = None, batch: int | None = None
+    run: str,
+    clip: Path,
+    steps: int,
+    seed: int,
+    changes: dict[str, Any] | None = None,
+    batch: int | None = None,
+    precision: str = "bfloat16",
 ) -> Recipe:
     """The recipe of a run; the schedule is that of the embedded model's grounder, at any length.
 
@@ -188,6 +195,7 @@ def recipe_of(
         seed: of new weights, order and noise.
         changes: of the method's settings.
         batch: images of a step; ``None`` for as many as the embedded model was trained with.
+        precision: of towers and decoder.
     """
     method, own, stage = RUNS[run].method, RECIPE.tcl, RECIPE.tcl_stage
     config: dict[str, Any] = {
@@ -214,7 +222,7 @@ def recipe_of(
         "optimizer": {"decay_scalars": False, "scalar_scale": schedule.scalar_scale},
         "schedule": {"lr": schedule.lr, "min_lr": schedule.min_lr, "warmup": min(schedule.warmup, steps // 4)},
         "clip_norm": schedule.clip_norm,
-        "precision": "bfloat16",
+        "precision": precision,
         "augmentation": {
             "size": stage.images.size,
             "scale": [1.0, 1.0],
@@ -265,6 +273,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training of each run for each")
     parser.add_argument("--runs", nargs="+", choices=sorted(RUNS), default=list(_DEFAULT_RUNS), help="what is trained")
     parser.add_argument("--batch", type=int, help="images of a step, by default those of the embedded model")
+    parser.add_argument(
+        "--precision",
+        choices=["bfloat16", "float32"],
+        default="bfloat16",
+        help="float32 is many times faster on CPUs that cannot compute in bfloat16",
+    )
     parser.add_argument("--images", type=int, default=40_000, help="images that are drawn, once for all runs")
     parser.add_argument("--scenes", type=int, default=500, help="scenes of each of the two sets of the score")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
@@ -287,13 +301,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for seed in options.seeds:
                 for run in options.runs:
                     trained = RUNS[run].model or run
-                    recipe = recipe_of(trained, clip, options.steps, seed, options.changes, options.batch)
+                    recipe = recipe_of(
+                        trained, clip, options.steps, seed, options.changes, options.batch, options.precision
+                    )
                     ending = f"{options.name}-{options.steps}-{seed}"
                     recipe = recipe.model_copy(update={"name": f"{trained}{ending}"})
                     source = SceneSource(work / "images", RUNS[run].captions)
                     settings = Options(work / recipe.name, torch.device("cpu"))
                     # Attention as the embedded model's training has it, which is faster on CPUs.
-                    with half_precision():
+                    with half_precision() if options.precision == "bfloat16" else nullcontext():
                         model = run_recipe(recipe, source, settings, interruption)
                     score(model, work / "scores" / f"{run}{ending}.json", options.scenes, RUNS[run].options)
     except StoppedError as error:
