@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tcl_core.models import load_model
+from tcl_core.models import Model, load_model
+from tcl_core.models.registry import check_options
 from tcl_core.segmentation.features import FeatureCache, check_image, content_hash
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession
@@ -28,12 +30,14 @@ class ModelChoice:
         device: see `tcl_core.devices.select_device`.
         precision: see `tcl_core.devices.select_precision`.
         refine: whether masks follow the image's edges.
+        options: names and values of the method's options.
     """
 
     model: str = "playground"
     device: str = "auto"
     precision: str = "auto"
     refine: bool = True
+    options: tuple[tuple[str, str], ...] = ()
 
 
 class Engine:
@@ -61,13 +65,24 @@ class Engine:
 
         Raises:
             WeightsError: the model cannot be loaded; the one before stays.
-            SettingsError: the device or precision is not available.
+            SettingsError: the device or precision is not available, or an option is unknown or out of range.
         """
         if self._segmenter is None or choice != self._choice:
-            model = load_model(choice.model, choice.device, choice.precision)
+            options = dict(choice.options)
+            if options:
+                # Before the weights are read, which takes a while.
+                check_options(choice.model, options)
+            before = self._choice
+            same = before is not None and replace(before, refine=choice.refine, options=choice.options) == choice
+            if self._segmenter is not None and same:
+                model = cast(Model, self._segmenter.model)
+            else:
+                model = load_model(choice.model, choice.device, choice.precision)
             # On a processor the network gains nothing from company, and cancelling waits for a batch.
             batch = _CPU_BATCH if model.device.type == "cpu" else _GPU_BATCH
-            self._segmenter = Segmenter(model, refine=choice.refine, cache=self._cache, batch_size=batch)
+            self._segmenter = Segmenter(
+                model, refine=choice.refine, options=options, cache=self._cache, batch_size=batch
+            )
             self._choice = choice
             self._sessions.clear()
         return self._segmenter

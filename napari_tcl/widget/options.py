@@ -15,6 +15,7 @@ from napari_tcl.slices import Index, SliceReader
 from tcl_core.devices import PRECISIONS
 from tcl_core.errors import ImageError, SettingsError
 from tcl_core.methods import list_methods
+from tcl_core.methods.options import values_from_texts
 from tcl_core.models import list_models
 from tcl_core.models.registry import split_method
 from tcl_core.polygons import TOLERANCES
@@ -123,7 +124,13 @@ class ModelForm(Container):
             value=True,
             tooltip="Refine masks along image edges. Off: coarser masks.",
         )
-        widgets = [self.model, self.file, self.method, self.device, self.precision, self.refine]
+        self.method_options = LineEdit(
+            label="Options",
+            value="",
+            tooltip="Options of the method, separated by commas, such as kp_weight=0.2. 'tcl-annotate models options "
+            "NAME' lists them. Empty: the model's own.",
+        )
+        widgets = [self.model, self.file, self.method, self.device, self.precision, self.refine, self.method_options]
         super().__init__(widgets=widgets, labels=True)
         _finish(self)
 
@@ -131,7 +138,7 @@ class ModelForm(Container):
         """What is chosen.
 
         Raises:
-            SettingsError: there is no model.
+            SettingsError: there is no model, or the options are not ``NAME=VALUE``.
         """
         own = self.file.value
         name = str(own) if own is not None and str(own) not in ("", ".") else self.model.value
@@ -141,7 +148,9 @@ class ModelForm(Container):
             )
         if self.method.value != _OWN_METHOD:
             name = f"{self.method.value}:{split_method(name)[1]}"
-        return ModelChoice(name, self.device.value, self.precision.value, bool(self.refine.value))
+        texts = [text for text in self.method_options.value.split(",") if text.strip()]
+        options = tuple(values_from_texts(texts, "options:").items())
+        return ModelChoice(name, self.device.value, self.precision.value, bool(self.refine.value), options)
 
 
 class BackgroundForm(Container):

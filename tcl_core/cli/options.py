@@ -175,15 +175,9 @@ def make_vocabulary(
 
 def read_options(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
     """``NAME=VALUE`` texts as a mapping; the method judges names and values."""
-    values: dict[str, str] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not (name.strip() and equals):
-            raise SettingsError(f"--option {text}: write NAME=VALUE, such as kp_weight=0.2")
-        if name.strip() in values:
-            raise SettingsError(f"--option {name.strip()}: is given twice; pass it once")
-        values[name.strip()] = value.strip()
-    return values
+    from tcl_core.methods.options import values_from_texts
+
+    return values_from_texts(given, "--option")
 
 
 def model_options(function: F) -> F:

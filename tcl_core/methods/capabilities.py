@@ -6,12 +6,23 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from tcl_core.methods.semantic_unit import UnitOptions
+
 __all__ = ["DenseEmbedding"]
 
 
 @runtime_checkable
 class DenseEmbedding(Protocol):
-    """A method whose pixels and prompts share an embedding space of dimension E."""
+    """A method whose pixels and prompts share an embedding space of dimension E.
+
+    Its options are `tcl_core.methods.semantic_unit.UnitOptions`, and its similarities are those of
+    ``in_units(self.pixels(features), self.options)``.
+    """
+
+    @property
+    def options(self) -> UnitOptions:
+        """Values of the method's options."""
+        ...
 
     def pixels(self, features: Any) -> Tensor:
         """Unit embeddings of the pixels of B windows, float32 ``[B, E, h, w]``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import copy
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from tcl_core.errors import SettingsError
 
-__all__ = ["Affects", "MethodOptions", "OptionRow", "option", "preset"]
+__all__ = ["Affects", "MethodOptions", "OptionRow", "option", "preset", "values_from_texts"]
 
 Affects = Literal["features", "scores"]
 """What is computed anew when an option changes: everything, or the scores alone."""
@@ -137,6 +137,31 @@ def preset(kind: type[Options], name: str, **defaults: Any) -> type[Options]:
         field.default = value
         fields[field_name] = (field.annotation, field)
     return create_model(name, __base__=kind, __module__=kind.__module__, **fields)
+
+
+def values_from_texts(texts: Iterable[str], source: str) -> dict[str, str]:
+    """``NAME=VALUE`` texts as a mapping; the method judges names and values.
+
+    Args:
+        texts: one for each option.
+        source: where they were written, which begins the message.
+
+    Raises:
+        SettingsError: a text is not of this form, or a name comes twice.
+
+    Example:
+        >>> values_from_texts(["kp_weight=0.2", " unit_points = 196"], "--option")
+        {'kp_weight': '0.2', 'unit_points': '196'}
+    """
+    values: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals):
+            raise SettingsError(f"{source} {text.strip()}: write NAME=VALUE, such as kp_weight=0.2")
+        if name in values:
+            raise SettingsError(f"{source} {name}: is given twice; pass it once")
+        values[name] = value
+    return values
 
 
 def _range(annotation: Any, limits: list[Any]) -> str:

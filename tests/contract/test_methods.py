@@ -19,6 +19,7 @@ from torch import Tensor
 from tcl_core.errors import SettingsError, WeightsError
 from tcl_core.methods import Method, method_class
 from tcl_core.methods.capabilities import DenseEmbedding
+from tcl_core.methods.semantic_unit import UnitOptions
 from tcl_core.methods.trainable import Trainable
 from tcl_core.refinement.pamr import Pamr
 from tcl_core.tensors import TensorBundle
@@ -369,6 +370,37 @@ def test_dense_embedding(method: Method) -> None:
     assert method.score(pixels, examples).shape == (3, len(examples), *pixels.shape[2:])
     half = features.to(dtype=torch.float16)
     assert method.pixels(half).dtype == torch.float32
+
+
+def similarities_in_units(method: Method, points: int, threshold: float) -> Tensor:
+    other = method.configured({"unit_points": points, "unit_threshold": threshold})
+    features, prompts = other.encode(example_windows()), prompts_of(other)
+    return similarities(other, features, other.prompts_for_image(features, prompts))
+
+
+def test_units_are_an_option_of_every_dense_embedding(method: Method) -> None:
+    assert isinstance(method, DenseEmbedding) == isinstance(method.options, UnitOptions)
+    if not isinstance(method, DenseEmbedding):
+        pytest.skip("not a dense embedding")
+    assert {"unit_points", "unit_threshold"} <= set(method.options.affecting("scores"))
+    # Off until it is measured to gain.
+    assert method.options.unit_points == 0
+    pixels = similarities_in_units(method, 0, 0.6)
+    everywhere = 2**16
+    assert torch.allclose(similarities_in_units(method, everywhere, 1.0), pixels, rtol=0, atol=1e-6)
+    assert not torch.allclose(similarities_in_units(method, everywhere, 0.2), pixels, atol=1e-3)
+
+
+def test_names_are_guessed_in_units_too(method: Method) -> None:
+    """Names of the background compete with labels, so both are of the same unit."""
+    if not isinstance(method, DenseEmbedding) or not method.independent_prompts:
+        pytest.skip("not a dense embedding, or prompts depend on each other")
+    windows, prompts = example_windows(), prompts_of(method)
+    own, grouped = (
+        other.name_values(other.encode(windows), prompts)
+        for other in (method, method.configured({"unit_points": 9, "unit_threshold": -1.0}))
+    )
+    assert not torch.allclose(own, grouped, atol=1e-3)
 
 
 def trainer(method: Method) -> Any:

@@ -202,12 +202,17 @@ def test_options_change_the_identity_of_what_they_affect(method: Method, segment
 def test_options_take_effect_through_a_shared_cache(method: Method) -> None:
     """Two segmenters that share all caches give what each gives alone."""
     cache, similarities, vocabulary = FeatureCache(), SimilarityCache(), vocabulary_of(method)
+    model, refiner = model_of(method), Pamr(dilations=(1, 4), iterations=2)
+    plain = Segmenter(model, refiner=refiner)
+    expected = plain.score_maps(plain.encode(IMAGE), vocabulary)
     for name, value in other_values(method.options).items():
-        for options in ({}, {name: value}):
-            sharing = Segmenter(model_of(method), options=options, cache=cache)
+        other = Segmenter(model, refiner=refiner, options={name: value})
+        alone = {None: expected, name: other.score_maps(other.encode(IMAGE), vocabulary)}
+        for key, scores in alone.items():
+            options = {} if key is None else {key: value}
+            sharing = Segmenter(model, refiner=refiner, options=options, cache=cache)
             found = ImageSession(sharing, IMAGE, similarities).scores(vocabulary)
-            alone = Segmenter(model_of(method), options=options)
-            assert torch.allclose(found, alone.score_maps(alone.encode(IMAGE), vocabulary), atol=ROUNDING)
+            assert torch.allclose(found, scores, atol=ROUNDING)
 
 
 def test_refiners_never_share(method: Method) -> None:

@@ -106,6 +106,17 @@ def test_the_settings_of_the_page_are_the_defaults() -> None:
     assert (found.images.max_bytes, found.images.seconds) == (default.images.max_bytes, default.images.seconds)
 
 
+def test_options_of_the_method_are_settings(tmp_path: Path) -> None:
+    """The semantic unit from a settings file reaches the segmenter, and predictions of other options are outdated."""
+    path = tmp_path / "backend.yaml"
+    path.write_text("model: {options: {unit_points: 25, unit_threshold: 0.2}}\n")
+    plain, chosen = settings_from({}, {}, {}).model, settings_from(read_settings_file(path), {}, {}).model
+    assert plain.identity() != chosen.identity()
+    assert chosen.load().settings()["options"].items() >= {"unit_points": 25, "unit_threshold": 0.2}.items()
+    with pytest.raises(SettingsError, match="no such option"):
+        settings_from({"model": {"options": {"units": 1}}}, {}, {}).model.identity()
+
+
 def test_a_model_is_identified_by_what_is_written() -> None:
     assert repr(settings_from({"model": {"tolerance": 2}}, {}, {}).model.tolerance) == "2"
 

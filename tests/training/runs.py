@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tcl_core.methods.mgca import MGCAStyle
 from tcl_core.methods.tcl import TCL
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.models.modelfile import write_model_file
@@ -25,10 +26,10 @@ PROCESSES = get_context("forkserver")
 PROCESSES.set_forkserver_preload(["training.engine", "tests.training.shards"])
 
 
-def tiny_model(path: Path) -> Path:
-    """A model file of a tiny TCL."""
-    tcl = TCL.example()
-    clip: Any = tcl.clip.model
+def tiny_model(path: Path, kind: type[TCL] | type[MGCAStyle] = TCL) -> Path:
+    """A model file of a method's example, on a CLIP that has these sizes."""
+    method = kind.example()
+    clip: Any = method.clip.model
     config = {
         "embed_dim": 12,
         "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 24, "head_width": 8, "layers": 3},
@@ -44,11 +45,12 @@ def tiny_model(path: Path) -> Path:
     metadata = ModelMetadata(
         name="tiny",
         preprocess=Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), **sizes),
-        method_config=tcl.config_to_dict(),
+        method=method.name,
+        method_config=method.config_to_dict(),
         clip={"config": config},
-        tokenizer=tcl.clip.tokenizer.to_dict(),
+        tokenizer=method.clip.tokenizer.to_dict(),
     )
-    write_model_file(path, metadata, tcl.learned_state_dict(), clip.state_dict())
+    write_model_file(path, metadata, method.learned_state_dict(), clip.state_dict())
     return path
 
 

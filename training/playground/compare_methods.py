@@ -1,8 +1,9 @@
-"""TCL and CoDe on the playground's frozen CLIP: ``python -m training.playground.compare_methods``.
+"""TCL, CoDe and MGCA-style on the playground's frozen CLIP: ``python -m training.playground.compare_methods``.
 
-Both methods see the same images in the same order, for the same number of steps under the same schedule. CoDe's
+All methods see the same images in the same order, for the same number of steps under the same schedule. CoDe's
 captions name at least two things. TCL is trained twice, on captions like those of its own recipe, most of which are
-brief, and on CoDe's.
+brief, and on CoDe's. MGCA-style is trained on TCL's captions, with more and more of its terms; runs whose name ends
+with ``-unit`` score the model of another run with the adaptive semantic unit.
 
 CoDe's learned prompt needs more positions than the small text tower has. Positions behind the last one take the
 embeddings of the first ones again, from the second on, so that a noun behind 16 learned vectors stands where the noun
@@ -17,7 +18,8 @@ import argparse
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -44,15 +46,51 @@ from training.engine import Interruption, Options, StoppedError, run_recipe
 from training.playground.data import ImageSet, draw_image
 from training.playground.recipe import RECIPE
 
-__all__ = ["RUNS", "SceneSource", "draw", "extended_clip", "main", "recipe_of", "table"]
+__all__ = ["RUNS", "UNIT", "Run", "SceneSource", "draw", "extended_clip", "main", "recipe_of", "table"]
 
 _POSITIONS = 24
 # Words of the captions' frames, which are nouns but no things of a scene.
 _NO_THINGS = "background drawing illustration left lot photo picture right scene"
 _TRIES = 60
 _BRIEF = 0.55
-RUNS = {"tcl": ("tcl", "brief"), "tcl-two": ("tcl", "two"), "code": ("code", "two")}
-"""Method and captions of each run by its name."""
+# The copied blocks stay frozen, and masks have 16 x 16 pixels.
+_MGCA_STYLE = {"hard_pixels": 8}
+_FIRST_TERMS = 0.6
+UNIT = {"unit_points": 64, "unit_threshold": 0.6}
+"""Options of the adaptive semantic unit on the 16 x 16 pixels of a window."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained and scored.
+
+    Attributes:
+        method: its name.
+        captions: their kind, see `captions_of`.
+        config: settings of the method.
+        options: of the method, where it is scored.
+        model: name of the run whose model is scored, where it is not one of its own.
+    """
+
+    method: str
+    captions: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    model: str | None = None
+
+
+RUNS = {
+    "tcl": Run("tcl", "brief"),
+    "tcl-two": Run("tcl", "two"),
+    "tcl-unit": Run("tcl", "brief", options=UNIT, model="tcl"),
+    "code": Run("code", "two"),
+    "mgca-style-object": Run("mgca-style", "brief", {"region_weight": 0.0, "pixel_weight": 0.0}),
+    "mgca-style-region": Run("mgca-style", "brief", {"pixel_weight": 0.0}),
+    "mgca-style-pixel": Run("mgca-style", "brief"),
+    "mgca-style-unit": Run("mgca-style", "brief", options=UNIT, model="mgca-style-pixel"),
+}
+"""All runs by name; those of MGCA-style have each the terms of the ones before."""
+_DEFAULT_RUNS = ("tcl", "tcl-two", "code")
 
 
 def extended_clip(path: Path, positions: int) -> Path:
@@ -158,7 +196,7 @@ def recipe_of(
         batch: images of a step; ``None`` for as many as the embedded model was trained with.
         precision: of towers and decoder.
     """
-    method, own, stage = RUNS[run][0], RECIPE.tcl, RECIPE.tcl_stage
+    method, own, stage = RUNS[run].method, RECIPE.tcl, RECIPE.tcl_stage
     config: dict[str, Any] = {
         "ie_freeze": own.ie_freeze,
         "decoder_layers": own.decoder_layers,
@@ -169,12 +207,16 @@ def recipe_of(
     }
     if method == "code":
         config |= {"tagger": "rules", "ignored_nouns": _NO_THINGS}
-    first = max(1, round(steps * stage.ust_steps / stage.schedule.steps))
+    names, share = ("ust", "full"), stage.ust_steps / stage.schedule.steps
+    if method == "mgca-style":
+        config |= {**_MGCA_STYLE, **RUNS[run].config}
+        names, share = ("object", "all"), _FIRST_TERMS
+    first = max(1, round(steps * share))
     schedule = stage.schedule
     phase = {
         "kind": "train",
         "name": run,
-        "stages": [{"stage": "ust", "steps": first}, {"stage": "full", "steps": steps - first}],
+        "stages": [{"stage": names[0], "steps": first}, {"stage": names[1], "steps": steps - first}],
         "batch": batch or stage.batch,
         "optimizer": {"decay_scalars": False, "scalar_scale": schedule.scalar_scale},
         "schedule": {"lr": schedule.lr, "min_lr": schedule.min_lr, "warmup": min(schedule.warmup, steps // 4)},
@@ -195,12 +237,15 @@ def recipe_of(
     return Recipe.model_validate({"name": f"{run}-{steps}-{seed}", "seed": seed, "model": model, "phases": [phase]})
 
 
-def score(model: Path, out: Path, scenes: int, split: Split = "validation") -> None:
+def score(
+    model: Path, out: Path, scenes: int, split: Split = "validation", options: Mapping[str, Any] | None = None
+) -> None:
     """Score a model file on the playground, once."""
     if out.is_file():
         return
     loaded = load_model(model, device="cpu")
-    with tqdm(total=2 * scenes, desc=f"scoring {model.stem}", mininterval=5) as bar:
+    loaded = dataclasses.replace(loaded, method=loaded.method.configured(options or {}))
+    with tqdm(total=2 * scenes, desc=f"scoring {out.stem}", mininterval=5) as bar:
         rows = evaluate_playground(loaded, scenes, lambda done, _: bar.update(done - bar.n), split)
     out.write_text(
         json.dumps({"scenes": scenes, "split": split, "rows": json.loads(rows_to_json(rows))}, indent=1) + "\n"
@@ -233,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("build/methods"), help="where everything is kept")
     parser.add_argument("--steps", type=int, default=500, help="steps of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training of each run for each")
-    parser.add_argument("--runs", nargs="+", choices=sorted(RUNS), default=list(RUNS), help="what is trained")
+    parser.add_argument("--runs", nargs="+", choices=sorted(RUNS), default=list(_DEFAULT_RUNS), help="what is trained")
     parser.add_argument("--batch", type=int, help="images of a step, by default those of the embedded model")
     parser.add_argument("--images", type=int, default=40_000, help="images that are drawn, once for all runs")
     parser.add_argument("--scenes", type=int, default=500, help="scenes of each of the two sets of the score")
@@ -266,15 +311,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with Interruption().listening() as interruption:
             for seed in options.seeds:
                 for run in options.runs:
+                    trained = RUNS[run].model or run
                     recipe = recipe_of(
-                        run, clip, options.steps, seed, options.changes, options.batch, options.precision
+                        trained, clip, options.steps, seed, options.changes, options.batch, options.precision
                     )
-                    recipe = recipe.model_copy(update={"name": f"{run}{options.name}-{options.steps}-{seed}"})
-                    source = SceneSource(work / "images", RUNS[run][1])
+                    ending = f"{options.name}-{options.steps}-{seed}"
+                    recipe = recipe.model_copy(update={"name": f"{trained}{ending}"})
+                    source = SceneSource(work / "images", RUNS[run].captions)
                     settings = Options(work / recipe.name, torch.device("cpu"))
                     with fast_attention(options.precision):
                         model = run_recipe(recipe, source, settings, interruption)
-                    score(model, scores / f"{recipe.name}.json", options.scenes, options.split)
+                    score(model, scores / f"{run}{ending}.json", options.scenes, options.split, RUNS[run].options)
     except StoppedError as error:
         print(error)
         return 130

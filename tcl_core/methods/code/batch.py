@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tcl_core.methods.tcl.grounded_training import ComparedMasks
 from tcl_core.methods.tcl.losses import draw_noise
 
 __all__ = ["Batch", "Compared", "Embeddings", "pair_noise"]
@@ -90,14 +91,10 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """What the objective needs of each image, float32; N pairs take part in the contrasts.
+class Compared(ComparedMasks):
+    """What the objective needs of each image, float32; the texts of its N pairs are nouns.
 
     Attributes:
-        rows: ``[B, N]``, cosine of each noun with what its mask pools from the image.
-        areas: ``[B, N]``, mean of each mask.
-        mask_variations: ``[B]``, total variation of the image's masks.
-        pixel_variations: ``[B]``, total variation of V.
         nouns: see `Embeddings`, as all below.
         regions: ``[B, K, E]``.
         texts: ``[B, K, E]``.
@@ -106,10 +103,6 @@ class Compared:
         word_weights: ``[B]``.
     """
 
-    rows: Tensor
-    areas: Tensor
-    mask_variations: Tensor
-    pixel_variations: Tensor
     nouns: Tensor
     regions: Tensor
     texts: Tensor

@@ -112,11 +112,8 @@ class CoDe(CoDeTraining, Grounded):
             torch.manual_seed(0)
             model = open_clip.CLIP(16, cast(Any, vision), cast(Any, text))
             method = cls(FrozenClip(model, tokenizer), CoDeConfig(context_tokens=4, tagger="rules"))
+            method.masker.open_gates()
             with torch.no_grad():
-                for name, parameter in method.masker.named_parameters():
-                    # Gates start silent, and a silent part would hide its faults.
-                    if name.endswith("gate.gate"):
-                        parameter.fill_(0.5)
                 method.learnable_image_bg.normal_(std=0.5)
                 method.bg_text.normal_(std=0.1)
         return method.eval().requires_grad_(False)

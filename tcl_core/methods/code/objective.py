@@ -11,6 +11,7 @@ from torch import Tensor
 from tcl_core.methods.code.batch import Batch, Compared
 from tcl_core.methods.code.config import CoDeConfig, Negatives
 from tcl_core.methods.tcl.distributed import gather
+from tcl_core.methods.tcl.grounded_training import mask_losses
 from tcl_core.methods.tcl.losses import info_nce
 
 __all__ = ["PairWeights", "pair_weights", "weighted_terms"]
@@ -83,11 +84,8 @@ def weighted_terms(
     pooled_rows = weights.masks.repeat_interleave(chosen, dim=0).masked_fill(diagonal, 1)
     pooled_columns = gather(weights.masks)[:, own].T.repeat_interleave(chosen, dim=1).masked_fill(diagonal, 1)
 
-    # |mean - prior| is not the mean of |part - prior|, so the parts are averaged first.
-    mask = gather(compared.areas[matching].mean()[None]).mean()
     counted = (chosen - matching.to(compared.areas.dtype)) * weights.masks
-    neg_mask = gather((compared.areas * counted).sum()[None]).sum()
-    neg_mask = neg_mask / gather(counted.sum()[None]).sum().clamp(min=1e-6)
+    masks, means = mask_losses(compared, matching, counted, config, config.negative_area_weight)
     # Where no word of any caption is labeled there is nothing to learn.
     words = gather(compared.word_losses.sum()[None]).sum()
     words = words / gather(compared.word_weights.sum()[None]).sum().clamp(min=1e-6)
@@ -97,13 +95,10 @@ def weighted_terms(
         "hlf_noun_loss": config.tcl_weight * info_nce(rows, columns, scales[0], first, (pooled_rows, pooled_columns)),
         "hli_noun_loss": config.tcl_weight
         * info_nce(regions @ everything.T, nouns @ all_regions.T, scales[1], first, pairs),
-        "area_loss": config.area_weight * (mask - config.area_prior).abs(),
-        "neg_area_loss": config.negative_area_weight * neg_mask.abs(),
-        "tv_img_loss": config.tv_weight * compared.pixel_variations.mean(),
-        "tv_mask_loss": config.tv_weight * compared.mask_variations.mean(),
+        **masks,
         "tseg_loss": config.text_weight * words,
         "hcl_loss": config.codecomposition_weight
         * info_nce(regions @ gather(compared.texts).flatten(0, 1).T, texts @ all_regions.T, scales[2], first, pairs),
     }
     total = torch.stack(list(losses.values())).sum()
-    return losses | {"total": total, "mask": mask.detach(), "neg_mask": neg_mask.detach()}
+    return losses | {"total": total} | means

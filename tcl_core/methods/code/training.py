@@ -19,11 +19,9 @@ from tcl_core.methods.code.nouns import MOST_NAMED, find_nouns, missing_data, no
 from tcl_core.methods.code.objective import pair_weights, weighted_terms
 from tcl_core.methods.code.text import PromptedTexts, TextDecoder, encode_embedded, text_ends, word_states
 from tcl_core.methods.tcl.distributed import gather, process_rank, world_size
-from tcl_core.methods.tcl.grounder import Grounder
+from tcl_core.methods.tcl.grounded_training import GroundedTraining
 from tcl_core.methods.tcl.losses import gumbel_sigmoid, unit, variations
 from tcl_core.methods.tcl.mask_terms import mask_terms_in_parts
-from tcl_core.methods.trainable import Trainable
-from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.vocabulary.templates import get_templates
 
 __all__ = ["CoDeTraining"]
@@ -31,15 +29,10 @@ __all__ = ["CoDeTraining"]
 _BACKGROUND_WEIGHT = 0.5
 
 
-class CoDeTraining(Trainable):
+class CoDeTraining(GroundedTraining):
     """The training half of :class:`tcl_core.methods.code.CoDe`."""
 
-    stages = ("ust", "full")
-
-    clip: FrozenClip
     config: CoDeConfig
-    masker: Grounder
-    first_block: int
     clip_text_encoder: PromptedTexts
     text_decoder: TextDecoder
     learnable_image_bg: nn.Parameter
@@ -49,27 +42,6 @@ class CoDeTraining(Trainable):
     tcli_loss: nn.Module
     tclf_loss: nn.Module
     hcl_loss: nn.Module
-
-    def trainable(self, stage: str) -> list[nn.Parameter]:
-        """Choose what is trained.
-
-        Args:
-            stage: "ust" trains everything but the copied block of the image tower; "full" that too.
-
-        Returns:
-            The trainable parameters.
-
-        Raises:
-            SettingsError: the stage is unknown.
-        """
-        if stage not in self.stages:
-            raise SettingsError(f"There is no training stage {stage!r}; the stages are: {', '.join(self.stages)}.")
-        module = cast(nn.Module, self)
-        # Set all of them: a model that was loaded for inference has everything frozen.
-        module.requires_grad_(True)
-        self.clip.requires_grad_(False)
-        self.masker.image_encoder.backbone.requires_grad_(stage == "full")
-        return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
     # -- samples -------------------------------------------------------------------------------------------------
 
@@ -138,21 +110,12 @@ class CoDeTraining(Trainable):
         everything = {f"all_{name}": gather(getattr(batch, name)) for name in ("nouns", "ids", "named")}
         source = batch.generator if generator is None else generator
         total = len(everything["all_nouns"])
-        noise = pair_noise(dataclasses.replace(batch, generator=source), self._mask_size(batch), offset, total)
+        noise = pair_noise(dataclasses.replace(batch, generator=source), self.mask_size(batch.images), offset, total)
         return dataclasses.replace(batch, **everything, offset=offset, noise=noise, generator=None)
 
     def split(self, batch: Batch, parts: int) -> list[Batch]:
         """Cut a shared batch into parts of the same size."""
         return batch.split(parts)
-
-    def precompute(self, batch: Batch) -> Batch:
-        """Keep the tokens of the frozen blocks, which take about as much memory as the images do."""
-        return dataclasses.replace(batch, features=self._features(batch))
-
-    def compile_training(self) -> None:
-        """Compile the grounder, and the blocks through which gradients pass to the image."""
-        cast(nn.Module, self.masker.image_encoder).compile()
-        self.clip.compile_blocks()
 
     # -- one sample at a time ------------------------------------------------------------------------------------
 
@@ -170,9 +133,9 @@ class CoDeTraining(Trainable):
         noise = batch.noise
         if batch.all_nouns is None or noise is None:
             offset, total = process_rank() * len(images), world_size() * len(images)
-            noise = pair_noise(batch, self._mask_size(batch), offset, total)
+            noise = pair_noise(batch, self.mask_size(batch.images), offset, total)
         with torch.no_grad():
-            features = self._features(batch)
+            features = self.image_tokens(batch)
             templates = self.clip.encode_text(batch.templates.flatten(0, 1))
         pixels = self.masker.image_encoder(features, self.clip.grid(images))
         nouns = self._nouns(batch.nouns.flatten(0, 1))
@@ -199,9 +162,6 @@ class CoDeTraining(Trainable):
                 word_losses=word_losses,
                 word_weights=word_weights,
             )
-
-    def _features(self, batch: Batch) -> Tensor:
-        return self.clip.tokens_after(batch.images, self.first_block) if batch.features is None else batch.features
 
     def _nouns(self, tokens: Tensor) -> Tensor:
         """Embedded nouns float32 ``[N, E]``, L2-normalized, of token ids ``[N, L]``."""
@@ -323,7 +283,3 @@ class CoDeTraining(Trainable):
             batch = dataclasses.replace(batch, **everything, offset=process_rank() * len(batch.images))
         # The nouns of other processes come with their gradient, which is cheaper than to embed them here.
         return self.objective(self._compared(embeddings, gather(embeddings.nouns).flatten(0, 1)), batch)
-
-    def _mask_size(self, batch: Batch) -> tuple[int, ...]:
-        scale = 2**self.config.decoder_layers
-        return tuple(scale * side for side in self.clip.grid(batch.images))

@@ -1,4 +1,4 @@
-"""Settings of TCL; the defaults are those of the released model."""
+"""Settings of TCL and of other methods with its grounder; the defaults are those of the released model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Self
 
 from tcl_core.errors import SettingsError
 
-__all__ = ["TCLConfig"]
+__all__ = ["GrounderConfig", "TCLConfig"]
 
 
 @dataclass(frozen=True)
-class TCLConfig:
-    """Structure, loss weights and inference constants of TCL (arXiv 2212.00785).
+class GrounderConfig:
+    """Structure, inference constants, and losses of masks of methods with TCL's grounder (arXiv 2212.00785).
 
     Attributes:
         ie_freeze: number of CLIP's image blocks that are shared and frozen; the grounder copies the blocks after
@@ -25,8 +25,6 @@ class TCLConfig:
         decoder_kernel: side of the decoder's convolutions, odd.
         init_w: initial slope w of ``sigmoid(w * cos + b)``.
         init_b: initial offset b.
-        gumbel_tau: temperature of the Gumbel-sigmoid.
-        tcl_weight: weight of both contrastive terms.
         area_weight: weight of both area terms.
         tv_weight: weight of both smoothness terms.
         area_prior: share of an image that a caption's mask is expected to cover, in ``[0, 1]``.
@@ -40,10 +38,6 @@ class TCLConfig:
 
     Raises:
         SettingsError: a value is out of range.
-
-    Example:
-        >>> TCLConfig(area_prior=0.25).area_prior
-        0.25
     """
 
     method: ClassVar[str] = "TCL"
@@ -53,7 +47,7 @@ class TCLConfig:
         "background_threshold_pamr",
         "background_threshold_plain",
     )
-    weights: ClassVar[tuple[str, ...]] = ("tcl_weight", "area_weight", "tv_weight")
+    weights: ClassVar[tuple[str, ...]] = ("area_weight", "tv_weight")
 
     ie_freeze: int | None = None
     decoder_layers: int = 2
@@ -61,8 +55,6 @@ class TCLConfig:
     decoder_kernel: int = 3
     init_w: float = 10.0
     init_b: float = -2.5
-    gumbel_tau: float = 1.0
-    tcl_weight: float = 0.1
     area_weight: float = 0.4
     tv_weight: float = 1.0
     area_prior: float = 0.4
@@ -98,8 +90,6 @@ class TCLConfig:
             valid, wanted = 0 <= value <= 1, "between 0 and 1"
         elif name in self.weights:
             valid, wanted = value >= 0, "0 or more"
-        elif name == "gumbel_tau":
-            valid, wanted = value > 0, "more than 0"
         else:
             valid, wanted = True, ""
         return "" if valid else wanted
@@ -124,3 +114,26 @@ class TCLConfig:
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain JSON values."""
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class TCLConfig(GrounderConfig):
+    """Settings of TCL (arXiv 2212.00785).
+
+    Attributes:
+        gumbel_tau: temperature of the Gumbel-sigmoid.
+        tcl_weight: weight of both contrastive terms.
+
+    Example:
+        >>> TCLConfig(area_prior=0.25).area_prior
+        0.25
+    """
+
+    weights: ClassVar[tuple[str, ...]] = ("tcl_weight", *GrounderConfig.weights)
+
+    gumbel_tau: float = 1.0
+    tcl_weight: float = 0.1
+
+    def _wanted(self, name: str, value: Any) -> str:
+        wanted = super()._wanted(name, value)
+        return "more than 0" if name == "gumbel_tau" and not wanted and value <= 0 else wanted

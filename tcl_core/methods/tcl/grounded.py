@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Background, Features, Method, PromptEmbeddings
-from tcl_core.methods.options import MethodOptions, option
-from tcl_core.methods.tcl.config import TCLConfig
+from tcl_core.methods.options import option
+from tcl_core.methods.semantic_unit import UnitOptions, in_units
+from tcl_core.methods.tcl.config import GrounderConfig
 from tcl_core.methods.tcl.grounder import Grounder, cosine_maps
 from tcl_core.methods.tcl.losses import unit
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
@@ -28,7 +29,7 @@ _MAX_SCALE = 100.0
 _DECODED_TOGETHER = 8  # windows: 448 x 448 pixels each are 0.2 GB in float32 behind the decoder
 
 
-class TCLOptions(MethodOptions):
+class TCLOptions(UnitOptions):
     """Options of TCL's inference (section 4.1 and appendix of the paper; knowledge preservation, "KP")."""
 
     kp_weight: float = option(
@@ -86,7 +87,7 @@ class Grounded(Method):
     options_class = TCLOptions
     options: TCLOptions
 
-    def __init__(self, clip: FrozenClip, config: TCLConfig):
+    def __init__(self, clip: FrozenClip, config: GrounderConfig):
         super().__init__(
             TCLOptions().changed(
                 {
@@ -162,7 +163,7 @@ class Grounded(Method):
         with torch.autocast(device_type=features.image_emb.device.type, enabled=False):
             device = features.image_emb.device
             text = self.rows(prompts).to(device)
-            masks = self.score(self.pixels(features), text)
+            masks = self.score(in_units(self.pixels(features), self.options), text)
             if refine is not None:
                 masks = refine(masks)
             if options.kp_weight:
@@ -185,7 +186,7 @@ class Grounded(Method):
         features = cast(TCLFeatures, features)
         with torch.autocast(device_type=features.image_emb.device.type, enabled=False):
             device = features.image_emb.device
-            masks = self.score(self.pixels(features), self.rows(names).to(device))
+            masks = self.score(in_units(self.pixels(features), self.options), self.rows(names).to(device))
             if self.options.kp_weight:
                 kept = self.preserved_rows(names).to(device)
                 masks = masks.lerp_(self._preserved(features, kept, masks.shape[-2:]), self.options.kp_weight)

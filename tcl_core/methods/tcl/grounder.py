@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tcl_core.methods.tcl.config import TCLConfig
+from tcl_core.methods.tcl.config import GrounderConfig
 from tcl_core.methods.tcl.gated_conv import gated_conv
 from tcl_core.methods.tcl.losses import EPSILON
 from tcl_core.towers.open_clip_vit import FrozenClip, diagonal_attention_block, project_pixels, run_block
@@ -83,7 +83,7 @@ class UpsampleStage(nn.Module):
 class GatedUpsampler(nn.Module):
     """The stages in a row; before training it is a nearest-neighbor up-sampler."""
 
-    def __init__(self, channels: int, config: TCLConfig):
+    def __init__(self, channels: int, config: GrounderConfig):
         super().__init__()
         self.net = nn.Sequential(
             *(
@@ -118,7 +118,7 @@ class PixelProjection(nn.Module):
 class Decoder(nn.Module):
     """Up-sampler and projection."""
 
-    def __init__(self, clip: FrozenClip, config: TCLConfig):
+    def __init__(self, clip: FrozenClip, config: GrounderConfig):
         super().__init__()
         self.decoder = GatedUpsampler(clip.width, config)
         self.image_proj = PixelProjection(clip)
@@ -151,7 +151,7 @@ class Backbone(nn.Module):
 class ImageEncoder(nn.Module):
     """Frozen CLIP tokens to pixel embeddings."""
 
-    def __init__(self, clip: FrozenClip, config: TCLConfig, first_block: int):
+    def __init__(self, clip: FrozenClip, config: GrounderConfig, first_block: int):
         super().__init__()
         self.backbone = Backbone(clip, first_block)
         self.decoder = Decoder(clip, config)
@@ -165,7 +165,7 @@ class ImageEncoder(nn.Module):
 class SimilarityToMask(nn.Module):
     """The logits ``w cos + b`` of a mask, with learned scalars."""
 
-    def __init__(self, config: TCLConfig):
+    def __init__(self, config: GrounderConfig):
         super().__init__()
         self.w = nn.Parameter(torch.tensor(float(config.init_w)))
         self.b = nn.Parameter(torch.tensor(float(config.init_b)))
@@ -214,7 +214,14 @@ def cosine_maps(features: Tensor, text: Tensor) -> Tensor:
 class Grounder(nn.Module):
     """What the released checkpoints call ``masker``."""
 
-    def __init__(self, clip: FrozenClip, config: TCLConfig, first_block: int):
+    def __init__(self, clip: FrozenClip, config: GrounderConfig, first_block: int):
         super().__init__()
         self.image_encoder = ImageEncoder(clip, config, first_block)
         self.sim2mask = SimilarityToMask(config)
+
+    @torch.no_grad()
+    def open_gates(self, value: float = 0.5) -> None:
+        """Set all gates, which start silent; in an example with random weights a silent part would hide its faults."""
+        for module in self.modules():
+            if isinstance(module, Gate):
+                module.gate.fill_(value)

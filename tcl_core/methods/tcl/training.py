@@ -7,19 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcl_core.errors import SettingsError
 from tcl_core.methods.tcl.config import TCLConfig
 from tcl_core.methods.tcl.distributed import gather, process_rank, world_size
-from tcl_core.methods.tcl.grounder import Grounder
+from tcl_core.methods.tcl.grounded_training import ComparedMasks, GroundedTraining, mask_losses
 from tcl_core.methods.tcl.losses import draw_noise, gumbel_sigmoid, info_nce, unit, variations
 from tcl_core.methods.tcl.mask_terms import mask_terms_in_parts
-from tcl_core.methods.trainable import Trainable
-from tcl_core.towers.open_clip_vit import FrozenClip
 
 __all__ = ["Batch", "Compared", "Embeddings", "TCLTraining"]
 
@@ -69,70 +65,22 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
-class Compared:
+class Compared(ComparedMasks):
     """What the objective needs of each image, float32.
 
     Attributes:
-        rows: ``[B, N]``, cosine of each text with what its mask pools from the image.
-        areas: ``[B, N]``, mean of each mask.
-        mask_variations: ``[B]``, total variation of the image's masks.
-        pixel_variations: ``[B]``, total variation of V.
         regions: ``[B, E]``, see `Embeddings`.
     """
 
-    rows: Tensor
-    areas: Tensor
-    mask_variations: Tensor
-    pixel_variations: Tensor
     regions: Tensor
 
 
-class TCLTraining(Trainable):
+class TCLTraining(GroundedTraining):
     """The training half of :class:`tcl_core.methods.tcl.TCL`."""
 
-    stages = ("ust", "full")
-
-    clip: FrozenClip
     config: TCLConfig
-    masker: Grounder
-    first_block: int
     tcli_loss: nn.Module
     tclf_loss: nn.Module
-
-    def trainable(self, stage: str) -> list[nn.Parameter]:
-        """Choose what is trained.
-
-        Args:
-            stage: "ust" trains decoder, projection, mask scalars and temperatures; "full" also the copied block.
-
-        Returns:
-            The trainable parameters.
-
-        Raises:
-            SettingsError: the stage is unknown.
-        """
-        if stage not in self.stages:
-            raise SettingsError(f"There is no training stage {stage!r}; the stages are: {', '.join(self.stages)}.")
-        module = cast(nn.Module, self)
-        # Set all of them: a model that was loaded for inference has everything frozen.
-        module.requires_grad_(True)
-        self.clip.requires_grad_(False)
-        self.masker.image_encoder.backbone.requires_grad_(stage == "full")
-        return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-    def prepare(self, sample: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Tokenize the caption; nothing is drawn.
-
-        Args:
-            sample: ``image`` (float ``[3, H, W]``, normalized) and ``caption`` (a text).
-            rng: of this sample.
-
-        Raises:
-            SettingsError: the tower has no tokenizer.
-        """
-        if self.clip.tokenizer is None:
-            raise SettingsError("The CLIP has no tokenizer, so captions cannot be embedded; give it one.")
-        return {"image": sample["image"], "tokens": self.clip.tokenizer([sample["caption"]])[0]}
 
     def collate(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
         """Stack images and captions of prepared samples."""
@@ -147,7 +95,7 @@ class TCLTraining(Trainable):
         Raises:
             ValueError: the noise does not fit the masks.
         """
-        texts = self._texts(batch.tokens)
+        texts = self.embedded_texts(batch.tokens)
         offset = process_rank() * len(texts)
         everything = gather(texts)
         source = batch.generator if generator is None else generator
@@ -169,15 +117,6 @@ class TCLTraining(Trainable):
             for start in range(0, len(batch.images), size)
         ]
 
-    def precompute(self, batch: Batch) -> Batch:
-        """Keep the tokens of the frozen blocks, which take about as much memory as the images do."""
-        return dataclasses.replace(batch, features=self._features(batch))
-
-    def compile_training(self) -> None:
-        """Compile the grounder, and the blocks through which gradients pass to the image."""
-        cast(nn.Module, self.masker.image_encoder).compile()
-        self.clip.compile_blocks()
-
     def embed(self, batch: Batch) -> Embeddings:
         """Embed images, captions, and the regions that each caption grounds in its own image.
 
@@ -190,10 +129,10 @@ class TCLTraining(Trainable):
         grid = self.clip.grid(images)
         if batch.texts is None:
             noise = self._noise(batch, process_rank() * len(images), world_size() * len(images))
-            text = self._texts(tokens)
+            text = self.embedded_texts(tokens)
         else:
             noise, text = cast(Tensor, batch.noise), batch.texts[batch.offset : batch.offset + len(images)]
-        pixels = self.masker.image_encoder(self._features(batch), grid)
+        pixels = self.masker.image_encoder(self.image_tokens(batch), grid)
         with torch.autocast(device_type=images.device.type, enabled=False):
             pixels = pixels.float()
             own = self.masker.sim2mask.matching(pixels, text)
@@ -253,21 +192,10 @@ class TCLTraining(Trainable):
         batch = Batch(images, tokens, noise, generator, negatives)
         return self.loss(self.embed(batch), batch)
 
-    @torch.no_grad()
-    def _features(self, batch: Batch) -> Tensor:
-        return self.clip.tokens_after(batch.images, self.first_block) if batch.features is None else batch.features
-
-    def _texts(self, tokens: Tensor) -> Tensor:
-        with torch.no_grad():
-            text = self.clip.encode_text(tokens)
-        with torch.autocast(device_type=text.device.type, enabled=False):
-            return unit(text, dim=-1)
-
     def _noise(self, batch: Batch, offset: int, texts: int) -> Tensor:
         """The noise ``[B, mh, mw]`` of these images, which begin at ``offset`` among as many as there are texts."""
         images = batch.images
-        scale = 2**self.config.decoder_layers
-        shape = (len(images), *(scale * side for side in self.clip.grid(images)))
+        shape = (len(images), *self.mask_size(images))
         noise = batch.noise
         if noise is None:
             count = shape[0] if batch.generator is None else texts
@@ -293,20 +221,10 @@ class TCLTraining(Trainable):
         # Text n meets the regions that *it* grounds in every image: the columns of the full matrix.
         tclf = info_nce(rows, gather(rows)[:, own].T, self.tclf_loss(), offset, weights)
         counted = (torch.ones_like(areas) if negatives is None else negatives).masked_fill(matching, 0)
-        # |mean - prior| is not the mean of |part - prior|, so the parts are averaged first.
-        mask = gather(areas[matching].mean()[None]).mean()
-        pairs = gather(counted.sum()[None]).sum().clamp(min=1e-6)
-        neg_mask = gather((areas * counted).sum()[None]).sum() / pairs
-        losses = {
-            "tcli_loss": config.tcl_weight * tcli,
-            "tclf_loss": config.tcl_weight * tclf,
-            "area_loss": config.area_weight * (mask - config.area_prior).abs(),
-            "neg_area_loss": config.area_weight * neg_mask.abs(),
-            "tv_img_loss": config.tv_weight * compared.pixel_variations.mean(),
-            "tv_mask_loss": config.tv_weight * compared.mask_variations.mean(),
-        }
+        masks, means = mask_losses(compared, matching, counted, config, config.area_weight)
+        losses = {"tcli_loss": config.tcl_weight * tcli, "tclf_loss": config.tcl_weight * tclf, **masks}
         total = torch.stack(list(losses.values())).sum()
-        return losses | {"total": total, "mask": mask.detach(), "neg_mask": neg_mask.detach()}
+        return losses | {"total": total} | means
 
 
 def _checked(negatives: Tensor, like: Tensor) -> Tensor:

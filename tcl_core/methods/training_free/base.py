@@ -20,6 +20,7 @@ from torch import Tensor
 from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Background, Features, Method, PromptEmbeddings, best_of_labels
 from tcl_core.methods.options import MethodOptions, option
+from tcl_core.methods.semantic_unit import UnitOptions, in_units
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
 from tcl_core.refinement.pamr import Pamr
 from tcl_core.towers.base import PositionRule, Tower
@@ -37,7 +38,7 @@ _STRIP_VALUES = 1 << 23
 _POSITIONS: dict[str, PositionRule] = {"size": bicubic_positions, "scale-factor": scaled_bicubic_positions}
 
 
-class DenseOptions(MethodOptions):
+class DenseOptions(UnitOptions):
     """Options that all training-free methods have."""
 
     scale: float = option(40.0, "Slope of the softmax over all names.", affects="scores", gt=0, le=1000)
@@ -229,12 +230,26 @@ class TrainingFree(Method):
         """Cosines ``[P, Q]``."""
         return cast(DensePrompts, first).text @ cast(DensePrompts, second).text.T
 
+    # -- dense embedding -----------------------------------------------------------------------------------------
+
+    def pixels(self, features: Features) -> Tensor:
+        """The patches' embeddings, float32 ``[B, E, h, w]``, L2-normalized."""
+        return cast(DenseFeatures, features).dense.float()
+
+    def rows(self, prompts: PromptEmbeddings) -> Tensor:
+        """The prompts' embeddings, float32 ``[P, E]``, L2-normalized."""
+        return cast(DensePrompts, prompts).text.float()
+
+    def score(self, pixels: Tensor, rows: Tensor) -> Tensor:
+        """Shares ``[B, P, h, w]`` of all rows, which add to one at each pixel."""
+        return torch.softmax(self.options.scale * torch.einsum("behw,pe->bphw", pixels, rows), dim=1)
+
     # -- both ----------------------------------------------------------------------------------------------------
 
     def patch_cosines(self, features: DenseFeatures, prompts: DensePrompts) -> Tensor:
         """Cosines float32 ``[B, P, h, w]`` of patches and prompts."""
-        text = prompts.text.to(features.dense.device).float()
-        return torch.einsum("behw,pe->bphw", features.dense.float(), text)
+        text = self.rows(prompts).to(features.dense.device)
+        return torch.einsum("behw,pe->bphw", in_units(self.pixels(features), self.options), text)
 
     def patch_maps(self, features: DenseFeatures, prompts: DensePrompts) -> Tensor:
         """What is averaged over windows, float32 ``[B, P, h, w]`` of patches; by default cosines."""

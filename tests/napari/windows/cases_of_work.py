@@ -41,6 +41,34 @@ def test_all_regions_are_kept_where_no_area_is_too_small(widget: SegmentWidget, 
     assert np.array_equal(results.draft.data, loaded.segment_image(image, vocabulary).label_map)
 
 
+def test_options_of_the_method(widget: SegmentWidget, image: NDArray[np.uint8], errors: list[str]) -> None:
+    """They change the result, cost no new model and no new features, and a wrong one leaves everything as it was."""
+    results = segmented(widget, image)
+    before, loaded = results.draft.data.copy(), widget.engine.loaded
+    assert isinstance(loaded, Segmenter)
+    widget.model.method_options.value = "unit_points=4, unit_threshold = -0.5,"
+    widget.segment()
+    idle(widget)
+    other = widget.engine.loaded
+    assert isinstance(other, Segmenter) and other.model is loaded.model and not errors
+    assert len(loaded.cache or ()) == 1
+    assert other.method.options.model_dump().items() >= {"unit_points": 4, "unit_threshold": -0.5}.items()
+    vocabulary = Vocabulary.from_options(["Cat=cat,dog", "Sky=sky"], background=False)
+    expected = without_specks(other.segment_image(image, vocabulary), other.model, "auto").label_map
+    assert np.array_equal(results.draft.data, expected) and not np.array_equal(expected, before)
+    wrong = {"unit_points": "NAME=VALUE", "units=3": "no such option", "unit_points=-1": "greater than or equal to 0"}
+    for number, (text, message) in enumerate(wrong.items(), start=1):
+        widget.model.method_options.value = text
+        widget.segment()
+        idle(widget)
+        assert len(errors) == number and message in errors[-1]
+        assert np.array_equal(results.draft.data, expected)
+    widget.model.method_options.value = ""
+    widget.segment()
+    idle(widget)
+    assert np.array_equal(results.draft.data, before)
+
+
 def test_one_label_of_a_training_free_method_does_not_cover_the_image(
     widget: SegmentWidget, image: NDArray[np.uint8]
 ) -> None:
