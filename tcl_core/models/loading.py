@@ -77,7 +77,8 @@ class Model:
         """Refuse prompts with words that the model never learned, because their scores would mean nothing.
 
         Raises:
-            VocabularyError: a prompt has such a word; the message names prompt, words and model.
+            VocabularyError: a prompt has such a word, or the method cannot answer it; the message names prompt, words
+                and model.
         """
         for prompt in prompts:
             unknown = self.method.unknown_words(prompt)
@@ -87,6 +88,8 @@ class Model:
                     f"prompt {prompt!r}: the model {self.name!r} does not know {words}; use"
                     " other words, or a model with an open vocabulary such as tcl-vit-b16"
                 )
+            if (reason := self.method.refusal(prompt)) is not None:
+                raise VocabularyError(f"prompt {prompt!r}: the model {self.name!r} {reason}")
 
 
 def load_model(name_or_path: str | os.PathLike[str], device: str = "auto", precision: str = "auto") -> Model:
@@ -164,7 +167,7 @@ def model_from_file(file: ModelFile, device: torch.device, precision: torch.dtyp
         if not own and built.learned_state_dict():
             raise SettingsError(
                 f"The method {kind.name!r} needs learned tensors, but those of {metadata.name!r} belong to the method "
-                f"{metadata.method!r}; use a model file of {kind.name!r}."
+                f"{metadata.method!r}; {_remedy(kind)}."
             )
         debiasing = None
         if own and metadata.debiasing and file.debiasing_axes is not None:
@@ -235,7 +238,7 @@ def _model_from_clip(method: str, name: ClipName, device: torch.device, precisio
     built = create_method(method, {"clip": tower})
     if built.learned_state_dict():
         raise SettingsError(
-            f"The method {method!r} needs learned tensors, which a CLIP does not have; use a model file of {method!r}."
+            f"The method {method!r} needs learned tensors, which a CLIP does not have; {_remedy(kind)}."
         )
     preprocess, full_name = clip_preprocess(found), f"{method}:{name}"
     reference = {"open_clip": name.architecture, "pretrained": name.tag or found.path.name, "sha256": found.sha256}
@@ -251,6 +254,12 @@ def _model_from_clip(method: str, name: ClipName, device: torch.device, precisio
         metadata=ModelMetadata(name=full_name, preprocess=preprocess, method=method, clip=reference, templates="full"),
         text_folder=texts_folder(),
     )
+
+
+def _remedy(kind: type[Method]) -> str:
+    """Where a method's learned tensors come from."""
+    made = f", which '{kind.fitted_by}' makes" if kind.fitted_by else ""
+    return f"use a model file of {kind.name!r}{made}"
 
 
 def clip_tokenizer(found: FoundClip) -> Tokenizer:
