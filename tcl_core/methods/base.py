@@ -73,6 +73,7 @@ class Method(nn.Module, ABC):
         name: registered name; set by the decorator.
         tower_names: attributes that hold the towers it needs.
         optional_tower_names: attributes that hold towers it can do without, ``None`` where there is none.
+        notice: terms of use that are said whenever a model is loaded; empty where nothing has to be said.
         fitted_by: command that makes the learned tensors, for messages; empty where they are trained or imported.
         independent_prompts: a prompt's similarities do not depend on which others are asked with it, so that they may
             be made in groups and kept one by one.
@@ -86,6 +87,7 @@ class Method(nn.Module, ABC):
     name: ClassVar[str] = ""
     tower_names: ClassVar[tuple[str, ...]] = ()
     optional_tower_names: ClassVar[tuple[str, ...]] = ()
+    notice: ClassVar[str] = ""
     fitted_by: ClassVar[str] = ""
     independent_prompts: ClassVar[bool] = True
     independent_labels: ClassVar[bool] = True

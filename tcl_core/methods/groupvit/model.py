@@ -85,6 +85,7 @@ class GroupViT(Method):
 
     independent_prompts = False
     independent_labels = True
+    notice = "NVIDIA's terms for GroupViT allow research and evaluation alone, see docs/weights-licenses.md"
     options_class: ClassVar[type[MethodOptions]] = GroupViTOptions
     options: GroupViTOptions
 

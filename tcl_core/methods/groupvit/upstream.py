@@ -79,6 +79,8 @@ def from_upstream(method: type[GroupViT], state: Mapping[str, Tensor]) -> Upstre
         tower={},
         preprocess=preprocess_of(config),
         tokenizer=config.tokenizer,
+        templates="simple",
+        background_threshold={"pamr": 0.5, "plain": 0.5},
     )
 
 
