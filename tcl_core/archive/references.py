@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tcl_core.archive.base import Base
+from tcl_core.archive.doubt import doubtful_words
 from tcl_core.archive.store import ArchiveFolder
 from tcl_core.devices import autocast
 from tcl_core.errors import SettingsError, VocabularyError
-from tcl_core.methods.reco import CONTEXTS, Fitting, WordFit
+from tcl_core.methods.reco import CONTEXTS, Fitting
 from tcl_core.models.metadata import ModelMetadata
 from tcl_core.models.modelfile import write_model_file
 from tcl_core.vocabulary import Vocabulary
@@ -101,9 +102,7 @@ def find_references(
         "upstream_slice": upstream_slice,
         "struck_out": sum(map(len, struck.values())),
     }
-    return FoundReferences(
-        fitting, doubtful_words(archive, base, fitting, get_templates(templates)), settings, templates
-    )
+    return FoundReferences(fitting, doubtful_words(base, archive, fitting, templates), settings, templates)
 
 
 def write_references(path: Path, base: Base, found: FoundReferences) -> str:
@@ -188,13 +187,3 @@ def _check_words(base: Base, prompts: Sequence[str], templates: str) -> None:
             raise VocabularyError(
                 f"prompt {prompt!r}: the CLIP of {base.name} does not know the word {unknown[0]!r}; use other words"
             )
-
-
-def doubtful_words(archive: ArchiveFolder, base: Base, fitting: Fitting, templates: Sequence[str]) -> dict[str, str]:
-    """Stub to be replaced."""
-    return {}
-
-
-def last_similarities(words: Sequence[WordFit]) -> dict[str, float]:
-    """Cosine of each word's last retrieved image."""
-    return {word.name: word.last_similarity for word in words}

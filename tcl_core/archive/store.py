@@ -200,6 +200,14 @@ class ArchiveFolder:
                 found.append((names[place], float(values[place])))
         return found
 
+    def embeddings(self, names: Sequence[str]) -> Tensor:
+        """Embeddings float32 ``[k, E]`` of images of the archive."""
+        wanted = [self._rows[name] for name in names]
+        found: dict[tuple[int, int], Tensor] = {}
+        for part, embeddings in self._read({part for part, _ in wanted}):
+            found |= {(part, row): embeddings[row] for other, row in wanted if other == part}
+        return torch.stack([found[row] for row in wanted])
+
     def path(self, name: str) -> Path:
         """Where an image lies."""
         return Path(self.about.root) / name
@@ -214,8 +222,10 @@ class ArchiveFolder:
             raise RuntimeError("look_at comes first")
         return square(load_image(self.path(name)), self._side, self._preprocess)
 
-    def _read(self) -> Iterator[tuple[int, Tensor]]:
+    def _read(self, parts: Collection[int] | None = None) -> Iterator[tuple[int, Tensor]]:
         for part, path in enumerate(self._parts):
+            if parts is not None and part not in parts:
+                continue
             found = self._cache.get(part)
             if found is None:
                 found = _read_embeddings(path, self.about.embed_dim)
