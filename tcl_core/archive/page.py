@@ -73,7 +73,7 @@ def write_page(
                     copies[image.name] = _copy(folder, archive, image.name)
                 shares = {"top": 100 * image.seed[0], "left": 100 * image.seed[1]}
                 images.append(
-                    {"name": image.name, "copy": copies[image.name], "similarity": image.similarity, **shares}
+                    {"name": image.name, "file": copies[image.name], "similarity": image.similarity, **shares}
                 )
             words.append(
                 {
