@@ -60,6 +60,7 @@ def better_names(images: Tensor, texts: Tensor, place: int) -> float:
         place: of the name, from 0.
 
     Example:
+        >>> import torch
         >>> better_names(torch.eye(2), torch.eye(2), 0)
         0.5
     """

@@ -165,10 +165,11 @@ def test_averaged_over_windows(threshold: float) -> None:
     method = official().configured({"threshold": threshold})
     images = torch.cat([TENSORS[f"{name}/image"], -TENSORS[f"{name}/image"], TENSORS[f"{name}/image"].flip(3)])
     prompts = GroupPrompts(TENSORS["class_embedding"])
-    found = method.similarities(method.encode(images), prompts).mean(dim=0)
+    together = method.encode(images)
+    found = method.similarities(together, prompts).mean(dim=0)
     plain = []
-    for image in images.split(1):
-        features = method.encode(image)
+    for place in range(len(images)):
+        features = together[place : place + 1]
         scores = group_scores(features.groups, features.image, prompts.text, method._scale, TOP_K)
         pixels = scores_of_pixels(features.enlarged(), scores)
         plain.append(torch.cat([background_plane(pixels, threshold), pixels], dim=1))
