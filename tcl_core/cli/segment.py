@@ -23,6 +23,10 @@ from tcl_core.cli.places import INPUT_PATH, OUTPUT_PATH, check_outputs
 from tcl_core.errors import SettingsError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tcl_core.segmentation.segmenter import Segmenter
     from tcl_core.types import Region, Segmentation
 
 __all__ = ["command"]
@@ -42,6 +46,13 @@ Examples:
 @model_options
 @click.option("--out", type=OUTPUT_PATH, metavar="FILE", help="Write the image with its masks and a legend.")
 @click.option("--json", "json_file", type=OUTPUT_PATH, metavar="FILE", help="Write the regions as a COCO file.")
+@click.option(
+    "--groups",
+    "groups_file",
+    type=OUTPUT_PATH,
+    metavar="FILE",
+    help="Write the image with the groups that the model makes before it sees a label (GroupViT).",
+)
 @explain_option
 @min_area_option
 @click.option("--overwrite", is_flag=True, help="Replace the files of --out and --json if they exist.")
@@ -70,6 +81,7 @@ def command(
     batch_size: int,
     out: Path | None,
     json_file: Path | None,
+    groups_file: Path | None,
     explain: bool,
     min_area: Any,
     overwrite: bool,
@@ -80,14 +92,18 @@ def command(
     vocabulary = make_vocabulary(
         labels_file, label_options, background, background_threshold, background_names, templates
     )
-    _check_ending(out)
-    check_outputs({"--out": out, "--json": json_file}, [path, labels_file, model], overwrite)
+    _check_ending("--out", out)
+    _check_ending("--groups", groups_file)
+    outputs = {"--out": out, "--json": json_file, "--groups": groups_file}
+    check_outputs(outputs, [path, labels_file, model], overwrite)
 
     from tcl_core.images import load_image
     from tcl_core.regions import label_map_to_regions
 
     image = load_image(path, max_pixels=max_pixels, bit_depth=bit_depth, on_warning=_warn)
     segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size)
+    if groups_file is not None:
+        _draw_groups(segmenter, image, groups_file)
     # Wrong words are found in a moment, the image takes seconds.
     segmenter.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
     choice = choose_names(segmenter, vocabulary)
@@ -123,9 +139,24 @@ def _warn(message: str) -> None:
     click.echo(f"warning: {message}", err=True)
 
 
-def _check_ending(out: Path | None) -> None:
+def _check_ending(option: str, out: Path | None) -> None:
     if out is not None and out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise SettingsError(f"--out {out}: the overlay is an image; use the extension .png, .jpg or .webp")
+        raise SettingsError(f"{option} {out}: the overlay is an image; use the extension .png, .jpg or .webp")
+
+
+def _draw_groups(segmenter: Segmenter, image: NDArray[np.uint8], path: Path) -> None:
+    from tcl_core.preview.drawing import draw_overlay
+    from tcl_core.segmentation.groups import image_groups, named_groups
+    from tcl_core.types import Segmentation
+    from tcl_core.vocabulary import Label, Vocabulary
+
+    groups = image_groups(segmenter, image)
+    vocabulary = Vocabulary(tuple(Label(name) for name in named_groups(groups).names))
+    try:
+        draw_overlay(image, Segmentation(groups, groups.astype("float32"), vocabulary)).save(path)
+    except OSError as error:
+        raise SettingsError(f"--groups {path}: cannot be written ({error.strerror or error})") from error
+    click.echo(f"groups: {path}")
 
 
 def _table(segmentation: Segmentation, regions: list[Region]) -> str:

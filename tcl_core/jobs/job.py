@@ -33,7 +33,7 @@ from tcl_core.polygons import tolerance_in_pixels
 from tcl_core.preview.page import PreviewWriter, check_preview_folder
 from tcl_core.regions import label_map_to_regions
 from tcl_core.segmentation.specks import MinArea, check_min_area
-from tcl_core.types import Region, Segmentation
+from tcl_core.types import Region, Segmentation, Unlabeled
 from tcl_core.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -308,6 +308,7 @@ class _Job:
                 continue
             try:
                 segmentation, unlabeled = self._segmenter.explain(encode(), self._vocabulary)
+                groups = self._groups(name, image)
                 regions = self._regions(segmentation)
                 found = ImageRegions(name, image.shape[0], image.shape[1], regions)
                 # What cannot be exported is found now, when it costs only this image.
@@ -318,10 +319,18 @@ class _Job:
             with guard.writing():
                 # The journal comes last: what stands in it needs no second look.
                 if self._pages is not None and name not in self._shown:
-                    self._pages.add_image(name, image, regions, unlabeled)
+                    self._pages.add_image(name, image, regions, unlabeled, groups=groups)
                 if name not in self._annotated:
                     self._journal.add(found, prepared, self._sources.pop(name, None))
                 progress.advance()
+
+    def _groups(self, name: str, image: NDArray[np.uint8]) -> Unlabeled | None:
+        """Groups without labels for the preview, where the method makes any."""
+        from tcl_core.segmentation.groups import has_groups, image_groups, named_groups
+
+        if self._pages is None or name in self._shown or not has_groups(self._segmenter):
+            return None
+        return named_groups(image_groups(self._segmenter, image))
 
     def _encoded(
         self, pending: Sequence[tuple[str, NDArray[np.uint8]]]

@@ -72,6 +72,9 @@ class Method(nn.Module, ABC):
     Attributes:
         name: registered name; set by the decorator.
         tower_names: attributes that hold the towers it needs.
+        optional_tower_names: attributes that hold towers it can do without, ``None`` where there is none.
+        notice: terms of use that are said whenever a model is loaded; empty where nothing has to be said.
+        fitted_by: command that makes the learned tensors, for messages; empty where they are trained or imported.
         independent_prompts: a prompt's similarities do not depend on which others are asked with it, so that they may
             be made in groups and kept one by one.
         independent_labels: a label's finished score depends on its own names alone. Where it does not (a softmax over
@@ -83,6 +86,9 @@ class Method(nn.Module, ABC):
 
     name: ClassVar[str] = ""
     tower_names: ClassVar[tuple[str, ...]] = ()
+    optional_tower_names: ClassVar[tuple[str, ...]] = ()
+    notice: ClassVar[str] = ""
+    fitted_by: ClassVar[str] = ""
     independent_prompts: ClassVar[bool] = True
     independent_labels: ClassVar[bool] = True
     optional_keys: ClassVar[frozenset[str]] = frozenset()
@@ -154,7 +160,9 @@ class Method(nn.Module, ABC):
     @property
     def towers(self) -> dict[str, Tower]:
         """The towers by name."""
-        return {name: getattr(self, name) for name in self.tower_names}
+        optional = {name: getattr(self, name) for name in self.optional_tower_names}
+        needed = {name: getattr(self, name) for name in self.tower_names}
+        return needed | {name: tower for name, tower in optional.items() if tower is not None}
 
     @property
     def background(self) -> Background:
@@ -170,6 +178,10 @@ class Method(nn.Module, ABC):
         tokenizers = (tower.tokenizer for tower in self.towers.values())
         words = (word for tokenizer in tokenizers if tokenizer is not None for word in tokenizer.unknown_words(text))
         return list(dict.fromkeys(words))
+
+    def refusal(self, prompt: str) -> str | None:
+        """Why a prompt cannot be asked although its words are known, as a clause; ``None``, the default, if it can."""
+        return None
 
     def known_words(self) -> tuple[str, ...] | None:
         """The closed list of words that prompts may hold; ``None`` where any text will do."""
@@ -315,7 +327,7 @@ class Method(nn.Module, ABC):
 
     def learned_state_dict(self) -> dict[str, Tensor]:
         """The learned tensors under their published names, without the frozen towers."""
-        frozen = tuple(f"{name}." for name in self.tower_names)
+        frozen = tuple(f"{name}." for name in (*self.tower_names, *self.optional_tower_names))
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(frozen)}
 
     def load_learned_state_dict(self, state: Mapping[str, Tensor], *, assign: bool = False) -> None:

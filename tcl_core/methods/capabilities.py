@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from tcl_core.methods.semantic_unit import UnitOptions
 
-__all__ = ["DenseEmbedding"]
+__all__ = ["DenseEmbedding", "Fitted", "Segments"]
 
 
 @runtime_checkable
@@ -34,4 +35,26 @@ class DenseEmbedding(Protocol):
 
     def score(self, pixels: Tensor, rows: Tensor) -> Tensor:
         """Scores ``[B, P, h, w]`` in ``[0, 1]`` of pixels and rows."""
+        ...
+
+
+@runtime_checkable
+class Segments(Protocol):
+    """A method whose windows fall into groups before any prompt is seen; an annotator can name them."""
+
+    def segments(self, features: Any) -> Tensor:
+        """How much the pixels of B windows belong to each of G groups, float32 ``[B, G, H, W]`` at their size."""
+        ...
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """A method that first looks for its words in an archive of unlabeled images."""
+
+    def fit(self, archive: Any, names: Sequence[str], templates: Sequence[str], **settings: Any) -> Any:
+        """References of words; the method says of what kind the archive and they are."""
+        ...
+
+    def with_references(self, fitting: Any) -> Any:
+        """The same method with other references."""
         ...

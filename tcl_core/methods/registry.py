@@ -84,4 +84,5 @@ def create_method(name: str, towers: Mapping[str, Tower], config: Mapping[str, A
     kind = method_class(name)
     if missing := sorted(set(kind.tower_names) - set(towers)):
         raise SettingsError(f"The method {name!r} needs the towers {', '.join(missing)}, which are missing.")
-    return kind.from_config({tower: towers[tower] for tower in kind.tower_names}, config or {})
+    taken = (*kind.tower_names, *(tower for tower in kind.optional_tower_names if tower in towers))
+    return kind.from_config({tower: towers[tower] for tower in taken}, config or {})

@@ -22,6 +22,8 @@ class UpstreamModel:
             ``tower_tensors``), or ``{"open_clip": ..., "pretrained": ...}`` for one that is downloaded.
         tower_config: open_clip's configuration of ``tower_tensors``, or ``None`` where there are none.
         tower_tensors: the frozen CLIP inside the checkpoint, by open_clip's names; may be empty.
+        templates: name of the template set that the method is used with; empty for the default of model files.
+        background_threshold: entry of a model file; empty for its default.
         preprocess: entry of a model file.
         tokenizer: entry of a model file.
     """
@@ -33,3 +35,5 @@ class UpstreamModel:
     tokenizer: Mapping[str, Any]
     tower_config: Mapping[str, Any] | None = None
     tower_tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    templates: str = ""
+    background_threshold: Mapping[str, float] = field(default_factory=dict)

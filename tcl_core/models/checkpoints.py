@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tcl_core.errors import SettingsError, WeightsError
 from tcl_core.methods import list_methods, method_class
 from tcl_core.methods.upstream import UpstreamModel
 from tcl_core.models.manifest import load_manifest
-from tcl_core.models.metadata import ModelMetadata, Preprocess
+from tcl_core.models.metadata import METADATA_KEY, ModelMetadata, Preprocess
 from tcl_core.models.modelfile import write_model_file
 from tcl_core.models.paths import file_sha256, models_folder
-from tcl_core.models.tensor_files import read_pytorch_file
+from tcl_core.models.tensor_files import read_pytorch_file, safetensors_entries
 from tcl_core.models.towers import check_clip_tensors, read_clip_tensors
 
 __all__ = ["import_checkpoint", "read_checkpoint"]
@@ -109,7 +110,11 @@ def import_checkpoint(
         clip = {"config": found.tower_config}
     elif downloadable and clip_sha256:
         clip["sha256"] = clip_sha256
+    usage: dict[str, Any] = {"templates": found.templates} if found.templates else {}
+    if found.background_threshold:
+        usage["background_threshold"] = dict(found.background_threshold)
     metadata = ModelMetadata(
+        **usage,
         name=name,
         preprocess=Preprocess(**found.preprocess),
         method=method,
@@ -167,21 +172,23 @@ def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint without running anything it holds.
 
     Args:
-        source: file with a dictionary whose key ``model`` holds the tensors by name.
+        source: file with a dictionary whose key ``model`` holds the tensors by name, or with the tensors alone, as
+            those of the Hugging Face hub (``.bin``, ``.safetensors``).
 
     Returns:
         The tensors under the checkpoint's names, as they are stored, on the CPU.
 
     Raises:
-        WeightsError: the file is missing, damaged, holds Python objects or a program, or has no tensors under
-            ``model``.
+        WeightsError: the file is missing, damaged, a model file, holds Python objects or a program, or has no tensors
+            under ``model``.
     """
     source = Path(source)
     if source.suffix == ".safetensors":
-        raise WeightsError(
-            f"{source}: is a safetensors file, not a checkpoint; a model file needs no import, so use its path"
-        )
+        return _read_safetensors(source)
     content = read_pytorch_file(source)
+    if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
+        # Files of the Hugging Face hub hold the tensors themselves.
+        content = {"model": content}
     if not isinstance(content, dict) or not isinstance(content.get("model"), Mapping):
         found = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else type(content).__name__
         raise WeightsError(
@@ -192,6 +199,21 @@ def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     if odd:
         raise WeightsError(f"{source}: these entries of 'model' are not tensors: {', '.join(odd)}")
     return dict(state)
+
+
+def _read_safetensors(source: Path) -> dict[str, Tensor]:
+    """Tensors of a file of the Hugging Face hub."""
+    try:
+        with safe_open(source, framework="pt") as handle:
+            if METADATA_KEY in (handle.metadata() or {}):
+                raise WeightsError(
+                    f"{source}: is a model file, not a checkpoint; a model file needs no import, so use its path"
+                )
+        return dict(safetensors_entries(source))
+    except FileNotFoundError as error:
+        raise WeightsError(f"{source}: no such file") from error
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{source}: is not a complete safetensors file ({error})") from error
 
 
 def _not_dense(tensors: Mapping[str, Tensor]) -> list[str]:

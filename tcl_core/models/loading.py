@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from tcl_core.devices import select_device, select_precision
 from tcl_core.errors import SettingsError, VocabularyError, WeightsError
 from tcl_core.methods import Method, MethodOptions, create_method, list_methods, method_class
 from tcl_core.models.clips import ClipName, FoundClip, check_clip, clip_preprocess, clip_tokenizer_file, find_clip
+from tcl_core.models.image_encoders import load_image_encoder
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.models.modelfile import ModelFile, read_model_file
 from tcl_core.models.paths import texts_folder
@@ -38,6 +40,8 @@ __all__ = [
     "load_model",
     "model_from_file",
 ]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +81,8 @@ class Model:
         """Refuse prompts with words that the model never learned, because their scores would mean nothing.
 
         Raises:
-            VocabularyError: a prompt has such a word; the message names prompt, words and model.
+            VocabularyError: a prompt has such a word, or the method cannot answer it; the message names prompt, words
+                and model.
         """
         for prompt in prompts:
             unknown = self.method.unknown_words(prompt)
@@ -87,6 +92,8 @@ class Model:
                     f"prompt {prompt!r}: the model {self.name!r} does not know {words}; use"
                     " other words, or a model with an open vocabulary such as tcl-vit-b16"
                 )
+            if (reason := self.method.refusal(prompt)) is not None:
+                raise VocabularyError(f"prompt {prompt!r}: the model {self.name!r} {reason}")
 
 
 def load_model(name_or_path: str | os.PathLike[str], device: str = "auto", precision: str = "auto") -> Model:
@@ -154,8 +161,9 @@ def model_from_file(file: ModelFile, device: torch.device, precision: torch.dtyp
     own = method is None or method == metadata.method
     try:
         kind = method_class(metadata.method if method is None else method)
-        tokenizer = tokenizer_from_dict(metadata.tokenizer) if kind.tower_names else None
-        towers = {"clip": _tower(file, tokenizer)} if kind.tower_names else {}
+        towers: dict[str, Any] = {"clip": _tower(file)} if kind.tower_names else {}
+        if own and metadata.image_encoder and "image" in kind.optional_tower_names:
+            towers["image"] = load_image_encoder(metadata.image_encoder, metadata.preprocess, str(file.path))
         built = _light_method(kind.name, towers, file) if own and file.learned else None
         if built is None:
             built = create_method(kind.name, towers, metadata.method_config if own else None)
@@ -164,7 +172,7 @@ def model_from_file(file: ModelFile, device: torch.device, precision: torch.dtyp
         if not own and built.learned_state_dict():
             raise SettingsError(
                 f"The method {kind.name!r} needs learned tensors, but those of {metadata.name!r} belong to the method "
-                f"{metadata.method!r}; use a model file of {kind.name!r}."
+                f"{metadata.method!r}; {_remedy(kind)}."
             )
         debiasing = None
         if own and metadata.debiasing and file.debiasing_axes is not None:
@@ -182,6 +190,8 @@ def model_from_file(file: ModelFile, device: torch.device, precision: torch.dtyp
         if not own:
             raise
         raise WeightsError(f"{file.path}: {error}") from error
+    if kind.notice:
+        _log.warning("%s: %s", metadata.name, kind.notice)
     return Model(
         name=metadata.name if own else f"{kind.name}:{metadata.name}",
         method=built.eval().requires_grad_(False).to(device),
@@ -235,7 +245,7 @@ def _model_from_clip(method: str, name: ClipName, device: torch.device, precisio
     built = create_method(method, {"clip": tower})
     if built.learned_state_dict():
         raise SettingsError(
-            f"The method {method!r} needs learned tensors, which a CLIP does not have; use a model file of {method!r}."
+            f"The method {method!r} needs learned tensors, which a CLIP does not have; {_remedy(kind)}."
         )
     preprocess, full_name = clip_preprocess(found), f"{method}:{name}"
     reference = {"open_clip": name.architecture, "pretrained": name.tag or found.path.name, "sha256": found.sha256}
@@ -253,6 +263,12 @@ def _model_from_clip(method: str, name: ClipName, device: torch.device, precisio
     )
 
 
+def _remedy(kind: type[Method]) -> str:
+    """Where a method's learned tensors come from."""
+    made = f", which '{kind.fitted_by}' makes" if kind.fitted_by else ""
+    return f"use a model file of {kind.name!r}{made}"
+
+
 def clip_tokenizer(found: FoundClip) -> Tokenizer:
     """The tokenizer that open_clip's configuration asks for."""
     text = found.config["text_cfg"]
@@ -263,9 +279,12 @@ def clip_tokenizer(found: FoundClip) -> Tokenizer:
     return HubTokenizer(clip_tokenizer_file(repository), length, **(text.get("tokenizer_kwargs") or {}))
 
 
-def _tower(file: ModelFile, tokenizer: Tokenizer | None) -> FrozenClip:
-    """The frozen CLIP of a model file, inside it or downloaded."""
+def _tower(file: ModelFile) -> FrozenClip:
+    """The frozen CLIP of a model file: inside it, downloaded, or that of another model."""
     clip = file.metadata.clip
+    if "model" in clip:
+        return _borrowed_tower(file)
+    tokenizer = tokenizer_from_dict(file.metadata.tokenizer)
     if "config" in clip:
         tower = build_clip(clip["config"], file.clip, str(file.path))
     elif clip:
@@ -276,12 +295,31 @@ def _tower(file: ModelFile, tokenizer: Tokenizer | None) -> FrozenClip:
             "downloaded; import the checkpoint again together with its CLIP (--clip)"
         )
     vocab_size = cast(Any, tower.model).token_embedding.num_embeddings
-    if tokenizer is not None and (
-        tokenizer.context_length != tower.context_length or tokenizer.vocab_size > vocab_size
-    ):
+    if tokenizer.context_length != tower.context_length or tokenizer.vocab_size > vocab_size:
         raise WeightsError(
             f"{file.path}: the tokenizer gives {tokenizer.context_length} of {tokenizer.vocab_size} ids, but the text "
             f"tower takes {tower.context_length} of {vocab_size}"
         )
     tower.tokenizer = tokenizer
+    return tower
+
+
+def _borrowed_tower(file: ModelFile) -> FrozenClip:
+    """The CLIP of the model, or of open_clip, that a small file names."""
+    name, wanted = str(file.metadata.clip["model"]), file.metadata.clip["sha256"]
+    clip = named_clip(name)
+    if clip is not None:
+        found = find_clip(clip)
+        sha256, tower = found.sha256, load_clip_file(found.config, found.path)
+        tower.tokenizer = clip_tokenizer(found)
+    else:
+        base = read_model_file(find_model(name))
+        if "model" in base.metadata.clip:
+            raise WeightsError(f"{file.path}: borrows the CLIP of {base.path}, which has none of its own")
+        sha256, tower = base.sha256, _tower(base)
+    if sha256 != wanted:
+        raise WeightsError(
+            f"{file.path}: was made with the model {name!r} with SHA-256 {wanted}, but that has {sha256}; use the same "
+            "weights, or make the file again"
+        )
     return tower

@@ -151,7 +151,7 @@ def load_manifest() -> Manifest:
     """The manifest of the package.
 
     >>> sorted(load_manifest().models)
-    ['code-vit-b16', 'playground', 'tcl-vit-b16']
+    ['code-vit-b16', 'groupvit-gcc-redcaps', 'groupvit-gcc-yfcc', 'playground', 'tcl-vit-b16']
     """
     text = resources.files("tcl_core.models").joinpath("manifest.json").read_text(encoding="utf-8")
     return parse_manifest(json.loads(text))

@@ -70,17 +70,28 @@ class _Clip(_Entry):
     config: _ClipConfig | None = None
     open_clip: str | None = None
     pretrained: str | None = None
+    model: str | None = None
     sha256: str | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> _Clip:
         reference = {"open_clip", "pretrained"}
         given = {name for name in self.model_fields_set if getattr(self, name) is not None}
+        if "model" in given:
+            if given != {"model", "sha256"} or self.model_fields_set != given:
+                raise ValueError("must contain 'model' with 'sha256' and nothing else, where it names a model")
+            return self
         if given != self.model_fields_set or given - {"sha256"} not in (set(), {"config"}, reference):
             raise ValueError("must contain either 'config' or both 'open_clip' and 'pretrained'")
         if "sha256" in given and not given > reference:
             raise ValueError("'sha256' belongs to 'open_clip' and 'pretrained'")
         return self
+
+
+class _ImageEncoder(_Entry):
+    timm: Text
+    file: Text
+    sha256: Text
 
 
 def _single_word(value: str) -> str:
@@ -120,7 +131,8 @@ class ModelMetadata:
         method_config: keyword values of the method's configuration; empty for its defaults.
         clip: ``{"config": {...}}`` (the file holds the CLIP; the value is an open_clip model configuration of a plain
             ViT), ``{"open_clip": "ViT-B-16-quickgelu", "pretrained": "openai"}`` (optionally with ``"sha256"`` of the
-            CLIP file it was made for), or ``{}`` (learned tensors alone, of a CLIP that has to be given).
+            CLIP file it was made for), ``{"model": NAME, "sha256": ...}`` (the CLIP of another model, whose weights
+            must have this hash), or ``{}`` (learned tensors alone, of a CLIP that has to be given, or of none).
         tokenizer: see :func:`tcl_core.towers.tokenizer.tokenizer_from_dict`.
         templates: name of the prompt template set.
         background_threshold: ``{"pamr": t, "plain": t}``, the constant background score with and without refinement,
@@ -128,6 +140,8 @@ class ModelMetadata:
         debiasing: ``{"words": [...], "text_set": "text"}`` of
             :class:`tcl_core.segmentation.text_debiasing.PromptDebiasing`, whose axes are in the file, or ``{}``;
             ``text_set`` names the text set of the method's prompt embeddings that is debiased.
+        image_encoder: ``{"timm": ..., "file": ..., "sha256": ...}`` of an image encoder beside the CLIP, see
+            `tcl_core.models.image_encoders`; empty where there is none.
         background_names: everything that a closed world holds, see :class:`tcl_core.models.Model`; empty otherwise.
         license: SPDX identifier or a short sentence.
         source: where the weights come from.
@@ -145,6 +159,7 @@ class ModelMetadata:
         default_factory=lambda: {"pamr": 0.4, "plain": 0.5}
     )
     debiasing: Annotated[dict[str, Any], KeysOf(_Debiasing, or_empty=True)] = field(default_factory=dict)
+    image_encoder: Annotated[dict[str, Any], KeysOf(_ImageEncoder, or_empty=True)] = field(default_factory=dict)
     background_names: list[Text] = field(default_factory=list)
     license: str = ""
     source: str = ""
@@ -155,9 +170,11 @@ class ModelMetadata:
         # Left out where there is none, so that models without it keep their bytes, and with them their hash.
         debiasing = {"debiasing": self.debiasing} if self.debiasing else {}
         names = {"background_names": self.background_names} if self.background_names else {}
+        encoder = {"image_encoder": self.image_encoder} if self.image_encoder else {}
         return (
             debiasing
             | names
+            | encoder
             | {
                 "format": FORMAT,
                 "name": self.name,
@@ -178,7 +195,8 @@ class ModelMetadata:
     def from_dict(cls, entry: Mapping[str, Any]) -> ModelMetadata:
         """Check and read a model file's metadata.
 
-        ``method_config``, ``debiasing``, ``background_names``, ``license``, ``source`` and ``extra`` may be absent.
+        ``method_config``, ``debiasing``, ``image_encoder``, ``background_names``, ``license``, ``source`` and ``extra``
+        may be absent.
 
         Raises:
             WeightsError: a key is missing, unknown, of the wrong kind or out of range; the message names it.

@@ -271,7 +271,8 @@ def _known_row(entry: ModelEntry) -> ModelRow:
         row = _imported_row(path)
         return replace(row, license=row.license or entry.license, source=entry.source)
     local = [path, *(download_folder() / file.filename for file in entry.files)]
-    installed = path.is_file() and all(item.is_file() for item in local[1:] if item.suffix == ".safetensors")
+    # A checkpoint is not needed any more once it is imported.
+    installed = path.is_file() and (entry.clip is None or (download_folder() / entry.clip.filename).is_file())
     if installed:
         size: int | None = sum(item.stat().st_size for item in local if item.is_file())
     else:
@@ -317,7 +318,7 @@ def _imported_row(path: Path) -> ModelRow:
             clip = referenced_file(metadata.clip["open_clip"], metadata.clip["pretrained"])
     except WeightsError as error:
         return ModelRow(path.stem, f"cannot be used: {error}", False, size, "", "", path)
-    if not metadata.clip:
+    if not metadata.clip and _needs_clip(metadata.method):
         installed, description = (
             False,
             "imported without its CLIP, cannot be used; import it again together with its CLIP",
@@ -327,6 +328,11 @@ def _imported_row(path: Path) -> ModelRow:
     else:
         installed, description = True, "imported"
     return ModelRow(path.stem, description, installed, size, metadata.license, metadata.source, path)
+
+
+def _needs_clip(method: str) -> bool:
+    """Whether a method runs on a CLIP; one that is not installed is taken for such."""
+    return method not in list_methods() or bool(method_class(method).tower_names)
 
 
 def _not_installed(entry: ModelEntry, path: Path) -> str:

@@ -31,6 +31,7 @@ def render_page(
     pages: int,
     unlabeled: bool = False,
     columns: Sequence[str] = (),
+    groups: bool = False,
 ) -> str:
     """One whole page as HTML, with style and script inside, so that it needs no other file but its images.
 
@@ -45,6 +46,7 @@ def render_page(
         page: this page, counted from 0.
         pages: number of pages.
         unlabeled: whether an image on any page has pixels that background names won, so that there is a layer to show.
+        groups: whether an image on any page has groups without labels, so that there is a layer to show.
         columns: headings where each image has several cards, side by side; empty for one card to an image.
     """
     kinds = {kind: kinds.get(kind, 0) for kind in ("found", "empty", "failed")}
@@ -75,6 +77,7 @@ def render_page(
             pages=pages,
             near=_near(page, pages),
             unlabeled=unlabeled,
+            groups=groups,
             columns=columns,
             max_names=_MAX_NAMES,
             style=_asset("page.css"),

@@ -136,6 +136,7 @@ class PreviewWriter:
         regions: Sequence[Region],
         unlabeled: Unlabeled | None = None,
         *,
+        groups: Unlabeled | None = None,
         column: str = "",
         note: str = "",
     ) -> None:
@@ -146,6 +147,7 @@ class PreviewWriter:
             image: uint8 ``[H, W, 3]``.
             regions: its regions, with polygons; there may be none.
             unlabeled: background names that won some of its pixels, shown as a layer that is off at first.
+            groups: groups that have no label, shown as another layer that is off at first.
             column: which of several cards of the image this is, such as the name of a model.
             note: a line below the card.
 
@@ -171,6 +173,12 @@ class PreviewWriter:
             else:
                 # An earlier card of the same image may have left one.
                 overlay.unlink(missing_ok=True)
+            grouped = self._folder / "img" / f"{stem}-groups.png"
+            if groups is not None and groups.names:
+                colors = {name: muted_color(number) for number, name in enumerate(groups.names)}
+                draw_unlabeled(groups, colors, small.size).save(grouped, compress_level=6)
+            else:
+                grouped.unlink(missing_ok=True)
         except OSError as error:
             raise _unwritable(self._folder, error) from error
         card = {
@@ -184,6 +192,8 @@ class PreviewWriter:
         }
         if column:
             card |= {"column": column, "note": note}
+        if groups is not None and groups.names:
+            card["groups"] = grouped.name
         if shares:
             card["overlay"] = overlay.name
             card["unlabeled"] = [
@@ -222,9 +232,10 @@ class PreviewWriter:
         present = array("q", (offsets[key] for key in wanted if key in offsets))
         counts: Counter[int] = Counter()
         kinds: Counter[str] = Counter()
-        any_unlabeled = False
+        any_unlabeled = any_groups = False
         for card in self._read(present):
             any_unlabeled |= "unlabeled" in card
+            any_groups |= "groups" in card
             counts.update({int(label_id): number for label_id, number in card.get("counts", {}).items()})
             kinds[_kind(card)] += 1
         page_size = max(1, self._page_size // max(1, len(columns))) * max(1, len(columns))
@@ -247,6 +258,7 @@ class PreviewWriter:
                     pages,
                     any_unlabeled,
                     columns,
+                    any_groups,
                 )
                 _write(self._folder / page_name(page), text)
             for stale in self._folder.glob("page-*.html"):
@@ -323,7 +335,7 @@ class PreviewWriter:
     def _remove_old(self) -> None:
         # Only what a preview wrote: whatever else the user keeps there stays.
         stem = "?" * _STEM
-        images = (f"img/{stem}.jpg", f"img/{stem}.png", f"img/{stem}-names.png")
+        images = (f"img/{stem}.jpg", f"img/{stem}.png", f"img/{stem}-names.png", f"img/{stem}-groups.png")
         for pattern in (CARDS_FILE, _INDEX, "page-*.html", *images):
             for path in self._folder.glob(pattern):
                 path.unlink()

@@ -237,7 +237,8 @@ class BackgroundNames:
             names = names or tuple(entry.name for entry in common_names())
             unknown = self._method.unknown_words
             # Templates can bring their own words, or make a new one of the name ("{}s").
-            known = {name for name in names if not any(map(unknown, (name, *apply_templates(name, templates))))}
+            asked = [name for name in names if self._method.refusal(name) is None]
+            known = {name for name in asked if not any(map(unknown, (name, *apply_templates(name, templates))))}
             left_out = tuple(LeftOut(name, "unknown") for name in names if name not in known)
             self._own[templates] = tuple(name for name in names if name in known), left_out
         return self._own[templates]

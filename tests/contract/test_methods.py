@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tcl_core.errors import SettingsError, WeightsError
 from tcl_core.methods import Method, method_class
-from tcl_core.methods.capabilities import DenseEmbedding
+from tcl_core.methods.capabilities import DenseEmbedding, Fitted, Segments
 from tcl_core.methods.semantic_unit import UnitOptions
 from tcl_core.methods.trainable import Trainable
 from tcl_core.refinement.pamr import Pamr
@@ -401,6 +401,30 @@ def test_names_are_guessed_in_units_too(method: Method) -> None:
         for other in (method, method.configured({"unit_points": 9, "unit_threshold": -1.0}))
     )
     assert not torch.allclose(own, grouped, atol=1e-3)
+
+
+def test_segments(method: Method) -> None:
+    if not isinstance(method, Segments):
+        pytest.skip("windows do not fall into groups")
+    windows = example_windows(3, (37, 50))
+    features = method.encode(windows)
+    maps = method.segments(features)
+    assert maps.dtype == torch.float32 and maps.shape[0] == 3 and maps.shape[2:] == (37, 50) and maps.shape[1] > 1
+    assert torch.allclose(maps.sum(dim=1), torch.ones(()), atol=1e-4) and maps.min() >= 0
+    assert len(maps.argmax(dim=1).unique()) > 1
+    assert torch.allclose(method.segments(features[1:2])[0], maps[1], atol=ROUNDING)
+
+
+def test_fitted(method: Method) -> None:
+    """References are learned tensors that belong to words; the same archive gives the same ones."""
+    if not isinstance(method, Fitted):
+        pytest.skip("not fitted to an archive")
+    other = type(method).example()
+    state = method.learned_state_dict()
+    assert state and all(torch.equal(x, state[name]) for name, x in other.learned_state_dict().items())
+    assert method.fitted_by and all(method.refusal(prompt) is None for prompt in method.example_prompts())
+    reason = method.refusal("a word that nobody asked for")
+    assert reason and method.fitted_by in reason
 
 
 def trainer(method: Method) -> Any:

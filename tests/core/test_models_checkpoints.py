@@ -255,8 +255,10 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
         import_checkpoint(tmp_path / "missing.pth")
     with pytest.raises(WeightsError, match="cannot be read"):
         import_checkpoint(tmp_path)
-    with pytest.raises(WeightsError, match="needs no import"):
+    with pytest.raises(WeightsError, match="not a checkpoint of any method"):
         import_checkpoint(MINI / "clip.safetensors")
+    with pytest.raises(WeightsError, match="needs no import"):
+        import_checkpoint(import_checkpoint(MINI / "full.pth", out=tmp_path / "model.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", ".hidden", "c:x", "playground"])

@@ -21,6 +21,7 @@ from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Background, Features, Method, PromptEmbeddings, best_of_labels
 from tcl_core.methods.options import MethodOptions, option
 from tcl_core.methods.semantic_unit import UnitOptions, in_units
+from tcl_core.methods.training_free.prompts import embed_in_templates
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
 from tcl_core.refinement.pamr import Pamr
 from tcl_core.towers.base import PositionRule, Tower
@@ -33,7 +34,6 @@ __all__ = ["DenseFeatures", "DenseOptions", "DensePrompts", "TrainingFree", "sma
 BACKGROUND_HEIGHT = 0.1
 """The one default height of the background plane; the papers tune it on the test set of each data set."""
 
-_TEXT_BATCH = 128
 _STRIP_VALUES = 1 << 23
 _POSITIONS: dict[str, PositionRule] = {"size": bicubic_positions, "scale-factor": scaled_bicubic_positions}
 
@@ -211,20 +211,7 @@ class TrainingFree(Method):
         Raises:
             SettingsError: the tower has no tokenizer.
         """
-        device = self.clip.visual.proj.device
-        if not prompts:
-            return DensePrompts(torch.zeros(0, self.clip.embed_dim, device=device))
-        if self.clip.tokenizer is None:
-            raise SettingsError("The CLIP has no tokenizer, so prompts cannot be embedded; give it one.")
-        # Not str.format: a prompt may hold braces of its own.
-        texts = [template.replace("{}", prompt) for prompt in prompts for template in templates]
-        # Texts that begin alike go together, because the text tower computes shared beginnings once.
-        order = sorted(range(len(texts)), key=texts.__getitem__)
-        parts = self.clip.tokenizer([texts[place] for place in order]).split(_TEXT_BATCH)
-        found = torch.cat([F.normalize(self.clip.encode_text(part).float(), dim=-1) for part in parts])
-        rows = torch.empty_like(found)
-        rows[order] = found
-        return DensePrompts(F.normalize(rows.unflatten(0, (len(prompts), -1)).mean(dim=1), dim=-1))
+        return DensePrompts(embed_in_templates(self.clip, prompts, templates))
 
     def prompt_similarity(self, first: PromptEmbeddings, second: PromptEmbeddings) -> Tensor:
         """Cosines ``[P, Q]``."""

@@ -78,6 +78,7 @@
     vertices: ["show-vertices", true],
     original: ["original", true],
     unlabeled: ["show-unlabeled", true],
+    groups: ["show-groups", true],
   };
   const showsUnlabeled = () => body.classList.contains("show-unlabeled");
   const toggleLayer = (button) => {

@@ -1,0 +1,69 @@
+"""Groups of an image that nobody has named yet, for methods that make them before they see a prompt."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from tcl_core.devices import autocast, to_device
+from tcl_core.errors import SettingsError
+from tcl_core.images import resize_bilinear
+from tcl_core.methods.capabilities import Segments
+from tcl_core.segmentation.features import check_image
+from tcl_core.segmentation.segmenter import Segmenter
+from tcl_core.segmentation.sliding_window import working_size
+from tcl_core.types import Unlabeled
+
+__all__ = ["has_groups", "image_groups", "named_groups"]
+
+
+def has_groups(segmenter: Segmenter) -> bool:
+    """Whether the method of a segmenter makes groups."""
+    return isinstance(segmenter.method, Segments)
+
+
+@torch.no_grad()
+def image_groups(segmenter: Segmenter, image: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """The group of every pixel. The whole image is one window, because groups of several windows do not correspond.
+
+    Args:
+        segmenter: with a method that makes groups.
+        image: uint8 ``[H, W, 3]``, RGB.
+
+    Returns:
+        int32 ``[H, W]``, from 1, the largest group first; groups without a pixel have no number.
+
+    Raises:
+        SettingsError: the method makes no groups.
+        ImageError: the array is not an image.
+    """
+    method, model = segmenter.method, segmenter.model
+    if not isinstance(method, Segments):
+        raise SettingsError(f"the method {method.name!r} of the model {model.name!r} makes no groups; use GroupViT")
+    check_image(image)
+    height, width = image.shape[:2]
+    preprocess = model.preprocess
+    size = working_size(height, width, preprocess.short_side, preprocess.max_long_side)
+    resized = torch.from_numpy(np.ascontiguousarray(resize_bilinear(image, size))).permute(2, 0, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
+    pixels = resized.float().div_(255).sub_(mean).div_(std)
+    with autocast(model.device, model.precision):
+        features = method.encode(to_device(pixels[None], model.device))
+    maps = F.interpolate(method.segments(features), size=(height, width), mode="bilinear")[0]
+    winner = maps.argmax(dim=0).cpu()
+    counts = torch.bincount(winner.flatten(), minlength=len(maps))
+    numbers = torch.empty(len(maps), dtype=torch.int32)
+    numbers[counts.argsort(descending=True, stable=True)] = torch.arange(1, len(maps) + 1, dtype=torch.int32)
+    return np.ascontiguousarray(numbers[winner].numpy())
+
+
+def named_groups(groups: NDArray[np.int32]) -> Unlabeled:
+    """Groups under the names ``group 1``, ``group 2``, ... for drawing.
+
+    Example:
+        >>> named_groups(np.array([[1, 2]], np.int32)).names
+        ('group 1', 'group 2')
+    """
+    return Unlabeled(tuple(f"group {number}" for number in range(1, int(groups.max(initial=0)) + 1)), groups)
