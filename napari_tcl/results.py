@@ -82,6 +82,7 @@ class Results:
         self._style = list(labels)
         for layer in (self.draft, self.accepted):
             style_labels(layer, labels)
+            layer.metadata[METADATA_KEY]["image"] = self.image.name
             layer.metadata[METADATA_KEY]["file_names"] = {
                 index: image_name(self.image, index) for index in self.reader.indices()
             }
