@@ -111,9 +111,7 @@ class _LabelLayer:
             found = f"{label_map.dtype} {label_map.shape}"
             raise CocoError(f"{path}: the data of the layer {name!r} are {found}, not integers [..., H, W]")
         if int(label_map.min()) < 0:
-            raise CocoError(
-                f"{path}: the layer {name!r} contains the label {int(label_map.min())}; labels start at 1"
-            )
+            raise CocoError(f"{path}: the layer {name!r} contains the label {int(label_map.min())}; labels start at 1")
         return cls(name, label_map, _label_names(_own(attributes), attributes, label_map), attributes)
 
     @property

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import shapely
-from qtpy.QtWidgets import QGridLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QGridLayout, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
+from napari_tcl.widget.message import Message
 from tcl_core.types import Region
 
 __all__ = ["RunButtons", "tool_button"]
@@ -40,13 +41,13 @@ class RunButtons(QWidget):
         self.progress = QProgressBar()
         self.progress.setToolTip("Progress of the current run.")
         self.progress.setRange(0, _STEPS)
-        self.message = QLabel("Type labels and press Segment.")
-        self.message.setWordWrap(True)
+        self.message = Message("Type labels and press Segment.")
         self.message.setToolTip("The last result or error.")
-        self.vertices = QLabel("")
+        self.vertices = Message()
         self.vertices.setToolTip("Number of polygon vertices at this tolerance; updated as you change it.")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(2)
         layout.addLayout(grid)
         for part in (self.progress, self.message, self.vertices):
             layout.addWidget(part)
@@ -69,8 +70,7 @@ class RunButtons(QWidget):
 
     def say(self, text: str, error: bool = False) -> None:
         """Show a sentence; errors are red."""
-        self.message.setStyleSheet("color: #e03131;" if error else "")
-        self.message.setText(text)
+        self.message.say(text, error)
 
     def show_vertices(self, regions: Sequence[Region]) -> None:
         """Show how many points polygons have."""

@@ -52,6 +52,8 @@ class FolderTab(Widget):
             "stored next to the folder in FOLDER.masks, so that you can stop and resume.",
         )
         self.images = QListWidget()
+        self.images.setTextElideMode(Qt.TextElideMode.ElideMiddle)
+        self.images.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.images.setToolTip("· waiting   ○ labeled   ● corrected by you   ✕ failed. Double-click opens an image.")
         self.open_button = tool_button("Open", "Open the selected image with its labels for correction.")
         self.save_button = tool_button(
@@ -216,7 +218,7 @@ class FolderTab(Widget):
         item = self._item(state.file_name)
         if item is not None:
             item.setText(f"{_MARKS[state.state]}  {state.file_name}")
-            item.setToolTip(state.reason or state.state)
+            item.setToolTip(f"{state.file_name}\n{state.reason or state.state}")
 
     def _item(self, file_name: str) -> QListWidgetItem | None:
         items = (self.images.item(row) for row in range(self.images.count()))

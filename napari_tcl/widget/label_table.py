@@ -26,6 +26,7 @@ from qtpy.QtWidgets import (
 
 from napari_tcl.layers import ShownLabel
 from napari_tcl.widget.buttons import tool_button
+from napari_tcl.widget.wheel import guard_wheel
 from tcl_core.errors import TclError, VocabularyError
 from tcl_core.vocabulary import Label, Vocabulary, default_colors
 
@@ -77,13 +78,13 @@ class LabelTable(QWidget):
         header.setSectionResizeMode(_PROMPTS, QHeaderView.ResizeMode.Stretch)
         cast(QHeaderView, self.table.verticalHeader()).hide()
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        self.table.setMinimumHeight(140)
+        self.table.setMinimumHeight(120)
         self.table.itemChanged.connect(self._on_item)
         self.table.currentCellChanged.connect(self._on_row)
         buttons = QGridLayout()
         for place, (text, tip, action) in enumerate(
             (
-                ("Add label", "Add a row to the table.", self.add_row),
+                ("Add label", "Add a row to the table and type the label's name.", self.add_and_edit),
                 ("Remove", "Remove the selected row, and its label from the layers.", self.remove_current),
                 ("Load...", "Read labels from a label file (labels.yaml).", self._ask_load),
                 ("Save...", "Write a label file (labels.yaml), which the command line can read too.", self._ask_save),
@@ -127,7 +128,7 @@ class LabelTable(QWidget):
         self.table.setCellWidget(row, _SHOW, show)
         for column, text in ((_NAME, name), (_PROMPTS, prompts)):
             item = QTableWidgetItem(text)
-            item.setToolTip(_TIPS[column])
+            item.setToolTip(_tip(item, column))
             self.table.setItem(row, column, item)
         button = QPushButton()
         button.setToolTip(_TIPS[_COLOR])
@@ -141,11 +142,20 @@ class LabelTable(QWidget):
         spin.setDecimals(2)
         spin.setValue(threshold or 0)
         spin.setToolTip(_TIPS[_THRESHOLD])
+        guard_wheel(spin)
         spin.valueChanged.connect(lambda _: self.thresholds_changed.emit())
         self.table.setCellWidget(row, _THRESHOLD, spin)
         self.table.blockSignals(False)
         self.table.setCurrentCell(row, _NAME)
         self.words_changed.emit()
+
+    def add_and_edit(self) -> None:
+        """Add an empty row and open its name for typing."""
+        self.add_row()
+        item = self.table.item(self.table.rowCount() - 1, _NAME)
+        self.table.scrollToItem(item)
+        self.table.setFocus()
+        self.table.editItem(item)
 
     def remove_current(self) -> None:
         """Remove the chosen row."""
@@ -244,7 +254,10 @@ class LabelTable(QWidget):
 
     # -- cells ---------------------------------------------------------------------------------------------------
 
-    def _on_item(self, _: QTableWidgetItem) -> None:
+    def _on_item(self, item: QTableWidgetItem) -> None:
+        self.table.blockSignals(True)
+        item.setToolTip(_tip(item, item.column()))
+        self.table.blockSignals(False)
         self.words_changed.emit()
 
     def _on_row(self, row: int, *_: int) -> None:
@@ -277,6 +290,11 @@ class LabelTable(QWidget):
     def _colors(self) -> Iterator[_Color]:
         for row in range(self.table.rowCount()):
             yield _painted(cast(QPushButton, self.table.cellWidget(row, _COLOR)))
+
+
+def _tip(item: QTableWidgetItem, column: int) -> str:
+    """The whole text, of which a narrow column shows the beginning, and what the column is for."""
+    return f"{item.text()}\n{_TIPS[column]}" if item.text() else _TIPS[column]
 
 
 def _paint(button: QPushButton, color: _Color) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from napari.layers import Image
 from napari.utils.notifications import show_error
-from qtpy.QtWidgets import QApplication, QFileDialog, QGroupBox, QScrollArea, QTabWidget, QVBoxLayout, QWidget
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QApplication, QFileDialog, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_tcl.export import export_coco
 from napari_tcl.model_cache import Engine
@@ -18,11 +19,14 @@ from napari_tcl.results import Results
 from napari_tcl.slices import Index, SliceReader
 from napari_tcl.widget.buttons import RunButtons
 from napari_tcl.widget.folder_tab import FolderTab
+from napari_tcl.widget.following import follow_selection
 from napari_tcl.widget.gl_guard import CanvasGuard
 from napari_tcl.widget.label_table import LabelTable
 from napari_tcl.widget.options import BackgroundForm, ImageForm, ModelForm, PolygonForm
 from napari_tcl.widget.overlays import Overlays
+from napari_tcl.widget.section import Section
 from napari_tcl.widget.tasks import OnEnd, OnNews, Outcome, Task, TaskList, Work
+from napari_tcl.widget.wheel import guard_wheel
 from napari_tcl.widget.workers import SegmentRun, SliceDone, Step
 from tcl_core.errors import TclError
 from tcl_core.segmentation.specks import without_specks
@@ -69,21 +73,23 @@ class SegmentWidget(QWidget):
     def _lay_out(self) -> None:
         page = QWidget()
         column = QVBoxLayout(page)
-        for title, part in (
-            ("Image", self.image_form.native),
-            ("Labels", self.labels),
-            ("Background", self.background.native),
-            ("Model", self.model.native),
-            ("Result", self.polygons.native),
-        ):
-            box = QGroupBox(title)
-            inner = QVBoxLayout(box)
-            inner.setContentsMargins(4, 4, 4, 4)
-            inner.addWidget(part)
-            column.addWidget(box)
+        column.setContentsMargins(4, 4, 4, 4)
+        column.setSpacing(4)
+        column.addWidget(self.image_form.native)
+        # What is set once is folded away, so that a small screen shows what is used all day.
+        self.sections = {
+            "channels": Section("Channels", self.image_form.channel_form.native, folded=True),
+            "labels": Section("Labels", self.labels),
+            "background": Section("Background", self.background.native),
+            "model": Section("Model", self.model.native, folded=True),
+            "result": Section("Polygons and export", self.polygons.native, folded=True),
+        }
+        for section in self.sections.values():
+            column.addWidget(section)
         column.addStretch()
         scroll = QScrollArea()
         scroll.setWidgetResizable(True)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         scroll.setWidget(page)
         self.tabs = QTabWidget()
         self.tabs.addTab(scroll, "Image")
@@ -91,9 +97,12 @@ class SegmentWidget(QWidget):
         self.tabs.setTabToolTip(0, "Segment the image or stack in the viewer.")
         self.tabs.setTabToolTip(1, "Segment a folder of images and review them one by one.")
         layout = QVBoxLayout(self)
+        layout.setContentsMargins(4, 4, 4, 4)
+        layout.setSpacing(4)
         layout.addWidget(self.tabs)
         layout.addWidget(self.buttons)
-        self.setMinimumWidth(430)
+        guard_wheel(self.tabs)
+        self._summarize_forms()
 
     def _connect(self) -> None:
         self.labels.failed.connect(self.fail)
@@ -113,6 +122,9 @@ class SegmentWidget(QWidget):
         for event in (self.viewer.layers.events.inserted, self.viewer.layers.events.removed):
             event.connect(self.tasks.while_open(self.image_form.refill))
         self.viewer.layers.events.removed.connect(self.tasks.while_open(self._on_removed))
+        follow_selection(self)
+        for form in (self.image_form.channel_form, self.model):
+            form.changed.connect(lambda _: self._summarize_forms())
         # Whichever comes first. The lambdas hold the list, which has to outlive this widget.
         tasks = self.tasks
         self.destroyed.connect(lambda: tasks.close())
@@ -375,6 +387,10 @@ class SegmentWidget(QWidget):
             return
         shares = (f"{label.name} {counts[label.id] / counts.sum():.0%}" for label in labels)
         self.buttons.say(", ".join(shares))
+
+    def _summarize_forms(self) -> None:
+        self.sections["channels"].set_summary(self.image_form.summary)
+        self.sections["model"].set_summary(self.model.summary)
 
     def _restyle(self) -> None:
         for results in self.results:

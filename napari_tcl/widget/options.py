@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, FloatSlider, LineEdit
 from napari.layers import Image
-from qtpy.QtWidgets import QWidget
+from qtpy.QtWidgets import QComboBox, QWidget
 
 from napari_tcl.layers import current_index, reader_of
 from napari_tcl.metadata import METADATA_KEY
 from napari_tcl.model_cache import ModelChoice
 from napari_tcl.slices import Index, SliceReader
-from tcl_core.devices import PRECISIONS
+from napari_tcl.widget.long_names import show_long_names
+from napari_tcl.widget.wheel import guard_wheel
+from tcl_core.devices import available_devices, available_precisions
 from tcl_core.errors import ImageError, SettingsError
 from tcl_core.methods import list_methods
 from tcl_core.models import list_models
@@ -27,9 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["BackgroundForm", "ModelForm", "ImageForm", "PolygonForm"]
 
 _NO_AXIS = "none"
-_NO_WORD = "(in pixels)"
+_NO_WORD = "custom"
 _LARGEST_TOLERANCE = 8  # pixels
-_OWN_METHOD = "the model's own"
+_OWN_METHOD = "model default"
 _DEFAULT_BACKGROUND = 0.5
 
 
@@ -51,8 +54,16 @@ class ImageForm(Container):
             tooltip="Channels for the model, such as 0,2: one as gray, two as red and green, three as red, green "
             "and blue.",
         )
-        super().__init__(widgets=[self.layer, self.axis, self.channels], labels=True)
+        # Few images need these, so they are shown apart.
+        self.channel_form = Container(widgets=[self.axis, self.channels], labels=True)
+        super().__init__(widgets=[self.layer], labels=True)
         _finish(self)
+        _finish(self.channel_form)
+
+    @property
+    def summary(self) -> str:
+        """How channels are read, in few words."""
+        return "gray or RGB" if self.axis.value == _NO_AXIS else f"{self.channels.value} of axis {self.axis.value}"
 
     def _layers(self, _: object) -> list[tuple[str, Image]]:
         ours = (layer for layer in self._viewer.layers if METADATA_KEY not in layer.metadata)
@@ -97,7 +108,7 @@ class ModelForm(Container):
             "others, run 'tcl-annotate models fetch NAME', such as naclip:ViT-B-16-quickgelu/openai.",
         )
         self.file = FileEdit(
-            label="or file",
+            label="Model file",
             filter="*.safetensors",
             nullable=True,
             value=None,
@@ -106,17 +117,17 @@ class ModelForm(Container):
         self.method = ComboBox(
             label="Method",
             choices=[_OWN_METHOD, *list_methods()],
-            tooltip="Segmentation method. Methods other than the model's own must be training-free.",
+            tooltip="Segmentation method. Methods other than the model's default must be training-free.",
         )
         self.device = ComboBox(
             label="Device",
-            choices=["auto", "cpu", "cuda", "mps"],
+            choices=["auto", *available_devices()],
             tooltip="Device to run the network on; auto uses a GPU if there is one.",
         )
         self.precision = ComboBox(
             label="Precision",
-            choices=["auto", *PRECISIONS],
-            tooltip="Number format of the network; auto is recommended.",
+            choices=self._precisions,
+            tooltip="Number format of the network on this device; auto is recommended.",
         )
         self.refine = CheckBox(
             text="Refine edges (PAMR)",
@@ -126,6 +137,18 @@ class ModelForm(Container):
         widgets = [self.model, self.file, self.method, self.device, self.precision, self.refine]
         super().__init__(widgets=widgets, labels=True)
         _finish(self)
+        self.device.changed.connect(lambda _: self.precision.reset_choices())
+
+    def _precisions(self, _: object) -> list[str]:
+        return ["auto", *available_precisions(self.device.value or "auto")]
+
+    @property
+    def summary(self) -> str:
+        """What is chosen, in few words."""
+        own = self.file.value
+        name = Path(str(own)).name if own is not None and str(own) not in ("", ".") else str(self.model.value)
+        method = "" if self.method.value == _OWN_METHOD else f"{self.method.value}, "
+        return f"{method}{name}, {self.device.value}"
 
     def choice(self) -> ModelChoice:
         """What is chosen.
@@ -266,8 +289,14 @@ class PolygonForm(Container):
 
 
 def _finish(form: Container) -> None:
-    """Let a form fit into its box, and its tooltips reach the parts of which sliders and file fields are made."""
+    """Let a form fit into its box, and its tooltips reach the parts of which sliders and file fields are made.
+
+    The mouse wheel scrolls past it, and long names do not widen it.
+    """
     form.margins = (0, 0, 0, 0)
     for part in form:
         for child in part.native.findChildren(QWidget):
             child.setToolTip(part.tooltip)
+    for combo in form.native.findChildren(QComboBox):
+        show_long_names(combo)
+    guard_wheel(form.native)
