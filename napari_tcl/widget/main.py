@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -50,7 +51,9 @@ class SegmentWidget(QWidget):
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
-        self.viewer = napari_viewer
+        # Opened through the menu, the widget is given a proxy that hands out a new wrapper of a layer each time, so that
+        # no layer would be the one that was remembered.
+        self.viewer: Viewer = inspect.unwrap(napari_viewer)
         self.engine = Engine()
         self.results: list[Results] = []
         self.tasks = TaskList()
@@ -58,7 +61,7 @@ class SegmentWidget(QWidget):
         self._task_layer: Image | None = None
         self._waiting: Callable[[], None] | None = None
         self._summary_stale = False
-        self.image_form = ImageForm(napari_viewer)
+        self.image_form = ImageForm(self.viewer)
         self.labels = LabelTable()
         self.background = BackgroundForm()
         self.model = ModelForm()
@@ -66,7 +69,7 @@ class SegmentWidget(QWidget):
         self.buttons = RunButtons()
         self.folder = FolderTab(self)
         self.overlays = Overlays(self)
-        self._guard = CanvasGuard(napari_viewer, self)
+        self._guard = CanvasGuard(self.viewer, self)
         self._lay_out()
         self._connect()
 
