@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from napari_tcl.slices import Index
 
-__all__ = ["Annotation", "LabelMap"]
+__all__ = ["Annotation", "LabelMap", "TakenOut"]
 
 _UNDO_STEPS = 20
 
@@ -138,11 +138,47 @@ class Annotation:
         """Pixels of a slice that a person vouches for: accepted, or labeled by hand; bool ``[H, W]``."""
         return np.asarray((self.accepted[index] > 0) | (self.by_hand(index) & (self.draft[index] > 0)))
 
-    def forget_labels(self, ids: Sequence[int]) -> None:
-        """Remove labels from both maps, everywhere; what was remembered before cannot be undone any more."""
-        self._history.clear()
+    def take_out(self, ids: Sequence[int]) -> TakenOut:
+        """Remove labels from both maps, everywhere.
+
+        Until they are put back, nothing that was remembered before can be undone, for it holds their pixels.
+
+        Args:
+            ids: of the labels.
+
+        Returns:
+            What `put_back` needs.
+        """
+        removed = []
         for label_map in (self.draft, self.accepted, self._put):
-            label_map[np.isin(label_map, list(ids))] = 0
+            gone = np.where(np.isin(label_map, list(ids)), label_map, np.uint16(0))
+            label_map[gone > 0] = 0
+            removed.append(_Runs.of(gone))
+        history = tuple(self._history)
+        self._history.clear()
+        return TakenOut(tuple(removed), history)
+
+    def put_back(self, taken: TakenOut) -> None:
+        """Undo `take_out`, where nothing else was put since."""
+        for label_map, runs in zip((self.draft, self.accepted, self._put), taken.removed, strict=True):
+            gone = np.asarray(runs.expand(), np.uint16)
+            np.copyto(label_map, gone, where=(label_map == 0) & (gone > 0))
+        # What is accepted meanwhile hides a draft.
+        self.draft[self.accepted > 0] = 0
+        self._history = deque([*taken.history, *self._history], maxlen=_UNDO_STEPS)
+
+
+@dataclass(frozen=True)
+class TakenOut:
+    """Pixels of labels that were removed from an annotation, and what could be undone before.
+
+    Attributes:
+        removed: the ids that stood in the draft, in the accepted map, and in what the model proposed.
+        history: older steps.
+    """
+
+    removed: tuple[_Runs, ...]
+    history: tuple[tuple[Index, list[_Runs]], ...]
 
 
 @dataclass(frozen=True)

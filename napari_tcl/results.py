@@ -9,7 +9,7 @@ import numpy as np
 from napari.layers import Image, Shapes
 from numpy.typing import NDArray
 
-from napari_tcl.annotation import Annotation
+from napari_tcl.annotation import Annotation, TakenOut
 from napari_tcl.export import AnnotatedImage, to_positions
 from napari_tcl.layers import ShownLabel, add_labels_layer, image_name, style_labels
 from napari_tcl.metadata import METADATA_KEY
@@ -116,9 +116,20 @@ class Results:
         self.refresh()
         return index
 
-    def forget_labels(self, ids: Sequence[int]) -> None:
-        """Remove labels from both layers."""
-        self.annotation.forget_labels(ids)
+    def count(self, ids: Sequence[int]) -> int:
+        """Number of pixels of labels in both layers."""
+        note = self.annotation
+        return sum(int(np.count_nonzero(np.isin(label_map, ids))) for label_map in (note.draft, note.accepted))
+
+    def take_out(self, ids: Sequence[int]) -> TakenOut:
+        """Remove labels from both layers; see `Annotation.take_out`."""
+        taken = self.annotation.take_out(ids)
+        self.refresh()
+        return taken
+
+    def put_back(self, taken: TakenOut) -> None:
+        """Bring back what `take_out` removed."""
+        self.annotation.put_back(taken)
         self.refresh()
 
     def refresh(self) -> None:

@@ -29,7 +29,8 @@ class RunButtons(QWidget):
             "Shortcut: C, while the labels layer is active.",
         )
         self.undo = tool_button(
-            "Undo", "Undo the last run or acceptance. To undo brush strokes, press Ctrl+Z in their layer."
+            "Undo",
+            "Undo the last run, acceptance or removed label. To undo brush strokes, press Ctrl+Z in their layer.",
         )
         self.export = tool_button("Export COCO...", "Write the labels and accepted layers to a COCO file.")
         self.cancel.setEnabled(False)

@@ -118,8 +118,8 @@ class FolderTab(Widget):
         try:
             image = load_image(self.job.images.root / file_name)
             found = self.job.load(file_name)
-            if not self._table_is_the_jobs():
-                self.owner.labels.set_vocabulary(self.job.vocabulary)
+            if not self._table_is_the_jobs() and not self.owner.labels.set_vocabulary(self.job.vocabulary):
+                return
         except TclError as error:
             self.owner.fail(str(error))
             return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -30,7 +31,7 @@ from napari_tcl.widget.wheel import guard_wheel
 from tcl_core.errors import TclError, VocabularyError
 from tcl_core.vocabulary import Label, Vocabulary, default_colors
 
-__all__ = ["LabelTable"]
+__all__ = ["LabelRow", "LabelTable"]
 
 _SHOW, _NAME, _PROMPTS, _COLOR, _THRESHOLD = range(5)
 _HEADS = ("", "Label", "Prompts", "Color", "Min. score")
@@ -44,11 +45,38 @@ _TIPS = (
 _Color = tuple[int, int, int]
 
 
+@dataclass(frozen=True)
+class LabelRow:
+    """A row of the table, so that it can be brought back.
+
+    Attributes:
+        place: of the row, from 0.
+        number: the label's id in the layers.
+        name: of the label.
+        prompts: as typed.
+        color: RGB, each 0 to 255.
+        threshold: 0 for none.
+        visible: whether it is drawn.
+    """
+
+    place: int
+    number: int
+    name: str
+    prompts: str
+    color: tuple[int, int, int]
+    threshold: float
+    visible: bool
+
+
 class LabelTable(QWidget):
     """Edits a vocabulary's labels; every row keeps its id, so that layers stay right when rows come and go.
 
     Signals: ``words_changed`` for names, prompts and rows, ``thresholds_changed``, ``look_changed`` for colors and
-    visibility, ``label_chosen`` with an id, ``loaded`` with a vocabulary read from a file, ``failed`` with a sentence.
+    visibility, ``label_chosen`` with an id, ``loaded`` with a vocabulary read from a file, ``failed`` with a sentence,
+    ``labels_removed`` with a list of `LabelRow`.
+
+    Attributes:
+        may_remove: asked before labels are removed; rows stay if it says no.
     """
 
     words_changed = Signal()
@@ -61,6 +89,7 @@ class LabelTable(QWidget):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
+        self.may_remove: Callable[[Sequence[LabelRow]], bool] = lambda rows: True
         self._ids: list[int] = []
         self._next_id = 1
         self._known_ids: dict[str, int] = {}
@@ -72,7 +101,7 @@ class LabelTable(QWidget):
         header = cast(QHeaderView, self.table.horizontalHeader())
         for column in range(len(_HEADS)):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
-        for column, width in ((_SHOW, 24), (_COLOR, 52), (_THRESHOLD, 100)):
+        for column, width in ((_SHOW, 24), (_COLOR, 44), (_THRESHOLD, 92)):
             header.resizeSection(column, width)
         header.setSectionResizeMode(_NAME, QHeaderView.ResizeMode.Stretch)
         header.setSectionResizeMode(_PROMPTS, QHeaderView.ResizeMode.Stretch)
@@ -81,6 +110,8 @@ class LabelTable(QWidget):
         self.table.setMinimumHeight(120)
         self.table.itemChanged.connect(self._on_item)
         self.table.currentCellChanged.connect(self._on_row)
+        # The brush may have been given another label since the row became the current one.
+        self.table.cellClicked.connect(self._on_row)
         buttons = QGridLayout()
         for place, (text, tip, action) in enumerate(
             (
@@ -117,37 +148,51 @@ class LabelTable(QWidget):
         if color is None:
             taken = set(self._colors())
             color = next(free for free in self._free_colors if free not in taken)
-        row = self.table.rowCount()
+        place = self.table.rowCount()
+        self._insert(place, LabelRow(place, self._id_for(name), name, prompts, color, threshold or 0, visible))
+        self.table.setCurrentCell(place, _NAME)
+        self.words_changed.emit()
+
+    def _insert(self, row: int, label: LabelRow) -> None:
         self.table.blockSignals(True)
         self.table.insertRow(row)
-        self._ids.append(self._id_for(name))
+        self._ids.insert(row, label.number)
         show = QCheckBox()
-        show.setChecked(visible)
+        show.setChecked(label.visible)
         show.setToolTip(_TIPS[_SHOW])
         show.toggled.connect(lambda _: self.look_changed.emit())
         self.table.setCellWidget(row, _SHOW, show)
-        for column, text in ((_NAME, name), (_PROMPTS, prompts)):
+        for column, text in ((_NAME, label.name), (_PROMPTS, label.prompts)):
             item = QTableWidgetItem(text)
             item.setToolTip(_tip(item, column))
             self.table.setItem(row, column, item)
         button = QPushButton()
         button.setToolTip(_TIPS[_COLOR])
-        button.setFixedWidth(40)
-        _paint(button, color)
+        button.setFixedWidth(36)
+        _paint(button, label.color)
         button.clicked.connect(lambda _=False, b=button: self._ask_color(b))
         self.table.setCellWidget(row, _COLOR, button)
         spin = QDoubleSpinBox()
         spin.setRange(0, 1)
         spin.setSingleStep(0.01)
         spin.setDecimals(2)
-        spin.setValue(threshold or 0)
+        spin.setValue(label.threshold)
         spin.setToolTip(_TIPS[_THRESHOLD])
         guard_wheel(spin)
         spin.valueChanged.connect(lambda _: self.thresholds_changed.emit())
         self.table.setCellWidget(row, _THRESHOLD, spin)
         self.table.blockSignals(False)
-        self.table.setCurrentCell(row, _NAME)
-        self.words_changed.emit()
+
+    def _row(self, row: int) -> LabelRow:
+        return LabelRow(
+            row,
+            self._ids[row],
+            self._text(row, _NAME),
+            self._text(row, _PROMPTS),
+            _painted(cast(QPushButton, self.table.cellWidget(row, _COLOR))),
+            float(self._spin(row).value()),
+            self._check(row).isChecked(),
+        )
 
     def add_and_edit(self) -> None:
         """Add an empty row and open its name for typing."""
@@ -163,11 +208,24 @@ class LabelTable(QWidget):
         if row < 0:
             self.failed.emit("no label is selected; click a row of the table first")
             return
-        gone = self._ids.pop(row)
-        self._known_ids = {name: number for name, number in self._known_ids.items() if number != gone}
+        gone = self._row(row)
+        if not self.may_remove([gone]):
+            return
+        self._ids.pop(row)
+        self._known_ids = {name: number for name, number in self._known_ids.items() if number != gone.number}
         self.table.removeRow(row)
         self.labels_removed.emit([gone])
         self.words_changed.emit()
+
+    def restore_rows(self, rows: Sequence[LabelRow]) -> None:
+        """Bring back rows that were removed, with their ids and near their places."""
+        for row in rows:
+            self._insert(min(row.place, self.table.rowCount()), row)
+        self.words_changed.emit()
+
+    def rows(self) -> list[LabelRow]:
+        """All rows, also half-typed ones."""
+        return [self._row(row) for row in range(self.table.rowCount())]
 
     def set_threshold(self, row: int, value: float) -> None:
         """Set a row's threshold, as its spin box does."""
@@ -206,18 +264,28 @@ class LabelTable(QWidget):
         names = None if background is False else self.background_names
         return Vocabulary(tuple(labels), background is not False, threshold, self.templates, names)
 
-    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Replace all rows; labels of the same name keep their ids."""
+    def set_vocabulary(self, vocabulary: Vocabulary) -> bool:
+        """Replace all rows, unless labels in use would be lost and the user wants to keep them.
+
+        Labels of the same name keep their ids.
+
+        Returns:
+            Whether the rows were replaced.
+        """
+        names = set(vocabulary.names)
+        gone = [row for row in self.rows() if row.name not in names]
+        if gone and not self.may_remove(gone):
+            return False
         self._known_ids.update({self._text(row, _NAME): number for row, number in enumerate(self._ids)})
-        before = set(self._ids)
         self.table.setRowCount(0)
         self._ids.clear()
         for label, color in zip(vocabulary.labels, vocabulary.colors, strict=True):
             prompts = "" if label.prompts == (label.name,) else ", ".join(label.prompts)
             self.add_row(label.name, prompts, color, label.threshold)
-        if gone := sorted(before - set(self._ids)):
+        if gone:
             self.labels_removed.emit(gone)
         self.loaded.emit(vocabulary)
+        return True
 
     # -- files ---------------------------------------------------------------------------------------------------
 

@@ -16,26 +16,27 @@ _MARGIN = 32  # for the scroll bar and the frame
 
 def show_long_names(combo: QComboBox) -> None:
     """Let a drop-down list be narrower than its entries: the open list and the tooltip show them whole."""
-    tip = combo.toolTip()
     combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
     combo.setMinimumContentsLength(_LETTERS)
     view = cast(QAbstractItemView, combo.view())
     view.setTextElideMode(Qt.TextElideMode.ElideMiddle)
-    view.installEventFilter(_ListWidener(combo, view))
-
-    def follow(text: str) -> None:
-        combo.setToolTip(f"{text}\n{tip}" if text else tip)
-
-    combo.currentTextChanged.connect(follow)
-    follow(combo.currentText())
+    shower = _Shower(combo, view)
+    combo.installEventFilter(shower)
+    view.installEventFilter(shower)
 
 
-class _ListWidener(QObject):
+class _Shower(QObject):
     def __init__(self, combo: QComboBox, view: QAbstractItemView) -> None:
         super().__init__(combo)
-        self._view = view
+        self._combo, self._view = combo, view
+        self._tip = combo.toolTip()
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802 - Qt's name
-        if event is not None and event.type() == QEvent.Type.Show:
+        if event is None:
+            return False
+        if event.type() == QEvent.Type.ToolTip and watched is self._combo:
+            # Now, because entries change without a signal.
+            self._combo.setToolTip(f"{self._combo.currentText()}\n{self._tip}")
+        elif event.type() == QEvent.Type.Show and watched is self._view:
             self._view.setMinimumWidth(min(self._view.sizeHintForColumn(0) + _MARGIN, _WIDEST))
         return False

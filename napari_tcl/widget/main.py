@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from napari.layers import Image
 from napari.utils.notifications import show_error
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QSize, Qt
 from qtpy.QtWidgets import QApplication, QFileDialog, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_tcl.export import export_coco
@@ -25,6 +25,7 @@ from napari_tcl.widget.gl_guard import CanvasGuard
 from napari_tcl.widget.label_table import LabelTable
 from napari_tcl.widget.options import BackgroundForm, ImageForm, ModelForm, PolygonForm
 from napari_tcl.widget.overlays import Overlays
+from napari_tcl.widget.removing import LabelRemover
 from napari_tcl.widget.section import Section
 from napari_tcl.widget.tasks import OnEnd, OnNews, Outcome, Task, TaskList, Work
 from napari_tcl.widget.wheel import guard_wheel
@@ -40,6 +41,7 @@ __all__ = ["SegmentWidget"]
 
 _SESSIONS_AT_HAND = 3
 _ACCEPT_KEY = "c"
+_WIDTH = 400
 
 
 class SegmentWidget(QWidget):
@@ -69,6 +71,7 @@ class SegmentWidget(QWidget):
         self.buttons = RunButtons()
         self.folder = FolderTab(self)
         self.overlays = Overlays(self)
+        self.remover = LabelRemover(self)
         self._guard = CanvasGuard(self.viewer, self)
         self._lay_out()
         self._connect()
@@ -113,7 +116,6 @@ class SegmentWidget(QWidget):
         self.labels.look_changed.connect(self._restyle)
         self.labels.words_changed.connect(self._restyle)
         self.labels.label_chosen.connect(self._choose)
-        self.labels.labels_removed.connect(self._forget)
         self.labels.loaded.connect(self._take_vocabulary)
         self.background.changed.connect(self.relabel)
         self.buttons.segment.clicked.connect(lambda: self.segment())
@@ -132,6 +134,10 @@ class SegmentWidget(QWidget):
         tasks = self.tasks
         self.destroyed.connect(lambda: tasks.close())
         cast(QApplication, QApplication.instance()).aboutToQuit.connect(lambda: tasks.close())
+
+    def sizeHint(self) -> QSize:  # noqa: N802 - Qt's name
+        """Somewhat wider than it must be, so that prompts can be read; a dock can be made narrower."""
+        return super().sizeHint().expandedTo(QSize(_WIDTH, 0))
 
     # -- what the buttons do -------------------------------------------------------------------------------------
 
@@ -204,12 +210,15 @@ class SegmentWidget(QWidget):
         self.overlays.follow()
 
     def undo(self) -> None:
-        """Take back the last run or acceptance (strokes of the brush are taken back by Ctrl+Z in their layer)."""
+        """Take back the last run, acceptance or removed label; Ctrl+Z takes back strokes in their layer."""
         current = self.current()
-        if current is None or current[0].undo() is None:
-            self.buttons.say("there is no run or acceptance to undo")
+        if current is not None and current[0].undo() is not None:
+            self.buttons.say("undone")
+        elif (names := self.remover.undo()) is not None:
+            self.buttons.say(f"{names}: restored")
+        else:
+            self.buttons.say("there is nothing to undo: no run, no acceptance, no removed label")
             return
-        self.buttons.say("undone")
         self.overlays.follow()
 
     def relabel(self) -> None:
@@ -404,11 +413,6 @@ class SegmentWidget(QWidget):
         current = self.current()
         if current is not None:
             current[0].draft.selected_label = label_id
-
-    def _forget(self, ids: list[int]) -> None:
-        for results in self.results:
-            if results.present:
-                results.forget_labels(ids)
 
     def _take_vocabulary(self, vocabulary: Vocabulary) -> None:
         self.labels.templates = vocabulary.templates

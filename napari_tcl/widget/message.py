@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QFontMetrics, QResizeEvent, QTextOption
 from qtpy.QtWidgets import QFrame, QSizePolicy, QTextEdit
@@ -55,8 +57,7 @@ class Message(QTextEdit):
     def _fit(self) -> None:
         document = self.document()
         assert document is not None
-        line = QFontMetrics(self.font()).lineSpacing()
-        lines = min(max(1, round((document.size().height() - 4) / line)), _MOST_LINES)
-        height = lines * line + 6
+        most = _MOST_LINES * QFontMetrics(self.font()).lineSpacing()
+        height = min(math.ceil(document.size().height()), most) + 2
         if height != self.height():
             self.setFixedHeight(height)

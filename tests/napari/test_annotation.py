@@ -101,12 +101,32 @@ def test_undo_is_bounded() -> None:
     assert 5 <= steps < 50
 
 
-def test_forgotten_labels_leave_both_maps() -> None:
+def test_labels_that_are_taken_out_leave_both_maps_and_come_back() -> None:
     note = empty()
     note.propose((), np.array([1, 2, 3, 0, 1] * 4, np.uint16).reshape(SHAPE))
+    note.draft[0, 0] = 2
+    before = note.combined(()).copy(), note.by_hand(()).copy()
     note.accept((), [2, 3])
-    note.forget_labels([1, 2])
+    accepted = note.accepted.copy()
+    taken = note.take_out([1, 2])
     assert np.unique(note.combined(())).tolist() == [0, 3]
+    assert note.undo() is None, "older steps hold pixels of the labels"
+    note.put_back(taken)
+    assert np.array_equal(note.accepted, accepted) and np.array_equal(note.combined(()), before[0])
+    assert note.undo() == ()
+    assert np.array_equal(note.draft, before[0]) and np.array_equal(note.by_hand(()), before[1])
+
+
+def test_what_was_done_since_labels_were_taken_out_stays() -> None:
+    note = empty()
+    note.propose((), np.ones(SHAPE, np.uint16))
+    taken = note.take_out([1])
+    note.propose((), np.array([2, 0, 0, 0, 0] * 4, np.uint16).reshape(SHAPE))
+    note.draft[0, 1] = 3
+    note.accept((), [3])
+    note.put_back(taken)
+    assert note.combined(()).tolist() == [[2, 3, 1, 1, 1], *[[2, 1, 1, 1, 1]] * 3]
+    assert not note.draft[note.accepted > 0].any()
 
 
 def test_maps_must_fit() -> None:

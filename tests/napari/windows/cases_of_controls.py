@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from tcl_core.devices import available_devices
 from tcl_core.export.coco import validate_coco
 from tests.napari.coco_pixels import label_maps_of
-from tests.napari.menu import open_from_menu
-from tests.napari.steps import brush, idle, settle
+from tests.napari.steps import answer, brush, dock, idle, settle
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -25,7 +24,7 @@ LONG = "a-very-long-name-of-an-image-that-no-widget-can-show-in-one-line-because
 
 @pytest.fixture
 def widget(viewer: Viewer, tiny_model_path: Path) -> SegmentWidget:
-    made = open_from_menu(viewer)
+    made = dock(viewer)
     made.model.file.value = tiny_model_path
     made.model.device.value = "cpu"
     made.background.on.value = False
@@ -35,6 +34,7 @@ def widget(viewer: Viewer, tiny_model_path: Path) -> SegmentWidget:
 
 
 def test_wheel_changes_only_what_has_the_focus(viewer: Viewer, widget: SegmentWidget) -> None:
+    from qtpy.QtCore import Qt
     from qtpy.QtWidgets import QAbstractSlider, QAbstractSpinBox, QComboBox, QScrollArea, QScrollBar, QTabBar
 
     viewer.add_image(np.zeros((8, 8), np.uint8))
@@ -48,26 +48,29 @@ def test_wheel_changes_only_what_has_the_focus(viewer: Viewer, widget: SegmentWi
     assert len(controls) >= 12 and {type(control) for control in controls} >= {QComboBox}
     before = [_value(control) for control in controls]
     widget.buttons.segment.setFocus()
+    turned = 0
     for control in controls:
-        _wheel(control, 3)
-        _wheel(control, -3)
-        _wheel(control, -3)
-        assert not control.hasFocus()
+        for notches in (3, -3, -3):
+            _wheel(control, notches)
+        # With Qt's policy of these controls the wheel gives the focus by itself.
+        assert not control.hasFocus() and control.focusPolicy() != Qt.FocusPolicy.WheelFocus
+        turned += control.isVisible()
+    assert turned >= 12
     assert [_value(control) for control in controls] == before
-    # The page scrolls instead, and a control with the focus answers.
-    viewer.window.resize(1280, 600)
-    settle()
+    # The page scrolls instead, and a control that has the focus answers.
     (area,) = [area for area in widget.tabs.findChildren(QScrollArea) if area.widget().isAncestorOf(widget.labels)]
-    area.verticalScrollBar().setValue(0)
+    bar = area.verticalScrollBar()
+    bar.setValue(0)
     spin = widget.labels._spin(0)
+    assert bar.maximum() > 0
     _wheel(widget.background.threshold.native, -3)
-    assert area.verticalScrollBar().value() > 0
+    assert bar.value() > 0
     viewer.window._qt_window.activateWindow()
     spin.setFocus()
     settle()
-    if spin.hasFocus():  # an X server without a window manager may give it to nobody
-        _wheel(spin, 3)
-        assert spin.value() > 0
+    assert spin.hasFocus()
+    _wheel(spin, 3)
+    assert spin.value() > 0
 
 
 def test_typing_choosing_and_words(viewer: Viewer, widget: SegmentWidget, image: NDArray[np.uint8]) -> None:
@@ -79,7 +82,8 @@ def test_typing_choosing_and_words(viewer: Viewer, widget: SegmentWidget, image:
     (add,) = [button for button in widget.labels.findChildren(QPushButton) if button.text() == "Add label"]
     add.click()
     assert widget.labels.table.state() == QAbstractItemView.State.EditingState
-    (editor,) = widget.labels.table.viewport().findChildren(QLineEdit)
+    editor = widget.labels.table.focusWidget()
+    assert isinstance(editor, QLineEdit)
     for letter in "Tree":
         for kind in (QKeyEvent.Type.KeyPress, QKeyEvent.Type.KeyRelease):
             QApplication.sendEvent(editor, QKeyEvent(kind, 0, Qt.KeyboardModifier.NoModifier, letter))
@@ -109,7 +113,10 @@ def test_typing_choosing_and_words(viewer: Viewer, widget: SegmentWidget, image:
     assert tuple(widget.model.device.choices) == ("auto", *available_devices())
     assert "float16" not in widget.model.precision.choices
     words = {button.text() for button in widget.findChildren(QPushButton)} | {
-        str(choice) for form in (widget.model, widget.polygons) for part in form for choice in getattr(part, "choices", ())
+        str(choice)
+        for form in (widget.model, widget.polygons)
+        for part in form
+        for choice in getattr(part, "choices", ())
     }
     assert not [word for word in words if "own" in word.split() or "(in pixels)" in word]
 
@@ -143,7 +150,7 @@ def test_small_screen(viewer: Viewer, widget: SegmentWidget, image: NDArray[np.u
     message = widget.buttons.message
     assert message.document().size().width() <= message.viewport().width() + 1
     assert message.text() == widget.buttons.message.toPlainText() and LONG in message.text()
-    assert LONG in widget.image_form.layer.native.toolTip()
+    assert LONG in _tooltip(widget.image_form.layer.native)
     assert LONG in widget.labels.table.item(2, 1).toolTip()
     # What is rarely used is folded, and says what it is set to.
     assert [name for name, section in widget.sections.items() if section.folded] == ["channels", "model", "result"]
@@ -151,7 +158,71 @@ def test_small_screen(viewer: Viewer, widget: SegmentWidget, image: NDArray[np.u
     assert not widget.model.native.isVisible()
     widget.sections["model"].folded = False
     settle()
-    assert widget.model.native.isVisible() and not widget.sections["channels"].folded is False
+    assert widget.model.native.isVisible() and widget.sections["channels"].folded
+
+
+def test_removed_labels(viewer: Viewer, widget: SegmentWidget, image: NDArray[np.uint8], tmp_path: Path) -> None:
+    viewer.add_image(image, name="photo", rgb=True)
+    widget.segment()
+    idle(widget)
+    draft, accepted = viewer.layers["photo labels"], viewer.layers["photo accepted"]
+    brush(viewer, draft, 1, 30, 40)
+    widget.labels.table.cellClicked.emit(1, 1)
+    widget.accept()
+    idle(widget)
+    widget.labels.set_threshold(0, 0.01)
+    widget.labels._check(0).setChecked(False)
+    idle(widget)
+    before = draft.data.copy(), accepted.data.copy()
+    rows = widget.labels.rows()
+    assert set(np.unique(draft.data)) == {0, 1} and set(np.unique(accepted.data)) == {0, 2}
+
+    # Asked about, and kept if the answer is no.
+    questions: list[str] = []
+    widget.labels.table.setCurrentCell(0, 1)
+    answer("Cancel", questions)
+    widget.labels.remove_current()
+    pixels = np.count_nonzero(before[0] == 1)
+    assert questions == [f"Remove the label 'Cat' and {pixels:,} pixels in the image 'photo'?"]
+    assert widget.labels.rows() == rows and np.array_equal(draft.data, before[0])
+
+    # Removed, and brought back with row, id, threshold, color and pixels; older steps can be undone then.
+    answer("Remove")
+    widget.labels.remove_current()
+    widget.labels.table.setCurrentCell(0, 1)
+    answer("Remove")
+    widget.labels.remove_current()
+    assert widget.labels.rows() == [] and not draft.data.any() and not accepted.data.any()
+    widget.undo()
+    assert [row.name for row in widget.labels.rows()] == ["Sky"] and np.array_equal(accepted.data, before[1])
+    widget.undo()
+    assert widget.labels.rows() == rows
+    assert np.array_equal(draft.data, before[0]) and np.array_equal(accepted.data, before[1])
+    assert "'Cat': restored" in widget.buttons.message.text()
+    idle(widget)
+    widget.undo()
+    assert not accepted.data.any()
+
+    # A label without pixels is removed without a question, which a modal window would ask for ever.
+    widget.labels.add_row("Tree", "tree")
+    widget.labels.remove_current()
+    widget.undo()
+    assert [row.name for row in widget.labels.rows()] == ["Cat", "Sky", "Tree"]
+
+    # Loading other labels asks as well.
+    path = tmp_path / "labels.yaml"
+    path.write_text("labels: [Sky, Ball]\n")
+    answer("Cancel", questions)
+    widget.labels.load(path)
+    assert "Remove the labels 'Cat', 'Tree' and" in questions[-1]
+    assert [row.name for row in widget.labels.rows()] == ["Cat", "Sky", "Tree"]
+    shown = draft.data.copy()
+    answer("Remove")
+    widget.labels.load(path)
+    assert [row.name for row in widget.labels.rows()] == ["Sky", "Ball"] and not (draft.data == 1).any()
+    widget.undo()
+    assert {row.name for row in widget.labels.rows()} == {"Sky", "Ball", "Cat", "Tree"}
+    assert np.array_equal(draft.data, shown)
 
 
 def test_save_selected_layers(
@@ -197,22 +268,42 @@ def _value(control: Any) -> object:
 
 
 def _wheel(control: Any, notches: int) -> None:
+    """Turn the wheel over the middle of a control; like Qt, offer what is ignored to what is around it."""
     from qtpy.QtCore import QPoint, QPointF, Qt
     from qtpy.QtGui import QWheelEvent
+    from qtpy.QtWidgets import QApplication, QScrollArea
+
+    area = control
+    while area is not None and not isinstance(area, QScrollArea):
+        area = area.parentWidget()
+    if area is not None:
+        area.ensureWidgetVisible(control)
+    middle = QPointF(control.width() / 2, control.height() / 2)
+    place = control.mapToGlobal(middle)
+    receiver = control.childAt(middle.toPoint()) or control
+    while receiver is not None:
+        event = QWheelEvent(
+            receiver.mapFromGlobal(place),
+            place,
+            QPoint(),
+            QPoint(0, 120 * notches),
+            Qt.MouseButton.NoButton,
+            Qt.KeyboardModifier.NoModifier,
+            Qt.ScrollPhase.NoScrollPhase,
+            False,
+        )
+        QApplication.sendEvent(receiver, event)
+        if event.isAccepted() or receiver.isWindow():
+            break
+        receiver = receiver.parentWidget()
+
+
+def _tooltip(control: Any) -> str:
+    """What is shown when the mouse rests on a control."""
+    from qtpy.QtCore import QEvent, QPoint
+    from qtpy.QtGui import QHelpEvent
     from qtpy.QtWidgets import QApplication
 
-    middle = QPointF(control.width() / 2, control.height() / 2)
-    event = QWheelEvent(
-        middle,
-        control.mapToGlobal(middle),
-        QPoint(),
-        QPoint(0, 120 * notches),
-        Qt.MouseButton.NoButton,
-        Qt.KeyboardModifier.NoModifier,
-        Qt.ScrollPhase.NoScrollPhase,
-        False,
-    )
-    # As the window system sends it: Qt gives a control the focus that asks for it, and passes on what is ignored.
-    QApplication.sendEvent(control.window().windowHandle() or control, event) if False else QApplication.sendEvent(
-        control, event
-    )
+    place = QPoint(2, 2)
+    QApplication.sendEvent(control, QHelpEvent(QEvent.Type.ToolTip, place, control.mapToGlobal(place)))
+    return str(control.toolTip())
