@@ -71,6 +71,20 @@ class Annotation:
         put[self.accepted[index] > 0] = 0
         np.copyto(draft, put)
 
+    def attribute(self, index: Index, proposal: LabelMap) -> None:
+        """Say what the model proposes for a slice, without changing it: what differs was changed by a person.
+
+        For maps that were saved with their corrections.
+
+        Args:
+            index: the slice.
+            proposal: uint16 ``[H, W]``.
+        """
+        put = self._put[index]
+        np.copyto(put, proposal)
+        put[self.accepted[index] > 0] = 0
+        self._by_hand[index] = self.draft[index] != put
+
     def by_hand(self, index: Index) -> NDArray[np.bool_]:
         """Pixels of a slice of the draft that a person changed since the model last put something there.
 

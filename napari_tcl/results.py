@@ -104,6 +104,10 @@ class Results:
         self._segmented.add(index)
         self.draft.refresh()
 
+    def attribute(self, index: Index, label_map: NDArray[np.int32], ids: Sequence[int]) -> None:
+        """Say what the model proposes for a slice that holds corrections already; see `Annotation.attribute`."""
+        self.annotation.attribute(index, np.array([0, *ids], dtype=np.uint16)[label_map])
+
     def accept(self, index: Index, ids: Sequence[int]) -> int:
         """Move regions of labels to the accepted layer; returns the number of pixels."""
         moved = self.annotation.accept(index, ids)

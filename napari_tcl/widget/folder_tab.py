@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from magicgui.types import FileDialogMode
-from magicgui.widgets import FileEdit
+from magicgui.widgets import CheckBox, FileEdit
+from numpy.typing import NDArray
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog, QGridLayout, QLabel, QListWidget, QListWidgetItem, QVBoxLayout
 from qtpy.QtWidgets import QWidget as Widget
 
+from napari_tcl.feature_store import MAX_FOLDER_BYTES, MAX_IMAGE_BYTES, FeatureFolder
 from napari_tcl.folder import FolderJob, ImageState
 from napari_tcl.results import Results
 from napari_tcl.widget.buttons import tool_button
@@ -18,7 +21,9 @@ from napari_tcl.widget.tasks import Outcome, Reporter
 from napari_tcl.widget.workers import Step
 from tcl_core.errors import TclError
 from tcl_core.images import load_image
-from tcl_core.segmentation.session import Progress, ProgressCallback
+from tcl_core.segmentation.session import ImageSession, Progress, ProgressCallback
+from tcl_core.segmentation.specks import without_specks
+from tcl_core.types import Segmentation
 
 if TYPE_CHECKING:
     from napari_tcl.widget.main import SegmentWidget
@@ -41,6 +46,7 @@ class FolderTab(Widget):
         self.owner = owner
         self.job: FolderJob | None = None
         self._opened: tuple[str, Results] | None = None
+        self._features: FeatureFolder | None = None
         self.folder = FileEdit(
             label="Folder",
             mode=FileDialogMode.EXISTING_DIRECTORY,
@@ -50,6 +56,13 @@ class FolderTab(Widget):
             "Label folder / resume",
             "Label every image that has no labels yet, with the labels and the model of the first tab. Masks are "
             "stored next to the folder in FOLDER.masks, so that you can stop and resume.",
+        )
+        self.keep_features = CheckBox(
+            text="Keep features on disk",
+            value=True,
+            tooltip="On: what the model computed for each image is kept next to the folder in FOLDER.features (at most "
+            f"{MAX_IMAGE_BYTES / 1e6:.0f} MB an image, {MAX_FOLDER_BYTES / 1e9:.0f} GB in all), so that thresholds and "
+            "prompts respond at once when an image is opened again. The folder can be deleted at any time.",
         )
         self.images = QListWidget()
         self.images.setTextElideMode(Qt.TextElideMode.ElideMiddle)
@@ -64,6 +77,7 @@ class FolderTab(Widget):
         layout.addWidget(QLabel("Folder of images"))
         layout.addWidget(self.folder.native)
         layout.addWidget(self.run_button)
+        layout.addWidget(self.keep_features.native)
         layout.addWidget(self.images)
         grid = QGridLayout()
         for place, button in enumerate((self.open_button, self.save_button, self.export_button)):
@@ -89,6 +103,8 @@ class FolderTab(Widget):
             self.owner.fail("the folder does not exist; choose the folder that contains the images")
             return
         engine = self.owner.engine
+        kept = FeatureFolder(folder.with_name(f"{folder.name}.features")) if self.keep_features.value else None
+        self._features = kept
 
         def work(reporter: Reporter) -> FolderJob:
             reporter.tell(Step(f"loading the model {choice.model}"))
@@ -104,8 +120,9 @@ class FolderTab(Widget):
 
                 return tell
 
-            for state in job.run(segmenter, told, min_area=least):
-                reporter.tell(state)
+            with engine.cache.beside(kept):
+                for state in job.run(segmenter, told, min_area=least):
+                    reporter.tell(state)
             return job
 
         self.owner.start(work, self._on_end, self._on_news)
@@ -137,6 +154,42 @@ class FolderTab(Widget):
         self._opened = (file_name, results)
         viewer.reset_view()
         self._choose(file_name)
+        self._prepare(results, image, self.job.state(file_name).state == "corrected")
+
+    def _prepare(self, results: Results, image: NDArray[np.uint8], corrected: bool) -> None:
+        """Read the features of an image that was opened, so that thresholds and prompts respond at once."""
+        job, kept, loaded = self.job, self._features, self.owner.engine.loaded
+        if job is None or kept is None or loaded is None or loaded.settings() != job.settings:
+            return
+        if loaded.feature_key(image) not in kept:
+            return
+        try:
+            least = self.owner.polygons.least()
+        except TclError:
+            # Said when the field is used.
+            return
+        engine, ids = self.owner.engine, self.owner.labels.ids
+
+        def work(reporter: Reporter) -> tuple[ImageSession, Segmentation] | None:
+            with engine.cache.beside(kept):
+                session = engine.session_of_loaded(image)
+                if session is None:
+                    return None
+                found = session.segment(job.vocabulary)
+                return session, without_specks(found, session.segmenter.model, least)
+
+        def on_end(outcome: Outcome) -> None:
+            if outcome.result is None or not results.present:
+                return
+            session, found = outcome.result
+            results.sessions[()] = session
+            if corrected:
+                # What differs from the model's result was corrected before it was saved.
+                results.attribute((), found.label_map, ids)
+            if said := kept.words():
+                self.owner.buttons.say(said)
+
+        self.owner.start(work, on_end, quiet=True)
 
     def save(self) -> bool:
         """Keep the corrections of the open image; returns whether that was done."""
@@ -201,8 +254,11 @@ class FolderTab(Widget):
         done = sum(state.state in ("labeled", "corrected") for state in states)
         failed = sum(state.state == "failed" for state in states)
         text = f"{done} of {len(states)} images are labeled"
+        said = "" if self._features is None else self._features.words()
         self.owner.buttons.say(
-            text + (f", {failed} failed; hover over them in the list to see the reason" if failed else "")
+            text
+            + (f", {failed} failed; hover over them in the list to see the reason" if failed else "")
+            + (f"; {said}" if said else "")
         )
 
     def _show_job(self, job: FolderJob) -> None:

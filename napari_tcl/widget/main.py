@@ -14,19 +14,23 @@ from napari.utils.notifications import show_error
 from qtpy.QtCore import QSize, Qt
 from qtpy.QtWidgets import QApplication, QFileDialog, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
+from napari_tcl.docs_folder import docs_page
 from napari_tcl.export import export_coco
 from napari_tcl.model_cache import Engine
 from napari_tcl.results import Results
 from napari_tcl.slices import Index, SliceReader
-from napari_tcl.widget.buttons import RunButtons
+from napari_tcl.widget.buttons import RunButtons, tool_button
+from napari_tcl.widget.docs_window import DocsWindow
 from napari_tcl.widget.folder_tab import FolderTab
 from napari_tcl.widget.following import follow_selection
 from napari_tcl.widget.gl_guard import CanvasGuard
 from napari_tcl.widget.label_table import LabelTable
+from napari_tcl.widget.model_download import ModelDownload
 from napari_tcl.widget.options import BackgroundForm, ImageForm, ModelForm, PolygonForm
 from napari_tcl.widget.overlays import Overlays
+from napari_tcl.widget.remembering import Memory
 from napari_tcl.widget.removing import LabelRemover
-from napari_tcl.widget.section import Section
+from napari_tcl.widget.section import Section, stacked
 from napari_tcl.widget.tasks import OnEnd, OnNews, Outcome, Task, TaskList, Work
 from napari_tcl.widget.wheel import guard_wheel
 from napari_tcl.widget.workers import SegmentRun, SliceDone, Step
@@ -73,8 +77,10 @@ class SegmentWidget(QWidget):
         self.overlays = Overlays(self)
         self.remover = LabelRemover(self)
         self._guard = CanvasGuard(self.viewer, self)
+        self.download = ModelDownload(self)
         self._lay_out()
         self._connect()
+        self.memory = Memory(self)
 
     def _lay_out(self) -> None:
         page = QWidget()
@@ -87,7 +93,7 @@ class SegmentWidget(QWidget):
             "channels": Section("Channels", self.image_form.channel_form.native, folded=True),
             "labels": Section("Labels", self.labels),
             "background": Section("Background", self.background.native),
-            "model": Section("Model", self.model.native, folded=True),
+            "model": Section("Model", stacked(self.model.native, self.download), folded=True),
             "result": Section("Polygons and export", self.polygons.native, folded=True),
         }
         for section in self.sections.values():
@@ -100,6 +106,9 @@ class SegmentWidget(QWidget):
         self.tabs = QTabWidget()
         self.tabs.addTab(scroll, "Image")
         self.tabs.addTab(self.folder, "Folder")
+        docs = tool_button("Docs", "Open the documentation of this plugin.")
+        docs.clicked.connect(lambda: self.show_docs())
+        self.tabs.setCornerWidget(docs)
         self.tabs.setTabToolTip(0, "Segment the image or stack in the viewer.")
         self.tabs.setTabToolTip(1, "Segment a folder of images and review them one by one.")
         layout = QVBoxLayout(self)
@@ -284,6 +293,15 @@ class SegmentWidget(QWidget):
 
         self.start(work, on_end)
         self.buttons.show_progress(f"writing {Path(path).name}", None)
+
+    def show_docs(self) -> None:
+        """Open the documentation in a window of its own."""
+        page = docs_page()
+        if page is None:
+            self.fail("the documentation is not part of this installation; reinstall tcl-annotate from a built wheel")
+            return
+        self.docs = DocsWindow(page, self)
+        self.docs.show()
 
     # -- parts that the folder tab uses too ------------------------------------------------------------------------
 

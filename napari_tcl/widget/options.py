@@ -103,9 +103,8 @@ class ModelForm(Container):
     def __init__(self) -> None:
         self.model = ComboBox(
             label="Model",
-            choices=[row.name for row in list_models() if row.installed],
-            tooltip="Models that are ready on this computer. 'playground' knows only its toy world. To download "
-            "others, run 'tcl-annotate models fetch NAME', such as naclip:ViT-B-16-quickgelu/openai.",
+            choices=lambda _: [row.name for row in list_models() if row.installed],
+            tooltip="Models that are ready on this computer. 'playground' knows only its toy world.",
         )
         self.file = FileEdit(
             label="Model file",
@@ -145,10 +144,20 @@ class ModelForm(Container):
     @property
     def summary(self) -> str:
         """What is chosen, in few words."""
-        own = self.file.value
-        name = Path(str(own)).name if own is not None and str(own) not in ("", ".") else str(self.model.value)
-        method = "" if self.method.value == _OWN_METHOD else f"{self.method.value}, "
+        name = Path(self.own_file).name if self.own_file else str(self.model.value)
+        method = f"{self.own_method}, " if self.own_method else ""
         return f"{method}{name}, {self.device.value}"
+
+    @property
+    def own_file(self) -> str:
+        """The user's model file, empty for none."""
+        own = self.file.value
+        return "" if own is None or str(own) in ("", ".") else str(own)
+
+    @property
+    def own_method(self) -> str:
+        """The chosen method, empty for the model's."""
+        return "" if self.method.value == _OWN_METHOD else str(self.method.value)
 
     def choice(self) -> ModelChoice:
         """What is chosen.
@@ -156,14 +165,13 @@ class ModelForm(Container):
         Raises:
             SettingsError: there is no model.
         """
-        own = self.file.value
-        name = str(own) if own is not None and str(own) not in ("", ".") else self.model.value
+        name = self.own_file or self.model.value
         if not name:
             raise SettingsError(
                 "no model is selected; to see the available models, run 'tcl-annotate models list' in a terminal"
             )
-        if self.method.value != _OWN_METHOD:
-            name = f"{self.method.value}:{split_method(name)[1]}"
+        if self.own_method:
+            name = f"{self.own_method}:{split_method(name)[1]}"
         return ModelChoice(name, self.device.value, self.precision.value, bool(self.refine.value))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QFrame, QSizePolicy, QToolButton, QVBoxLayout, QWidget
 
-__all__ = ["Section"]
+__all__ = ["Section", "stacked"]
 
 
 class Section(QWidget):
@@ -73,3 +73,14 @@ class Section(QWidget):
         self._button.setText(f"{self._title}{summary}")
         action = "Show" if self.folded else "Hide"
         self._button.setToolTip(f"{action} these settings: {self._title}{summary}.")
+
+
+def stacked(*parts: QWidget) -> QWidget:
+    """Parts one below the other, as the content of a section."""
+    whole = QWidget()
+    layout = QVBoxLayout(whole)
+    layout.setContentsMargins(0, 0, 0, 0)
+    layout.setSpacing(2)
+    for part in parts:
+        layout.addWidget(part)
+    return whole
