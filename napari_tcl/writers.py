@@ -11,6 +11,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+import napari_tcl.triton_workaround  # noqa: F401 - before PyTorch
 from napari_tcl.export import AnnotatedImage, check_folder, export_coco, to_positions, vocabulary_of_names
 from napari_tcl.metadata import METADATA_KEY
 from tcl_core.errors import CocoError

@@ -159,6 +159,44 @@ class ModelForm(Container):
         """The chosen method, empty for the model's."""
         return "" if self.method.value == _OWN_METHOD else str(self.method.value)
 
+    def set_choice(
+        self,
+        model: str | None = None,
+        device: str | None = None,
+        precision: str | None = None,
+        refine: bool | None = None,
+    ) -> None:
+        """Choose as the command line names it; ``None`` leaves a part as it is.
+
+        Args:
+            model: name of a model or path of a model file, with or without a method before a colon.
+            device: name of a device.
+            precision: name of a precision.
+            refine: whether masks follow the image's edges.
+
+        Raises:
+            SettingsError: the device or the precision is not offered on this computer.
+        """
+        if model is not None:
+            method, name = split_method(model)
+            if model in self.model.choices:
+                self.model.value, self.file.value, self.method.value = model, None, _OWN_METHOD
+            else:
+                self.method.value = method or _OWN_METHOD
+                listed = next((row for row in self.model.choices if split_method(str(row))[1] == name), None)
+                if listed is None:
+                    self.file.value = Path(name)
+                else:
+                    self.model.value, self.file.value = listed, None
+        for part, wanted, what in ((self.device, device, "device"), (self.precision, precision, "precision")):
+            if wanted is None:
+                continue
+            if wanted not in part.choices:
+                raise SettingsError(f"the {what} {wanted!r} is not offered; use {', '.join(map(str, part.choices))}")
+            part.value = wanted
+        if refine is not None:
+            self.refine.value = refine
+
     def choice(self) -> ModelChoice:
         """What is chosen.
 
