@@ -35,6 +35,7 @@ from tcl_core.models.transfer_progress import TransferProgress, bar_class
 __all__ = ["copy_file", "from_hub", "from_web"]
 
 _CHUNK = 1 << 16
+_HUB_BLOCK = 1 << 15
 # The switches of huggingface_hub that are set below are those of the process.
 _HUB = threading.Lock()
 
@@ -186,9 +187,14 @@ def _beginning(staging: Path, found: HfFileMetadata) -> Path:
 
 @contextmanager
 def _discreet() -> Iterator[None]:
-    """No telemetry, for which the library would ask the hub for more than the file, and no warnings of its own."""
+    """No telemetry, for which the library would ask the hub for more than the file, and no warnings of its own.
+
+    Also smaller blocks than the library's 10 MB, so that progress is seen, and a download can end, on a slow line.
+    """
     telemetry, level = constants.HF_HUB_DISABLE_TELEMETRY, hub_logging.get_verbosity()
+    block = constants.DOWNLOAD_CHUNK_SIZE
     constants.HF_HUB_DISABLE_TELEMETRY = True
+    constants.DOWNLOAD_CHUNK_SIZE = _HUB_BLOCK
     # Whoever asked the library to say more is still told more.
     if level == logging.WARNING:
         hub_logging.set_verbosity_error()
@@ -196,6 +202,7 @@ def _discreet() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_DISABLE_TELEMETRY = telemetry
+        constants.DOWNLOAD_CHUNK_SIZE = block
         hub_logging.set_verbosity(level)
 
 
