@@ -48,6 +48,9 @@ def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     if int(label_map.min()) < 0:
         raise CocoError(f"{path}: the layer contains the label {int(label_map.min())}; labels start at 1")
     own = _own(attributes)
+    if own.get("channel_axis") is not None and label_map.shape[own["channel_axis"]] == 1:
+        # The channels share one label map.
+        label_map = np.squeeze(label_map, axis=own["channel_axis"])
     names = _label_names(own, attributes, label_map)
     if not names:
         raise CocoError(f"{path}: the layer has no labels; paint something first")
@@ -90,7 +93,11 @@ def write_shapes(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
         raise CocoError(f"{path}: the layer has no shapes; draw one first")
     outlines: dict[tuple[int, ...], list[tuple[str, shapely.Polygon]]] = {}
     for number, (vertices, kind, label) in enumerate(zip(data, kinds, labels, strict=True), start=1):
-        place, polygon = _outline(np.asarray(vertices, dtype=np.float64), str(kind), f"{path}: shape {number}")
+        points = np.asarray(vertices, dtype=np.float64)
+        if plane := own.get("plane_axes"):
+            # Rows and columns last, as in the layers of others.
+            points = np.hstack([np.delete(points, plane, axis=1), points[:, list(plane)]])
+        place, polygon = _outline(points, str(kind), f"{path}: shape {number}")
         outlines.setdefault(place, []).append((label, polygon))
     names = list(dict.fromkeys([*own.get("names", []), *labels]))
     vocabulary = vocabulary_of_names(names)

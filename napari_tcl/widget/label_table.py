@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -29,7 +30,7 @@ from napari_tcl.widget.buttons import tool_button
 from tcl_core.errors import TclError, VocabularyError
 from tcl_core.vocabulary import Label, Vocabulary, default_colors
 
-__all__ = ["LabelTable"]
+__all__ = ["LabelTable", "painted_name"]
 
 _SHOW, _NAME, _PROMPTS, _COLOR, _THRESHOLD = range(5)
 _HEADS = ("", "Label", "Prompts", "Color", "Min. score")
@@ -111,15 +112,17 @@ class LabelTable(QWidget):
         color: _Color | None = None,
         threshold: float | None = None,
         visible: bool = True,
+        label_id: int | None = None,
     ) -> None:
-        """Add a label; without a color it gets one that no other has."""
+        """Add a label; without a color it gets one that no other has, without an id likewise."""
         if color is None:
             taken = set(self._colors())
             color = next(free for free in self._free_colors if free not in taken)
         row = self.table.rowCount()
         self.table.blockSignals(True)
         self.table.insertRow(row)
-        self._ids.append(self._id_for(name))
+        self._ids.append(self._id_for(name) if label_id is None else label_id)
+        self._next_id = max(self._next_id, *(number + 1 for number in self._ids))
         show = QCheckBox()
         show.setChecked(visible)
         show.setToolTip(_TIPS[_SHOW])
@@ -171,7 +174,13 @@ class LabelTable(QWidget):
     def shown_labels(self) -> list[ShownLabel]:
         """How the labels look, row by row."""
         return [
-            ShownLabel(self._ids[row], self._text(row, _NAME), color, self._check(row).isChecked())
+            ShownLabel(
+                self._ids[row],
+                self._text(row, _NAME),
+                color,
+                self._check(row).isChecked(),
+                self._text(row, _PROMPTS),
+            )
             for row, color in enumerate(self._colors())
         ]
 
@@ -195,6 +204,45 @@ class LabelTable(QWidget):
         threshold = None if isinstance(background, bool) else background
         names = None if background is False else self.background_names
         return Vocabulary(tuple(labels), background is not False, threshold, self.templates, names)
+
+    def searched(self) -> tuple[Vocabulary, tuple[int, ...]]:
+        """The labels that the model is asked for, and their ids: all but those that were only painted so far.
+
+        Raises:
+            VocabularyError: see `vocabulary`.
+        """
+        whole = self.vocabulary()
+        rows = [row for row in range(len(self._ids)) if not self._is_painted(row)]
+        if not rows:
+            raise VocabularyError("all labels were only painted so far; type a name into the table")
+        labels = tuple(whole.labels[row] for row in rows)
+        return replace(whole, labels=labels), tuple(self._ids[row] for row in rows)
+
+    def add_painted(self, ids: Iterable[int]) -> list[str]:
+        """Add rows for ids that somebody painted with and that no row has.
+
+        Returns:
+            The names of the new rows; the model is not asked for such a label before somebody names it.
+        """
+        new = sorted(set(ids) - set(self._ids))
+        for number in new:
+            self.add_row(painted_name(number), label_id=number)
+        return [painted_name(number) for number in new]
+
+    @property
+    def ids_by_name(self) -> dict[str, int]:
+        """Ids of the labels by their names."""
+        return {self._text(row, _NAME): number for row, number in enumerate(self._ids)}
+
+    def add_missing(self, vocabulary: Vocabulary) -> None:
+        """Add rows for labels that the table does not have by name; other rows stay."""
+        for label, color in zip(vocabulary.labels, vocabulary.colors, strict=True):
+            if label.name not in self.ids_by_name:
+                prompts = "" if label.prompts == (label.name,) else ", ".join(label.prompts)
+                self.add_row(label.name, prompts, color, label.threshold)
+
+    def _is_painted(self, row: int) -> bool:
+        return self._text(row, _NAME) == painted_name(self._ids[row]) and not self._text(row, _PROMPTS)
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Replace all rows; labels of the same name keep their ids."""
@@ -277,6 +325,11 @@ class LabelTable(QWidget):
     def _colors(self) -> Iterator[_Color]:
         for row in range(self.table.rowCount()):
             yield _painted(cast(QPushButton, self.table.cellWidget(row, _COLOR)))
+
+
+def painted_name(label_id: int) -> str:
+    """What a label is called that somebody painted with before it had a row."""
+    return f"label {label_id}"
 
 
 def _paint(button: QPushButton, color: _Color) -> None:
