@@ -113,6 +113,10 @@ class _LabelLayer:
             raise CocoError(f"{path}: the data of the layer {name!r} are {found}, not integers [..., H, W]")
         if int(label_map.min()) < 0:
             raise CocoError(f"{path}: the layer {name!r} contains the label {int(label_map.min())}; labels start at 1")
+        axis = _own(attributes).get("channel_axis")
+        if axis is not None and label_map.shape[axis] == 1:
+            # The channels share one label map.
+            label_map = np.squeeze(label_map, axis=axis)
         return cls(name, label_map, _label_names(_own(attributes), attributes, label_map), attributes)
 
     @property
@@ -157,7 +161,11 @@ def write_shapes(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
         raise CocoError(f"{path}: the layer has no shapes; draw one first")
     outlines: dict[tuple[int, ...], list[tuple[str, shapely.Polygon]]] = {}
     for number, (vertices, kind, label) in enumerate(zip(data, kinds, labels, strict=True), start=1):
-        place, polygon = _outline(np.asarray(vertices, dtype=np.float64), str(kind), f"{path}: shape {number}")
+        points = np.asarray(vertices, dtype=np.float64)
+        if plane := own.get("plane_axes"):
+            # Rows and columns last, as in the layers of others.
+            points = np.hstack([np.delete(points, plane, axis=1), points[:, list(plane)]])
+        place, polygon = _outline(points, str(kind), f"{path}: shape {number}")
         outlines.setdefault(place, []).append((label, polygon))
     names = list(dict.fromkeys([*own.get("names", []), *labels]))
     vocabulary = vocabulary_of_names(names)

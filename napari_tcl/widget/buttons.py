@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import shapely
-from qtpy.QtWidgets import QGridLayout, QProgressBar, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QCheckBox, QGridLayout, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from napari_tcl.widget.message import Message
 from tcl_core.types import Region
@@ -22,7 +22,9 @@ class RunButtons(QWidget):
         super().__init__()
         self.segment = tool_button("Segment", "Segment the current image or slice.")
         self.segment_all = tool_button("Segment all slices", "Segment every slice of the stack.")
-        self.cancel = tool_button("Cancel", "Stop the current run. The layers stay unchanged.")
+        self.cancel = tool_button(
+            "Cancel", "Stop the current run. In a stack, slices that are done keep their new labels."
+        )
         self.accept = tool_button(
             "Accept label (C)",
             "Move the selected label's regions to the accepted layer, which later runs never overwrite. "
@@ -30,13 +32,18 @@ class RunButtons(QWidget):
         )
         self.undo = tool_button(
             "Undo",
-            "Undo the last run, acceptance or removed label. To undo brush strokes, press Ctrl+Z in their layer.",
+            "Undo the last run, acceptance or removal; your strokes stay. To undo brush strokes, press Ctrl+Z in their "
+            "layer.",
         )
+        self.redo = tool_button("Redo", "Redo what Undo took back.")
+        self.every = QCheckBox("All slices")
+        self.every.setToolTip("On: thresholds and Accept act on all slices of the stack. Off: on the current slice.")
+        self.every.setEnabled(False)
         self.export = tool_button("Export COCO...", "Write the labels and accepted layers to a COCO file.")
         self.cancel.setEnabled(False)
         grid = QGridLayout()
         for place, button in enumerate(
-            (self.segment, self.segment_all, self.cancel, self.accept, self.undo, self.export)
+            (self.segment, self.segment_all, self.cancel, self.accept, self.undo, self.redo, self.every, self.export)
         ):
             grid.addWidget(button, place // 3, place % 3)
         self.progress = QProgressBar()
@@ -55,7 +62,7 @@ class RunButtons(QWidget):
 
     def set_running(self, running: bool) -> None:
         """Only Cancel while work goes on, all but Cancel otherwise."""
-        for button in (self.segment, self.segment_all, self.accept, self.undo, self.export):
+        for button in (self.segment, self.segment_all, self.accept, self.undo, self.redo, self.export):
             button.setEnabled(not running)
         self.cancel.setEnabled(running)
         self.progress.setRange(0, 0 if running else _STEPS)

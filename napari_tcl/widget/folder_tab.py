@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from magicgui.types import FileDialogMode
@@ -14,16 +16,17 @@ from qtpy.QtWidgets import QFileDialog, QGridLayout, QLabel, QListWidget, QListW
 from qtpy.QtWidgets import QWidget as Widget
 
 from napari_tcl.feature_store import MAX_FOLDER_BYTES, MAX_IMAGE_BYTES, FeatureFolder
-from napari_tcl.folder import FolderJob, ImageState
+from napari_tcl.folder import FolderJob, ImageState, JobChangedError
 from napari_tcl.results import Results
 from napari_tcl.widget.buttons import tool_button
 from napari_tcl.widget.tasks import Outcome, Reporter
 from napari_tcl.widget.workers import Step
-from tcl_core.errors import TclError
+from tcl_core.errors import SettingsError, TclError
 from tcl_core.images import load_image
 from tcl_core.segmentation.session import ImageSession, Progress, ProgressCallback
 from tcl_core.segmentation.specks import without_specks
 from tcl_core.types import Segmentation
+from tcl_core.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from napari_tcl.widget.main import SegmentWidget
@@ -45,7 +48,7 @@ class FolderTab(Widget):
         super().__init__()
         self.owner = owner
         self.job: FolderJob | None = None
-        self._opened: tuple[str, Results] | None = None
+        self._opened: _Opened | None = None
         self._features: FeatureFolder | None = None
         self.folder = FileEdit(
             label="Folder",
@@ -89,11 +92,15 @@ class FolderTab(Widget):
         self.save_button.clicked.connect(lambda: self.save_and_next())
         self.export_button.clicked.connect(lambda: self._ask_export())
 
-    def run(self) -> None:
-        """Label the images that are waiting; an interrupted job is resumed."""
+    def run(self, new_folder: bool = False) -> None:
+        """Label the images that are waiting; an interrupted job is resumed.
+
+        Args:
+            new_folder: begin anew beside the masks of jobs with other labels or settings.
+        """
         folder = Path(str(self.folder.value))
         try:
-            vocabulary = self.owner.vocabulary()
+            vocabulary, _ = self.owner.searched()
             choice = self.owner.model.choice()
             least = self.owner.polygons.least()
         except TclError as error:
@@ -109,8 +116,7 @@ class FolderTab(Widget):
         def work(reporter: Reporter) -> FolderJob:
             reporter.tell(Step(f"loading the model {choice.model}"))
             segmenter = engine.segmenter(choice)
-            masks = folder.with_name(f"{folder.name}.masks")
-            job = FolderJob.open(folder, vocabulary, segmenter.settings(), masks)
+            job = open_job(folder, vocabulary, segmenter.settings(), new_folder=new_folder)
             reporter.tell(job)
             places = {name: place for place, name in enumerate(job.images.file_names)}
 
@@ -128,38 +134,60 @@ class FolderTab(Widget):
         self.owner.start(work, self._on_end, self._on_news)
 
     def open(self, file_name: str) -> None:
-        """Show an image with its labels, in place of the one that is open."""
+        """Show an image with its labels, in place of the one that is open; asks first if that was changed."""
         if self.job is None:
             self.owner.fail("no folder is labeled yet; choose a folder and label it first")
             return
+        if self._opened is None or not self._opened.unsaved:
+            self._open(self.job, file_name)
+            return
+        job = self.job
+
+        def save_and_open() -> None:
+            if self.save():
+                self._open(job, file_name)
+
+        self.owner.question.ask(
+            "unsaved",
+            f"Your changes to {self._opened.name} are not saved.",
+            {
+                f"Save, open {file_name}": save_and_open,
+                "Discard them": lambda: self._open(job, file_name),
+                "Stay": lambda: None,
+            },
+        )
+
+    def _open(self, job: FolderJob, file_name: str) -> None:
         try:
-            image = load_image(self.job.images.root / file_name)
-            found = self.job.load(file_name)
-            if not self._table_is_the_jobs() and not self.owner.labels.set_vocabulary(self.job.vocabulary):
-                return
+            image = load_image(job.images.root / file_name)
+            found = job.load(file_name)
         except TclError as error:
             self.owner.fail(str(error))
             return
         viewer = self.owner.viewer
         if self._opened is not None:
-            old = self._opened[1]
+            old = self._opened.results
             for layer in (old.image, old.draft, old.accepted, old.polygons, *old.score_layers.values()):
                 if layer in viewer.layers:
                     viewer.layers.remove(layer)
+        self.owner.labels.add_missing(job.vocabulary)
         layer = viewer.add_image(image, name=Path(file_name).name, rgb=True)
-        self.owner.image_form.layer.value = layer
-        _, reader, _ = self.owner.image_form.reader()
+        self.owner.image_form.choose(layer)
+        _, reader = self.owner.image_form.source()
         results = self.owner.results_for(layer, reader)
-        results.show((), found.label_map, found.score_map, self.owner.labels.ids)
-        self._opened = (file_name, results)
+        ids = self.owner.labels.ids_by_name
+        results.show((), found.label_map, found.score_map, [ids[name] for name in job.vocabulary.names])
+        results.style(self.owner.labels.shown_labels())
+        results.refresh()
+        self._opened = _Opened(job, file_name, results)
         viewer.reset_view()
         self._choose(file_name)
-        self._prepare(results, image, self.job.state(file_name).state == "corrected")
+        self._prepare(self._opened, image, job.state(file_name).state == "corrected")
 
-    def _prepare(self, results: Results, image: NDArray[np.uint8], corrected: bool) -> None:
+    def _prepare(self, opened: _Opened, image: NDArray[np.uint8], corrected: bool) -> None:
         """Read the features of an image that was opened, so that thresholds and prompts respond at once."""
-        job, kept, loaded = self.job, self._features, self.owner.engine.loaded
-        if job is None or kept is None or loaded is None or loaded.settings() != job.settings:
+        job, results, kept, loaded = opened.job, opened.results, self._features, self.owner.engine.loaded
+        if kept is None or loaded is None or loaded.settings() != job.settings:
             return
         if loaded.feature_key(image) not in kept:
             return
@@ -168,7 +196,8 @@ class FolderTab(Widget):
         except TclError:
             # Said when the field is used.
             return
-        engine, ids = self.owner.engine, self.owner.labels.ids
+        engine, known = self.owner.engine, self.owner.labels.ids_by_name
+        ids = [known[name] for name in job.vocabulary.names]
 
         def work(reporter: Reporter) -> tuple[ImageSession, Segmentation] | None:
             with engine.cache.beside(kept):
@@ -182,10 +211,13 @@ class FolderTab(Widget):
             if outcome.result is None or not results.present:
                 return
             session, found = outcome.result
-            results.sessions[()] = session
+            results.sessions.put((), session)
             if corrected:
                 # What differs from the model's result was corrected before it was saved.
+                unsaved = opened.unsaved
                 results.attribute((), found.label_map, ids)
+                if not unsaved:
+                    opened.mark_saved()
             if said := kept.words():
                 self.owner.buttons.say(said)
 
@@ -193,32 +225,51 @@ class FolderTab(Widget):
 
     def save(self) -> bool:
         """Keep the corrections of the open image; returns whether that was done."""
-        if self.job is None or self._opened is None or not self._opened[1].present:
+        opened = self._opened
+        if self.job is None or opened is None or not opened.results.alive:
             self.owner.fail("no image of the folder is open; select one and press Open")
             return False
-        name, results = self._opened
         try:
-            if not self._table_is_the_jobs():
-                raise TclError("the labels no longer belong to the folder's job; open the image again")
-            annotated = results.annotated((), self.owner.labels.ids, self.job.vocabulary.names)
+            annotated = opened.results.annotated((), *self._ids_of(opened))
             assert annotated.score_map is not None
-            self.job.save(name, annotated.label_map, annotated.score_map)
+            opened.job.save(opened.name, annotated.label_map, annotated.score_map)
         except TclError as error:
             self.owner.fail(str(error))
             return False
-        self._show_state(self.job.state(name))
-        self.owner.buttons.say(f"{name}: corrections saved")
+        opened.mark_saved()
+        self._show_state(opened.job.state(opened.name))
+        self.owner.buttons.say(f"{opened.name}: corrections saved")
         return True
+
+    def _ids_of(self, opened: _Opened) -> tuple[list[int], tuple[str, ...]]:
+        """Ids and names of the job's labels, in the job's order.
+
+        Raises:
+            SettingsError: the image has pixels of a label that the job does not know.
+        """
+        ids, names = self.owner.labels.ids_by_name, opened.job.vocabulary.names
+        used = opened.results.annotation.ids_in_use()
+        strange = sorted(used - {ids[name] for name in names if name in ids})
+        if strange:
+            named = {number: name for name, number in ids.items()}
+            which = ", ".join(named.get(number) or f"label {number}" for number in strange)
+            raise SettingsError(
+                f"{opened.name}: {which} is not among the labels of this folder's job ({', '.join(names)}); paint over "
+                "it, or rename it to one of them"
+            )
+        unused = count(max([*used, *ids.values(), 0]) + 1)
+        return [ids[name] if name in ids else next(unused) for name in names], names
 
     def save_and_next(self) -> None:
         """Keep the corrections of the open image and open the next that is done."""
-        if not self.save() or self.job is None or self._opened is None:
+        if not self.save() or self._opened is None:
             return
-        names = list(self.job.images.file_names)
-        later = names[names.index(self._opened[0]) + 1 :]
-        done = [name for name in later if self.job.state(name).state in ("labeled", "corrected")]
+        job = self._opened.job
+        names = list(job.images.file_names)
+        later = names[names.index(self._opened.name) + 1 :]
+        done = [name for name in later if job.state(name).state in ("labeled", "corrected")]
         if done:
-            self.open(done[0])
+            self._open(job, done[0])
         else:
             self.owner.buttons.say("this was the last image; to finish, export the folder")
 
@@ -227,6 +278,9 @@ class FolderTab(Widget):
         job = self.job
         if job is None:
             self.owner.fail("no folder is labeled yet; choose a folder and label it first")
+            return
+        if self._opened is not None and self._opened.unsaved:
+            self.owner.fail(f"your changes to {self._opened.name} are not saved; press Save and next, then export")
             return
         form = self.owner.polygons
         geometry, tolerance = form.geometry.value, float(form.tolerance.value)
@@ -248,6 +302,8 @@ class FolderTab(Widget):
             self._show_state(news)
 
     def _on_end(self, outcome: Outcome) -> None:
+        if isinstance(outcome.cause, JobChangedError):
+            self._ask_about(outcome.cause)
         if self.job is None or outcome.error is not None:
             return
         states = self.job.states()
@@ -292,14 +348,69 @@ class FolderTab(Widget):
         else:
             self.open(item.data(_NAME_ROLE))
 
-    def _table_is_the_jobs(self) -> bool:
-        assert self.job is not None
-        try:
-            return self.owner.vocabulary().names == self.job.vocabulary.names
-        except TclError:
-            return False
+    def _ask_about(self, changed: JobChangedError) -> None:
+        answers: dict[str, Callable[[], None]] = {}
+        if changed.vocabulary is not None:
+            old = changed.vocabulary
+
+            def use_old() -> None:
+                self.owner.labels.set_vocabulary(old, then=self.run)
+
+            answers["Use the old labels"] = use_old
+        answers["New mask folder"] = lambda: self.run(new_folder=True)
+        answers["Cancel"] = lambda: None
+        self.owner.question.ask("job", f"{changed}.", answers)
 
     def _ask_export(self) -> None:
         path, _ = QFileDialog.getSaveFileName(self, "Export COCO", "labels.json", "COCO (*.json)")
         if path:
             self.export(path)
+
+
+class _Opened:
+    """The image that is open, and what of it is saved."""
+
+    def __init__(self, job: FolderJob, name: str, results: Results) -> None:
+        self.job, self.name, self.results = job, name, results
+        self.mark_saved()
+
+    def mark_saved(self) -> None:
+        """From here on changes count."""
+        note = self.results.annotation
+        self._saved = note.combined(()), note.confirmed(())
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether something was changed that opening another image would lose."""
+        if not self.results.alive:
+            return False
+        note = self.results.annotation
+        now = note.combined(()), note.confirmed(())
+        return not all(np.array_equal(one, other) for one, other in zip(now, self._saved, strict=True))
+
+
+def open_job(
+    folder: Path, vocabulary: Vocabulary, settings: Mapping[str, Any], *, new_folder: bool = False
+) -> FolderJob:
+    """The job of a folder with these labels and settings: an old one, or a new one where there is none at all.
+
+    Args:
+        folder: of the images.
+        vocabulary: the labels.
+        settings: of the segmenter.
+        new_folder: make a new one also beside others.
+
+    Raises:
+        JobChangedError: there are masks, but with other labels or settings.
+        TclError: see `FolderJob`.
+    """
+    changed: JobChangedError | None = None
+    for number in count(1):
+        masks = folder.with_name(f"{folder.name}.masks" + (f"-{number}" if number > 1 else ""))
+        if changed is not None and not masks.exists() and not new_folder:
+            raise changed
+        try:
+            return FolderJob.open(folder, vocabulary, settings, masks)
+        except JobChangedError as error:
+            changed = error
+    raise AssertionError("numbers do not end")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -31,7 +31,7 @@ from napari_tcl.widget.wheel import guard_wheel
 from tcl_core.errors import TclError, VocabularyError
 from tcl_core.vocabulary import Label, Vocabulary, default_colors
 
-__all__ = ["LabelRow", "LabelTable"]
+__all__ = ["LabelRow", "LabelTable", "painted_name"]
 
 _SHOW, _NAME, _PROMPTS, _COLOR, _THRESHOLD = range(5)
 _HEADS = ("", "Label", "Prompts", "Color", "Min. score")
@@ -76,7 +76,7 @@ class LabelTable(QWidget):
     ``labels_removed`` with a list of `LabelRow`.
 
     Attributes:
-        may_remove: asked before labels are removed; rows stay if it says no.
+        guard: asked before labels are removed, with their rows; calls what it is given if they may go.
     """
 
     words_changed = Signal()
@@ -89,7 +89,7 @@ class LabelTable(QWidget):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.may_remove: Callable[[Sequence[LabelRow]], bool] = lambda rows: True
+        self.guard: Callable[[Sequence[LabelRow], Callable[[], None]], None] = lambda rows, go_on: go_on()
         self._ids: list[int] = []
         self._next_id = 1
         self._known_ids: dict[str, int] = {}
@@ -143,13 +143,15 @@ class LabelTable(QWidget):
         color: _Color | None = None,
         threshold: float | None = None,
         visible: bool = True,
+        label_id: int | None = None,
     ) -> None:
-        """Add a label; without a color it gets one that no other has."""
+        """Add a label; without a color it gets one that no other has, without an id likewise."""
         if color is None:
             taken = set(self._colors())
             color = next(free for free in self._free_colors if free not in taken)
         place = self.table.rowCount()
-        self._insert(place, LabelRow(place, self._id_for(name), name, prompts, color, threshold or 0, visible))
+        number = self._id_for(name) if label_id is None else label_id
+        self._insert(place, LabelRow(place, number, name, prompts, color, threshold or 0, visible))
         self.table.setCurrentCell(place, _NAME)
         self.words_changed.emit()
 
@@ -157,6 +159,7 @@ class LabelTable(QWidget):
         self.table.blockSignals(True)
         self.table.insertRow(row)
         self._ids.insert(row, label.number)
+        self._next_id = max(self._next_id, *(number + 1 for number in self._ids))
         show = QCheckBox()
         show.setChecked(label.visible)
         show.setToolTip(_TIPS[_SHOW])
@@ -209,8 +212,12 @@ class LabelTable(QWidget):
             self.failed.emit("no label is selected; click a row of the table first")
             return
         gone = self._row(row)
-        if not self.may_remove([gone]):
+        self.guard([gone], lambda: self._remove(gone))
+
+    def _remove(self, gone: LabelRow) -> None:
+        if gone.number not in self._ids:
             return
+        row = self._ids.index(gone.number)
         self._ids.pop(row)
         self._known_ids = {name: number for name, number in self._known_ids.items() if number != gone.number}
         self.table.removeRow(row)
@@ -239,7 +246,13 @@ class LabelTable(QWidget):
     def shown_labels(self) -> list[ShownLabel]:
         """How the labels look, row by row."""
         return [
-            ShownLabel(self._ids[row], self._text(row, _NAME), color, self._check(row).isChecked())
+            ShownLabel(
+                self._ids[row],
+                self._text(row, _NAME),
+                color,
+                self._check(row).isChecked(),
+                self._text(row, _PROMPTS),
+            )
             for row, color in enumerate(self._colors())
         ]
 
@@ -264,18 +277,66 @@ class LabelTable(QWidget):
         names = None if background is False else self.background_names
         return Vocabulary(tuple(labels), background is not False, threshold, self.templates, names)
 
-    def set_vocabulary(self, vocabulary: Vocabulary) -> bool:
-        """Replace all rows, unless labels in use would be lost and the user wants to keep them.
+    def searched(self) -> tuple[Vocabulary, tuple[int, ...]]:
+        """The labels that the model is asked for, and their ids: all but those that were only painted so far.
 
-        Labels of the same name keep their ids.
+        Raises:
+            VocabularyError: see `vocabulary`.
+        """
+        whole = self.vocabulary()
+        rows = [row for row in range(len(self._ids)) if not self._is_painted(row)]
+        if not rows:
+            raise VocabularyError("all labels were only painted so far; type a name into the table")
+        labels = tuple(whole.labels[row] for row in rows)
+        return replace(whole, labels=labels), tuple(self._ids[row] for row in rows)
+
+    def add_painted(self, ids: Iterable[int]) -> list[str]:
+        """Add rows for ids that somebody painted with and that no row has.
 
         Returns:
-            Whether the rows were replaced.
+            The names of the new rows; the model is not asked for such a label before somebody names it.
+        """
+        new = sorted(set(ids) - set(self._ids))
+        for number in new:
+            self.add_row(painted_name(number), label_id=number)
+        return [painted_name(number) for number in new]
+
+    @property
+    def ids_by_name(self) -> dict[str, int]:
+        """Ids of the labels by their names."""
+        return {self._text(row, _NAME): number for row, number in enumerate(self._ids)}
+
+    def add_missing(self, vocabulary: Vocabulary) -> None:
+        """Add rows for labels that the table does not have by name; other rows stay."""
+        for label, color in zip(vocabulary.labels, vocabulary.colors, strict=True):
+            if label.name not in self.ids_by_name:
+                prompts = "" if label.prompts == (label.name,) else ", ".join(label.prompts)
+                self.add_row(label.name, prompts, color, label.threshold)
+
+    def _is_painted(self, row: int) -> bool:
+        return self._text(row, _NAME) == painted_name(self._ids[row]) and not self._text(row, _PROMPTS)
+
+    def set_vocabulary(self, vocabulary: Vocabulary, then: Callable[[], None] | None = None) -> None:
+        """Replace all rows, once `guard` agrees that labels which are gone may go; those of the same name keep ids.
+
+        Args:
+            vocabulary: the new labels.
+            then: called after they were replaced.
         """
         names = set(vocabulary.names)
         gone = [row for row in self.rows() if row.name not in names]
-        if gone and not self.may_remove(gone):
-            return False
+
+        def go_on() -> None:
+            self._replace(vocabulary, gone)
+            if then is not None:
+                then()
+
+        if gone:
+            self.guard(gone, go_on)
+        else:
+            go_on()
+
+    def _replace(self, vocabulary: Vocabulary, gone: Sequence[LabelRow]) -> None:
         self._known_ids.update({self._text(row, _NAME): number for row, number in enumerate(self._ids)})
         self.table.setRowCount(0)
         self._ids.clear()
@@ -285,7 +346,6 @@ class LabelTable(QWidget):
         if gone:
             self.labels_removed.emit(gone)
         self.loaded.emit(vocabulary)
-        return True
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -363,6 +423,11 @@ class LabelTable(QWidget):
 def _tip(item: QTableWidgetItem, column: int) -> str:
     """The whole text, of which a narrow column shows the beginning, and what the column is for."""
     return f"{item.text()}\n{_TIPS[column]}" if item.text() else _TIPS[column]
+
+
+def painted_name(label_id: int) -> str:
+    """What a label is called that somebody painted with before it had a row."""
+    return f"label {label_id}"
 
 
 def _paint(button: QPushButton, color: _Color) -> None:

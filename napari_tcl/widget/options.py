@@ -9,9 +9,10 @@ from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, FloatSlide
 from napari.layers import Image
 from qtpy.QtWidgets import QComboBox, QWidget
 
-from napari_tcl.layers import current_index, reader_of
+from napari_tcl.layers import reader_of
 from napari_tcl.metadata import METADATA_KEY
 from napari_tcl.model_cache import ModelChoice
+from napari_tcl.placement import check_shown_plane, current_index, frame_of, lies_on
 from napari_tcl.slices import Index, SliceReader
 from napari_tcl.widget.long_names import show_long_names
 from napari_tcl.widget.wheel import guard_wheel
@@ -54,27 +55,66 @@ class ImageForm(Container):
             tooltip="Channels for the model, such as 0,2: one as gray, two as red and green, three as red, green "
             "and blue.",
         )
+        self.second, self.third = (
+            ComboBox(
+                label=f"{color} from",
+                choices=self._companions,
+                nullable=True,
+                value=None,
+                tooltip=f"For channels in separate layers: the one that becomes {color.lower()}. The image is red.",
+            )
+            for color in ("Green", "Blue")
+        )
         # Few images need these, so they are shown apart.
-        self.channel_form = Container(widgets=[self.axis, self.channels], labels=True)
+        self.channel_form = Container(widgets=[self.axis, self.channels, self.second, self.third], labels=True)
         super().__init__(widgets=[self.layer], labels=True)
         _finish(self)
         _finish(self.channel_form)
+        self.layer.changed.connect(lambda _: self._refill_companions())
+        self._refill_companions()
 
     @property
     def summary(self) -> str:
         """How channels are read, in few words."""
-        return "gray or RGB" if self.axis.value == _NO_AXIS else f"{self.channels.value} of axis {self.axis.value}"
+        if self.axis.value != _NO_AXIS:
+            return f"{self.channels.value} of axis {self.axis.value}"
+        layers = 1 + sum(box.value is not None for box in (self.second, self.third))
+        return f"{layers} layers" if layers > 1 else "gray or RGB"
 
-    def _layers(self, _: object) -> list[tuple[str, Image]]:
-        ours = (layer for layer in self._viewer.layers if METADATA_KEY not in layer.metadata)
-        return [(layer.name, layer) for layer in ours if isinstance(layer, Image)]
+    def is_offered(self, layer: object) -> bool:
+        """Whether a layer can be chosen: an image that is not one of our own overlays."""
+        return isinstance(layer, Image) and METADATA_KEY not in layer.metadata
+
+    def _layers(self, _: object = None) -> list[tuple[str, Image]]:
+        return [(layer.name, layer) for layer in self._viewer.layers if self.is_offered(layer)]
+
+    def _companions(self, _: object = None) -> list[tuple[str, Image]]:
+        """Gray layers that lie on the chosen one, pixel by pixel."""
+        chosen = self.layer.value
+        if chosen is None or chosen.rgb:
+            return []
+        return [(name, layer) for name, layer in self._layers() if layer is not chosen and lies_on(layer, chosen)]
 
     def refill(self) -> None:
-        """Offer the layers that are there now."""
-        self.layer.reset_choices()
+        """Offer the layers that are there now, by their names of now; what is chosen stays chosen."""
+        _refill(self.layer, [layer for _, layer in self._layers()])
+        self._refill_companions()
 
-    def reader(self) -> tuple[Image, SliceReader, Index]:
-        """The image's layer, its slices, and the one that is shown.
+    def _refill_companions(self) -> None:
+        offered = [layer for _, layer in self._companions()]
+        for box in (self.second, self.third):
+            _refill(box, offered)
+            box.visible = bool(offered)
+
+    def choose(self, layer: Image) -> None:
+        """Choose a layer that was opened or selected; companions of the chosen image are no new choice."""
+        if not self.is_offered(layer) or layer in (self.second.value, self.third.value):
+            return
+        if self.layer.value is not layer:
+            self.layer.value = layer
+
+    def source(self) -> tuple[Image, SliceReader]:
+        """The image's layer and its slices.
 
         Raises:
             ImageError: there is no image layer, or it cannot be read as chosen.
@@ -85,8 +125,19 @@ class ImageForm(Container):
         axis = None
         if self.axis.value != _NO_AXIS and not layer.rgb:
             axis = int(self.axis.value) % layer.ndim
-        reader = reader_of(layer, axis, self._channels() if axis is not None else (0,))
-        return layer, reader, current_index(self._viewer, layer, reader)
+        others = [box.value for box in (self.second, self.third) if box.value is not None]
+        return layer, reader_of(layer, axis, self._channels() if axis is not None else (0,), others)
+
+    def reader(self) -> tuple[Image, SliceReader, Index]:
+        """The image's layer, its slices, and the one that is shown.
+
+        Raises:
+            ImageError: see `source`, or the viewer shows something else than a slice.
+        """
+        layer, reader = self.source()
+        frame = frame_of(layer, reader)
+        check_shown_plane(self._viewer, layer, frame)
+        return layer, reader, current_index(self._viewer, layer, frame)
 
     def _channels(self) -> tuple[int, ...]:
         try:
@@ -95,6 +146,18 @@ class ImageForm(Container):
             raise ImageError(
                 f"channels: {self.channels.value!r} is not a list of numbers; enter one to three, such as 0,2"
             ) from None
+
+
+def _refill(box: ComboBox, offered: list[Image]) -> None:
+    """Fill a box anew. Left alone it would take a renamed layer for another one."""
+    chosen = box.value
+    with box.changed.blocked():
+        box.reset_choices()
+        stays = chosen if chosen in offered else None
+        if stays is not None and box.value is not stays:
+            box.value = stays
+    if box.value is not chosen:
+        box.changed.emit(box.value)
 
 
 class ModelForm(Container):
@@ -299,7 +362,9 @@ class PolygonForm(Container):
             "pixel-exact, but many readers drop it.",
         )
         self.polygons = CheckBox(
-            text="Polygons layer", value=False, tooltip="Show the polygons as an editable Shapes layer."
+            text="Polygons layer",
+            value=False,
+            tooltip="Show the polygons that will be exported. They follow the labels; edit the labels to change them.",
         )
         self.scores = CheckBox(
             text="Score map layers", value=False, tooltip="Show the score map of each label as an image layer."

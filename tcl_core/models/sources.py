@@ -58,7 +58,7 @@ def from_hub(file: HubFile, part: Path, staging: Path, *, progress: TransferProg
     """
     beginning, size = None, None
     try:
-        with _HUB, _discreet():
+        with _HUB, _discreet(), _small_blocks(not isinstance(progress, bool)):
             # The library reads the variable when it is imported, which may be before a program sets it.
             endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
             headers = build_hf_headers(library_name="tcl-annotate", library_version=tcl_core.__version__)
@@ -187,14 +187,9 @@ def _beginning(staging: Path, found: HfFileMetadata) -> Path:
 
 @contextmanager
 def _discreet() -> Iterator[None]:
-    """No telemetry, for which the library would ask the hub for more than the file, and no warnings of its own.
-
-    Also smaller blocks than the library's 10 MB, so that progress is seen, and a download can end, on a slow line.
-    """
+    """No telemetry, for which the library would ask the hub for more than the file, and no warnings of its own."""
     telemetry, level = constants.HF_HUB_DISABLE_TELEMETRY, hub_logging.get_verbosity()
-    block = constants.DOWNLOAD_CHUNK_SIZE
     constants.HF_HUB_DISABLE_TELEMETRY = True
-    constants.DOWNLOAD_CHUNK_SIZE = _HUB_BLOCK
     # Whoever asked the library to say more is still told more.
     if level == logging.WARNING:
         hub_logging.set_verbosity_error()
@@ -202,8 +197,19 @@ def _discreet() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_DISABLE_TELEMETRY = telemetry
-        constants.DOWNLOAD_CHUNK_SIZE = block
         hub_logging.set_verbosity(level)
+
+
+@contextmanager
+def _small_blocks(wanted: bool) -> Iterator[None]:
+    """Let whoever is told of a download hear of less than the library's 10 MB, so that it can end on a slow line."""
+    before = constants.DOWNLOAD_CHUNK_SIZE
+    if wanted:
+        constants.DOWNLOAD_CHUNK_SIZE = _HUB_BLOCK
+    try:
+        yield
+    finally:
+        constants.DOWNLOAD_CHUNK_SIZE = before
 
 
 def _check_response(response: requests.Response, size: int | None) -> None:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PATIENCE",
-    "answer",
     "brush",
     "dock",
     "idle",
@@ -58,27 +57,6 @@ def settle() -> None:
 def idle(widget: SegmentWidget) -> None:
     """Wait until no thread works."""
     wait_until(lambda: not widget.busy, f"the work ends; the widget says: {widget.buttons.message.text()}")
-
-
-def answer(text: str, said: list[str] | None = None) -> None:
-    """Click a button of the question that is asked next; what it says is appended to a list."""
-    from qtpy.QtCore import QTimer
-    from qtpy.QtWidgets import QApplication, QMessageBox
-
-    end = time.monotonic() + PATIENCE
-
-    def click() -> None:
-        box = QApplication.activeModalWidget()
-        if not isinstance(box, QMessageBox):
-            if time.monotonic() < end:
-                QTimer.singleShot(20, click)
-            return
-        if said is not None:
-            said.append(box.text())
-        (button,) = [button for button in box.buttons() if button.text().replace("&", "") == text]
-        button.click()
-
-    QTimer.singleShot(0, click)
 
 
 def register_plugin() -> None:

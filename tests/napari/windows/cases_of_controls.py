@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tcl_core.devices import available_devices
 from tcl_core.export.coco import validate_coco
 from tests.napari.coco_pixels import label_maps_of
-from tests.napari.steps import answer, brush, dock, idle, settle
+from tests.napari.steps import brush, dock, idle, settle
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -178,51 +178,59 @@ def test_removed_labels(viewer: Viewer, widget: SegmentWidget, image: NDArray[np
     assert set(np.unique(draft.data)) == {0, 1} and set(np.unique(accepted.data)) == {0, 2}
 
     # Asked about, and kept if the answer is no.
-    questions: list[str] = []
     widget.labels.table.setCurrentCell(0, 1)
-    answer("Cancel", questions)
     widget.labels.remove_current()
     pixels = np.count_nonzero(before[0] == 1)
-    assert questions == [f"Remove the label 'Cat' and {pixels:,} pixels in the image 'photo'?"]
+    question = f"Remove the label 'Cat' and {pixels:,} pixels in the image 'photo'? Undo brings them back."
+    assert widget.question.isVisible() and widget.question.text.text() == question
+    widget.question.answer("Cancel")
     assert widget.labels.rows() == rows and np.array_equal(draft.data, before[0])
+    assert not widget.question.isVisible()
 
     # Removed, and brought back with row, id, threshold, color and pixels; older steps can be undone then.
-    answer("Remove")
-    widget.labels.remove_current()
-    widget.labels.table.setCurrentCell(0, 1)
-    answer("Remove")
-    widget.labels.remove_current()
+    for _ in range(2):
+        widget.labels.table.setCurrentCell(0, 1)
+        widget.labels.remove_current()
+        widget.question.answer("Remove")
     assert widget.labels.rows() == [] and not draft.data.any() and not accepted.data.any()
     widget.undo()
     assert [row.name for row in widget.labels.rows()] == ["Sky"] and np.array_equal(accepted.data, before[1])
     widget.undo()
     assert widget.labels.rows() == rows
     assert np.array_equal(draft.data, before[0]) and np.array_equal(accepted.data, before[1])
-    assert "'Cat': restored" in widget.buttons.message.text()
+    assert widget.buttons.message.text().startswith("undone: the removal of label 'Cat'")
     idle(widget)
     widget.undo()
     assert not accepted.data.any()
 
-    # A label without pixels is removed without a question, which a modal window would ask for ever.
+    # A label without pixels is removed without a question.
     widget.labels.add_row("Tree", "tree")
     widget.labels.remove_current()
+    assert not widget.question.isVisible()
     widget.undo()
     assert [row.name for row in widget.labels.rows()] == ["Cat", "Sky", "Tree"]
 
-    # Loading other labels asks as well.
+    # Loading other labels asks as well, and what is removed comes back in all images.
+    second = viewer.add_image(image[:48], name="second", rgb=True)
+    widget.segment()
+    idle(widget)
+    other = viewer.layers["second labels"]
     path = tmp_path / "labels.yaml"
     path.write_text("labels: [Sky, Ball]\n")
-    answer("Cancel", questions)
     widget.labels.load(path)
-    assert "Remove the labels 'Cat', 'Tree' and" in questions[-1]
+    assert "Remove the labels 'Cat', 'Tree' and" in widget.question.text.text()
+    assert widget.question.text.text().endswith("pixels in 2 images? Undo brings them back.")
+    widget.question.answer("Cancel")
     assert [row.name for row in widget.labels.rows()] == ["Cat", "Sky", "Tree"]
-    shown = draft.data.copy()
-    answer("Remove")
+    shown = draft.data.copy(), other.data.copy()
     widget.labels.load(path)
-    assert [row.name for row in widget.labels.rows()] == ["Sky", "Ball"] and not (draft.data == 1).any()
+    widget.question.answer("Remove")
+    assert [row.name for row in widget.labels.rows()] == ["Sky", "Ball"]
+    assert not (draft.data == 1).any() and not (other.data == 1).any()
+    assert widget.image_form.layer.value is second
     widget.undo()
-    assert {row.name for row in widget.labels.rows()} == {"Sky", "Ball", "Cat", "Tree"}
-    assert np.array_equal(draft.data, shown)
+    assert {"Sky", "Ball", "Cat"} <= {row.name for row in widget.labels.rows()}
+    assert np.array_equal(draft.data, shown[0]) and np.array_equal(other.data, shown[1])
 
 
 def test_save_selected_layers(

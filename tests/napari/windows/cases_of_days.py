@@ -226,7 +226,7 @@ def test_features_of_a_folder(
         current = widget.current()
         assert current is not None
         results, index = current
-        if index not in results.sessions:
+        if results.sessions.get(index) is None:
             # The one whose features are damaged, which is said.
             assert "1 damaged file in" in widget.buttons.message.text()
             widget.segment()
@@ -247,7 +247,6 @@ def test_features_of_a_folder(
         assert np.mean(results.draft.data != shown) < 0.01
         assert encoded == []
     assert len(list((tmp_path / "photos.features").glob("*.features"))) == 3 and errors == []
-
 
     # Off by the switch.
     Image.fromarray(np.roll(image, 5, axis=0)).save(photos / "new.png")

@@ -49,8 +49,9 @@ def test_16_bit_channels_and_scale(widget: SegmentWidget, image: NDArray[np.uint
     assert loaded is not None
     vocabulary = Vocabulary.from_options(["Cat=cat,dog", "Sky=sky"], background=False)
     expected = without_specks(loaded.segment_image(image, vocabulary), loaded.model, "auto").label_map
-    assert np.array_equal(results.draft.data, expected)
-    assert tuple(results.draft.scale) == (0.5, 0.5)
+    assert np.array_equal(results.draft.data[0], expected)
+    # The one label map is stretched over all three channels.
+    assert tuple(results.draft.scale) == (3, 0.5, 0.5)
 
 
 def test_folder_from_begin_to_end(

@@ -14,7 +14,7 @@ from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.specks import without_specks
 from tcl_core.vocabulary import Vocabulary
 from tests.napari.coco_pixels import label_maps_of
-from tests.napari.steps import answer, brush, idle, press_key, segmented
+from tests.napari.steps import brush, idle, press_key, segmented
 
 if TYPE_CHECKING:
     from napari_tcl.widget import SegmentWidget
@@ -177,8 +177,8 @@ def test_removed_and_added_labels_keep_their_pixels(widget: SegmentWidget, image
     results = segmented(widget, image)
     sky = results.draft.data == 2
     widget.labels.table.setCurrentCell(0, 1)
-    answer("Remove")
     widget.labels.remove_current()
+    widget.question.answer("Remove")
     assert np.array_equal(results.draft.data, np.where(sky, 2, 0))
     widget.labels.add_row("Tree", "tree")
     assert widget.labels.ids == (2, 3)
