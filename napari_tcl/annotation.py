@@ -2,33 +2,43 @@
 
 Two maps are shown: the **draft**, which the model fills and a person corrects, and the **accepted** map, which later
 runs never touch. A pixel belongs to the accepted map where that is not 0, else to the draft. The person may change
-both at any time with the viewer's own tools, so what was changed is found by comparing the draft with what was last
+both at any time with the viewer's own tools, so what was changed is found by comparing the maps with what was last
 put there.
+
+Because proposals and corrections are kept apart, each can be taken back without the other: `undo` takes back a run and
+leaves strokes alone, `undo_stroke` takes back a stroke and shows what the model proposes there by now.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_tcl.history import History, MapChange, Runs, SliceChange, Step, Stroke, StrokePart
 from napari_tcl.slices import Index
 
-__all__ = ["Annotation", "LabelMap"]
+__all__ = ["Annotation", "LabelMap", "MapName"]
 
-_UNDO_STEPS = 20
+_MAX_STROKES = 100
 
 LabelMap = NDArray[np.uint16]
 """Label ids, 0 for nothing."""
+
+MapName = Literal["draft", "accepted"]
+"""One of the two maps that are shown."""
+
+_Rule = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 class Annotation:
     """The draft and the accepted map of an image or stack.
 
-    The arrays are worked on in place, so that a viewer which shows them shows the result.
+    The arrays are worked on in place, so that a viewer which shows them shows the result. Labels that the draft holds
+    already count as corrections, because nobody knows any more who made them.
 
     Args:
         draft: uint16 ``[..., H, W]``, label ids.
@@ -53,81 +63,329 @@ class Annotation:
             raise ValueError(f"the maps have the shapes {draft.shape} and {accepted.shape}")
         self.draft = draft
         self.accepted = accepted
-        self._put = draft.copy()
-        self._by_hand = np.zeros(draft.shape, dtype=bool)
-        self._history: deque[tuple[Index, list[_Runs]]] = deque(maxlen=_UNDO_STEPS)
+        # Zeros take no memory before something is written to them.
+        self._model = np.zeros(draft.shape, np.uint16)
+        self._seen_accepted = np.zeros(draft.shape, np.uint16)
+        # A person's label plus one, 0 for none.
+        self._hand = np.zeros(draft.shape, np.uint32)
+        self._scores: dict[Index, NDArray[np.uint8]] = {}
+        self._segmented: set[Index] = set()
+        self._history = History()
+        self._strokes: dict[MapName, list[Stroke]] = {"draft": [], "accepted": []}
+        self._undone_strokes: dict[MapName, list[Stroke]] = {"draft": [], "accepted": []}
+        for index in self.indices():
+            if draft[index].any():
+                self._hand[index] = np.where(draft[index] > 0, draft[index].astype(np.uint32) + 1, 0)
+            if accepted[index].any():
+                self._seen_accepted[index] = accepted[index]
 
-    def propose(self, index: Index, proposal: LabelMap) -> None:
+    def indices(self) -> Iterator[Index]:
+        """Places of all slices in reading order."""
+        return product(*(range(length) for length in self.draft.shape[:-2]))
+
+    # -- what the model does ---------------------------------------------------------------------------------------
+
+    def begin(self, what: str) -> Step:
+        """A new step for `propose` and `accept`; `undo` takes back all that belongs to it at once.
+
+        Args:
+            what: for the message, such as ``"the run"``.
+        """
+        return Step(what)
+
+    def propose(
+        self,
+        index: Index,
+        proposal: LabelMap,
+        scores: NDArray[np.uint8] | None = None,
+        step: Step | None = None,
+    ) -> None:
         """Put the model's result into a slice of the draft; corrections and accepted pixels stay.
 
         Args:
             index: the slice.
             proposal: uint16 ``[H, W]``.
+            scores: uint8 ``[H, W]``, 255 for a score of 1.
+            step: of `begin`, if the result can be undone; without one it only changes what the last run found, as a
+                threshold does.
         """
-        draft, put = self.draft[index], self._put[index]
-        by_hand = self._note_by_hand(index)
-        np.copyto(put, proposal)
-        np.copyto(put, draft, where=by_hand)
-        put[self.accepted[index] > 0] = 0
-        np.copyto(draft, put)
+        self.notice(index)
+        known = self._scores.get(index)
+        if scores is not None and known is not None and np.array_equal(known, scores):
+            # One array for all steps of a run that finds the same again.
+            scores = known
+        if step is not None and index not in step.slices:
+            change = SliceChange(
+                {"model": MapChange(Runs.of(self._model[index]))}, known, index in self._segmented, True
+            )
+            step.slices[index] = change
+            self._history.begin(step)
+        np.copyto(self._model[index], proposal)
+        if scores is not None:
+            self._scores[index] = scores
+        self._segmented.add(index)
+        self._render(index)
 
-    def by_hand(self, index: Index) -> NDArray[np.bool_]:
-        """Pixels of a slice of the draft that a person changed since the model last put something there.
+    def attribute(self, index: Index, proposal: LabelMap) -> None:
+        """Say what the model proposes for a slice, without changing what is shown: the rest was changed by a person.
+
+        For maps that were saved together with their corrections.
+
+        Args:
+            index: the slice.
+            proposal: uint16 ``[H, W]``.
+        """
+        self.notice(index)
+        draft = self.draft[index]
+        by_hand = (draft != proposal) & (self.accepted[index] == 0)
+        self._hand[index][by_hand] = draft[by_hand].astype(np.uint32) + 1
+        np.copyto(self._model[index], proposal)
+        self._render(index)
+
+    def segmented(self, index: Index) -> bool:
+        """Whether the model's result is in a slice."""
+        return index in self._segmented
+
+    def scores(self, index: Index) -> NDArray[np.uint8] | None:
+        """The scores of the model's result, if there is one; uint8 ``[H, W]``."""
+        return self._scores.get(index)
+
+    # -- what a person does ----------------------------------------------------------------------------------------
+
+    def notice(self, index: Index) -> Stroke:
+        """Take over what a person changed in a slice of either map since this was last called.
+
+        Pixels that were erased from the accepted map stay empty: somebody said that nothing is there.
 
         Returns:
-            bool ``[H, W]``.
+            What was changed.
         """
-        return np.asarray(self._by_hand[index] | (self.draft[index] != self._put[index]))
+        draft, accepted = self.draft[index], self.accepted[index]
+        parts = []
+        changed = draft != self._expected(index)
+        if changed.any():
+            parts.append(self._write(index, "hand", changed, draft[changed].astype(np.uint32) + 1))
+            if (changed & (self._seen_accepted[index] > 0)).any():
+                # Below accepted pixels the draft shows nothing.
+                self._render(index)
+        differs = accepted != self._seen_accepted[index]
+        if differs.any():
+            before = self._seen_accepted[index]
+            rows, columns = np.nonzero(differs)
+            parts.append(StrokePart(index, "accepted", rows, columns, before[differs], accepted[differs]))
+            erased = differs & (accepted == 0) & ~changed
+            if erased.any():
+                parts.append(self._write(index, "hand", erased, np.ones(int(erased.sum()), np.uint32)))
+            np.copyto(before, accepted)
+            self._render(index)
+        return tuple(parts)
 
-    def _note_by_hand(self, index: Index) -> NDArray[np.bool_]:
-        """Remember `by_hand`, because draft and what was put there are about to change."""
-        self._by_hand[index] = self.by_hand(index)
-        return self._by_hand[index]
+    def stroke(self, name: MapName, indices: Iterable[Index]) -> None:
+        """Remember what a person just did in one of the maps, so that `undo_stroke` can take it back."""
+        parts = tuple(part for index in indices for part in self.notice(index))
+        if parts:
+            self._strokes[name].append(parts)
+            del self._strokes[name][:-_MAX_STROKES]
+            self._undone_strokes[name].clear()
 
-    def accept(self, index: Index, ids: Iterable[int]) -> int:
+    def undo_stroke(self, name: MapName) -> bool:
+        """Take back the last stroke in one of the maps; what is below it is shown as it is by now.
+
+        Pixels that were changed since, or accepted, stay as they are.
+
+        Returns:
+            Whether there was a stroke.
+        """
+        return self._replay(self._strokes[name], self._undone_strokes[name], undoing=True)
+
+    def redo_stroke(self, name: MapName) -> bool:
+        """Do again what `undo_stroke` took back; returns whether there was a stroke."""
+        return self._replay(self._undone_strokes[name], self._strokes[name], undoing=False)
+
+    def _replay(self, source: list[Stroke], target: list[Stroke], *, undoing: bool) -> bool:
+        if not source:
+            return False
+        stroke = source.pop()
+        target.append(stroke)
+        for index in {part.index for part in stroke}:
+            self.notice(index)
+        for part in stroke:
+            values = self._maps[part.name][part.index]
+            here, there = (part.after, part.before) if undoing else (part.before, part.after)
+            same = values[part.rows, part.columns] == here
+            values[part.rows[same], part.columns[same]] = there[same]
+        for index in {part.index for part in stroke}:
+            np.copyto(self._seen_accepted[index], self.accepted[index])
+            self._render(index)
+        return True
+
+    def accept(self, index: Index, ids: Iterable[int], step: Step | None = None) -> int:
         """Move a slice's regions of some labels from the draft to the accepted map.
 
         Args:
             index: the slice.
             ids: of the labels.
+            step: of `begin`, if more than this slice belongs to it.
 
         Returns:
             Number of pixels moved; pixels that are accepted already stay what they are.
         """
+        self.notice(index)
         draft, accepted = self.draft[index], self.accepted[index]
-        by_hand = self._note_by_hand(index)
-        chosen = np.isin(draft, list(ids)) & (draft > 0)
-        if not chosen.any():
+        moved = np.isin(draft, list(ids)) & (draft > 0) & (accepted == 0)
+        if not moved.any():
             return 0
-        self.remember(index)
-        moved = chosen & (accepted == 0)
+        hand, before = self._hand[index], (Runs.of(accepted), Runs.of(self._hand[index]))
         accepted[moved] = draft[moved]
-        draft[chosen] = 0
-        self._put[index][chosen] = 0
-        by_hand[chosen] = False
+        hand[moved] = 0
+        after = Runs.of(accepted), Runs.of(hand)
+        step = self.begin("the acceptance") if step is None else step
+        step.slices[index] = SliceChange(
+            {"accepted": MapChange(before[0], after[0]), "hand": MapChange(before[1], after[1])}
+        )
+        self._history.begin(step)
+        np.copyto(self._seen_accepted[index], accepted)
+        self._render(index)
         return int(np.count_nonzero(moved))
 
-    def remember(self, index: Index) -> None:
-        """Keep what a slice is now, so that `undo` can bring it back; the oldest of many steps is forgotten."""
-        self._note_by_hand(index)
-        self._history.append((index, [_Runs.of(part[index]) for part in self._parts]))
+    # -- steps -----------------------------------------------------------------------------------------------------
 
-    def undo(self) -> Index | None:
-        """Bring back what the last `remember` or `accept` kept.
+    def undo(self) -> Step | None:
+        """Take back the last run, acceptance or removal, in all slices that it changed; strokes stay.
 
         Returns:
-            The slice that changed, or ``None`` where there is nothing to undo.
+            What was taken back, or ``None`` where there is nothing to undo.
         """
-        if not self._history:
+        return self._apply(self._history.pop_done(), undoing=True)
+
+    def redo(self) -> Step | None:
+        """Do again what `undo` took back last; returns it, or ``None``."""
+        return self._apply(self._history.pop_undone(), undoing=False)
+
+    def _apply(self, step: Step | None, *, undoing: bool) -> Step | None:
+        if step is None:
             return None
-        index, kept = self._history.pop()
-        for part, runs in zip(self._parts, kept, strict=True):
-            part[index] = runs.expand()
-        return index
+        for index, change in step.slices.items():
+            self.notice(index)
+            for name, maps in change.maps.items():
+                values = self._maps[name][index]
+                if maps.after is None or name == "model":
+                    # Only the model writes there, so the other side of the step is whatever it found last.
+                    wanted, other = maps.before if undoing else maps.after, Runs.of(values)
+                    assert wanted is not None
+                    np.copyto(values, wanted.expand())
+                    if undoing:
+                        maps.after = other
+                    else:
+                        maps.before = other
+                    continue
+                before, after = maps.before.expand(), maps.after.expand()
+                here, there = (after, before) if undoing else (before, after)
+                unchanged_since = (before != after) & (values == here)
+                values[unchanged_since] = there[unchanged_since]
+            if change.with_scores:
+                self._swap_scores(index, change)
+            np.copyto(self._seen_accepted[index], self.accepted[index])
+            self._render(index)
+        return step
+
+    def _swap_scores(self, index: Index, change: SliceChange) -> None:
+        scores, segmented = self._scores.pop(index, None), index in self._segmented
+        if change.scores is not None:
+            self._scores[index] = change.scores
+        (self._segmented.add if change.segmented else self._segmented.discard)(index)
+        change.scores, change.segmented = scores, segmented
 
     @property
-    def _parts(self) -> tuple[NDArray[np.generic], ...]:
-        return self.draft, self.accepted, self._put, self._by_hand
+    def last_step(self) -> Step | None:
+        """What `undo` would take back."""
+        return self._history.last
+
+    def forget_labels(self, ids: Sequence[int], what: str = "the removal of the label") -> None:
+        """Remove labels from both maps, everywhere, as one step.
+
+        Args:
+            ids: of the labels.
+            what: for the message.
+        """
+
+        def without(values: NDArray[np.generic], plus: int) -> NDArray[np.generic]:
+            return np.where(np.isin(values, [number + plus for number in ids]), 0, values)
+
+        self._rewrite(
+            what,
+            {
+                "model": lambda values: without(values, 0),
+                "accepted": lambda values: without(values, 0),
+                "hand": lambda values: without(values, 1),
+            },
+        )
+
+    def clear(self, names: Iterable[MapName], what: str) -> None:
+        """Empty maps, everywhere, as one step.
+
+        Args:
+            names: of the maps.
+            what: for the message, such as ``"the removal of the layer"``.
+        """
+        parts: dict[MapName, tuple[str, ...]] = {"draft": ("model", "hand"), "accepted": ("accepted",)}
+        self._rewrite(what, {part: np.zeros_like for name in names for part in parts[name]})
+
+    def renumber(self, new_ids: Mapping[int, int]) -> None:
+        """Give labels other ids, everywhere; what was done before cannot be undone any more.
+
+        Args:
+            new_ids: by old id; other ids stay.
+        """
+        if not new_ids:
+            return
+        for index in self.indices():
+            self.notice(index)
+            for name, plus in (("model", 0), ("accepted", 0), ("hand", 1)):
+                values = self._maps[name][index]
+                size = max(int(values.max(initial=0)), *(number + plus for number in new_ids)) + 1
+                table = np.arange(size, dtype=values.dtype)
+                for old, new in new_ids.items():
+                    table[old + plus] = new + plus
+                np.copyto(values, table[values])
+            np.copyto(self._seen_accepted[index], self.accepted[index])
+            self._render(index)
+        self._history = History()
+        for strokes in (*self._strokes.values(), *self._undone_strokes.values()):
+            strokes.clear()
+
+    def _rewrite(self, what: str, rules: Mapping[str, _Rule]) -> None:
+        step = Step(what)
+        for index in self.indices():
+            self.notice(index)
+            maps = {}
+            for name, rule in rules.items():
+                values = self._maps[name][index]
+                wanted = rule(values)
+                if not np.array_equal(wanted, values):
+                    maps[name] = MapChange(Runs.of(values), Runs.of(wanted))
+                    np.copyto(values, wanted)
+            if not maps:
+                continue
+            cleared = "model" in maps and not self._model[index].any()
+            step.slices[index] = SliceChange(maps)
+            if cleared:
+                step.slices[index].with_scores = True
+                self._swap_scores(index, step.slices[index])
+            np.copyto(self._seen_accepted[index], self.accepted[index])
+            self._render(index)
+        if step.slices:
+            self._history.begin(step)
+
+    # -- what is shown and exported --------------------------------------------------------------------------------
+
+    def by_hand(self, index: Index) -> NDArray[np.bool_]:
+        """Pixels of a slice of the draft that a person changed.
+
+        Returns:
+            bool ``[H, W]``.
+        """
+        return np.asarray((self._hand[index] > 0) | (self.draft[index] != self._expected(index)))
 
     def combined(self, index: Index) -> LabelMap:
         """What is exported of a slice: the accepted map, and the draft where nothing is accepted."""
@@ -138,27 +396,33 @@ class Annotation:
         """Pixels of a slice that a person vouches for: accepted, or labeled by hand; bool ``[H, W]``."""
         return np.asarray((self.accepted[index] > 0) | (self.by_hand(index) & (self.draft[index] > 0)))
 
-    def forget_labels(self, ids: Sequence[int]) -> None:
-        """Remove labels from both maps, everywhere; what was remembered before cannot be undone any more."""
-        self._history.clear()
-        for label_map in (self.draft, self.accepted, self._put):
-            label_map[np.isin(label_map, list(ids))] = 0
+    def ids_in_use(self) -> set[int]:
+        """Ids of all labels that have pixels in either map."""
+        found: set[int] = set()
+        for index in self.indices():
+            for label_map in (self.draft[index], self.accepted[index]):
+                found.update(np.flatnonzero(np.bincount(label_map.ravel())).tolist())
+        return found - {0}
 
+    @property
+    def _maps(self) -> dict[str, NDArray[Any]]:
+        return {"model": self._model, "hand": self._hand, "accepted": self.accepted}
 
-@dataclass(frozen=True)
-class _Runs:
-    """An array as runs of equal values in reading order: label maps shrink to about a hundredth, in no time."""
+    def _write(self, index: Index, name: str, where: NDArray[np.bool_], after: NDArray[Any]) -> StrokePart:
+        values = self._maps[name][index]
+        rows, columns = np.nonzero(where)
+        part = StrokePart(index, name, rows, columns, values[where], after)
+        values[where] = after
+        return part
 
-    values: NDArray[np.generic]
-    lengths: NDArray[np.uint32]
-    shape: tuple[int, ...]
+    def _expected(self, index: Index) -> LabelMap:
+        """The draft as it was last put there."""
+        hand = self._hand[index]
+        shown = self._model[index].copy()
+        by_hand = hand > 0
+        shown[by_hand] = hand[by_hand] - 1
+        shown[self._seen_accepted[index] > 0] = 0
+        return shown
 
-    @classmethod
-    def of(cls, array: NDArray[np.generic]) -> _Runs:
-        flat = array.ravel()
-        changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-        bounds: NDArray[np.intp] = np.concatenate([[0], changes, [flat.size]])
-        return cls(flat[bounds[:-1]], (bounds[1:] - bounds[:-1]).astype(np.uint32), array.shape)
-
-    def expand(self) -> NDArray[np.generic]:
-        return np.asarray(np.repeat(self.values, self.lengths).reshape(self.shape))
+    def _render(self, index: Index) -> None:
+        np.copyto(self.draft[index], self._expected(index))

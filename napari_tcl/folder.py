@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_tcl.export import AnnotatedImage, export_coco
-from tcl_core.errors import ImageError, SettingsError
+from tcl_core.errors import ImageError, SettingsError, VocabularyError
 from tcl_core.export.coco import Geometry
 from tcl_core.export.names import is_text
 from tcl_core.images import image_size, load_image
@@ -30,7 +30,7 @@ from tcl_core.segmentation.specks import MinArea, without_specks
 from tcl_core.types import Segmentation
 from tcl_core.vocabulary import Vocabulary
 
-__all__ = ["FolderJob", "ImageState"]
+__all__ = ["FolderJob", "ImageState", "JobChangedError"]
 
 _FORMAT = 1
 _JOB_FILE = "job.json"
@@ -54,6 +54,19 @@ class ImageState:
     reason: str = ""
 
 
+class JobChangedError(SettingsError):
+    """The folder for the masks holds a job with other labels or settings.
+
+    Args:
+        text: what differs.
+        vocabulary: the labels of the job in the folder, if only they differ.
+    """
+
+    def __init__(self, text: str, vocabulary: Vocabulary | None = None) -> None:
+        super().__init__(text)
+        self.vocabulary = vocabulary
+
+
 class FolderJob:
     """A job over many images that can be stopped at any moment and taken up again.
 
@@ -64,7 +77,8 @@ class FolderJob:
         work: folder for the masks; made if it is missing, taken up if it holds the same job.
 
     Raises:
-        SettingsError: the folder holds another job, something else, or cannot be written to.
+        JobChangedError: the folder holds a job with other labels or settings.
+        SettingsError: the folder holds something else, or cannot be written to.
 
     Example::
 
@@ -262,14 +276,40 @@ class FolderJob:
             raise SettingsError(f"{self.work}: cannot be used for the masks ({error.strerror or error})") from error
         except ValueError as error:
             raise SettingsError(f"{path}: is damaged; choose another folder for the masks") from error
-        changed = _first_change(found, wanted)
-        if changed is not None:
-            raise SettingsError(
-                f"{self.work}: was started with other {changed}; restore them, or choose another folder for the masks"
-            )
+        if found == wanted:
+            return
+        held = found if isinstance(found, dict) else {}
+        if held.get("job") != _FORMAT:
+            raise SettingsError(f"{self.work}: was made by another version; choose another folder for the masks")
+        parts = []
+        if held.get("settings") != wanted["settings"]:
+            parts.append(f"other settings ({_changed_settings(held.get('settings'), self.settings)})")
+        before = None
+        if held.get("vocabulary") != wanted["vocabulary"]:
+            try:
+                before = Vocabulary.from_dict(held["vocabulary"])
+            except (KeyError, VocabularyError) as error:
+                raise SettingsError(f"{path}: is damaged; choose another folder for the masks") from error
+            parts.append(f"other labels ({_changed_labels(before, self.vocabulary)})")
+        raise JobChangedError(
+            f"{self.work}: was started with {' and '.join(parts)}; restore them, or choose another folder",
+            before if len(parts) == 1 else None,
+        )
 
 
-def _first_change(found: object, wanted: Mapping[str, Any]) -> str | None:
-    names: Sequence[tuple[str, str]] = (("job", "versions"), ("vocabulary", "labels"), ("settings", "settings"))
-    held = found if isinstance(found, Mapping) else {}
-    return next((name for key, name in names if held.get(key) != wanted[key]), None)
+def _changed_settings(before: object, now: Mapping[str, Any]) -> str:
+    held = before if isinstance(before, Mapping) else {}
+    plain = json.loads(json.dumps(now))
+    return ", ".join(sorted(key for key in {*held, *plain} if held.get(key) != plain.get(key)))
+
+
+def _changed_labels(before: Vocabulary, now: Vocabulary) -> str:
+    old = {label.name: label for label in before.labels}
+    new = {label.name: label for label in now.labels}
+    gone, added = [name for name in old if name not in new], [name for name in new if name not in old]
+    changed = [name for name in old if name in new and old[name] != new[name]]
+    listed = (("without", added), ("with", gone), ("other prompts, color or threshold of", changed))
+    parts = [f"{what} {', '.join(names)}" for what, names in listed if names]
+    if not parts:
+        parts = ["another order" if list(old) != list(new) else "another background or template"]
+    return "; ".join(parts)

@@ -9,9 +9,10 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_tcl.feature_store import FolderFeatureCache
 from tcl_core.models import Model, load_model
 from tcl_core.models.registry import check_options
-from tcl_core.segmentation.features import FeatureCache, check_image, content_hash
+from tcl_core.segmentation.features import check_image, content_hash
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession
 
@@ -47,10 +48,13 @@ class Engine:
 
     Args:
         cache: features of more images than there are sessions.
+
+    Attributes:
+        cache: the same.
     """
 
-    def __init__(self, cache: FeatureCache | None = None) -> None:
-        self._cache = FeatureCache() if cache is None else cache
+    def __init__(self, cache: FolderFeatureCache | None = None) -> None:
+        self.cache = FolderFeatureCache() if cache is None else cache
         self._choice: ModelChoice | None = None
         self._segmenter: Segmenter | None = None
         self._sessions: OrderedDict[str, ImageSession] = OrderedDict()
@@ -81,7 +85,7 @@ class Engine:
             # On a processor the network gains nothing from company, and cancelling waits for a batch.
             batch = _CPU_BATCH if model.device.type == "cpu" else _GPU_BATCH
             self._segmenter = Segmenter(
-                model, refine=choice.refine, options=options, cache=self._cache, batch_size=batch
+                model, refine=choice.refine, options=options, cache=self.cache, batch_size=batch
             )
             self._choice = choice
             self._sessions.clear()
@@ -99,7 +103,17 @@ class Engine:
             WeightsError: see `segmenter`.
             SettingsError: see `segmenter`.
         """
-        segmenter = self.segmenter(choice)
+        return self._session(self.segmenter(choice), image)
+
+    def session_of_loaded(self, image: NDArray[np.uint8]) -> ImageSession | None:
+        """The session of an image with the model that is loaded; ``None`` where none is.
+
+        Raises:
+            ImageError: the array is not such an image.
+        """
+        return None if self._segmenter is None else self._session(self._segmenter, image)
+
+    def _session(self, segmenter: Segmenter, image: NDArray[np.uint8]) -> ImageSession:
         check_image(image)
         key = content_hash(image)
         session = self._sessions.pop(key, None) or ImageSession(segmenter, image)

@@ -2,77 +2,193 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from napari.layers import Image, Shapes
+from napari.layers import Image, Labels, Shapes
 from numpy.typing import NDArray
 
-from napari_tcl.annotation import Annotation
+from napari_tcl.annotation import Annotation, MapName
 from napari_tcl.export import AnnotatedImage, to_positions
-from napari_tcl.layers import ShownLabel, add_labels_layer, image_name, style_labels
-from napari_tcl.metadata import METADATA_KEY
+from napari_tcl.history import Step
+from napari_tcl.layers import ShownLabel, image_name, style_labels
+from napari_tcl.metadata import ANNOTATION, FILE_NAMES, METADATA_KEY, Link
+from napari_tcl.placement import PLACEMENT, Frame, frame_of, place, placement
+from napari_tcl.sessions import SessionStore
 from napari_tcl.slices import Index, SliceReader
-from tcl_core.segmentation.session import ImageSession
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
-__all__ = ["Results"]
+__all__ = ["SUFFIXES", "Results", "layer_name"]
 
 _SCORE_STEPS = 255
+_ACCEPTED_OPACITY = 0.9
+SUFFIXES: dict[MapName, str] = {"draft": "labels", "accepted": "accepted"}
+"""How the layers are called after the image."""
+
+
+def layer_name(image: Image, name: MapName) -> str:
+    """What a layer of an image's results is called."""
+    return f"{image.name} {SUFFIXES[name]}"
 
 
 class Results:
     """Draft and accepted labels of one image layer, and the scores of the draft.
 
-    Making it adds the two layers to the viewer.
+    Making it adds those of the two layers to the viewer that are not there.
 
     Args:
         viewer: to add the layers to.
         image: the image or stack.
         reader: of its slices.
         labels: how the labels look.
+        found: labels layers to go on with, of the frame's shape.
+        annotation: what is known about the found layers' pixels.
+        on_layer: called with each layer before it is added.
     """
 
-    def __init__(self, viewer: ViewerModel, image: Image, reader: SliceReader, labels: Sequence[ShownLabel]) -> None:
+    def __init__(
+        self,
+        viewer: ViewerModel,
+        image: Image,
+        reader: SliceReader,
+        labels: Sequence[ShownLabel],
+        found: dict[MapName, Labels] | None = None,
+        annotation: Annotation | None = None,
+        on_layer: Callable[[Labels], None] | None = None,
+    ) -> None:
         self.viewer = viewer
         self.image = image
-        self.reader = reader
-        self.draft = add_labels_layer(viewer, image, f"{image.name} labels", reader)
-        self.accepted = add_labels_layer(viewer, image, f"{image.name} accepted", reader)
-        self.accepted.opacity = 0.9
+        self.frame: Frame = frame_of(image, reader)
+        data = image.data[0] if image.multiscale else image.data
+        self.image_shape = tuple(int(length) for length in data.shape[: image.ndim])
         self.polygons: Shapes | None = None
         self.score_layers: dict[str, Image] = {}
-        self.sessions: dict[Index, ImageSession] = {}
-        self._annotation = Annotation(self.draft.data, self.accepted.data)
-        self._scores: dict[Index, NDArray[np.uint8]] = {}
-        self._segmented: set[Index] = set()
-        self._style: list[ShownLabel] = []
-        self.style(labels)
+        self.sessions = SessionStore()
+        self._on_layer = on_layer
+        self._names: dict[MapName, str] = {name: layer_name(image, name) for name in SUFFIXES}
+        self._layers: dict[MapName, Labels] = {}
+        for name, layer in (found or {}).items():
+            layer.data = np.asarray(layer.data).astype(np.uint16, copy=False)
+            self._layers[name] = layer
+        self._arrays: dict[MapName, NDArray[np.uint16]] = {
+            name: cast("NDArray[np.uint16]", self._layers[name].data)
+            if name in self._layers
+            else np.zeros(self.frame.shape, np.uint16)
+            for name in SUFFIXES
+        }
+        views = {name: self.frame.view(array) for name, array in self._arrays.items()}
+        if annotation is None:
+            annotation = Annotation(views["draft"], views["accepted"])
+        else:
+            annotation.draft, annotation.accepted = views["draft"], views["accepted"]
+        self._annotation = annotation
+        self._style = list(labels)
+        for name, layer in self._layers.items():
+            self._prepare(name, layer)
+        self.show_layers()
+
+    # -- the layers ------------------------------------------------------------------------------------------------
+
+    @property
+    def draft(self) -> Labels:
+        """The layer of the draft; it may have been removed from the viewer."""
+        return self._layers["draft"]
+
+    @property
+    def accepted(self) -> Labels:
+        """The layer of accepted labels; it may have been removed from the viewer."""
+        return self._layers["accepted"]
+
+    @property
+    def alive(self) -> bool:
+        """Whether the image is still in the viewer."""
+        return self.image in self.viewer.layers
 
     @property
     def present(self) -> bool:
-        """Whether all three layers are still in the viewer."""
-        return all(layer in self.viewer.layers for layer in (self.image, self.draft, self.accepted))
+        """Whether the image and at least one layer of its labels are still in the viewer."""
+        return self.alive and any(layer in self.viewer.layers for layer in self._layers.values())
 
-    @property
-    def annotation(self) -> Annotation:
-        """The maps in the layers, also after somebody gave a layer another array of the same shape."""
+    def owns(self, layer: object) -> bool:
+        """Whether a layer shows results of this image."""
+        return any(layer is each for each in (*self._layers.values(), self.polygons, *self.score_layers.values()))
+
+    def show_layers(self) -> None:
+        """Add those of the two layers that are not in the viewer."""
+        for name in SUFFIXES:
+            layer = self._layers.get(name)
+            if layer is None or layer not in self.viewer.layers:
+                layer = Labels(self._arrays[name], name=self._names[name], **placement(self.image, self.frame))
+                self._layers[name] = layer
+                self._prepare(name, layer)
+                self.viewer.add_layer(layer)
+
+    def _prepare(self, name: MapName, layer: Labels) -> None:
+        if name == "accepted":
+            layer.opacity = _ACCEPTED_OPACITY
+        place(layer, placement(self.image, self.frame))
+        self._style_layer(name, layer)
+        self._take_over_undo(name, layer)
+        if self._on_layer is not None:
+            self._on_layer(layer)
+
+    def _take_over_undo(self, name: MapName, layer: Labels) -> None:
+        """Let strokes be taken back by `Annotation`.
+
+        The viewer's own undo writes back what was there before the stroke, although the model may have proposed
+        something else since, and would leave holes. All its ways to undo call these methods of the layer.
+        """
+
+        def after(replay: Callable[[MapName], bool]) -> Callable[[], None]:
+            def run() -> None:
+                replay(name)
+                self.refresh()
+
+            return run
+
+        def painted(_: object) -> None:
+            if self._layers.get(name) is layer:
+                self.annotation.stroke(name, self._indices_of_stroke(layer))
+
         note = self._annotation
-        for name, layer in (("draft", self.draft), ("accepted", self.accepted)):
-            if layer.data is getattr(note, name):
-                continue
-            if layer.data.shape == getattr(note, name).shape:
-                # The viewer's array may be of another type or lazy, and results must appear in it.
-                setattr(note, name, np.array(layer.data).astype(np.uint16))
-            layer.data = getattr(note, name)
-        return note
+        layer.undo = after(note.undo_stroke)
+        layer.redo = after(note.redo_stroke)
+        layer.events.paint.connect(painted)
 
-    def fits(self, reader: SliceReader) -> bool:
-        """Whether slices of a reader lie on the layers."""
-        return (*reader.stack_shape, *reader.size) == self.draft.data.shape
+    def _indices_of_stroke(self, layer: Labels) -> list[Index]:
+        if layer.n_edit_dimensions > len(self.frame.plane_axes):
+            return list(self._annotation.indices())
+        point = np.asarray(self.viewer.dims.point)[-layer.ndim :]
+        place = np.round(np.asarray(layer.world_to_data(point)[-layer.ndim :])).astype(int)
+        return [tuple(int(np.clip(place[axis], 0, self.frame.shape[axis] - 1)) for axis in self.frame.stack_axes)]
+
+    def layer_removed(self) -> None:
+        """After layers were removed from the viewer: what they showed can be brought back by `undo`."""
+        if not self.alive:
+            return
+        for name, layer in self._layers.items():
+            if layer in self.viewer.layers or layer.data is not self._arrays[name]:
+                continue
+            # The removed layer keeps its pixels, whoever still holds it.
+            self._arrays[name] = self._arrays[name].copy()
+            setattr(self._annotation, name, self.frame.view(self._arrays[name]))
+            self._annotation.clear([name], f"the removal of the layer {layer.name!r}")
+
+    def follow_image(self) -> None:
+        """Move the layers to where the image is by now, and call them after it, unless somebody renamed them."""
+        for name, layer in self._layers.items():
+            place(layer, placement(self.image, self.frame))
+            wanted = layer_name(self.image, name)
+            if layer.name == self._names[name] and layer.name != wanted:
+                layer.name = wanted
+                self._names[name] = layer.name
+        if self.polygons is not None:
+            place(self.polygons, placement(self.image, self.frame))
+        for name, layer in self._layers.items():
+            self._style_layer(name, layer)
 
     def style(self, labels: Sequence[ShownLabel]) -> None:
         """Show the labels' colors and names."""
@@ -80,14 +196,59 @@ class Results:
             # napari makes colors and textures anew for this.
             return
         self._style = list(labels)
-        for layer in (self.draft, self.accepted):
-            style_labels(layer, labels)
-            layer.metadata[METADATA_KEY]["file_names"] = {
-                index: image_name(self.image, index) for index in self.reader.indices()
+        for name, layer in self._layers.items():
+            self._style_layer(name, layer)
+
+    def _style_layer(self, name: MapName, layer: Labels) -> None:
+        style_labels(layer, self._style)
+        layer.metadata[METADATA_KEY].update(
+            {
+                "role": name,
+                "image": self.image.name,
+                "channel_axis": self.frame.channel_axis,
+                FILE_NAMES: {index: image_name(self.image, index) for index in self._annotation.indices()},
+                ANNOTATION: Link(self._annotation),
             }
+        )
+
+    def refresh(self) -> None:
+        """Draw both layers anew."""
+        for layer in self._layers.values():
+            layer.refresh(extent=False)
+
+    # -- the labels ------------------------------------------------------------------------------------------------
+
+    @property
+    def annotation(self) -> Annotation:
+        """The maps in the layers, also after somebody gave a layer another array of the same shape."""
+        for name, layer in self._layers.items():
+            array = self._arrays[name]
+            if layer.data is array or layer not in self.viewer.layers:
+                continue
+            if layer.data.shape == array.shape:
+                # The viewer's array may be of another type or lazy, and results must appear in it.
+                array = np.array(layer.data).astype(np.uint16)
+            self._arrays[name] = array
+            setattr(self._annotation, name, self.frame.view(array))
+            layer.data = array
+        return self._annotation
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether there is more than one slice."""
+        return bool(self.frame.stack_axes)
+
+    def fits(self, reader: SliceReader) -> bool:
+        """Whether slices of a reader lie on the layers."""
+        return frame_of(self.image, reader) == self.frame
 
     def show(
-        self, index: Index, label_map: NDArray[np.int32], score_map: NDArray[np.float32], ids: Sequence[int]
+        self,
+        index: Index,
+        label_map: NDArray[np.int32],
+        score_map: NDArray[np.float32],
+        ids: Sequence[int],
+        step: Step | None = None,
     ) -> None:
         """Put the model's result for a slice into the draft.
 
@@ -96,42 +257,62 @@ class Results:
             label_map: int32 ``[H, W]``, places in the vocabulary counted from 1.
             score_map: float32 ``[H, W]`` in ``[0, 1]``.
             ids: of the vocabulary's labels, in its order.
+            step: of a run that can be undone, see `Annotation.propose`.
         """
         table = np.array([0, *ids], dtype=np.uint16)
-        self.annotation.propose(index, table[label_map])
-        self._scores[index] = (score_map * _SCORE_STEPS + 0.5).astype(np.uint8)
-        self._segmented.add(index)
-        self.draft.refresh()
+        scores = (score_map * _SCORE_STEPS + 0.5).astype(np.uint8)
+        self.show_layers()
+        self.annotation.propose(index, table[label_map], scores, step)
 
-    def accept(self, index: Index, ids: Sequence[int]) -> int:
-        """Move regions of labels to the accepted layer; returns the number of pixels."""
-        moved = self.annotation.accept(index, ids)
+    def attribute(self, index: Index, label_map: NDArray[np.int32], ids: Sequence[int]) -> None:
+        """Say what the model proposes for a slice that holds corrections already; see `Annotation.attribute`."""
+        self.annotation.attribute(index, np.array([0, *ids], dtype=np.uint16)[label_map])
+
+    def accept(self, indices: Sequence[Index], ids: Sequence[int]) -> int:
+        """Move regions of labels in some slices to the accepted layer, as one step; returns the number of pixels."""
+        self.show_layers()
+        note = self.annotation
+        step = note.begin("the acceptance")
+        moved = sum(note.accept(index, ids, step) for index in indices)
         self.refresh()
         return moved
 
-    def undo(self) -> Index | None:
-        """Take back the last run or acceptance; returns the slice that changed."""
-        index = self.annotation.undo()
-        self.refresh()
-        return index
+    def undo(self) -> Step | None:
+        """Take back the last run, acceptance or removal; returns what was taken back."""
+        return self._replayed(self.annotation.undo())
 
-    def forget_labels(self, ids: Sequence[int]) -> None:
-        """Remove labels from both layers."""
-        self.annotation.forget_labels(ids)
+    def redo(self) -> Step | None:
+        """Do again what was undone last; returns it."""
+        return self._replayed(self.annotation.redo())
+
+    def _replayed(self, step: Step | None) -> Step | None:
+        if step is not None:
+            self.show_layers()
+            self.refresh()
+        return step
+
+    def clear(self) -> None:
+        """Empty both layers, which can be undone."""
+        self.annotation.clear(list(SUFFIXES), "the clearing of the labels")
         self.refresh()
 
-    def refresh(self) -> None:
-        """Draw both layers anew."""
-        self.draft.refresh()
-        self.accepted.refresh()
+    def count(self, ids: Sequence[int]) -> int:
+        """Number of pixels of labels in both layers."""
+        note = self.annotation
+        return sum(int(np.count_nonzero(np.isin(label_map, ids))) for label_map in (note.draft, note.accepted))
+
+    def forget_labels(self, ids: Sequence[int], what: str) -> None:
+        """Remove labels from both layers, which can be undone as one step."""
+        self.annotation.forget_labels(ids, what)
+        self.refresh()
 
     def labeled_slices(self) -> list[Index]:
         """Slices that were segmented or hold labels, in reading order."""
         note = self.annotation
         return [
             index
-            for index in self.reader.indices()
-            if index in self._segmented or note.draft[index].any() or note.accepted[index].any()
+            for index in note.indices()
+            if note.segmented(index) or note.draft[index].any() or note.accepted[index].any()
         ]
 
     def annotated(self, index: Index, ids: Sequence[int], names: Sequence[str]) -> AnnotatedImage:
@@ -145,12 +326,17 @@ class Results:
         Raises:
             CocoError: a layer holds an id that no label has.
         """
-        note = self.annotation
+        note = self._annotation
         label_map = to_positions(note.combined(index), ids, names)
-        scores = self._scores.get(index)
+        scores = note.scores(index)
         score_map: NDArray[np.float32] = np.zeros(label_map.shape, np.float32)
         if scores is not None:
             score_map += scores / np.float32(_SCORE_STEPS)
         score_map[note.confirmed(index)] = 1
         score_map[label_map == 0] = 0
         return AnnotatedImage(image_name(self.image, index), label_map, score_map)
+
+
+def placement_events(image: Image) -> list[Any]:
+    """The events of an image's layer after which `Results.follow_image` is due."""
+    return [getattr(image.events, name) for name in (*PLACEMENT, "name")]

@@ -3,6 +3,8 @@
 PyTorch's builds for CUDA bring Triton; Mesa's software renderer and its drivers for AMD load the system's LLVM. That
 one is visible to whatever is loaded later. A Triton that is loaded after a window was drawn, as happens when a plugin
 is opened, binds to the wrong LLVM and ends the process, unless it is told to prefer its own symbols.
+
+Importing this module is enough. Whatever napari imports of this package does so before it imports PyTorch.
 """
 
 from __future__ import annotations
@@ -26,3 +28,6 @@ def load_triton() -> None:
             import triton  # noqa: F401
     finally:
         sys.setdlopenflags(flags)
+
+
+load_triton()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+import napari_tcl.triton_workaround  # noqa: F401 - before PyTorch
 from napari_tcl.export import AnnotatedImage, check_folder, export_coco, to_positions, vocabulary_of_names
 from napari_tcl.metadata import METADATA_KEY
 from tcl_core.errors import CocoError
@@ -17,7 +19,9 @@ from tcl_core.export.coco import ImageResult, regions_to_annotations, write_coco
 from tcl_core.polygons.rasterize import polygon_to_mask
 from tcl_core.types import Region
 
-__all__ = ["write_labels", "write_shapes"]
+__all__ = ["write_label_layers", "write_labels", "write_shapes"]
+
+FullLayerData = tuple[Any, dict[str, Any], str]
 
 _PIXEL_CENTER = 0.5
 _ELLIPSE_SEGMENTS = 32
@@ -26,10 +30,7 @@ _SETTINGS = {"made_by": "napari"}
 
 
 def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
-    """Write a labels layer; every pixel is kept, as run lengths (RLE).
-
-    Names come from this plugin's metadata, else from the layer's features (columns ``index`` and ``label`` or
-    ``name``), else they are ``label 1`` and so on. The slices of a stack become images of their own.
+    """Write a labels layer; see `write_label_layers`.
 
     Args:
         path: ends with ``.json``.
@@ -40,28 +41,98 @@ def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
         The path that was written.
 
     Raises:
-        CocoError: the data are no label map, or the file cannot be written.
+        CocoError: the data are no label map, no pixel is labeled, or the file cannot be written.
     """
-    label_map = np.asarray(data[0] if isinstance(data, (list, tuple)) else data)
-    if label_map.ndim < 2 or label_map.dtype.kind not in "biu" or label_map.size == 0:
-        raise CocoError(f"{path}: the layer's data are {label_map.dtype} {label_map.shape}, not integers [..., H, W]")
-    if int(label_map.min()) < 0:
-        raise CocoError(f"{path}: the layer contains the label {int(label_map.min())}; labels start at 1")
-    own = _own(attributes)
-    names = _label_names(own, attributes, label_map)
-    if not names:
-        raise CocoError(f"{path}: the layer has no labels; paint something first")
-    ids = list(names)
-    vocabulary = vocabulary_of_names(names.values())
-    files = own.get("file_names", {})
+    return write_label_layers(path, [(data, attributes, "labels")])
+
+
+def write_label_layers(path: str, layers: Sequence[FullLayerData]) -> list[str]:
+    """Write labels layers to one file; every pixel is kept, as run lengths (RLE).
+
+    Names come from this plugin's metadata, else from the layer's features (columns ``index`` and ``label`` or
+    ``name``), else they are ``label 1`` and so on. The slices of a stack become images of their own. Layers of the
+    same image (a draft and what is accepted of it) become one image, in which later layers lie on earlier ones, as in
+    the viewer.
+
+    Args:
+        path: ends with ``.json``.
+        layers: integers ``[..., H, W]``, attributes and type of each layer.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        CocoError: the data are no label map, no pixel is labeled, layers of one image differ in size, or the file
+            cannot be written.
+    """
+    read = [_LabelLayer.of(path, data, attributes) for data, attributes, _ in layers]
+    if not any(layer.label_map.any() for layer in read):
+        named = " and ".join(repr(layer.name) for layer in read)
+        what = f"the layer {named} has" if len(read) == 1 else f"the layers {named} have"
+        raise CocoError(f"{path}: {what} no labels; segment or paint something first")
+    names = list(dict.fromkeys(name for layer in read for name in layer.names.values()))
+    places: dict[str, list[tuple[_LabelLayer, tuple[int, ...]]]] = {}
+    for layer in read:
+        for index in np.ndindex(layer.label_map.shape[:-2]):
+            places.setdefault(layer.file_name(index), []).append((layer, index))
+
+    for file_name, found in places.items():
+        if len({layer.image for layer, _ in found}) > 1:
+            raise CocoError(f"{path}: two images are called {file_name}; save their layers to separate files")
 
     def images() -> Iterator[AnnotatedImage]:
-        for index in np.ndindex(label_map.shape[:-2]):
-            name = files.get(index) or _slice_name(attributes, index)
-            yield AnnotatedImage(name, to_positions(label_map[index], ids, list(names.values())))
+        for file_name, found in places.items():
+            combined = np.zeros(found[0][0].label_map.shape[-2:], np.int32)
+            for layer, index in found:
+                positions = layer.positions(index, names)
+                if positions.shape != combined.shape:
+                    sizes = " and ".join(f"{width} x {height}" for height, width in (combined.shape, positions.shape))
+                    raise CocoError(f"{path}: layers of the image {file_name} have the sizes {sizes}; save them apart")
+                np.copyto(combined, positions, where=positions > 0)
+            yield AnnotatedImage(file_name, combined)
 
-    export_coco(path, images(), vocabulary, _SETTINGS, geometry="rle")
+    export_coco(path, images(), vocabulary_of_names(names), _SETTINGS, geometry="rle")
     return [path]
+
+
+@dataclass(frozen=True)
+class _LabelLayer:
+    """A labels layer as it is written: its map, and what its numbers and slices are called."""
+
+    name: str
+    label_map: NDArray[Any]
+    names: Mapping[int, str]
+    attributes: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, path: str, data: Any, attributes: Mapping[str, Any]) -> _LabelLayer:
+        label_map = np.asarray(data[0] if isinstance(data, (list, tuple)) else data)
+        name = str(attributes.get("name") or "labels")
+        if label_map.ndim < 2 or label_map.dtype.kind not in "biu" or label_map.size == 0:
+            found = f"{label_map.dtype} {label_map.shape}"
+            raise CocoError(f"{path}: the data of the layer {name!r} are {found}, not integers [..., H, W]")
+        if int(label_map.min()) < 0:
+            raise CocoError(f"{path}: the layer {name!r} contains the label {int(label_map.min())}; labels start at 1")
+        axis = _own(attributes).get("channel_axis")
+        if axis is not None and label_map.shape[axis] == 1:
+            # The channels share one label map.
+            label_map = np.squeeze(label_map, axis=axis)
+        return cls(name, label_map, _label_names(_own(attributes), attributes, label_map), attributes)
+
+    @property
+    def image(self) -> object:
+        """What tells images of one file name apart, where that is known."""
+        return _own(self.attributes).get("image")
+
+    def file_name(self, index: tuple[int, ...]) -> str:
+        files: Mapping[tuple[int, ...], str] = _own(self.attributes).get("file_names", {})
+        return files.get(index) or _slice_name(self.attributes, index)
+
+    def positions(self, index: tuple[int, ...], names: Sequence[str]) -> NDArray[np.int32]:
+        """A slice with the numbers that labels have in the file, from 1."""
+        own = to_positions(self.label_map[index], list(self.names), list(self.names.values()))
+        table = np.array([0, *(names.index(name) + 1 for name in self.names.values())], np.int32)
+        return np.asarray(table[own])
 
 
 def write_shapes(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
@@ -90,7 +161,11 @@ def write_shapes(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
         raise CocoError(f"{path}: the layer has no shapes; draw one first")
     outlines: dict[tuple[int, ...], list[tuple[str, shapely.Polygon]]] = {}
     for number, (vertices, kind, label) in enumerate(zip(data, kinds, labels, strict=True), start=1):
-        place, polygon = _outline(np.asarray(vertices, dtype=np.float64), str(kind), f"{path}: shape {number}")
+        points = np.asarray(vertices, dtype=np.float64)
+        if plane := own.get("plane_axes"):
+            # Rows and columns last, as in the layers of others.
+            points = np.hstack([np.delete(points, plane, axis=1), points[:, list(plane)]])
+        place, polygon = _outline(points, str(kind), f"{path}: shape {number}")
         outlines.setdefault(place, []).append((label, polygon))
     names = list(dict.fromkeys([*own.get("names", []), *labels]))
     vocabulary = vocabulary_of_names(names)

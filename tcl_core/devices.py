@@ -11,7 +11,16 @@ import torch
 
 from tcl_core.errors import SettingsError
 
-__all__ = ["PRECISIONS", "autocast", "precision_name", "select_device", "select_precision", "to_device"]
+__all__ = [
+    "PRECISIONS",
+    "autocast",
+    "available_devices",
+    "available_precisions",
+    "precision_name",
+    "select_device",
+    "select_precision",
+    "to_device",
+]
 
 PRECISIONS: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -88,6 +97,40 @@ def select_precision(name: str = "auto", device: torch.device | str = "cpu") -> 
     if name == "bfloat16" and device.type == "mps":
         raise SettingsError("precision bfloat16 is not supported on mps; use float32.")
     return PRECISIONS[name]
+
+
+def available_devices() -> tuple[str, ...]:
+    """Names of the devices of this machine, without ``auto``; one of several GPUs has its number.
+
+    >>> available_devices()[0]
+    'cpu'
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = ("cuda",) if count == 1 else tuple(f"cuda:{index}" for index in range(count))
+    return ("cpu", *gpus, *(("mps",) if torch.backends.mps.is_available() else ()))
+
+
+def available_precisions(device: str = "auto") -> tuple[str, ...]:
+    """Names of the precisions that a device of this machine computes in, without ``auto``.
+
+    Args:
+        device: see `select_device`.
+
+    Raises:
+        SettingsError: the device is unknown or not available.
+
+    >>> available_precisions("cpu")
+    ('float32', 'bfloat16')
+    """
+    chosen = select_device(device)
+    names = []
+    for name in PRECISIONS:
+        try:
+            select_precision(name, chosen)
+        except SettingsError:
+            continue
+        names.append(name)
+    return tuple(names)
 
 
 def precision_name(dtype: torch.dtype) -> str:

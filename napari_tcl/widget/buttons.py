@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import shapely
-from qtpy.QtWidgets import QGridLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QCheckBox, QGridLayout, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
+from napari_tcl.widget.message import Message
 from tcl_core.types import Region
 
 __all__ = ["RunButtons", "tool_button"]
@@ -21,39 +22,47 @@ class RunButtons(QWidget):
         super().__init__()
         self.segment = tool_button("Segment", "Segment the current image or slice.")
         self.segment_all = tool_button("Segment all slices", "Segment every slice of the stack.")
-        self.cancel = tool_button("Cancel", "Stop the current run. The layers stay unchanged.")
+        self.cancel = tool_button(
+            "Cancel", "Stop the current run. In a stack, slices that are done keep their new labels."
+        )
         self.accept = tool_button(
             "Accept label (C)",
             "Move the selected label's regions to the accepted layer, which later runs never overwrite. "
             "Shortcut: C, while the labels layer is active.",
         )
         self.undo = tool_button(
-            "Undo", "Undo the last run or acceptance. To undo brush strokes, press Ctrl+Z in their layer."
+            "Undo",
+            "Undo the last run, acceptance or removal; your strokes stay. To undo brush strokes, press Ctrl+Z in their "
+            "layer.",
         )
+        self.redo = tool_button("Redo", "Redo what Undo took back.")
+        self.every = QCheckBox("All slices")
+        self.every.setToolTip("On: thresholds and Accept act on all slices of the stack. Off: on the current slice.")
+        self.every.setEnabled(False)
         self.export = tool_button("Export COCO...", "Write the labels and accepted layers to a COCO file.")
         self.cancel.setEnabled(False)
         grid = QGridLayout()
         for place, button in enumerate(
-            (self.segment, self.segment_all, self.cancel, self.accept, self.undo, self.export)
+            (self.segment, self.segment_all, self.cancel, self.accept, self.undo, self.redo, self.every, self.export)
         ):
             grid.addWidget(button, place // 3, place % 3)
         self.progress = QProgressBar()
         self.progress.setToolTip("Progress of the current run.")
         self.progress.setRange(0, _STEPS)
-        self.message = QLabel("Type labels and press Segment.")
-        self.message.setWordWrap(True)
+        self.message = Message("Type labels and press Segment.")
         self.message.setToolTip("The last result or error.")
-        self.vertices = QLabel("")
+        self.vertices = Message()
         self.vertices.setToolTip("Number of polygon vertices at this tolerance; updated as you change it.")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(2)
         layout.addLayout(grid)
         for part in (self.progress, self.message, self.vertices):
             layout.addWidget(part)
 
     def set_running(self, running: bool) -> None:
         """Only Cancel while work goes on, all but Cancel otherwise."""
-        for button in (self.segment, self.segment_all, self.accept, self.undo, self.export):
+        for button in (self.segment, self.segment_all, self.accept, self.undo, self.redo, self.export):
             button.setEnabled(not running)
         self.cancel.setEnabled(running)
         self.progress.setRange(0, 0 if running else _STEPS)
@@ -69,8 +78,7 @@ class RunButtons(QWidget):
 
     def say(self, text: str, error: bool = False) -> None:
         """Show a sentence; errors are red."""
-        self.message.setStyleSheet("color: #e03131;" if error else "")
-        self.message.setText(text)
+        self.message.say(text, error)
 
     def show_vertices(self, regions: Sequence[Region]) -> None:
         """Show how many points polygons have."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -26,10 +27,11 @@ from qtpy.QtWidgets import (
 
 from napari_tcl.layers import ShownLabel
 from napari_tcl.widget.buttons import tool_button
+from napari_tcl.widget.wheel import guard_wheel
 from tcl_core.errors import TclError, VocabularyError
 from tcl_core.vocabulary import Label, Vocabulary, default_colors
 
-__all__ = ["LabelTable"]
+__all__ = ["LabelRow", "LabelTable", "painted_name"]
 
 _SHOW, _NAME, _PROMPTS, _COLOR, _THRESHOLD = range(5)
 _HEADS = ("", "Label", "Prompts", "Color", "Min. score")
@@ -43,11 +45,38 @@ _TIPS = (
 _Color = tuple[int, int, int]
 
 
+@dataclass(frozen=True)
+class LabelRow:
+    """A row of the table, so that it can be brought back.
+
+    Attributes:
+        place: of the row, from 0.
+        number: the label's id in the layers.
+        name: of the label.
+        prompts: as typed.
+        color: RGB, each 0 to 255.
+        threshold: 0 for none.
+        visible: whether it is drawn.
+    """
+
+    place: int
+    number: int
+    name: str
+    prompts: str
+    color: tuple[int, int, int]
+    threshold: float
+    visible: bool
+
+
 class LabelTable(QWidget):
     """Edits a vocabulary's labels; every row keeps its id, so that layers stay right when rows come and go.
 
     Signals: ``words_changed`` for names, prompts and rows, ``thresholds_changed``, ``look_changed`` for colors and
-    visibility, ``label_chosen`` with an id, ``loaded`` with a vocabulary read from a file, ``failed`` with a sentence.
+    visibility, ``label_chosen`` with an id, ``loaded`` with a vocabulary read from a file, ``failed`` with a sentence,
+    ``labels_removed`` with a list of `LabelRow`.
+
+    Attributes:
+        guard: asked before labels are removed, with their rows; calls what it is given if they may go.
     """
 
     words_changed = Signal()
@@ -60,6 +89,7 @@ class LabelTable(QWidget):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
+        self.guard: Callable[[Sequence[LabelRow], Callable[[], None]], None] = lambda rows, go_on: go_on()
         self._ids: list[int] = []
         self._next_id = 1
         self._known_ids: dict[str, int] = {}
@@ -71,19 +101,21 @@ class LabelTable(QWidget):
         header = cast(QHeaderView, self.table.horizontalHeader())
         for column in range(len(_HEADS)):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
-        for column, width in ((_SHOW, 24), (_COLOR, 52), (_THRESHOLD, 100)):
+        for column, width in ((_SHOW, 24), (_COLOR, 44), (_THRESHOLD, 92)):
             header.resizeSection(column, width)
         header.setSectionResizeMode(_NAME, QHeaderView.ResizeMode.Stretch)
         header.setSectionResizeMode(_PROMPTS, QHeaderView.ResizeMode.Stretch)
         cast(QHeaderView, self.table.verticalHeader()).hide()
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        self.table.setMinimumHeight(140)
+        self.table.setMinimumHeight(120)
         self.table.itemChanged.connect(self._on_item)
         self.table.currentCellChanged.connect(self._on_row)
+        # The brush may have been given another label since the row became the current one.
+        self.table.cellClicked.connect(self._on_row)
         buttons = QGridLayout()
         for place, (text, tip, action) in enumerate(
             (
-                ("Add label", "Add a row to the table.", self.add_row),
+                ("Add label", "Add a row to the table and type the label's name.", self.add_and_edit),
                 ("Remove", "Remove the selected row, and its label from the layers.", self.remove_current),
                 ("Load...", "Read labels from a label file (labels.yaml).", self._ask_load),
                 ("Save...", "Write a label file (labels.yaml), which the command line can read too.", self._ask_save),
@@ -111,41 +143,67 @@ class LabelTable(QWidget):
         color: _Color | None = None,
         threshold: float | None = None,
         visible: bool = True,
+        label_id: int | None = None,
     ) -> None:
-        """Add a label; without a color it gets one that no other has."""
+        """Add a label; without a color it gets one that no other has, without an id likewise."""
         if color is None:
             taken = set(self._colors())
             color = next(free for free in self._free_colors if free not in taken)
-        row = self.table.rowCount()
+        place = self.table.rowCount()
+        number = self._id_for(name) if label_id is None else label_id
+        self._insert(place, LabelRow(place, number, name, prompts, color, threshold or 0, visible))
+        self.table.setCurrentCell(place, _NAME)
+        self.words_changed.emit()
+
+    def _insert(self, row: int, label: LabelRow) -> None:
         self.table.blockSignals(True)
         self.table.insertRow(row)
-        self._ids.append(self._id_for(name))
+        self._ids.insert(row, label.number)
+        self._next_id = max(self._next_id, *(number + 1 for number in self._ids))
         show = QCheckBox()
-        show.setChecked(visible)
+        show.setChecked(label.visible)
         show.setToolTip(_TIPS[_SHOW])
         show.toggled.connect(lambda _: self.look_changed.emit())
         self.table.setCellWidget(row, _SHOW, show)
-        for column, text in ((_NAME, name), (_PROMPTS, prompts)):
+        for column, text in ((_NAME, label.name), (_PROMPTS, label.prompts)):
             item = QTableWidgetItem(text)
-            item.setToolTip(_TIPS[column])
+            item.setToolTip(_tip(item, column))
             self.table.setItem(row, column, item)
         button = QPushButton()
         button.setToolTip(_TIPS[_COLOR])
-        button.setFixedWidth(40)
-        _paint(button, color)
+        button.setFixedWidth(36)
+        _paint(button, label.color)
         button.clicked.connect(lambda _=False, b=button: self._ask_color(b))
         self.table.setCellWidget(row, _COLOR, button)
         spin = QDoubleSpinBox()
         spin.setRange(0, 1)
         spin.setSingleStep(0.01)
         spin.setDecimals(2)
-        spin.setValue(threshold or 0)
+        spin.setValue(label.threshold)
         spin.setToolTip(_TIPS[_THRESHOLD])
+        guard_wheel(spin)
         spin.valueChanged.connect(lambda _: self.thresholds_changed.emit())
         self.table.setCellWidget(row, _THRESHOLD, spin)
         self.table.blockSignals(False)
-        self.table.setCurrentCell(row, _NAME)
-        self.words_changed.emit()
+
+    def _row(self, row: int) -> LabelRow:
+        return LabelRow(
+            row,
+            self._ids[row],
+            self._text(row, _NAME),
+            self._text(row, _PROMPTS),
+            _painted(cast(QPushButton, self.table.cellWidget(row, _COLOR))),
+            float(self._spin(row).value()),
+            self._check(row).isChecked(),
+        )
+
+    def add_and_edit(self) -> None:
+        """Add an empty row and open its name for typing."""
+        self.add_row()
+        item = self.table.item(self.table.rowCount() - 1, _NAME)
+        self.table.scrollToItem(item)
+        self.table.setFocus()
+        self.table.editItem(item)
 
     def remove_current(self) -> None:
         """Remove the chosen row."""
@@ -153,11 +211,28 @@ class LabelTable(QWidget):
         if row < 0:
             self.failed.emit("no label is selected; click a row of the table first")
             return
-        gone = self._ids.pop(row)
-        self._known_ids = {name: number for name, number in self._known_ids.items() if number != gone}
+        gone = self._row(row)
+        self.guard([gone], lambda: self._remove(gone))
+
+    def _remove(self, gone: LabelRow) -> None:
+        if gone.number not in self._ids:
+            return
+        row = self._ids.index(gone.number)
+        self._ids.pop(row)
+        self._known_ids = {name: number for name, number in self._known_ids.items() if number != gone.number}
         self.table.removeRow(row)
         self.labels_removed.emit([gone])
         self.words_changed.emit()
+
+    def restore_rows(self, rows: Sequence[LabelRow]) -> None:
+        """Bring back rows that were removed, with their ids and near their places."""
+        for row in rows:
+            self._insert(min(row.place, self.table.rowCount()), row)
+        self.words_changed.emit()
+
+    def rows(self) -> list[LabelRow]:
+        """All rows, also half-typed ones."""
+        return [self._row(row) for row in range(self.table.rowCount())]
 
     def set_threshold(self, row: int, value: float) -> None:
         """Set a row's threshold, as its spin box does."""
@@ -171,7 +246,13 @@ class LabelTable(QWidget):
     def shown_labels(self) -> list[ShownLabel]:
         """How the labels look, row by row."""
         return [
-            ShownLabel(self._ids[row], self._text(row, _NAME), color, self._check(row).isChecked())
+            ShownLabel(
+                self._ids[row],
+                self._text(row, _NAME),
+                color,
+                self._check(row).isChecked(),
+                self._text(row, _PROMPTS),
+            )
             for row, color in enumerate(self._colors())
         ]
 
@@ -196,16 +277,73 @@ class LabelTable(QWidget):
         names = None if background is False else self.background_names
         return Vocabulary(tuple(labels), background is not False, threshold, self.templates, names)
 
-    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Replace all rows; labels of the same name keep their ids."""
+    def searched(self) -> tuple[Vocabulary, tuple[int, ...]]:
+        """The labels that the model is asked for, and their ids: all but those that were only painted so far.
+
+        Raises:
+            VocabularyError: see `vocabulary`.
+        """
+        whole = self.vocabulary()
+        rows = [row for row in range(len(self._ids)) if not self._is_painted(row)]
+        if not rows:
+            raise VocabularyError("all labels were only painted so far; type a name into the table")
+        labels = tuple(whole.labels[row] for row in rows)
+        return replace(whole, labels=labels), tuple(self._ids[row] for row in rows)
+
+    def add_painted(self, ids: Iterable[int]) -> list[str]:
+        """Add rows for ids that somebody painted with and that no row has.
+
+        Returns:
+            The names of the new rows; the model is not asked for such a label before somebody names it.
+        """
+        new = sorted(set(ids) - set(self._ids))
+        for number in new:
+            self.add_row(painted_name(number), label_id=number)
+        return [painted_name(number) for number in new]
+
+    @property
+    def ids_by_name(self) -> dict[str, int]:
+        """Ids of the labels by their names."""
+        return {self._text(row, _NAME): number for row, number in enumerate(self._ids)}
+
+    def add_missing(self, vocabulary: Vocabulary) -> None:
+        """Add rows for labels that the table does not have by name; other rows stay."""
+        for label, color in zip(vocabulary.labels, vocabulary.colors, strict=True):
+            if label.name not in self.ids_by_name:
+                prompts = "" if label.prompts == (label.name,) else ", ".join(label.prompts)
+                self.add_row(label.name, prompts, color, label.threshold)
+
+    def _is_painted(self, row: int) -> bool:
+        return self._text(row, _NAME) == painted_name(self._ids[row]) and not self._text(row, _PROMPTS)
+
+    def set_vocabulary(self, vocabulary: Vocabulary, then: Callable[[], None] | None = None) -> None:
+        """Replace all rows, once `guard` agrees that labels which are gone may go; those of the same name keep ids.
+
+        Args:
+            vocabulary: the new labels.
+            then: called after they were replaced.
+        """
+        names = set(vocabulary.names)
+        gone = [row for row in self.rows() if row.name not in names]
+
+        def go_on() -> None:
+            self._replace(vocabulary, gone)
+            if then is not None:
+                then()
+
+        if gone:
+            self.guard(gone, go_on)
+        else:
+            go_on()
+
+    def _replace(self, vocabulary: Vocabulary, gone: Sequence[LabelRow]) -> None:
         self._known_ids.update({self._text(row, _NAME): number for row, number in enumerate(self._ids)})
-        before = set(self._ids)
         self.table.setRowCount(0)
         self._ids.clear()
         for label, color in zip(vocabulary.labels, vocabulary.colors, strict=True):
             prompts = "" if label.prompts == (label.name,) else ", ".join(label.prompts)
             self.add_row(label.name, prompts, color, label.threshold)
-        if gone := sorted(before - set(self._ids)):
+        if gone:
             self.labels_removed.emit(gone)
         self.loaded.emit(vocabulary)
 
@@ -244,7 +382,10 @@ class LabelTable(QWidget):
 
     # -- cells ---------------------------------------------------------------------------------------------------
 
-    def _on_item(self, _: QTableWidgetItem) -> None:
+    def _on_item(self, item: QTableWidgetItem) -> None:
+        self.table.blockSignals(True)
+        item.setToolTip(_tip(item, item.column()))
+        self.table.blockSignals(False)
         self.words_changed.emit()
 
     def _on_row(self, row: int, *_: int) -> None:
@@ -277,6 +418,16 @@ class LabelTable(QWidget):
     def _colors(self) -> Iterator[_Color]:
         for row in range(self.table.rowCount()):
             yield _painted(cast(QPushButton, self.table.cellWidget(row, _COLOR)))
+
+
+def _tip(item: QTableWidgetItem, column: int) -> str:
+    """The whole text, of which a narrow column shows the beginning, and what the column is for."""
+    return f"{item.text()}\n{_TIPS[column]}" if item.text() else _TIPS[column]
+
+
+def painted_name(label_id: int) -> str:
+    """What a label is called that somebody painted with before it had a row."""
+    return f"label {label_id}"
 
 
 def _paint(button: QPushButton, color: _Color) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,22 +11,33 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from napari.layers import Image
 from napari.utils.notifications import show_error
-from qtpy.QtWidgets import QApplication, QFileDialog, QGroupBox, QScrollArea, QTabWidget, QVBoxLayout, QWidget
+from qtpy.QtCore import QSize, Qt
+from qtpy.QtWidgets import QApplication, QFileDialog, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
+from napari_tcl.docs_folder import docs_page
 from napari_tcl.export import export_coco
+from napari_tcl.history import Step
 from napari_tcl.model_cache import Engine
 from napari_tcl.results import Results
 from napari_tcl.slices import Index, SliceReader
-from napari_tcl.widget.buttons import RunButtons
+from napari_tcl.widget.buttons import RunButtons, tool_button
+from napari_tcl.widget.docs_window import DocsWindow
 from napari_tcl.widget.folder_tab import FolderTab
 from napari_tcl.widget.gl_guard import CanvasGuard
 from napari_tcl.widget.label_table import LabelTable
+from napari_tcl.widget.layer_watch import LayerWatch
+from napari_tcl.widget.model_download import ModelDownload
 from napari_tcl.widget.options import BackgroundForm, ImageForm, ModelForm, PolygonForm
 from napari_tcl.widget.overlays import Overlays
+from napari_tcl.widget.question import QuestionBar
+from napari_tcl.widget.remembering import Memory
+from napari_tcl.widget.removing import LabelRemover
+from napari_tcl.widget.section import Section, stacked
 from napari_tcl.widget.tasks import OnEnd, OnNews, Outcome, Task, TaskList, Work
-from napari_tcl.widget.workers import SegmentRun, SliceDone, Step
+from napari_tcl.widget.wheel import guard_wheel
+from napari_tcl.widget.workers import RelabelRun, SegmentRun, SliceDone
+from napari_tcl.widget.workers import Step as ProgressStep
 from tcl_core.errors import TclError
-from tcl_core.segmentation.specks import without_specks
 from tcl_core.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -33,8 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SegmentWidget"]
 
-_SESSIONS_AT_HAND = 3
-_ACCEPT_KEY = "c"
+_WIDTH = 400
 
 
 class SegmentWidget(QWidget):
@@ -46,54 +57,70 @@ class SegmentWidget(QWidget):
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
-        self.viewer = napari_viewer
+        # The menu hands over a proxy, which wraps a layer anew each time it is asked for it, so that none would be the
+        # one that was remembered.
+        self.viewer: Viewer = inspect.unwrap(napari_viewer)
         self.engine = Engine()
-        self.results: list[Results] = []
         self.tasks = TaskList()
         self._task: Task | None = None
         self._task_layer: Image | None = None
+        self._task_relabels = False
         self._waiting: Callable[[], None] | None = None
         self._summary_stale = False
-        self.image_form = ImageForm(napari_viewer)
+        self.image_form = ImageForm(self.viewer)
         self.labels = LabelTable()
         self.background = BackgroundForm()
         self.model = ModelForm()
         self.polygons = PolygonForm()
+        self.question = QuestionBar()
         self.buttons = RunButtons()
         self.folder = FolderTab(self)
         self.overlays = Overlays(self)
-        self._guard = CanvasGuard(napari_viewer, self)
+        self.remover = LabelRemover(self)
+        self._guard = CanvasGuard(self.viewer, self)
+        self.download = ModelDownload(self)
         self._lay_out()
+        self.layers = LayerWatch(self)
         self._connect()
+        self.memory = Memory(self)
 
     def _lay_out(self) -> None:
         page = QWidget()
         column = QVBoxLayout(page)
-        for title, part in (
-            ("Image", self.image_form.native),
-            ("Labels", self.labels),
-            ("Background", self.background.native),
-            ("Model", self.model.native),
-            ("Result", self.polygons.native),
-        ):
-            box = QGroupBox(title)
-            inner = QVBoxLayout(box)
-            inner.setContentsMargins(4, 4, 4, 4)
-            inner.addWidget(part)
-            column.addWidget(box)
+        column.setContentsMargins(4, 4, 4, 4)
+        column.setSpacing(4)
+        column.addWidget(self.image_form.native)
+        # What is set once is folded away, so that a small screen shows what is used all day.
+        self.sections = {
+            "channels": Section("Channels", self.image_form.channel_form.native, folded=True),
+            "labels": Section("Labels", self.labels),
+            "background": Section("Background", self.background.native),
+            "model": Section("Model", stacked(self.model.native, self.download), folded=True),
+            "result": Section("Polygons and export", self.polygons.native, folded=True),
+        }
+        for section in self.sections.values():
+            column.addWidget(section)
         column.addStretch()
         scroll = QScrollArea()
         scroll.setWidgetResizable(True)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         scroll.setWidget(page)
         self.tabs = QTabWidget()
         self.tabs.addTab(scroll, "Image")
         self.tabs.addTab(self.folder, "Folder")
+        docs = tool_button("Docs", "Open the documentation of this plugin.")
+        docs.clicked.connect(lambda: self.show_docs())
+        self.tabs.setCornerWidget(docs)
         self.tabs.setTabToolTip(0, "Segment the image or stack in the viewer.")
         self.tabs.setTabToolTip(1, "Segment a folder of images and review them one by one.")
         layout = QVBoxLayout(self)
+        layout.setContentsMargins(4, 4, 4, 4)
+        layout.setSpacing(4)
         layout.addWidget(self.tabs)
+        layout.addWidget(self.question)
         layout.addWidget(self.buttons)
-        self.setMinimumWidth(430)
+        guard_wheel(self.tabs)
+        self._summarize_forms()
 
     def _connect(self) -> None:
         self.labels.failed.connect(self.fail)
@@ -101,7 +128,6 @@ class SegmentWidget(QWidget):
         self.labels.look_changed.connect(self._restyle)
         self.labels.words_changed.connect(self._restyle)
         self.labels.label_chosen.connect(self._choose)
-        self.labels.labels_removed.connect(self._forget)
         self.labels.loaded.connect(self._take_vocabulary)
         self.background.changed.connect(self.relabel)
         self.buttons.segment.clicked.connect(lambda: self.segment())
@@ -109,14 +135,18 @@ class SegmentWidget(QWidget):
         self.buttons.cancel.clicked.connect(lambda: self.cancel())
         self.buttons.accept.clicked.connect(lambda: self.accept())
         self.buttons.undo.clicked.connect(lambda: self.undo())
+        self.buttons.redo.clicked.connect(lambda: self.redo())
         self.buttons.export.clicked.connect(lambda: self._ask_export())
-        for event in (self.viewer.layers.events.inserted, self.viewer.layers.events.removed):
-            event.connect(self.tasks.while_open(self.image_form.refill))
-        self.viewer.layers.events.removed.connect(self.tasks.while_open(self._on_removed))
+        for form in (self.image_form, self.image_form.channel_form, self.model):
+            form.changed.connect(lambda _: self._summarize_forms())
         # Whichever comes first. The lambdas hold the list, which has to outlive this widget.
         tasks = self.tasks
         self.destroyed.connect(lambda: tasks.close())
         cast(QApplication, QApplication.instance()).aboutToQuit.connect(lambda: tasks.close())
+
+    def sizeHint(self) -> QSize:  # noqa: N802 - Qt's name
+        """Somewhat wider than it must be, so that prompts can be read; a dock can be made narrower."""
+        return super().sizeHint().expandedTo(QSize(_WIDTH, 0))
 
     # -- what the buttons do -------------------------------------------------------------------------------------
 
@@ -137,30 +167,36 @@ class SegmentWidget(QWidget):
             self._waiting = partial(self.segment, every_slice)
             return
         try:
-            layer, reader, index = self.image_form.reader()
-            vocabulary = self.vocabulary()
+            if every_slice:
+                layer, reader = self.image_form.source()
+                indices = list(reader.indices())
+            else:
+                layer, reader, index = self.image_form.reader()
+                indices = [index]
+            vocabulary, ids = self.searched()
             choice = self.model.choice()
             least = self.polygons.least()
         except TclError as error:
             self.fail(str(error))
             return
-        indices = list(reader.indices()) if every_slice else [index]
         run = SegmentRun(self.engine, choice, reader, indices, vocabulary, least)
-        ids = self.labels.ids
+        step = Step("the run")
 
         def on_news(news: object) -> None:
             if isinstance(news, SliceDone):
-                self._show_slice(layer, reader, news, ids)
-            elif isinstance(news, Step):
+                self._show_slice(layer, reader, news, ids, step)
+            elif isinstance(news, ProgressStep):
                 self.buttons.show_progress(news.text, news.share)
 
         def on_end(outcome: Outcome) -> None:
             self._task_layer = None
             if outcome.error is None and layer not in self.viewer.layers:
                 self.fail(f"the layer {layer.name!r} was removed in the meantime, so its result is discarded")
+            elif outcome.cancelled:
+                self.buttons.say(_cancelled(len(step.slices), len(indices)))
             elif outcome.result is not None:
                 self._summary_stale = True
-                self.summarize(layer, index)
+                self.summarize(layer)
 
         self.start(run, on_end, on_news)
         self._task_layer = layer
@@ -173,28 +209,42 @@ class SegmentWidget(QWidget):
             self._task.cancel()
 
     def accept(self) -> None:
-        """Move the chosen label's regions to the accepted layer."""
-        current = self.current()
-        if current is None:
-            self.fail("there is nothing to accept; segment the image first")
+        """Move the chosen label's regions to the accepted layer, of the slice that is shown or of all."""
+        found = self._scope("accept")
+        if found is None:
             return
-        results, index = current
+        results, indices = found
         chosen = int(results.draft.selected_label)
         names = {label.id: label.name for label in self.labels.shown_labels()}
         if chosen not in names:
             self.fail("select the label to accept: click its row in the table")
             return
-        moved = results.accept(index, [chosen])
-        self.buttons.say(f"{names[chosen]}: {moved:,} pixels accepted; later runs keep them")
+        moved = results.accept(indices, [chosen])
+        where = f" in {len(indices)} slices" if len(indices) > 1 else ""
+        self.buttons.say(f"{names[chosen]}: {moved:,} pixels accepted{where}; later runs keep them")
         self.overlays.follow()
 
     def undo(self) -> None:
-        """Take back the last run or acceptance (strokes of the brush are taken back by Ctrl+Z in their layer)."""
-        current = self.current()
-        if current is None or current[0].undo() is None:
-            self.buttons.say("there is no run or acceptance to undo")
+        """Take back the last run, acceptance or removal (strokes are taken back by Ctrl+Z in their layer)."""
+        if (names := self.remover.undo_unused()) is not None:
+            self.buttons.say(f"undone: the removal of {names}")
             return
-        self.buttons.say("undone")
+        self._replay(self.remover.undo, "undone", "there is no run, acceptance or removal to undo")
+
+    def redo(self) -> None:
+        """Do again what was undone last."""
+        self._replay(lambda results: results.redo(), "done again", "there is nothing to redo")
+
+    def _replay(self, action: Callable[[Results], Step | None], done: str, nothing: str) -> None:
+        results = self.current_results()
+        step = None if results is None else action(results)
+        if results is None or step is None:
+            self.buttons.say(nothing)
+            return
+        self.layers.name_painted(results)
+        where = f" in {len(step.slices)} slices" if len(step.slices) > 1 else ""
+        self.buttons.say(f"{done}: {step.what}{where}")
+        self.overlays.show_scores()
         self.overlays.follow()
 
     def relabel(self) -> None:
@@ -202,41 +252,53 @@ class SegmentWidget(QWidget):
         current = self.current()
         if current is None:
             return
-        results, index = current
-        session = results.sessions.get(index)
+        results, shown = current
+        if self._task is not None:
+            if self._task_relabels:
+                # Thresholds of a moment ago.
+                self._task.cancel()
+            self._waiting = self._waiting or self.relabel
+            return
         try:
-            vocabulary, least = self.vocabulary(), self.polygons.least()
+            (vocabulary, ids), least = self.searched(), self.polygons.least()
         except TclError:
             # Half-typed labels are checked when Segment is pressed.
             return
-        if session is None or not session.has_scores(vocabulary):
+        note = results.annotation
+        others = [index for index in note.indices() if index != shown] if self.buttons.every.isChecked() else []
+        wanted = [index for index in (shown, *others) if note.segmented(index)]
+        known = [(index, results.sessions.get(index)) for index in wanted]
+        ready = [(index, one) for index, one in known if one is not None and one.has_scores(vocabulary)]
+        if not ready:
             self.buttons.say("press Segment to apply your changes")
             return
-        if self._task is not None:
-            self._waiting = self._waiting or self.relabel
-            return
-        ids = self.labels.ids
+
+        def on_news(news: object) -> None:
+            if isinstance(news, SliceDone) and results.alive:
+                results.show(news.index, news.found.label_map, news.found.score_map, self._still_there(ids))
+                if news.index == shown:
+                    results.draft.refresh(extent=False)
 
         def on_end(outcome: Outcome) -> None:
             if outcome.result is not None and results.present:
-                found = outcome.result
-                results.show(index, found.label_map, found.score_map, self._still_there(ids))
                 self._summary_stale = True
                 self.overlays.follow()
+                results.draft.refresh(extent=False)
+                if len(ready) < len(wanted):
+                    self.buttons.say(
+                        f"{len(ready)} of {len(wanted)} slices follow the threshold; segment the others again"
+                    )
 
-        self.start(
-            lambda reporter: without_specks(session.segment(vocabulary), session.segmenter.model, least),
-            on_end,
-            quiet=True,
-        )
+        self.start(RelabelRun(ready, vocabulary, least), on_end, on_news, quiet=True)
+        self._task_relabels = True
 
     def export(self, path: str | Path) -> None:
         """Write the image's labels, or all labeled slices of a stack, to a COCO file."""
-        current = self.current()
-        if current is None:
+        results = self.current_results()
+        if results is None or not results.labeled_slices():
             self.fail("there is nothing to export; segment the image first")
             return
-        results, _ = current
+        self.layers.name_painted(results)
         try:
             vocabulary = self.vocabulary()
         except TclError as error:
@@ -246,7 +308,7 @@ class SegmentWidget(QWidget):
         loaded = self.engine.loaded
         settings = {} if loaded is None else loaded.settings()
         ids, geometry, tolerance = self.labels.ids, self.polygons.geometry.value, float(self.polygons.tolerance.value)
-        images = list(results.labeled_slices())
+        images = results.labeled_slices()
 
         def work(reporter: object) -> int:
             annotated = (results.annotated(index, ids, vocabulary.names) for index in images)
@@ -260,6 +322,15 @@ class SegmentWidget(QWidget):
 
         self.start(work, on_end)
         self.buttons.show_progress(f"writing {Path(path).name}", None)
+
+    def show_docs(self) -> None:
+        """Open the documentation in a window of its own."""
+        page = docs_page()
+        if page is None:
+            self.fail("the documentation is not part of this installation; reinstall tcl-annotate from a built wheel")
+            return
+        self.docs = DocsWindow(page, self)
+        self.docs.show()
 
     # -- parts that the folder tab uses too ------------------------------------------------------------------------
 
@@ -299,11 +370,12 @@ class SegmentWidget(QWidget):
 
         def ended(outcome: Outcome) -> None:
             self._task = None
+            self._task_relabels = False
             if not quiet:
                 self.buttons.set_running(False)
             if outcome.error is not None:
                 self.fail(outcome.error)
-            elif outcome.cancelled:
+            elif outcome.cancelled and not quiet:
                 self.buttons.say("cancelled; the layers are unchanged")
             on_end(outcome)
             waiting, self._waiting = self._waiting, None
@@ -316,43 +388,69 @@ class SegmentWidget(QWidget):
 
     def results_for(self, layer: Image, reader: SliceReader) -> Results:
         """The layers of an image's results; made if they are not there, or were removed."""
-        for results in self.results:
-            if results.image is layer and results.present and results.fits(reader):
-                return results
-        results = Results(self.viewer, layer, reader, self.labels.shown_labels())
-        results.draft.bind_key(_ACCEPT_KEY, self.tasks.while_open(self.accept), overwrite=True)
-        results.draft.events.paint.connect(self.tasks.while_open(self.overlays.follow))
-        self.results.append(results)
-        if self.labels.ids:
-            row = max(self.labels.table.currentRow(), 0)
-            results.draft.selected_label = self.labels.ids[row]
-        self.viewer.layers.selection.active = results.draft
-        return results
+        return self.layers.results_for(layer, reader)
+
+    @property
+    def results(self) -> list[Results]:
+        """The results of all images in the viewer."""
+        return self.layers.results
+
+    def current_results(self) -> Results | None:
+        """Results of the chosen image, if there are any."""
+        try:
+            return self.layers.find(*self.image_form.source())
+        except TclError:
+            return None
 
     def current(self) -> tuple[Results, Index] | None:
         """Results of the chosen image and the slice that is shown, if there are any."""
+        results = self.current_results()
+        if results is None:
+            return None
         try:
-            layer, reader, index = self.image_form.reader()
+            return results, self.image_form.reader()[2]
         except TclError:
             return None
-        for results in reversed(self.results):
-            if results.image is layer and results.present and results.fits(reader):
-                return results, index
-        return None
+
+    def stop_if_removed(self) -> None:
+        """End the work on an image whose layer was removed."""
+        if self._task is not None and self._task_layer is not None and self._task_layer not in self.viewer.layers:
+            self._task.cancel()
+
+    def stop_on(self, layer: Image) -> None:
+        """End the work on an image, because its layer shows another now."""
+        if self._task is not None and self._task_layer is layer:
+            self.cancel()
+
+    def _scope(self, verb: str) -> tuple[Results, list[Index]] | None:
+        """The chosen image's results and the slices to work on; says why there are none."""
+        results = self.current_results()
+        if results is None:
+            self.fail(f"there is nothing to {verb}; segment the image first")
+            return None
+        if self.buttons.every.isChecked():
+            return results, results.labeled_slices()
+        try:
+            return results, [self.image_form.reader()[2]]
+        except TclError as error:
+            self.fail(str(error))
+            return None
+
+    def searched(self) -> tuple[Vocabulary, tuple[int, ...]]:
+        """What the model is asked for: the labels that are more than paint, and their ids."""
+        self.vocabulary()
+        return self.labels.searched()
 
     # -- reactions -----------------------------------------------------------------------------------------------
 
-    def _show_slice(self, layer: Image, reader: SliceReader, news: SliceDone, ids: tuple[int, ...]) -> None:
+    def _show_slice(self, layer: Image, reader: SliceReader, news: SliceDone, ids: tuple[int, ...], step: Step) -> None:
         if layer not in self.viewer.layers:
             return
         results = self.results_for(layer, reader)
-        results.annotation.remember(news.index)
-        results.show(news.index, news.found.label_map, news.found.score_map, self._still_there(ids))
+        results.show(news.index, news.found.label_map, news.found.score_map, self._still_there(ids), step)
         results.style(self.labels.shown_labels())
-        results.sessions.pop(news.index, None)
-        results.sessions[news.index] = news.session
-        while len(results.sessions) > _SESSIONS_AT_HAND:
-            results.sessions.pop(next(iter(results.sessions)))
+        results.sessions.put(news.index, news.session)
+        results.draft.refresh(extent=False)
         self.overlays.show_scores()
         self.overlays.follow()
 
@@ -360,14 +458,13 @@ class SegmentWidget(QWidget):
         """Ids of labels, with 0 for those that were removed since the work began."""
         return tuple(number if number in self.labels.ids else 0 for number in ids)
 
-    def summarize(self, layer: Image, index: Index) -> None:
-        """Say how much of a slice each label covers, if the model changed that since it was said last."""
-        if not self._summary_stale:
+    def summarize(self, layer: Image) -> None:
+        """Say how much of the slice that is shown each label covers, if the model changed that since."""
+        current = self.current()
+        if not self._summary_stale or current is None or current[0].image is not layer:
             return
         self._summary_stale = False
-        found = next((results for results in self.results if results.image is layer and results.present), None)
-        if found is None:
-            return
+        found, index = current
         labels = self.labels.shown_labels()
         counts = np.bincount(found.annotation.combined(index).ravel(), minlength=max(self.labels.ids, default=0) + 1)
         if not counts[1:].any():
@@ -376,31 +473,32 @@ class SegmentWidget(QWidget):
         shares = (f"{label.name} {counts[label.id] / counts.sum():.0%}" for label in labels)
         self.buttons.say(", ".join(shares))
 
+    def _summarize_forms(self) -> None:
+        self.sections["channels"].set_summary(self.image_form.summary)
+        self.sections["model"].set_summary(self.model.summary)
+
     def _restyle(self) -> None:
         for results in self.results:
             if results.present:
                 results.style(self.labels.shown_labels())
 
     def _choose(self, label_id: int) -> None:
-        current = self.current()
-        if current is not None:
-            current[0].draft.selected_label = label_id
-
-    def _forget(self, ids: list[int]) -> None:
-        for results in self.results:
-            if results.present:
-                results.forget_labels(ids)
+        results = self.current_results()
+        if results is not None:
+            results.draft.selected_label = label_id
 
     def _take_vocabulary(self, vocabulary: Vocabulary) -> None:
         self.labels.templates = vocabulary.templates
         self.background.set_value(vocabulary.background, vocabulary.background_threshold, vocabulary.background_names)
 
-    def _on_removed(self) -> None:
-        self.results = [results for results in self.results if results.present]
-        if self._task is not None and self._task_layer is not None and self._task_layer not in self.viewer.layers:
-            self._task.cancel()
-
     def _ask_export(self) -> None:
         path, _ = QFileDialog.getSaveFileName(self, "Export COCO", "labels.json", "COCO (*.json)")
         if path:
             self.export(path)
+
+
+def _cancelled(done: int, total: int) -> str:
+    if total == 1 or not done:
+        return "cancelled; the layers are unchanged"
+    noun, verb = ("slice", "keeps its") if done == 1 else ("slices", "keep their")
+    return f"cancelled after {done} of {total} slices: {done} {noun} {verb} new labels; Undo takes them back"

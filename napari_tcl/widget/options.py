@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, FloatSlider, LineEdit
 from napari.layers import Image
-from qtpy.QtWidgets import QWidget
+from qtpy.QtWidgets import QComboBox, QWidget
 
-from napari_tcl.layers import current_index, reader_of
+from napari_tcl.layers import reader_of
 from napari_tcl.metadata import METADATA_KEY
 from napari_tcl.model_cache import ModelChoice
+from napari_tcl.placement import check_shown_plane, current_index, frame_of, lies_on
 from napari_tcl.slices import Index, SliceReader
-from tcl_core.devices import PRECISIONS
+from napari_tcl.widget.long_names import show_long_names
+from napari_tcl.widget.wheel import guard_wheel
+from tcl_core.devices import available_devices, available_precisions
 from tcl_core.errors import ImageError, SettingsError
 from tcl_core.methods import list_methods
 from tcl_core.methods.options import values_from_texts
@@ -28,9 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["BackgroundForm", "ModelForm", "ImageForm", "PolygonForm"]
 
 _NO_AXIS = "none"
-_NO_WORD = "(in pixels)"
+_NO_WORD = "custom"
 _LARGEST_TOLERANCE = 8  # pixels
-_OWN_METHOD = "the model's own"
+_OWN_METHOD = "model default"
 _DEFAULT_BACKGROUND = 0.5
 
 
@@ -52,19 +56,66 @@ class ImageForm(Container):
             tooltip="Channels for the model, such as 0,2: one as gray, two as red and green, three as red, green "
             "and blue.",
         )
-        super().__init__(widgets=[self.layer, self.axis, self.channels], labels=True)
+        self.second, self.third = (
+            ComboBox(
+                label=f"{color} from",
+                choices=self._companions,
+                nullable=True,
+                value=None,
+                tooltip=f"For channels in separate layers: the one that becomes {color.lower()}. The image is red.",
+            )
+            for color in ("Green", "Blue")
+        )
+        # Few images need these, so they are shown apart.
+        self.channel_form = Container(widgets=[self.axis, self.channels, self.second, self.third], labels=True)
+        super().__init__(widgets=[self.layer], labels=True)
         _finish(self)
+        _finish(self.channel_form)
+        self.layer.changed.connect(lambda _: self._refill_companions())
+        self._refill_companions()
 
-    def _layers(self, _: object) -> list[tuple[str, Image]]:
-        ours = (layer for layer in self._viewer.layers if METADATA_KEY not in layer.metadata)
-        return [(layer.name, layer) for layer in ours if isinstance(layer, Image)]
+    @property
+    def summary(self) -> str:
+        """How channels are read, in few words."""
+        if self.axis.value != _NO_AXIS:
+            return f"{self.channels.value} of axis {self.axis.value}"
+        layers = 1 + sum(box.value is not None for box in (self.second, self.third))
+        return f"{layers} layers" if layers > 1 else "gray or RGB"
+
+    def is_offered(self, layer: object) -> bool:
+        """Whether a layer can be chosen: an image that is not one of our own overlays."""
+        return isinstance(layer, Image) and METADATA_KEY not in layer.metadata
+
+    def _layers(self, _: object = None) -> list[tuple[str, Image]]:
+        return [(layer.name, layer) for layer in self._viewer.layers if self.is_offered(layer)]
+
+    def _companions(self, _: object = None) -> list[tuple[str, Image]]:
+        """Gray layers that lie on the chosen one, pixel by pixel."""
+        chosen = self.layer.value
+        if chosen is None or chosen.rgb:
+            return []
+        return [(name, layer) for name, layer in self._layers() if layer is not chosen and lies_on(layer, chosen)]
 
     def refill(self) -> None:
-        """Offer the layers that are there now."""
-        self.layer.reset_choices()
+        """Offer the layers that are there now, by their names of now; what is chosen stays chosen."""
+        _refill(self.layer, [layer for _, layer in self._layers()])
+        self._refill_companions()
 
-    def reader(self) -> tuple[Image, SliceReader, Index]:
-        """The image's layer, its slices, and the one that is shown.
+    def _refill_companions(self) -> None:
+        offered = [layer for _, layer in self._companions()]
+        for box in (self.second, self.third):
+            _refill(box, offered)
+            box.visible = bool(offered)
+
+    def choose(self, layer: Image) -> None:
+        """Choose a layer that was opened or selected; companions of the chosen image are no new choice."""
+        if not self.is_offered(layer) or layer in (self.second.value, self.third.value):
+            return
+        if self.layer.value is not layer:
+            self.layer.value = layer
+
+    def source(self) -> tuple[Image, SliceReader]:
+        """The image's layer and its slices.
 
         Raises:
             ImageError: there is no image layer, or it cannot be read as chosen.
@@ -75,8 +126,19 @@ class ImageForm(Container):
         axis = None
         if self.axis.value != _NO_AXIS and not layer.rgb:
             axis = int(self.axis.value) % layer.ndim
-        reader = reader_of(layer, axis, self._channels() if axis is not None else (0,))
-        return layer, reader, current_index(self._viewer, layer, reader)
+        others = [box.value for box in (self.second, self.third) if box.value is not None]
+        return layer, reader_of(layer, axis, self._channels() if axis is not None else (0,), others)
+
+    def reader(self) -> tuple[Image, SliceReader, Index]:
+        """The image's layer, its slices, and the one that is shown.
+
+        Raises:
+            ImageError: see `source`, or the viewer shows something else than a slice.
+        """
+        layer, reader = self.source()
+        frame = frame_of(layer, reader)
+        check_shown_plane(self._viewer, layer, frame)
+        return layer, reader, current_index(self._viewer, layer, frame)
 
     def _channels(self) -> tuple[int, ...]:
         try:
@@ -87,18 +149,29 @@ class ImageForm(Container):
             ) from None
 
 
+def _refill(box: ComboBox, offered: list[Image]) -> None:
+    """Fill a box anew. Left alone it would take a renamed layer for another one."""
+    chosen = box.value
+    with box.changed.blocked():
+        box.reset_choices()
+        stays = chosen if chosen in offered else None
+        if stays is not None and box.value is not stays:
+            box.value = stays
+    if box.value is not chosen:
+        box.changed.emit(box.value)
+
+
 class ModelForm(Container):
     """Which model, where and how."""
 
     def __init__(self) -> None:
         self.model = ComboBox(
             label="Model",
-            choices=[row.name for row in list_models() if row.installed],
-            tooltip="Models that are ready on this computer. 'playground' knows only its toy world. To download "
-            "others, run 'tcl-annotate models fetch NAME', such as naclip:ViT-B-16-quickgelu/openai.",
+            choices=lambda _: [row.name for row in list_models() if row.installed],
+            tooltip="Models that are ready on this computer. 'playground' knows only its toy world.",
         )
         self.file = FileEdit(
-            label="or file",
+            label="Model file",
             filter="*.safetensors",
             nullable=True,
             value=None,
@@ -107,17 +180,17 @@ class ModelForm(Container):
         self.method = ComboBox(
             label="Method",
             choices=[_OWN_METHOD, *list_methods()],
-            tooltip="Segmentation method. Methods other than the model's own must be training-free.",
+            tooltip="Segmentation method. Methods other than the model's default must be training-free.",
         )
         self.device = ComboBox(
             label="Device",
-            choices=["auto", "cpu", "cuda", "mps"],
+            choices=["auto", *available_devices()],
             tooltip="Device to run the network on; auto uses a GPU if there is one.",
         )
         self.precision = ComboBox(
             label="Precision",
-            choices=["auto", *PRECISIONS],
-            tooltip="Number format of the network; auto is recommended.",
+            choices=self._precisions,
+            tooltip="Number format of the network on this device; auto is recommended.",
         )
         self.refine = CheckBox(
             text="Refine edges (PAMR)",
@@ -133,6 +206,66 @@ class ModelForm(Container):
         widgets = [self.model, self.file, self.method, self.device, self.precision, self.refine, self.method_options]
         super().__init__(widgets=widgets, labels=True)
         _finish(self)
+        self.device.changed.connect(lambda _: self.precision.reset_choices())
+
+    def _precisions(self, _: object) -> list[str]:
+        return ["auto", *available_precisions(self.device.value or "auto")]
+
+    @property
+    def summary(self) -> str:
+        """What is chosen, in few words."""
+        name = Path(self.own_file).name if self.own_file else str(self.model.value)
+        method = f"{self.own_method}, " if self.own_method else ""
+        return f"{method}{name}, {self.device.value}"
+
+    @property
+    def own_file(self) -> str:
+        """The user's model file, empty for none."""
+        own = self.file.value
+        return "" if own is None or str(own) in ("", ".") else str(own)
+
+    @property
+    def own_method(self) -> str:
+        """The chosen method, empty for the model's."""
+        return "" if self.method.value == _OWN_METHOD else str(self.method.value)
+
+    def set_choice(
+        self,
+        model: str | None = None,
+        device: str | None = None,
+        precision: str | None = None,
+        refine: bool | None = None,
+    ) -> None:
+        """Choose as the command line names it; ``None`` leaves a part as it is.
+
+        Args:
+            model: name of a model or path of a model file, with or without a method before a colon.
+            device: name of a device.
+            precision: name of a precision.
+            refine: whether masks follow the image's edges.
+
+        Raises:
+            SettingsError: the device or the precision is not offered on this computer.
+        """
+        if model is not None:
+            method, name = split_method(model)
+            if model in self.model.choices:
+                self.model.value, self.file.value, self.method.value = model, None, _OWN_METHOD
+            else:
+                self.method.value = method or _OWN_METHOD
+                listed = next((row for row in self.model.choices if split_method(str(row))[1] == name), None)
+                if listed is None:
+                    self.file.value = Path(name)
+                else:
+                    self.model.value, self.file.value = listed, None
+        for part, wanted, what in ((self.device, device, "device"), (self.precision, precision, "precision")):
+            if wanted is None:
+                continue
+            if wanted not in part.choices:
+                raise SettingsError(f"the {what} {wanted!r} is not offered; use {', '.join(map(str, part.choices))}")
+            part.value = wanted
+        if refine is not None:
+            self.refine.value = refine
 
     def choice(self) -> ModelChoice:
         """What is chosen.
@@ -140,14 +273,13 @@ class ModelForm(Container):
         Raises:
             SettingsError: there is no model, or the options are not ``NAME=VALUE``.
         """
-        own = self.file.value
-        name = str(own) if own is not None and str(own) not in ("", ".") else self.model.value
+        name = self.own_file or self.model.value
         if not name:
             raise SettingsError(
                 "no model is selected; to see the available models, run 'tcl-annotate models list' in a terminal"
             )
-        if self.method.value != _OWN_METHOD:
-            name = f"{self.method.value}:{split_method(name)[1]}"
+        if self.own_method:
+            name = f"{self.own_method}:{split_method(name)[1]}"
         texts = [text for text in self.method_options.value.split(",") if text.strip()]
         options = tuple(values_from_texts(texts, "options:").items())
         return ModelChoice(name, self.device.value, self.precision.value, bool(self.refine.value), options)
@@ -239,7 +371,9 @@ class PolygonForm(Container):
             "pixel-exact, but many readers drop it.",
         )
         self.polygons = CheckBox(
-            text="Polygons layer", value=False, tooltip="Show the polygons as an editable Shapes layer."
+            text="Polygons layer",
+            value=False,
+            tooltip="Show the polygons that will be exported. They follow the labels; edit the labels to change them.",
         )
         self.scores = CheckBox(
             text="Score map layers", value=False, tooltip="Show the score map of each label as an image layer."
@@ -275,8 +409,14 @@ class PolygonForm(Container):
 
 
 def _finish(form: Container) -> None:
-    """Let a form fit into its box, and its tooltips reach the parts of which sliders and file fields are made."""
+    """Let a form fit into its box, and its tooltips reach the parts of which sliders and file fields are made.
+
+    The mouse wheel scrolls past it, and long names do not widen it.
+    """
     form.margins = (0, 0, 0, 0)
     for part in form:
         for child in part.native.findChildren(QWidget):
             child.setToolTip(part.tooltip)
+    for combo in form.native.findChildren(QComboBox):
+        show_long_names(combo)
+    guard_wheel(form.native)

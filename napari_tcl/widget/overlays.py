@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from napari.layers import Image
+from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QTimer
 
 from napari_tcl.layers import show_polygons
 from napari_tcl.metadata import METADATA_KEY
+from napari_tcl.placement import place, placement
 from napari_tcl.results import Results
 from napari_tcl.slices import Index
 from napari_tcl.widget.tasks import Outcome, Task
@@ -66,7 +69,7 @@ class Overlays(QObject):
         try:
             wanted = {}
             if self._owner.polygons.scores.value and session is not None:
-                vocabulary = self._owner.vocabulary()
+                vocabulary, _ = self._owner.searched()
                 wanted = {label.name: session.score_map(label, vocabulary) for label in vocabulary.labels}
         except TclError as error:
             self._owner.buttons.say(str(error))
@@ -77,11 +80,14 @@ class Overlays(QObject):
                 viewer.layers.remove(layer)
         for name, score in wanted.items():
             layer = results.score_layers.get(name)
+            where = placement(results.image, results.frame, index)
             if layer is not None and layer in viewer.layers:
-                layer.data = score
+                layer.data = _in_frame(score, results)
+                place(layer, where)
                 continue
-            results.score_layers[name] = viewer.add_layer(_score_layer(name, score, results))
-            viewer.layers.selection.active = results.draft
+            active = viewer.layers.selection.active
+            results.score_layers[name] = viewer.add_layer(_score_layer(name, _in_frame(score, results), where))
+            viewer.layers.selection.active = active
 
     def _make_polygons(self) -> None:
         current = self._owner.current()
@@ -92,7 +98,7 @@ class Overlays(QObject):
             return
         results, index = current
         # Counting is too slow for every step of a slider, and this waits until it rests.
-        self._owner.summarize(results.image, index)
+        self._owner.summarize(results.image)
         try:
             vocabulary = self._owner.vocabulary()
             image = results.annotated(index, self._owner.labels.ids, vocabulary.names)
@@ -123,18 +129,24 @@ class Overlays(QObject):
             return
         colors = dict(zip(vocabulary.names, vocabulary.colors, strict=True))
         active = viewer.layers.selection.active
-        results.polygons = show_polygons(viewer, results.polygons, results.image, results.draft, regions, index, colors)
+        results.polygons = show_polygons(viewer, results.polygons, results.image, results.frame, regions, index, colors)
         viewer.layers.selection.active = active
 
 
-def _score_layer(name: str, score: object, results: Results) -> Image:
+def _in_frame(score: NDArray[np.float32], results: Results) -> NDArray[np.float32]:
+    """A slice's score map with all axes of the image, of which only rows and columns are longer than 1."""
+    shape = np.ones(len(results.frame.shape), int)
+    shape[list(results.frame.plane_axes)] = score.shape
+    return score.reshape(shape)
+
+
+def _score_layer(name: str, score: NDArray[np.float32], where: dict[str, Any]) -> Image:
     return Image(
         score,
         name=f"score: {name}",
         colormap="inferno",
         contrast_limits=(0, 1),
-        scale=results.draft.scale[-2:],
-        translate=results.draft.translate[-2:],
         opacity=0.6,
         metadata={METADATA_KEY: {"score_of": name}},
+        **where,
     )

@@ -32,11 +32,13 @@ class Outcome:
     Attributes:
         result: what it returned, or ``None``.
         error: the sentence for the user if it failed.
+        cause: what was raised then.
         cancelled: whether the user ended it.
     """
 
     result: Any = None
     error: str | None = None
+    cause: Exception | None = None
     cancelled: bool = False
 
 
@@ -101,7 +103,7 @@ class Task(QObject):
         except Cancelled:
             outcome = Outcome(cancelled=True)
         except TclError as error:
-            outcome = Outcome(error=str(error))
+            outcome = Outcome(error=str(error), cause=error)
         except Exception as error:
             if is_out_of_memory(error):
                 outcome = Outcome(error="not enough memory for this image; use a smaller image, or fewer labels")

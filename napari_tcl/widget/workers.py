@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from napari_tcl.export import AnnotatedImage, regions_of
 from napari_tcl.model_cache import Engine, ModelChoice
@@ -15,7 +14,7 @@ from tcl_core.segmentation.specks import MinArea, without_specks
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Vocabulary
 
-__all__ = ["PolygonRun", "SegmentRun", "SliceDone", "Step"]
+__all__ = ["PolygonRun", "RelabelRun", "SegmentRun", "SliceDone", "Step"]
 
 
 _TEXTS = {
@@ -24,6 +23,10 @@ _TEXTS = {
     "names": "embedding background names (once per model)",
     "scores": "finding labels",
 }
+
+
+_PARTS = {_TEXTS["encode"]: (0.0, 0.8), _TEXTS["scores"]: (0.8, 0.2)}
+"""Which part of a slice's work a step is: where it begins, and how much it is."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,61 @@ class SegmentRun:
         reporter.tell(Step(f"loading the model {self.choice.model}"))
         self.engine.segmenter(self.choice)
         for number, index in enumerate(self.indices):
-            where = f"slice {number + 1} of {len(self.indices)}: " if len(self.indices) > 1 else ""
-            reporter.tell(Step(f"{where}reading the image"))
+            whole = _Whole(reporter, number, len(self.indices))
+            whole.tell("reading the image")
             session = self.engine.session(self.choice, self.reader.read(index))
-            found = session.segment(self.vocabulary, partial(_tell, reporter, where))
+            found = session.segment(self.vocabulary, whole)
             found = without_specks(found, session.segmenter.model, self.min_area)
             reporter.tell(SliceDone(index, session, found))
         return len(self.indices)
 
 
-def _tell(reporter: Reporter, where: str, progress: Progress) -> None:
-    reporter.tell(Step(f"{where}{_TEXTS[progress.step]}", progress.done / max(progress.total, 1)))
+@dataclass(frozen=True)
+class _Whole:
+    """Tells about a slice's steps as parts of the whole work."""
+
+    reporter: Reporter
+    number: int
+    count: int
+
+    def tell(self, text: str, share: float | None = None) -> None:
+        if self.count == 1:
+            self.reporter.tell(Step(text, share))
+        else:
+            where = f"slice {self.number + 1} of {self.count}: "
+            self.reporter.tell(
+                Step(where + text, self.number / self.count if share is None else self._share(text, share))
+            )
+
+    def _share(self, text: str, share: float) -> float:
+        # Within a slice the network takes most of the time, and the bar shall not run back when a step follows.
+        before, width = _PARTS.get(text, (0.0, 0.0))
+        return (self.number + before + width * share) / self.count
+
+    def __call__(self, progress: Progress) -> None:
+        self.tell(_TEXTS[progress.step], progress.done / max(progress.total, 1))
+
+
+@dataclass(frozen=True)
+class RelabelRun:
+    """Decides slices anew with other thresholds, the first one first, and tells of each; the network does not run.
+
+    Attributes:
+        sessions: of the slices, all with scores of the vocabulary.
+        vocabulary: the labels.
+        min_area: pieces of fewer pixels join their surroundings.
+    """
+
+    sessions: Sequence[tuple[Index, ImageSession]]
+    vocabulary: Vocabulary
+    min_area: MinArea = "auto"
+
+    def __call__(self, reporter: Reporter) -> int:
+        """Do the work; returns the number of slices."""
+        for index, session in self.sessions:
+            found = without_specks(session.segment(self.vocabulary), session.segmenter.model, self.min_area)
+            reporter.tell(SliceDone(index, session, found))
+        return len(self.sessions)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from tcl_core.errors import WeightsError
 from tcl_core.models.download import NotPublishedError, check_file, fetch_file
 from tcl_core.models.manifest import RemoteFile, load_manifest
 from tcl_core.models.paths import download_folder, file_sha256
+from tcl_core.models.transfer_progress import TransferProgress
 from tcl_core.segmentation.preprocess import Preprocess
 
 __all__ = ["ClipName", "FoundClip", "check_clip", "clip_name", "clip_preprocess", "clip_tokenizer_file", "find_clip"]
@@ -89,13 +90,13 @@ def _is_architecture(name: str) -> bool:
     return name in architectures()
 
 
-def find_clip(name: ClipName, *, fetch: bool = True, progress: bool = True) -> FoundClip:
+def find_clip(name: ClipName, *, fetch: bool = True, progress: TransferProgress = True) -> FoundClip:
     """The weights of a CLIP, downloaded and pinned if need be.
 
     Args:
         name: of the CLIP.
         fetch: download what is not there; otherwise that is an error.
-        progress: show a progress bar on standard error.
+        progress: see `tcl_core.models.transfer_progress.TransferProgress`.
 
     Raises:
         WeightsError: the configuration or the tag is not known or cannot be used, or the file cannot be had or is not
@@ -147,7 +148,7 @@ def check_clip(name: ClipName) -> None:
         pretrained_clip(name.architecture, name.tag)
 
 
-def _fetched(files: list[RemoteFile], progress: bool) -> RemoteFile:
+def _fetched(files: list[RemoteFile], progress: TransferProgress) -> RemoteFile:
     """Download the first of several files that was published."""
     missing: NotPublishedError | None = None
     for file in files:
@@ -185,7 +186,7 @@ def clip_preprocess(found: FoundClip) -> Preprocess:
     )
 
 
-def clip_tokenizer_file(repository: str, progress: bool = True) -> Path:
+def clip_tokenizer_file(repository: str, progress: TransferProgress = True) -> Path:
     """The tokenizer file of a repository of the hub, downloaded and pinned as weights are.
 
     Raises:

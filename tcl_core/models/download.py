@@ -21,6 +21,7 @@ from tcl_core.models.manifest import RemoteFile
 from tcl_core.models.paths import download_folder, file_sha256, mirrored, write_atomically
 from tcl_core.models.reasons import TransferError
 from tcl_core.models.sources import copy_file, from_hub, from_web
+from tcl_core.models.transfer_progress import TransferProgress, passing_on
 
 __all__ = ["NotPublishedError", "check_file", "fetch_file", "pin_path"]
 
@@ -36,7 +37,7 @@ def pin_path(file: RemoteFile, folder: Path | None = None) -> Path:
     return (folder or download_folder()) / f"{file.filename}.pin.json"
 
 
-def fetch_file(file: RemoteFile, folder: Path | None = None, *, progress: bool = True) -> Path:
+def fetch_file(file: RemoteFile, folder: Path | None = None, *, progress: TransferProgress = True) -> Path:
     """Give the path of a file, downloading it if it is not there yet.
 
     An interrupted download from the Hugging Face hub continues at the next call; one from elsewhere starts anew.
@@ -46,7 +47,7 @@ def fetch_file(file: RemoteFile, folder: Path | None = None, *, progress: bool =
     Args:
         file: what to get.
         folder: where to keep it; :func:`tcl_core.models.paths.download_folder` if ``None``.
-        progress: show a progress bar on standard error.
+        progress: see `tcl_core.models.transfer_progress.TransferProgress`.
 
     Returns:
         Path of the whole and checked file.
@@ -58,7 +59,7 @@ def fetch_file(file: RemoteFile, folder: Path | None = None, *, progress: bool =
     """
     folder = folder or download_folder()
     final = folder / file.filename
-    with _locked(final):
+    with passing_on(), _locked(final):
         if final.exists():
             check_file(file, folder)
             return final

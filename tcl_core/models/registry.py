@@ -20,6 +20,7 @@ from tcl_core.models.manifest import ModelEntry, Suggestion, load_manifest
 from tcl_core.models.modelfile import read_metadata, read_model_file
 from tcl_core.models.paths import download_folder, models_folder
 from tcl_core.models.towers import referenced_file
+from tcl_core.models.transfer_progress import TransferProgress
 
 __all__ = [
     "ModelRow",
@@ -182,13 +183,13 @@ def check_options(name_or_path: str | os.PathLike[str], options: Mapping[str, An
     return name, {key: read[key] for key in options}
 
 
-def fetch_model(name: str, progress: bool = True) -> Path:
+def fetch_model(name: str, progress: TransferProgress = True) -> Path:
     """Download and prepare a model; existing files are not downloaded again.
 
     Args:
         name: name of a released model, of one of its files (such as the CLIP that an imported model needs), or of an
             open_clip CLIP, with or without a method.
-        progress: show progress bars on standard error.
+        progress: see `tcl_core.models.transfer_progress.TransferProgress`.
 
     Returns:
         Path of the model file, or of the downloaded file.

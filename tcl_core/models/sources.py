@@ -25,21 +25,22 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 from huggingface_hub.utils import logging as hub_logging
 from pooch import HTTPDownloader
-from tqdm import tqdm
 
 import tcl_core
 from tcl_core.models.manifest import HubFile
 from tcl_core.models.paths import file_sha256
 from tcl_core.models.reasons import BUSY, TransferError, translated
+from tcl_core.models.transfer_progress import TransferProgress, bar_class
 
 __all__ = ["copy_file", "from_hub", "from_web"]
 
 _CHUNK = 1 << 16
+_HUB_BLOCK = 1 << 15
 # The switches of huggingface_hub that are set below are those of the process.
 _HUB = threading.Lock()
 
 
-def from_hub(file: HubFile, part: Path, staging: Path, *, progress: bool = True) -> None:
+def from_hub(file: HubFile, part: Path, staging: Path, *, progress: TransferProgress = True) -> None:
     """Fetch a file of the hub, continuing with what an earlier call received.
 
     Since version 1.18 of the library ``hf_hub_download`` keeps nothing of a download that failed; the functions that it
@@ -49,7 +50,7 @@ def from_hub(file: HubFile, part: Path, staging: Path, *, progress: bool = True)
         file: what to get; ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` mean what they mean to the library.
         part: where the whole file is put.
         staging: folder for the beginning of the file; removed when the file is whole.
-        progress: show a progress bar on standard error.
+        progress: see `TransferProgress`.
 
     Raises:
         TransferError: the hub refuses, is not a hub, cannot be reached, or sends other bytes than it announced.
@@ -57,7 +58,7 @@ def from_hub(file: HubFile, part: Path, staging: Path, *, progress: bool = True)
     """
     beginning, size = None, None
     try:
-        with _HUB, _discreet():
+        with _HUB, _discreet(), _small_blocks(not isinstance(progress, bool)):
             # The library reads the variable when it is imported, which may be before a program sets it.
             endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
             headers = build_hf_headers(library_name="tcl-annotate", library_version=tcl_core.__version__)
@@ -79,7 +80,7 @@ def from_hub(file: HubFile, part: Path, staging: Path, *, progress: bool = True)
                     headers=headers,
                     expected_size=size,
                     displayed_filename=part.name.removesuffix(".part"),
-                    tqdm_class=_bar_class(progress),
+                    tqdm_class=bar_class(progress),
                 )
         # The hub's ETag of a large file is its SHA-256.
         if re.fullmatch("[0-9a-f]{64}", found.etag) and file_sha256(beginning) != found.etag:
@@ -97,14 +98,14 @@ def from_hub(file: HubFile, part: Path, staging: Path, *, progress: bool = True)
         raise translated(error, part, size, kept) from error
 
 
-def from_web(url: str, part: Path, *, size: int | None = None, progress: bool = True) -> None:
+def from_web(url: str, part: Path, *, size: int | None = None, progress: TransferProgress = True) -> None:
     """Fetch a file from any web server, from its first byte on.
 
     Args:
         url: http or https address.
         part: where the file is put.
         size: expected number of bytes, ``None`` where it is not known.
-        progress: show a progress bar on standard error.
+        progress: see `TransferProgress`.
 
     Raises:
         TransferError: the server refuses, answers with a page instead of the file, redirects from https to something
@@ -123,7 +124,7 @@ def from_web(url: str, part: Path, *, size: int | None = None, progress: bool = 
             announced[:] = [int(response.headers["Content-Length"])]
 
     try:
-        with _bar_class(progress)(desc=part.name.removesuffix(".part"), unit="B", unit_scale=True) as bar:
+        with bar_class(progress)(desc=part.name.removesuffix(".part"), unit="B", unit_scale=True) as bar:
             download = HTTPDownloader(
                 progressbar=bar,
                 chunk_size=_CHUNK,
@@ -139,7 +140,7 @@ def from_web(url: str, part: Path, *, size: int | None = None, progress: bool = 
         raise translated(error, part, announced[0] if announced else None) from error
 
 
-def copy_file(source: Path, part: Path, *, progress: bool = True) -> None:
+def copy_file(source: Path, part: Path, *, progress: TransferProgress = True) -> None:
     """Copy a file of a mirror folder.
 
     Raises:
@@ -154,7 +155,7 @@ def copy_file(source: Path, part: Path, *, progress: bool = True) -> None:
         with (
             reader,
             open(part, "wb") as writer,
-            _bar_class(progress)(total=total, desc=source.name, unit="B", unit_scale=True) as bar,
+            bar_class(progress)(total=total, desc=source.name, unit="B", unit_scale=True) as bar,
         ):
             while chunk := reader.read(_CHUNK):
                 writer.write(chunk)
@@ -199,18 +200,16 @@ def _discreet() -> Iterator[None]:
         hub_logging.set_verbosity(level)
 
 
-def _bar_class(progress: bool) -> type[tqdm]:
-    class Bar(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            # Some versions of huggingface_hub name their bars, and switch them off where nobody sees them.
-            kwargs.pop("name", None)
-            super().__init__(*args, **{**kwargs, "unit_divisor": 1024, "disable": not progress})
-
-        # pooch asks the bar itself whether there is one; tqdm would answer whether anything is expected.
-        def __bool__(self) -> bool:
-            return True
-
-    return Bar
+@contextmanager
+def _small_blocks(wanted: bool) -> Iterator[None]:
+    """Let whoever is told of a download hear of less than the library's 10 MB, so that it can end on a slow line."""
+    before = constants.DOWNLOAD_CHUNK_SIZE
+    if wanted:
+        constants.DOWNLOAD_CHUNK_SIZE = _HUB_BLOCK
+    try:
+        yield
+    finally:
+        constants.DOWNLOAD_CHUNK_SIZE = before
 
 
 def _check_response(response: requests.Response, size: int | None) -> None:

@@ -73,7 +73,8 @@ class ImageFeatures:
 class FeatureCache(ByteBoundedCache[FeatureKey, ImageFeatures]):
     """Features of images, keyed by the pixels, the weights and every setting they depend on.
 
-    One cache can serve several segmenters, models and threads.
+    One cache can serve several segmenters, models and threads. A sub-class may give features without their guides,
+    and on another device: they are completed by the segmenter that asked.
 
     Args:
         max_bytes: bound of the features' tensors together, wherever they are (main or device memory).

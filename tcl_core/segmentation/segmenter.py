@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial, reduce
 from itertools import islice
 from typing import Any
@@ -155,6 +156,14 @@ class Segmenter:
             )
         return self._score_identities[templates]
 
+    def feature_key(self, image: NDArray[np.uint8]) -> FeatureKey:
+        """What the features of an image depend on: its pixels, the weights and the settings.
+
+        Args:
+            image: uint8 ``[H, W, 3]``, RGB.
+        """
+        return FeatureKey(content_hash(image), self.model.weights_sha256, self._feature_settings)
+
     # -- the image ---------------------------------------------------------------------------------------------
 
     def encode(self, image: NDArray[np.uint8], on_progress: Callable[[int, int], None] | None = None) -> ImageFeatures:
@@ -191,7 +200,7 @@ class Segmenter:
         """
         for image in images:
             check_image(image)
-        keys = [FeatureKey(content_hash(image), self.model.weights_sha256, self._feature_settings) for image in images]
+        keys = [self.feature_key(image) for image in images]
         found: dict[FeatureKey, ImageFeatures] = {}
         missing: dict[FeatureKey, NDArray[np.uint8]] = {}
         for key, image in dict(zip(keys, images, strict=True)).items():
@@ -199,7 +208,7 @@ class Segmenter:
             if cached is None:
                 missing[key] = image
             else:
-                found[key] = cached
+                found[key] = self._guided(cached, image)
         by_window: dict[tuple[int, ...], list[PreparedImage]] = {}
         for key, image in missing.items():
             prepared = self._prepare(image, key)
@@ -222,6 +231,29 @@ class Segmenter:
                 if self.cache is not None:
                     self.cache.put(features.key, features)
         return [found[key] for key in keys]
+
+    def _guided(self, features: ImageFeatures, image: NDArray[np.uint8]) -> ImageFeatures:
+        """Features on the model's device, with the guides that a cache did not keep."""
+        if self.refiner is None or features.guide is not None or features.image_guide is not None:
+            if next(iter(features.windows.tensors().values())).device == self.model.device:
+                return features
+            return replace(features, windows=features.windows.to(self.model.device))
+        prepared = self._prepare(image, features.key)
+        guides: list[Guide] = []
+        for start in range(0, len(prepared.windows), self.batch_size):
+            windows = to_device(prepared.windows[start : start + self.batch_size], self.model.device)
+            guide = self.method.window_guide(self.refiner, windows)
+            if guide is not None:
+                guides.append(guide)
+        complete = replace(
+            features,
+            windows=features.windows.to(self.model.device),
+            guide=type(guides[0]).join(guides) if guides else None,
+            image_guide=prepared.image_guide,
+        )
+        if self.cache is not None:
+            self.cache.put(features.key, complete)
+        return complete
 
     def _prepare(self, image: NDArray[np.uint8], key: FeatureKey) -> PreparedImage:
         preprocess = self.model.preprocess

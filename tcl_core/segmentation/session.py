@@ -126,9 +126,11 @@ class ImageSession:
 
         Raises:
             ImageError: the array is not an image.
+            SettingsError: the session is one of `scores_alone`.
         """
         if self._features is None:
-            assert self._image is not None
+            if self._image is None:
+                raise SettingsError("this session keeps scores alone; open the image again to score other labels")
 
             def report(done: int, total: int) -> None:
                 if on_progress is not None:
@@ -138,6 +140,21 @@ class ImageSession:
             # From here on the features stand for the image.
             self._image = None
         return self._features
+
+    def scores_alone(self) -> ImageSession:
+        """A session of the same image that takes little memory: it knows scores, and cannot score other labels."""
+        known = self._image if self._features is None else self._features
+        # Of an image that is known by its scores alone only the size is left.
+        slim = ImageSession(self.segmenter, np.empty((*self.size, 0), np.uint8) if known is None else known)
+        slim._similarities, slim._plane_bytes = SimilarityCache(0), 0
+        slim._image = slim._features = None
+        slim._scores = dict(self._scores)
+        return slim
+
+    @property
+    def score_bytes(self) -> int:
+        """Memory that the scores of the last vocabulary take."""
+        return sum(plane.nbytes for plane in self._scores.values())
 
     def has_scores(self, vocabulary: Vocabulary) -> bool:
         """Whether `segment` costs an arg-max alone, because every label was scored already."""

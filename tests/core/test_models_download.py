@@ -20,11 +20,13 @@ from safetensors.torch import save
 
 from tcl_core.errors import SettingsError, TclError, WeightsError
 from tcl_core.models.download import check_file, fetch_file, pin_path
-from tcl_core.models.manifest import load_manifest, parse_manifest
+from tcl_core.models.manifest import RemoteFile, load_manifest, parse_manifest
 from tcl_core.models.paths import download_folder, home_folder, mirrored, models_folder
 from tcl_core.models.reasons import TransferError
 from tcl_core.models.sources import _check_response
+from tcl_core.models.transfer_progress import Transfer
 
+from .hub_server import HubServer, serve_hub
 from .weights_server import FileServer, serve
 
 CONTENT = save({"x": torch.arange(50_000, dtype=torch.float32)})
@@ -376,3 +378,35 @@ def test_manifest_is_checked(change: dict[str, object], message: str) -> None:
     ]:
         with pytest.raises(TclError, match=text):
             parse_manifest(broken)
+
+
+def test_progress_is_told_and_can_cancel(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Enough(Exception):
+        pass
+
+    told: list[Transfer] = []
+
+    def stop(transfer: Transfer) -> None:
+        told.append(transfer)
+        raise Enough
+
+    def check(folder: Path, file: RemoteFile) -> None:
+        told.clear()
+        with pytest.raises(Enough):
+            fetch_file(file, folder, progress=stop)
+        assert len(told) == 1 and 0 < told[0].done <= len(CONTENT)
+        assert not {name for name in names(folder) if not name.endswith(".hub")}
+        told.clear()
+        assert fetch_file(file, folder, progress=told.append).read_bytes() == CONTENT
+        assert {transfer.file_name for transfer in told} == {file.filename}
+        assert told[-1].done == told[-1].total == len(CONTENT)
+        assert [transfer.done for transfer in told] == sorted(transfer.done for transfer in told)
+
+    check(tmp_path / "web", server.file())
+    with serve_hub(HubServer({"a/b": {"file.safetensors": CONTENT}})) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        check(tmp_path / "hub", hub.file("a/b", "file.safetensors"))
+    (tmp_path / "mirror/a").mkdir(parents=True)
+    (tmp_path / "mirror/a/file.safetensors").write_bytes(CONTENT)
+    monkeypatch.setenv("TCL_ANNOTATE_MIRROR", str(tmp_path / "mirror"))
+    check(tmp_path / "copied", server.file(url="https://unreachable.invalid/a/file.safetensors"))

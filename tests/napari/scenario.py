@@ -12,19 +12,17 @@ from pathlib import Path
 import napari
 import numpy as np
 import qtpy
-from npe2 import PluginManager, PluginManifest
 from PIL import Image
 from qtpy.QtCore import QTimer
 
 from tests.napari.coco_pixels import label_maps_of
 from tests.napari.images_of_steps import STEPS
-from tests.napari.steps import brush, idle, settle
+from tests.napari.steps import brush, dock, idle, register_plugin, settle
 
 __all__ = ["run"]
 
 _WINDOW = (1400, 900)
 _COLORS = 256  # of a screenshot: enough for the eye, a third of the bytes
-_MANIFEST = Path(__file__).parents[2] / "napari_tcl" / "napari.yaml"
 _LABELS = (("Sofa", "sofa, couch"), ("House", "house"))
 
 
@@ -34,18 +32,14 @@ def run(folder: Path) -> None:
     Args:
         folder: for the screenshots ``napari-STEP.png``.
     """
-    plugins = PluginManager.instance()
-    plugins.discover()
-    if "tcl-annotate" not in plugins:
-        # A checkout that is not installed.
-        plugins.register(PluginManifest.from_file(_MANIFEST))
+    register_plugin()
     viewer = napari.Viewer(show=True)
     viewer.window.resize(*_WINDOW)
     settle()
     # Libraries of the graphics driver are loaded by now, PyTorch's come with the plugin.
     assert "torch" not in sys.modules
     viewer.open_sample("tcl-annotate", "scene")
-    _, widget = viewer.window.add_plugin_dock_widget("tcl-annotate", "Segment from text")
+    widget = dock(viewer)
     widget.model.device.value = "cpu"
     settle()
     viewer.reset_view()

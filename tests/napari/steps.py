@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,20 @@ if TYPE_CHECKING:
     from napari_tcl.results import Results
     from napari_tcl.widget import SegmentWidget
 
-__all__ = ["PATIENCE", "brush", "dock", "idle", "press_key", "segmented", "settle", "wait_until"]
+__all__ = [
+    "PATIENCE",
+    "brush",
+    "dock",
+    "idle",
+    "press_key",
+    "register_plugin",
+    "segmented",
+    "settle",
+    "wait_until",
+]
 
 PATIENCE = 240  # seconds; the machine may be busy with other things
+_MANIFEST = Path(__file__).parents[2] / "napari_tcl" / "napari.yaml"
 _PAUSE = 0.005
 _SETTLING = 0.1
 _MOVE_PAUSE = 0.03  # vispy drops moves of the mouse that follow each other more quickly
@@ -47,13 +59,21 @@ def idle(widget: SegmentWidget) -> None:
     wait_until(lambda: not widget.busy, f"the work ends; the widget says: {widget.buttons.message.text()}")
 
 
-def dock(viewer: Viewer) -> SegmentWidget:
-    """Add the widget to a viewer's window."""
-    from napari_tcl.widget import SegmentWidget
+def register_plugin() -> None:
+    """Make the plugin known to napari, also from a checkout that is not installed."""
+    from npe2 import PluginManager, PluginManifest
 
-    widget = SegmentWidget(viewer)
-    viewer.window.add_dock_widget(widget, name="Segment from text")
-    return widget
+    plugins = PluginManager.instance()
+    plugins.discover()
+    if "tcl-annotate" not in plugins:
+        plugins.register(PluginManifest.from_file(_MANIFEST))
+
+
+def dock(viewer: Viewer) -> SegmentWidget:
+    """Add the widget to a viewer's window as the Plugins menu does, which gives it a proxy of the viewer."""
+    register_plugin()
+    _, widget = viewer.window.add_plugin_dock_widget("tcl-annotate", "Segment from text")
+    return cast("SegmentWidget", widget)
 
 
 def segmented(widget: SegmentWidget, image: NDArray[np.uint8], **options: Any) -> Results:

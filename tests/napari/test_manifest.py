@@ -30,6 +30,7 @@ def test_manifest_is_valid_and_its_commands_exist() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["entry-points"]["napari.manifest"] == {project["name"]: "napari_tcl:napari.yaml"}
     assert manifest.name == project["name"]
+    assert project["entry-points"]["tcl_annotate.commands"]["napari"] == "napari_tcl.cli:command"
 
 
 def test_no_qt_binding_is_asked_for() -> None:

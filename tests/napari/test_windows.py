@@ -50,6 +50,7 @@ def environment(binding: str, display: dict[str, str], tmp_path_factory: pytest.
         missing(str(reason))
     # The user's settings stay out of the way.
     variables["NAPARI_CONFIG"] = str(tmp_path_factory.mktemp("napari") / "settings.yaml")
+    variables["TCL_ANNOTATE_CONFIG"] = str(tmp_path_factory.mktemp("config"))
     # Without this plugin, so that what is wrong with it is no reason to skip.
     probe = subprocess.run(
         [sys.executable, "-c", _PROBE], env=variables, capture_output=True, encoding="utf-8", timeout=_CASE_SECONDS

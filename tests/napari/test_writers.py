@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from napari_tcl.metadata import METADATA_KEY
-from napari_tcl.writers import write_labels, write_shapes
+from napari_tcl.writers import write_label_layers, write_labels, write_shapes
 from tcl_core.errors import CocoError
 from tcl_core.export.coco import validate_coco
 from tests.core.coco_helpers import drawn
@@ -54,6 +54,43 @@ def test_stack_of_labels(label_map: np.ndarray, tmp_path: Path) -> None:
     maps = label_maps_of(tmp_path / "a.json")
     assert list(maps) == ["a-0000.png", "a-0001.png"]
     assert np.array_equal(np.stack(list(maps.values())), stack)
+
+
+def own_layer(label_map: np.ndarray, names: dict[int, str], **own: Any) -> tuple[Any, dict[str, Any], str]:
+    metadata = {METADATA_KEY: {"names": names, "file_names": {(): "photo.jpg"}, "image": "photo", **own}}
+    return label_map, {"name": "layer", "metadata": metadata}, "labels"
+
+
+def test_layers_of_one_image_are_one_image(label_map: np.ndarray, tmp_path: Path) -> None:
+    out = str(tmp_path / "a.json")
+    draft, accepted = label_map.copy(), np.where(label_map == 2, 1, 0)
+    accepted[:6] = 9
+    layers = [own_layer(draft, {1: "Cat", 2: "Dog"}), own_layer(accepted, {1: "Dog", 9: "Sky"})]
+    other = (label_map * 3, {"name": "other"}, "labels")
+    assert write_label_layers(out, [*layers, other]) == [out]
+    assert validate_coco(tmp_path / "a.json") == []
+    assert names_in(tmp_path / "a.json") == ["Cat", "Dog", "Sky", "label 3", "label 6"]
+    maps = label_maps_of(tmp_path / "a.json")
+    expected = draft.copy()
+    expected[:6] = 3
+    assert np.array_equal(maps["photo.jpg"], expected)
+    assert np.array_equal(maps["other.png"], np.where(label_map > 0, label_map + 3, 0))
+
+
+def test_layers_that_cannot_be_written_together(label_map: np.ndarray, tmp_path: Path) -> None:
+    out, names = str(tmp_path / "a.json"), {1: "Cat", 2: "Dog"}
+    empty = own_layer(np.zeros_like(label_map), names)
+    for layers, message in (
+        ([empty], "the layer 'layer' has no labels; segment or paint"),
+        ([empty, empty], "the layers 'layer' and 'layer' have no labels"),
+        ([own_layer(label_map, names), own_layer(label_map, names, image="b")], "two images are called photo.jpg"),
+        ([own_layer(label_map, names), own_layer(label_map[:5], names)], "the sizes 24 x 18 and 24 x 5"),
+    ):
+        with pytest.raises(CocoError, match=message):
+            write_label_layers(out, layers)
+        assert not list(tmp_path.iterdir())
+    write_label_layers(out, [empty, own_layer(label_map, names)])
+    assert np.array_equal(label_maps_of(tmp_path / "a.json")["photo.jpg"], label_map)
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,9 @@ def test_16_bit_channels_and_scale(widget: SegmentWidget, image: NDArray[np.uint
     assert loaded is not None
     vocabulary = Vocabulary.from_options(["Cat=cat,dog", "Sky=sky"], background=False)
     expected = without_specks(loaded.segment_image(image, vocabulary), loaded.model, "auto").label_map
-    assert np.array_equal(results.draft.data, expected)
-    assert tuple(results.draft.scale) == (0.5, 0.5)
+    assert np.array_equal(results.draft.data[0], expected)
+    # The one label map is stretched over all three channels.
+    assert tuple(results.draft.scale) == (3, 0.5, 0.5)
 
 
 def test_folder_from_begin_to_end(
@@ -76,6 +77,12 @@ def test_folder_from_begin_to_end(
     brush(widget.viewer, results.draft, 1, 30, 40)
     brush(widget.viewer, results.draft, 2, 60, 40)
     corrected = results.draft.data.copy()
+    results.draft.selected_label = 2
+    widget.accept()
+    assert widget.buttons.message.text().startswith(f"Sky: {np.count_nonzero(corrected == 2):,} pixels accepted")
+    widget.segment()
+    idle(widget)
+    assert [layer.name for layer in widget.viewer.layers] == ["0.png", "0.png labels", "0.png accepted"]
     tab.save_and_next()
     assert [layer.name for layer in widget.viewer.layers] == ["1.png", "1.png labels", "1.png accepted"]
     assert [tab.images.item(row).text()[0] for row in range(4)] == ["●", "○", "○", "✕"]
@@ -83,7 +90,8 @@ def test_folder_from_begin_to_end(
     widget.polygons.geometry.value = "rle"
     tab.export(tmp_path / "labels.json")
     idle(widget)
-    assert np.array_equal(label_maps_of(tmp_path / "labels.json")["0.png"], corrected)
+    written = label_maps_of(tmp_path / "labels.json")["0.png"]
+    assert (written[corrected == 2] == 2).all() and (written[30, 40:50] == 1).all()
     assert errors == []
     tab.run()
     idle(widget)

@@ -206,6 +206,7 @@ def test_removed_and_added_labels_keep_their_pixels(widget: SegmentWidget, image
     sky = results.draft.data == 2
     widget.labels.table.setCurrentCell(0, 1)
     widget.labels.remove_current()
+    widget.question.answer("Remove")
     assert np.array_equal(results.draft.data, np.where(sky, 2, 0))
     widget.labels.add_row("Tree", "tree")
     assert widget.labels.ids == (2, 3)

@@ -21,8 +21,16 @@ if TYPE_CHECKING:
 LABELS = (("Cat", "cat, dog"), ("Sky", "sky"))
 
 
+@pytest.fixture(autouse=True)
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for the remembered settings: those of other cases and of whoever runs this stay out of the way."""
+    folder = tmp_path / "config"
+    monkeypatch.setenv("TCL_ANNOTATE_CONFIG", str(folder))
+    return folder
+
+
 @pytest.fixture
-def viewer() -> Iterator[Viewer]:
+def viewer(config: Path) -> Iterator[Viewer]:
     """A viewer in a window, closed after the case."""
     import napari
 

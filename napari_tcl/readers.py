@@ -1,0 +1,128 @@
+"""napari reader: a COCO file becomes labels layers, on which the work on its images goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_tcl.metadata import FILE_NAMES, METADATA_KEY
+from napari_tcl.slices import Index
+from tcl_core.errors import CocoError, ExportError
+from tcl_core.export.convert import segmentation_mask
+from tcl_core.export.sources import CocoSource
+from tcl_core.vocabulary import default_colors
+
+__all__ = ["get_reader", "read_coco"]
+
+LayerData = tuple[Any, dict[str, Any], str]
+
+_LOOKED_AT = 1 << 20
+_IN_STACK = re.compile(r"(?P<stem>.+?)-(?P<index>\d{4,}(?:-\d{4,})*)$")
+_MAX_LAYERS = 20
+
+
+def get_reader(path: str | list[str]) -> Callable[[str], list[LayerData]] | None:
+    """Say how a file is read if it is a COCO file, as napari asks of a reader.
+
+    Args:
+        path: of a file; several are left to others.
+    """
+    if not isinstance(path, str) or not Path(path).is_file():
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            head = file.read(_LOOKED_AT)
+    except (OSError, UnicodeDecodeError):
+        return None
+    keys = ('"images"', '"annotations"', '"categories"')
+    if len(head) == _LOOKED_AT:
+        # Large files are not read twice; what stands first is enough.
+        return read_coco if any(key in head for key in keys) else None
+    try:
+        data = json.loads(head)
+    except ValueError:
+        return None
+    return read_coco if isinstance(data, dict) and {"images", "annotations", "categories"} <= data.keys() else None
+
+
+def read_coco(path: str) -> list[LayerData]:
+    """Labels layers of a COCO file.
+
+    Slices of a stack, which the exporter names ``stack-0003.png``, become one layer. Where annotations overlap, the
+    smaller one is on top. Ids are the places of the categories, counted from 1.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Data, attributes and type of each layer, as napari wants them.
+
+    Raises:
+        CocoError: the file cannot be read, a segmentation cannot be drawn, or there are too many images.
+    """
+    source = CocoSource(Path(path), None)
+    names = source.vocabulary.names
+    colors = [color for color, _ in zip(default_colors(), names, strict=False)]
+    stacks = _stacks(source)
+    if len(stacks) > _MAX_LAYERS:
+        raise CocoError(
+            f"{path}: has {len(stacks)} images, but only {_MAX_LAYERS} can be opened at once; split the file"
+        )
+    layers = []
+    for stem, places in stacks.items():
+        data, files = _labels(path, source, places)
+        own = {
+            "role": "draft",
+            "image": stem,
+            "names": dict(enumerate(names, start=1)),
+            "colors": dict(enumerate(colors, start=1)),
+            FILE_NAMES: files,
+        }
+        features = {"index": [0, *range(1, len(names) + 1)], "label": ["", *names]}
+        attributes = {"name": f"{stem} labels", "metadata": {METADATA_KEY: own}, "features": features}
+        layers.append((data, attributes, "labels"))
+    return layers
+
+
+def _stacks(source: CocoSource) -> dict[str, dict[Index, int]]:
+    """Images that belong together, by name: the number in the file of each slice."""
+    stacks: dict[str, dict[Index, int]] = {}
+    for number, name in enumerate(source.names):
+        match = _IN_STACK.match(Path(name).stem)
+        stem, index = (match["stem"], tuple(map(int, match["index"].split("-")))) if match else (name, ())
+        known = stacks.get(stem, {})
+        first = next(iter(known.items()), None)
+        fits = first is None or (len(first[0]) == len(index) and source.size(first[1]) == source.size(number))
+        if index in known or not fits:
+            stem, index = name, ()
+        stacks.setdefault(stem, {})[index] = number
+    return stacks
+
+
+def _labels(path: str, source: CocoSource, places: dict[Index, int]) -> tuple[NDArray[np.uint16], dict[Index, str]]:
+    size = source.size(next(iter(places.values())))
+    shape = tuple(max(axis) + 1 for axis in zip(*places, strict=True))
+    data = np.zeros((*shape, *size), np.uint16)
+    for index, number in places.items():
+        data[index] = _label_map(path, source, number)
+    return data, {index: source.names[number] for index, number in places.items()}
+
+
+def _label_map(path: str, source: CocoSource, number: int) -> NDArray[np.uint16]:
+    try:
+        image = source.image(number)
+        annotations: Sequence[Any] = image.annotations or ()
+        size = (image.height, image.width)
+        drawn = [(one["category_id"], segmentation_mask(one["segmentation"], size)) for one in annotations]
+    except ExportError as error:
+        raise CocoError(f"{path}: {source.names[number]}: {error}") from error
+    label_map = np.zeros(size, np.uint16)
+    for category, mask in sorted(drawn, key=lambda pair: -int(pair[1].sum())):
+        label_map[mask] = category
+    return label_map
