@@ -43,8 +43,10 @@ def test_25_slices_from_the_first_run_to_the_next_day(
     assert all(labels.any() for labels in first)
 
     # A stroke in one slice, then the threshold in all.
-    other = 3 - int(first[7, 30, 40])
-    results.draft.data_setitem((np.full(9, 7), np.full(9, 30), np.arange(40, 49)), other)
+    start = next(column for column in range(30, 130) if len(set(first[7, 30, column : column + 9])) == 1)
+    stroke = (7, 30, slice(start, start + 9))
+    other = 3 - int(first[7, 30, start])
+    results.draft.data_setitem((np.full(9, 7), np.full(9, 30), np.arange(start, start + 9)), other)
     loaded = widget.engine.loaded
     assert loaded is not None
 
@@ -65,7 +67,7 @@ def test_25_slices_from_the_first_run_to_the_next_day(
         idle(widget)
     moved = results.draft.data.copy()
     expected = np.full_like(first, 2)
-    expected[7, 30, 40:49] = other
+    expected[stroke] = other
     assert np.array_equal(moved, expected)
 
     # Accepted in all, and taken back in one step.
@@ -81,7 +83,7 @@ def test_25_slices_from_the_first_run_to_the_next_day(
     widget.undo()
     # The run too is one step, and the stroke stays.
     widget.undo()
-    assert np.count_nonzero(results.draft.data) == 9 and (results.draft.data[7, 30, 40:49] == other).all()
+    assert np.count_nonzero(results.draft.data) == 9 and (results.draft.data[stroke] == other).all()
     # An undone run does not come back with a threshold.
     widget.labels.set_threshold(0, 0.0)
     idle(widget)
@@ -90,12 +92,12 @@ def test_25_slices_from_the_first_run_to_the_next_day(
     widget.labels.set_threshold(0, 0.01)
     widget.labels.set_threshold(0, 0.0)
     idle(widget)
-    first[7, 30, 40:49] = other
+    first[stroke] = other
     assert np.array_equal(results.draft.data, first)
     # Ctrl+Z takes back the stroke and leaves no hole.
     viewer.layers.selection.active = results.draft
     press_key(viewer, "z", control=True)
-    assert (results.draft.data[7] > 0).all() and (results.draft.data[7, 30, 40:49] != other).any()
+    assert (results.draft.data[7] > 0).all() and (results.draft.data[stroke] != other).any()
 
     # Cancelled: it says what stays, and that is one step.
     widget.labels.set_threshold(0, 1.0)
@@ -134,7 +136,7 @@ def test_25_slices_from_the_first_run_to_the_next_day(
     viewer.add_image(movie, name="movie", rgb=True)
     viewer.open(str(tmp_path / "movie.json"), plugin="tcl-annotate")
     (results,) = widget.results
-    assert np.array_equal(results.annotation.draft, shown) and len(viewer.layers) == 2
+    assert np.array_equal(results.annotation.draft, shown) and len(viewer.layers) == 3
     widget.segment(every_slice=True)
     idle(widget)
     assert np.array_equal(results.annotation.draft[shown > 0], shown[shown > 0])
@@ -169,6 +171,17 @@ def test_strokes_and_thresholds(widget: SegmentWidget, image: NDArray[np.uint8],
     assert np.array_equal(results.draft.data, proposed)
     results.draft.redo()
     assert np.array_equal(results.draft.data != proposed, stroke)
+    # The bucket is a stroke as well, which napari tells before it pours.
+    results.draft.undo()
+    results.draft.fill((30, 40), other)
+    poured = results.draft.data.copy()
+    assert not np.array_equal(poured, proposed)
+    results.draft.undo()
+    assert np.array_equal(results.draft.data, proposed)
+    results.draft.redo()
+    assert np.array_equal(results.draft.data, poured)
+    results.draft.undo()
+    brush(viewer, results.draft, other, 30, 40)
     # Strokes in the accepted layer, and what is below them.
     results.draft.selected_label = other
     widget.accept()
