@@ -160,12 +160,9 @@ class Annotation:
     def _changes(self, index: Index) -> dict[MapName, list[StrokePart]]:
         draft, accepted = self.draft[index], self.accepted[index]
         found: dict[MapName, list[StrokePart]] = {"draft": [], "accepted": []}
-        changed = draft != self._expected(index)
+        changed = self._changed(index)
         if changed.any():
             found["draft"].append(self._write(index, "hand", changed, draft[changed].astype(np.uint32) + 1))
-            if (changed & (self._seen_accepted[index] > 0)).any():
-                # Below accepted pixels the draft shows nothing.
-                self._render(index)
         differs = accepted != self._seen_accepted[index]
         if differs.any():
             before = self._seen_accepted[index]
@@ -375,7 +372,7 @@ class Annotation:
         Returns:
             bool ``[H, W]``.
         """
-        return np.asarray((self._hand[index] > 0) | (self.draft[index] != self._expected(index)))
+        return np.asarray((self._hand[index] > 0) | self._changed(index))
 
     def combined(self, index: Index) -> LabelMap:
         """What is exported of a slice: the accepted map, and the draft where nothing is accepted."""
@@ -413,6 +410,10 @@ class Annotation:
         shown[by_hand] = hand[by_hand] - 1
         shown[self._seen_accepted[index] > 0] = 0
         return shown
+
+    def _changed(self, index: Index) -> NDArray[np.bool_]:
+        """Pixels of the draft that somebody changed unnoticed; below accepted ones it is nothing but paint on paint."""
+        return np.asarray((self.draft[index] != self._expected(index)) & (self._seen_accepted[index] == 0))
 
     def _render(self, index: Index) -> None:
         np.copyto(self.draft[index], self._expected(index))
