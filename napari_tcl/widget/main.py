@@ -253,14 +253,15 @@ class SegmentWidget(QWidget):
         def on_news(news: object) -> None:
             if isinstance(news, SliceDone) and results.alive:
                 results.show(news.index, news.found.label_map, news.found.score_map, self._still_there(ids))
-                if news.index == shown:
+                # Drawing takes longer than all else, and the slider may have moved.
+                here = self.current()
+                if here is None or here[1] == news.index:
                     results.draft.refresh(extent=False)
 
         def on_end(outcome: Outcome) -> None:
             if outcome.result is not None and results.present:
                 self._summary_stale = True
                 self.overlays.follow()
-                results.draft.refresh(extent=False)
                 if len(ready) < len(wanted):
                     self.buttons.say(
                         f"{len(ready)} of {len(wanted)} slices follow the threshold; segment the others again"

@@ -229,7 +229,7 @@ def test_names_and_choices_follow_the_layers(
     widget.labels.set_threshold(0, 0.0)
     widget.segment()
     idle(widget)
-    assert np.array_equal(first.draft.data, before[::-1]) or np.mean(first.draft.data != before) > 0.05
+    assert first.draft.data.any() and not np.array_equal(first.draft.data, before)
     first.image.data = image[:50].copy()
     assert "another size" in widget.buttons.message.text()
     widget.segment()
@@ -275,7 +275,6 @@ def test_paint_with_a_new_number_is_seen_named_and_exported(
     widget.labels.table.item(2, 1).setText("Tree")
     widget.segment()
     idle(widget)
-    assert (results.draft.data == 3).sum() > (found == 3).sum() or widget.results
     assert widget.searched()[1] == (1, 2, 3)
     assert errors == []
 
@@ -303,7 +302,6 @@ def test_work_goes_on_after_a_pause(
     tiny_model_path: Path,
 ) -> None:
     viewer = widget.viewer
-    widget.viewer.title = "work"
     results = segmented(widget, image)
     proposed = results.draft.data.copy()
     brush(viewer, results.draft, 3 - int(proposed[30, 40]), 30, 40)
