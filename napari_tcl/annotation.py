@@ -73,6 +73,7 @@ class Annotation:
         self._history = History()
         self._strokes: dict[MapName, list[Stroke]] = {"draft": [], "accepted": []}
         self._undone_strokes: dict[MapName, list[Stroke]] = {"draft": [], "accepted": []}
+        self._pending: set[Index] = set()
         for index in self.indices():
             if draft[index].any():
                 self._hand[index] = np.where(draft[index] > 0, draft[index].astype(np.uint32) + 1, 0)
@@ -152,41 +153,51 @@ class Annotation:
 
     # -- what a person does ----------------------------------------------------------------------------------------
 
-    def notice(self, index: Index) -> Stroke:
-        """Take over what a person changed in a slice of either map since this was last called.
+    def notice(self, index: Index) -> None:
+        """Take over what a person changed in a slice of either map since this was last called, as a stroke.
 
         Pixels that were erased from the accepted map stay empty: somebody said that nothing is there.
-
-        Returns:
-            What was changed.
         """
+        self._record(self._changes(index))
+
+    def stroke(self, indices: Iterable[Index]) -> None:
+        """Take over what a person just did, or is about to do, in one of the maps as one stroke.
+
+        Args:
+            indices: the slices that it may have changed.
+        """
+        found: dict[MapName, list[StrokePart]] = {"draft": [], "accepted": []}
+        for index in indices:
+            self._pending.add(index)
+            for each, parts in self._changes(index).items():
+                found[each] += parts
+        self._record(found)
+
+    def _changes(self, index: Index) -> dict[MapName, list[StrokePart]]:
         draft, accepted = self.draft[index], self.accepted[index]
-        parts = []
-        changed = draft != self._expected(index)
+        found: dict[MapName, list[StrokePart]] = {"draft": [], "accepted": []}
+        changed = self._changed(index)
         if changed.any():
-            parts.append(self._write(index, "hand", changed, draft[changed].astype(np.uint32) + 1))
-            if (changed & (self._seen_accepted[index] > 0)).any():
-                # Below accepted pixels the draft shows nothing.
-                self._render(index)
+            found["draft"].append(self._write(index, "hand", changed, draft[changed].astype(np.uint32) + 1))
         differs = accepted != self._seen_accepted[index]
         if differs.any():
             before = self._seen_accepted[index]
             rows, columns = np.nonzero(differs)
-            parts.append(StrokePart(index, "accepted", rows, columns, before[differs], accepted[differs]))
+            found["accepted"].append(StrokePart(index, "accepted", rows, columns, before[differs], accepted[differs]))
             erased = differs & (accepted == 0) & ~changed
             if erased.any():
-                parts.append(self._write(index, "hand", erased, np.ones(int(erased.sum()), np.uint32)))
+                ones = np.ones(int(erased.sum()), np.uint32)
+                found["accepted"].append(self._write(index, "hand", erased, ones))
             np.copyto(before, accepted)
             self._render(index)
-        return tuple(parts)
+        return found
 
-    def stroke(self, name: MapName, indices: Iterable[Index]) -> None:
-        """Remember what a person just did in one of the maps, so that `undo_stroke` can take it back."""
-        parts = tuple(part for index in indices for part in self.notice(index))
-        if parts:
-            self._strokes[name].append(parts)
-            del self._strokes[name][:-_MAX_STROKES]
-            self._undone_strokes[name].clear()
+    def _record(self, found: Mapping[MapName, list[StrokePart]]) -> None:
+        for name, parts in found.items():
+            if parts:
+                self._strokes[name].append(tuple(parts))
+                del self._strokes[name][:-_MAX_STROKES]
+                self._undone_strokes[name].clear()
 
     def undo_stroke(self, name: MapName) -> bool:
         """Take back the last stroke in one of the maps; what is below it is shown as it is by now.
@@ -203,12 +214,14 @@ class Annotation:
         return self._replay(self._undone_strokes[name], self._strokes[name], undoing=False)
 
     def _replay(self, source: list[Stroke], target: list[Stroke], *, undoing: bool) -> bool:
+        # A viewer may tell of a stroke before it is in the map, so the latest may not be recorded yet.
+        for index in self._pending | {part.index for stroke in source[-1:] for part in stroke}:
+            self.notice(index)
+        self._pending.clear()
         if not source:
             return False
         stroke = source.pop()
         target.append(stroke)
-        for index in {part.index for part in stroke}:
-            self.notice(index)
         for part in stroke:
             values = self._maps[part.name][part.index]
             here, there = (part.after, part.before) if undoing else (part.before, part.after)
@@ -385,7 +398,7 @@ class Annotation:
         Returns:
             bool ``[H, W]``.
         """
-        return np.asarray((self._hand[index] > 0) | (self.draft[index] != self._expected(index)))
+        return np.asarray((self._hand[index] > 0) | self._changed(index))
 
     def combined(self, index: Index) -> LabelMap:
         """What is exported of a slice: the accepted map, and the draft where nothing is accepted."""
@@ -423,6 +436,10 @@ class Annotation:
         shown[by_hand] = hand[by_hand] - 1
         shown[self._seen_accepted[index] > 0] = 0
         return shown
+
+    def _changed(self, index: Index) -> NDArray[np.bool_]:
+        """Pixels of the draft that somebody changed unnoticed; below accepted ones it is nothing but paint on paint."""
+        return np.asarray((self.draft[index] != self._expected(index)) & (self._seen_accepted[index] == 0))
 
     def _render(self, index: Index) -> None:
         np.copyto(self.draft[index], self._expected(index))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from napari_tcl.slices import Index
 from tcl_core.errors import CocoError, ExportError
 from tcl_core.export.convert import segmentation_mask
 from tcl_core.export.sources import CocoSource
+from tcl_core.images import DEFAULT_MAX_PIXELS
 from tcl_core.vocabulary import default_colors
 
 __all__ = ["get_reader", "read_coco"]
@@ -25,6 +27,7 @@ LayerData = tuple[Any, dict[str, Any], str]
 _LOOKED_AT = 1 << 20
 _IN_STACK = re.compile(r"(?P<stem>.+?)-(?P<index>\d{4,}(?:-\d{4,})*)$")
 _MAX_LAYERS = 20
+_MAX_PIXELS = 1 << 33  # of a stack
 
 
 def get_reader(path: str | list[str]) -> Callable[[str], list[LayerData]] | None:
@@ -85,8 +88,14 @@ def read_coco(path: str) -> list[LayerData]:
             FILE_NAMES: files,
         }
         features = {"index": [0, *range(1, len(names) + 1)], "label": ["", *names]}
-        attributes = {"name": f"{stem} labels", "metadata": {METADATA_KEY: own}, "features": features}
+        name = Path(stem).stem if () in places else stem
+        attributes = {"name": f"{name} labels", "metadata": {METADATA_KEY: own}, "features": features}
         layers.append((data, attributes, "labels"))
+    if source.left_out:
+        from napari.utils.notifications import show_warning
+
+        parts = ", ".join(f"{number} {reason}" for reason, number in source.left_out.items())
+        show_warning(f"{path}: some annotations were left out: {parts}")
     return layers
 
 
@@ -108,6 +117,11 @@ def _stacks(source: CocoSource) -> dict[str, dict[Index, int]]:
 def _labels(path: str, source: CocoSource, places: dict[Index, int]) -> tuple[NDArray[np.uint16], dict[Index, str]]:
     size = source.size(next(iter(places.values())))
     shape = tuple(max(axis) + 1 for axis in zip(*places, strict=True))
+    pixels = math.prod((*shape, *size))
+    if size[0] * size[1] > DEFAULT_MAX_PIXELS or pixels > _MAX_PIXELS:
+        raise CocoError(
+            f"{path}: the labels of {source.names[next(iter(places.values()))]} have {pixels:,} pixels, too many"
+        )
     data = np.zeros((*shape, *size), np.uint16)
     for index, number in places.items():
         data[index] = _label_map(path, source, number)

@@ -151,7 +151,7 @@ class Results:
 
         def painted(_: object) -> None:
             if self._layers.get(name) is layer:
-                self.annotation.stroke(name, self._indices_of_stroke(layer))
+                self.annotation.stroke(self._indices_of_stroke(layer))
 
         note = self._annotation
         layer.undo = after(note.undo_stroke)

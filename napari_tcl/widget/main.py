@@ -65,6 +65,7 @@ class SegmentWidget(QWidget):
         self._task: Task | None = None
         self._task_layer: Image | None = None
         self._task_relabels = False
+        self._outdated = False
         self._waiting: Callable[[], None] | None = None
         self._summary_stale = False
         self.image_form = ImageForm(self.viewer)
@@ -179,11 +180,12 @@ class SegmentWidget(QWidget):
         except TclError as error:
             self.fail(str(error))
             return
+        self._outdated = False
         run = SegmentRun(self.engine, choice, reader, indices, vocabulary, least)
         step = Step("the run")
 
         def on_news(news: object) -> None:
-            if isinstance(news, SliceDone):
+            if isinstance(news, SliceDone) and not self._outdated:
                 self._show_slice(layer, reader, news, ids, step)
             elif isinstance(news, ProgressStep):
                 self.buttons.show_progress(news.text, news.share)
@@ -192,6 +194,10 @@ class SegmentWidget(QWidget):
             self._task_layer = None
             if outcome.error is None and layer not in self.viewer.layers:
                 self.fail(f"the layer {layer.name!r} was removed in the meantime, so its result is discarded")
+            elif self._outdated and outcome.error is None:
+                self.buttons.say(
+                    f"the image of {layer.name!r} was replaced, so its run was cancelled; segment it again"
+                )
             elif outcome.cancelled:
                 self.buttons.say(_cancelled(len(step.slices), len(indices)))
             elif outcome.result is not None:
@@ -276,14 +282,15 @@ class SegmentWidget(QWidget):
         def on_news(news: object) -> None:
             if isinstance(news, SliceDone) and results.alive:
                 results.show(news.index, news.found.label_map, news.found.score_map, self._still_there(ids))
-                if news.index == shown:
+                # Drawing takes longer than all else, and the slider may have moved.
+                here = self.current()
+                if here is None or here[1] == news.index:
                     results.draft.refresh(extent=False)
 
         def on_end(outcome: Outcome) -> None:
             if outcome.result is not None and results.present:
                 self._summary_stale = True
                 self.overlays.follow()
-                results.draft.refresh(extent=False)
                 if len(ready) < len(wanted):
                     self.buttons.say(
                         f"{len(ready)} of {len(wanted)} slices follow the threshold; segment the others again"
@@ -420,6 +427,8 @@ class SegmentWidget(QWidget):
     def stop_on(self, layer: Image) -> None:
         """End the work on an image, because its layer shows another now."""
         if self._task is not None and self._task_layer is layer:
+            # It may be done already, with its result on the way.
+            self._outdated = True
             self.cancel()
 
     def _scope(self, verb: str) -> tuple[Results, list[Index]] | None:

@@ -150,3 +150,18 @@ def test_score_map(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
 def test_what_is_no_image(segmenter: Segmenter) -> None:
     with pytest.raises(ImageError):
         ImageSession(segmenter, np.zeros((4, 4, 3), np.float32)).encode()  # type: ignore[arg-type]
+
+
+def test_scores_alone_answer_thresholds_and_nothing_else(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+    session = ImageSession(segmenter, image)
+    session.segment(Vocabulary.from_options(LABELS))
+    slim = session.scores_alone()
+    assert slim.score_bytes == session.score_bytes > 0 and slim.size == session.size
+    for threshold in (0.2, 0.6):
+        vocabulary = Vocabulary.from_options(LABELS, background_threshold=threshold)
+        assert slim.has_scores(vocabulary)
+        assert np.array_equal(slim.segment(vocabulary).label_map, session.segment(vocabulary).label_map)
+    with pytest.raises(SettingsError, match="keeps scores alone"):
+        slim.segment(Vocabulary.from_options([*LABELS, "tree"]))
+    again = slim.scores_alone().segment(Vocabulary.from_options(LABELS))
+    assert np.array_equal(again.label_map, session.segment(Vocabulary.from_options(LABELS)).label_map)

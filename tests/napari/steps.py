@@ -117,14 +117,15 @@ def brush(viewer: Viewer, layer: Labels, label: int, row: int, column: int, size
     assert all(np.asarray(layer.data)[place] == label for place in ends), "the brush painted elsewhere"
 
 
-def press_key(viewer: Viewer, key: str) -> None:
-    """Press and release a letter while the mouse is over the canvas."""
+def press_key(viewer: Viewer, key: str, *, control: bool = False) -> None:
+    """Press and release a letter while the mouse is over the canvas, perhaps together with the Ctrl key."""
     from qtpy.QtCore import QEvent, Qt
     from qtpy.QtGui import QKeyEvent
 
     code = getattr(Qt.Key, f"Key_{key.upper()}")
+    modifier = Qt.KeyboardModifier.ControlModifier if control else Qt.KeyboardModifier.NoModifier
     for kind in (QEvent.Type.KeyPress, QEvent.Type.KeyRelease):
-        _send(viewer, QKeyEvent(kind, code, Qt.KeyboardModifier.NoModifier, key))
+        _send(viewer, QKeyEvent(kind, code, modifier, key))
 
 
 def _mouse(viewer: Viewer, kind: Any, place: tuple[float, ...], down: bool) -> None:

@@ -132,7 +132,7 @@ def test_a_stroke_taken_back_leaves_what_the_model_proposes_by_now(
     note.propose((), first)
     stroke = np.array(where).reshape(SHAPE)
     note.draft[stroke] = brush[stroke]
-    note.stroke("draft", [()])
+    note.stroke([()])
     note.propose((), second)
     painted = note.draft.copy()
     changed = bool((stroke & (brush != first)).any())
@@ -143,12 +143,24 @@ def test_a_stroke_taken_back_leaves_what_the_model_proposes_by_now(
     assert np.array_equal(note.draft, painted)
 
 
+def test_a_stroke_that_is_told_before_it_is_drawn() -> None:
+    note = empty()
+    note.stroke([()])
+    note.draft[0] = 2
+    note.propose((), np.ones(SHAPE, np.uint16))
+    note.stroke([()])
+    note.draft[1] = 3
+    assert note.undo_stroke("draft") and (note.draft[1] == 1).all() and (note.draft[0] == 2).all()
+    assert note.undo_stroke("draft") and (note.draft == 1).all()
+    assert not note.undo_stroke("draft")
+
+
 def test_strokes_in_the_accepted_map_can_be_taken_back_and_erased_pixels_stay_empty() -> None:
     note = empty()
     note.propose((), np.ones(SHAPE, np.uint16))
     note.accept((), [1])
     note.accepted[0] = 0
-    note.stroke("accepted", [()])
+    note.stroke([()])
     note.propose((), np.full(SHAPE, 2, np.uint16))
     assert not note.combined(())[0].any() and (note.combined(())[1:] == 1).all()
     assert not note.undo_stroke("draft")
@@ -159,9 +171,9 @@ def test_strokes_in_the_accepted_map_can_be_taken_back_and_erased_pixels_stay_em
 def test_a_stroke_below_accepted_pixels_comes_back_with_them() -> None:
     note = empty()
     note.draft[0] = 3
-    note.stroke("draft", [()])
+    note.stroke([()])
     note.accepted[0] = 1
-    note.stroke("accepted", [()])
+    note.stroke([()])
     assert not note.draft.any() and (note.combined(())[0] == 1).all()
     note.undo_stroke("accepted")
     assert (note.draft[0] == 3).all()

@@ -2,20 +2,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from napari_tcl.folder import FolderJob
+from napari_tcl.folder import FolderJob, JobChangedError
 from tcl_core.errors import SettingsError, VocabularyError
 from tcl_core.export.coco import validate_coco
 from tcl_core.models import Model, load_model
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import Progress
 from tcl_core.segmentation.specks import without_specks
-from tcl_core.vocabulary import Vocabulary
+from tcl_core.vocabulary import Label, Vocabulary
 from tests.napari.coco_pixels import label_maps_of
 
 VOCABULARY = Vocabulary.from_options(["Cat=cat", "Sky=sky", "Tree=tree"])
@@ -136,8 +137,18 @@ def test_other_labels_are_another_job(
     photos: Path, opened: Callable[[], FolderJob], segmenter: Segmenter, tmp_path: Path
 ) -> None:
     opened()
-    with pytest.raises(SettingsError, match="other labels"):
+    with pytest.raises(JobChangedError, match="other labels") as raised:
         FolderJob.open(photos, Vocabulary.from_options(["cat"]), segmenter.settings(), tmp_path / "masks")
+    assert raised.value.vocabulary == VOCABULARY
+    labels = list(VOCABULARY.labels)
+    for changed, message in (
+        ([*labels, Label("tree")], r"\(without tree\)"),
+        (labels[1:], rf"\(with {labels[0].name}\)"),
+        ([replace(labels[0], threshold=0.25), *labels[1:]], f"threshold of {labels[0].name}"),
+        (labels[::-1], "another order"),
+    ):
+        with pytest.raises(JobChangedError, match=message):
+            FolderJob.open(photos, replace(VOCABULARY, labels=tuple(changed)), segmenter.settings(), tmp_path / "masks")
 
 
 def test_other_settings_are_another_job(
@@ -145,8 +156,9 @@ def test_other_settings_are_another_job(
 ) -> None:
     job = opened()
     plain = Segmenter(tiny_model, refine=False)
-    with pytest.raises(SettingsError, match="other settings"):
+    with pytest.raises(JobChangedError, match=r"other settings \(.*refine") as raised:
         FolderJob.open(photos, VOCABULARY, plain.settings(), tmp_path / "masks")
+    assert raised.value.vocabulary is None
     with pytest.raises(SettingsError, match="other settings"):
         list(job.run(plain))
 

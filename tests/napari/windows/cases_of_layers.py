@@ -43,6 +43,7 @@ def test_labels_lie_on_the_image(
             {"scale": (100, 100), "units": ("nm", "nm"), "axis_labels": ("y", "x")},
         )
     ):
+        viewer.layers.clear()
         results = segmented(widget, image, name=f"image {number}", **options)
         layer = results.image
         ours = [results.draft, results.accepted, results.polygons, *results.score_layers.values()]
@@ -53,9 +54,8 @@ def test_labels_lie_on_the_image(
         # Also when the image is moved later.
         layer.translate, layer.rotate = (11, 12), 45
         assert all(off(layer, each, corners) < 1e-9 for each in ours[:3])
-    # Mixed units make napari hide layers that have none.
-    assert all(layer.visible for layer in viewer.layers)
-    assert str(results.draft.units[0]) == "nanometer"
+    # Mixed units would make napari draw another layer elsewhere.
+    assert {str(unit) for layer in viewer.layers for unit in layer.units} == {"nanometer"}
     assert errors == []
     viewer.layers.clear()
 
@@ -87,7 +87,7 @@ def test_labels_lie_on_the_image(
     assert np.allclose(score.data_to_world((0, 0, 5, 6)), results.draft.data_to_world((3, 0, 5, 6)))
     assert polygons is not None and {tuple(vertices[0, :2]) for vertices in polygons.data} == {(3, 0)}
     settle()
-    assert len(polygons._data_view.displayed_triangles) > 0
+    assert polygons._data_view._displayed.any(), "polygons are hidden on their own slice"
     # All files call the slices the same.
     widget.polygons.geometry.value = "rle"
     widget.export(tmp_path / "widget.json")
@@ -191,10 +191,6 @@ def test_names_and_choices_follow_the_layers(
     assert form.layer.value is first.image
     first.image.name = "renamed"
     assert form.layer.value is first.image
-    assert [form.layer.native.findChild(object).__class__ is not None, form.layer.choices] == [
-        True,
-        (first.image, second),
-    ]
     shown = [form.layer._widget._qwidget.itemText(row) for row in range(2)]
     assert sorted(shown) == ["renamed", "second"]
     assert (first.draft.name, first.accepted.name) == ("renamed labels", "renamed accepted")
@@ -233,7 +229,7 @@ def test_names_and_choices_follow_the_layers(
     widget.labels.set_threshold(0, 0.0)
     widget.segment()
     idle(widget)
-    assert np.array_equal(first.draft.data, before[::-1]) or np.mean(first.draft.data != before) > 0.05
+    assert first.draft.data.any() and not np.array_equal(first.draft.data, before)
     first.image.data = image[:50].copy()
     assert "another size" in widget.buttons.message.text()
     widget.segment()
@@ -245,7 +241,8 @@ def test_names_and_choices_follow_the_layers(
     widget.segment()
     second.data = image[:, ::-1].copy()
     idle(widget)
-    assert "cancelled" in widget.buttons.message.text()
+    assert "was replaced, so its run was cancelled" in widget.buttons.message.text()
+    assert all(results.image is not second for results in widget.results)
     assert errors == []
 
 
@@ -278,13 +275,12 @@ def test_paint_with_a_new_number_is_seen_named_and_exported(
     widget.labels.table.item(2, 1).setText("Tree")
     widget.segment()
     idle(widget)
-    assert (results.draft.data == 3).sum() > (found == 3).sum() or widget.results
     assert widget.searched()[1] == (1, 2, 3)
     assert errors == []
 
 
-def next_day(viewer: Viewer, widget: SegmentWidget, model: Path) -> SegmentWidget:
-    """Close the dock and open it again, with an empty table."""
+def next_day(viewer: Viewer, widget: SegmentWidget, model: Path) -> tuple[SegmentWidget, str]:
+    """Close the dock and open it again, with an empty table; also returns what it says at first."""
     from qtpy.QtCore import QCoreApplication, QEvent
 
     viewer.window.remove_dock_widget(widget)
@@ -292,8 +288,10 @@ def next_day(viewer: Viewer, widget: SegmentWidget, model: Path) -> SegmentWidge
     QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
     again = dock(viewer)
     again.model.file.value, again.model.device.value = model, "cpu"
+    said = again.buttons.message.text()
     again.background.on.value = False
-    return again
+    again.polygons.geometry.value = "rle"
+    return again, said
 
 
 def test_work_goes_on_after_a_pause(
@@ -304,7 +302,6 @@ def test_work_goes_on_after_a_pause(
     tiny_model_path: Path,
 ) -> None:
     viewer = widget.viewer
-    widget.viewer.title = "work"
     results = segmented(widget, image)
     proposed = results.draft.data.copy()
     brush(viewer, results.draft, 3 - int(proposed[30, 40]), 30, 40)
@@ -314,8 +311,8 @@ def test_work_goes_on_after_a_pause(
     shown = results.annotation.combined(())
 
     # The dock was closed and opened: strokes, acceptance and undo are as before.
-    widget = next_day(viewer, widget, tiny_model_path)
-    assert "continuing" in widget.buttons.message.text()
+    widget, said = next_day(viewer, widget, tiny_model_path)
+    assert "continuing" in said
     assert [label.name for label in widget.labels.shown_labels()] == ["Cat", "Sky"]
     assert widget.labels.shown_labels()[0].prompts == "cat, dog"
     assert len(viewer.layers) == 3
@@ -353,7 +350,7 @@ def test_work_goes_on_after_a_pause(
 
     # COCO, into a table that numbers the labels otherwise; first the file, then the image.
     viewer.layers.clear()
-    widget = next_day(viewer, widget, tiny_model_path)
+    widget, _ = next_day(viewer, widget, tiny_model_path)
     for name in ("Tree", "Sky"):
         widget.labels.add_row(name)
     viewer.open(str(tmp_path / "image.json"), plugin="tcl-annotate")
