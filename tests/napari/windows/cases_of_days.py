@@ -197,7 +197,7 @@ def test_features_of_a_folder(
     widget.folder.folder.value = photos
     widget.folder.run()
     idle(widget)
-    files = sorted((tmp_path / "photos.features").glob("*.features"))
+    files = sorted((tmp_path / "photos.features").glob("*.features"), key=lambda path: path.stat().st_mtime_ns)
     assert len(files) == 3 and all(path.stat().st_size < 20e6 for path in files)
     assert widget.buttons.message.text() == "3 of 3 images are labeled"
     widget.folder.open("0.png")
@@ -226,22 +226,22 @@ def test_features_of_a_folder(
         current = widget.current()
         assert current is not None
         results, index = current
-        if results.sessions.get(index) is None:
-            # The one whose features are damaged, which is said.
+        assert results.sessions.get(index) is not None
+        if name == "2.png":
+            # Its features are damaged, which is said; they are made anew.
             assert "1 damaged file in" in widget.buttons.message.text()
-            widget.segment()
-            idle(widget)
             assert encoded
             encoded.clear()
-            continue
         shown = results.draft.data.copy()
         widget.labels.set_threshold(0, 1.0)
         idle(widget)
         if name == "0.png":
-            assert np.array_equal(results.draft.data == 1, stroke & (shown == 1)), "corrections stay"
-            assert (results.draft.data[stroke] == other).all()
+            assert (results.draft.data[stroke] == other).all(), "corrections stay"
+            # A few pixels that 16 bits decide otherwise count as corrected.
+            assert np.mean((results.draft.data == 1) & ~stroke) < 0.01
         else:
             assert not (results.draft.data == 1).any()
+        assert not widget.question.isVisible(), "nothing is unsaved that the user did not change"
         widget.labels.set_threshold(0, 0.0)
         idle(widget)
         assert np.mean(results.draft.data != shown) < 0.01
