@@ -33,7 +33,8 @@ CONFIG = (
     '<RectangleLabels name="rect" toName="image" smart="true" model_skip="true"><Label value="cat"/>'
     '<Label value="sky"/></RectangleLabels>'
     '<EllipseLabels name="round" toName="image" smart="true"><Label value="cat"/><Label value="sky"/></EllipseLabels>'
-    '<PolygonLabels name="poly" toName="image" smart="true"><Label value="cat"/><Label value="sky"/></PolygonLabels>'
+    '<PolygonLabels name="poly" toName="image" smart="true" model_skip="true"><Label value="cat"/>'
+    '<Label value="sky"/></PolygonLabels>'
     '<KeyPointLabels name="point" toName="image" smart="true"><Label value="cat"/><Label value="sky"/>'
     '<Label value="owl"/></KeyPointLabels></View>'
 )

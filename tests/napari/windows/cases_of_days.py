@@ -262,7 +262,7 @@ def test_command_line(
     config: Path, tiny_model_path: Path, image: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import napari
-    from qtpy.QtCore import QTimer
+    from qtpy.QtCore import QThread, QTimer
 
     from napari_tcl.cli import command
     from napari_tcl.widget import SegmentWidget
@@ -280,6 +280,10 @@ def test_command_line(
     seen: dict[str, Any] = {}
 
     def look() -> None:
+        if QThread.currentThread().loopLevel() == 0:
+            # The command is still opening the window, and handles events meanwhile.
+            QTimer.singleShot(100, look)
+            return
         viewer = napari.current_viewer()
         window = viewer.window._qt_window
         (widget,) = window.findChildren(SegmentWidget)
