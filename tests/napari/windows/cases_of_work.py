@@ -225,6 +225,8 @@ def test_label_file_of_the_command_line(
     )
     segmented(widget, image)
     widget.labels.load(path)
+    # The pixels of a label that is gone are asked about.
+    widget.question.answer("Remove")
     assert widget.labels.ids == (1, 3)
     vocabulary = widget.vocabulary()
     given = Vocabulary.from_file(path)
