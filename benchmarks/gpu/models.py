@@ -30,8 +30,12 @@ from tcl_core.vocabulary import Label, Vocabulary
 
 __all__ = ["METHODS", "ON_PLAYGROUND", "RandomModels", "Scale", "SceneTCL", "enlarged_scene", "vocabulary_of"]
 
-METHODS = tuple(name for name in list_methods() if method_class(name).__module__.startswith("tcl_core."))
-"""The methods that come with the package."""
+METHODS = tuple(
+    name
+    for name in list_methods()
+    if method_class(name).__module__.startswith("tcl_core.") and name not in ("groupvit", "reco")
+)
+"""The methods of the package that stand on a CLIP alone: GroupViT has towers, and ReCo references of its own."""
 
 ON_PLAYGROUND = tuple(
     name for name in METHODS if name == "tcl" or not method_class(name).example().learned_state_dict()

@@ -127,7 +127,7 @@ def test_every_method_and_refinement_is_compared_with_the_cpu(models: RandomMode
             assert f"parity, random weights, {method} {how} PAMR" in names
             assert (f"parity, playground, {method} {how} PAMR" in names) == (method in ON_PLAYGROUND)
     assert {"tcl", "maskclip", "maskclip-refined", "sclip", "clearclip", "naclip", "scclip"} == set(ON_PLAYGROUND)
-    assert set(METHODS) == {"code", *ON_PLAYGROUND}
+    assert set(METHODS) == {"code", "mgca-style", *ON_PLAYGROUND}
 
 
 def test_agreement_against_loops() -> None:
