@@ -3,8 +3,6 @@
 All choices are deterministic, so that they do not depend on how the images of a step are spread over processes.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
