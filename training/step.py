@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tcl_core.devices import autocast
 from tcl_core.errors import SettingsError
-from tcl_core.methods.trainable import Trainable
+from tcl_core.methods.trainable import BatchTrainable
 from training.config import TrainPhase
 from training.distributed import average_gradients, average_scalars
 from training.optimizer import make_optimizer, set_learning_rate
@@ -59,7 +59,9 @@ class Stepper:
         seed: of what a step draws.
     """
 
-    def __init__(self, method: Trainable, phase: TrainPhase, device: torch.device, accumulate: int = 1, seed: int = 0):
+    def __init__(
+        self, method: BatchTrainable, phase: TrainPhase, device: torch.device, accumulate: int = 1, seed: int = 0
+    ):
         self.method, self.phase, self.device, self.accumulate = method, phase, device, accumulate
         self._seed = seed
         module = self._module

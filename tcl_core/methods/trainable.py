@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-__all__ = ["Trainable"]
+__all__ = ["BatchTrainable", "Trainable"]
 
 
-class Trainable(ABC):
-    """Training of a method, in stages.
+class BatchTrainable(ABC):
+    """Training in stages on batches that somebody makes; see `Trainable` for batches of samples.
 
     A step is cut in pieces, so that a batch that does not fit into memory can be worked through part by part: `embed`
     looks at one sample at a time, `compare` at one sample and at what `share` found out about all, and `objective` at
@@ -36,34 +36,6 @@ class Trainable(ABC):
             SettingsError: the stage is unknown.
         """
 
-    def accepts(self, caption: str) -> bool:
-        """Whether a sample with this caption can be prepared; others are left out. By default every one can."""
-        return True
-
-    def needed_files(self) -> tuple[str, ...]:
-        """Names of downloads that preparing samples needs and that are not there; none by default."""
-        return ()
-
-    def use_files(self, files: Mapping[str, Path]) -> None:  # noqa: B027
-        """Take the downloads of `needed_files`, by their names."""
-
-    @abstractmethod
-    def prepare(self, sample: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """What a sample (an image and its caption) brings into a batch; runs where data is loaded.
-
-        Args:
-            sample: ``image`` (float ``[3, H, W]``, normalized) and ``caption`` (a text).
-            rng: of this sample.
-        """
-
-    def collate(self, samples: Sequence[Mapping[str, Any]]) -> Any:
-        """Put prepared samples together into a batch, as `embed` and `loss` take it.
-
-        Args:
-            samples: of `prepare`, at least one; by default a mapping of their stacked values.
-        """
-        return default_collate(list(samples))
-
     @abstractmethod
     def embed(self, batch: Any) -> Any:
         """Embeddings of a batch's samples, each from its own sample alone."""
@@ -75,7 +47,7 @@ class Trainable(ABC):
         over processes, and may be split.
 
         Args:
-            batch: of `collate`; by default it is complete.
+            batch: of the step; by default it is complete.
             generator: of the step, in the same state in every process; ``None`` for torch's default one.
         """
         return batch
@@ -126,3 +98,35 @@ class Trainable(ABC):
     @abstractmethod
     def loss(self, embeddings: Any, batch: Any) -> Mapping[str, Tensor]:
         """The scalars of a step from all embeddings; ``total`` is minimized, all are logged."""
+
+
+class Trainable(BatchTrainable):
+    """Training of a method on images and captions, which are prepared one by one and put together into batches."""
+
+    def accepts(self, caption: str) -> bool:
+        """Whether a sample with this caption can be prepared; others are left out. By default every one can."""
+        return True
+
+    def needed_files(self) -> tuple[str, ...]:
+        """Names of downloads that preparing samples needs and that are not there; none by default."""
+        return ()
+
+    def use_files(self, files: Mapping[str, Path]) -> None:  # noqa: B027
+        """Take the downloads of `needed_files`, by their names."""
+
+    @abstractmethod
+    def prepare(self, sample: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """What a sample (an image and its caption) brings into a batch; runs where data is loaded.
+
+        Args:
+            sample: ``image`` (float ``[3, H, W]``, normalized) and ``caption`` (a text).
+            rng: of this sample.
+        """
+
+    def collate(self, samples: Sequence[Mapping[str, Any]]) -> Any:
+        """Put prepared samples together into a batch, as `embed` and `loss` take it.
+
+        Args:
+            samples: of `prepare`, at least one; by default a mapping of their stacked values.
+        """
+        return default_collate(list(samples))

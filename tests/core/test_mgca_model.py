@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tcl_core.errors import SettingsError
 from tcl_core.methods import create_method, list_methods
 from tcl_core.methods.mgca import MGCAStyle, MGCAStyleConfig
-from tcl_core.methods.mgca.training import Batch
 from tcl_core.methods.tcl import TCL
+from tcl_core.methods.tcl.caption_training import CaptionBatch
 from tests.core.tcl_models import captions, small_clip
 
 PROCESSES, PER_PROCESS = 2, 3
@@ -242,7 +242,7 @@ def step(wrap: bool, part: slice, shared: bool) -> dict[str, Tensor]:
     module = DistributedDataParallel(model) if wrap and not shared else model
     images, tokens = (tensor[part] for tensor in pairs())
     if shared:
-        batch = model.share(Batch(images, tokens))
+        batch = model.share(CaptionBatch(images, tokens))
         losses = model.objective(model.compare(model.embed(batch), batch), batch)
     else:
         losses = module(images, tokens)

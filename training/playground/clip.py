@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tcl_core.methods.tcl.losses import info_nce
-from tcl_core.methods.trainable import Trainable
+from tcl_core.methods.trainable import BatchTrainable
 from tcl_core.towers.open_clip_vit import FrozenClip, run_block, text_at_ends
 from tcl_core.towers.tokenizer import Tokenizer
 from training.config import TrainPhase
@@ -219,7 +219,7 @@ def clip_losses(
     return training.loss(training.embed(batch), batch)
 
 
-class ClipTraining(nn.Module, Trainable):
+class ClipTraining(nn.Module, BatchTrainable):
     """A CLIP as what the training engine trains.
 
     Args:
@@ -236,10 +236,6 @@ class ClipTraining(nn.Module, Trainable):
         """All parameters."""
         self.requires_grad_(True)
         return list(self.parameters())
-
-    def prepare(self, sample: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Samples do not come one by one here; see `clip_batches`."""
-        raise NotImplementedError
 
     def learned_state_dict(self) -> dict[str, Tensor]:
         """Everything, by open_clip's names."""

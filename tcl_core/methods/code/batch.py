@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tcl_core.methods.tcl.grounded_training import ComparedMasks
+from tcl_core.methods.tcl.grounded_training import ComparedMasks, ImageBatch
 from tcl_core.methods.tcl.losses import draw_noise
 
 __all__ = ["Batch", "Compared", "Embeddings", "pair_noise"]
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(ImageBatch):
     """B images of one process with K nouns of each caption; the B x K pairs are counted image by image.
 
     Attributes:
-        images: float32 ``[B, 3, H, W]``, normalized; H and W multiples of the patch size.
-        tokens: int64 ``[B, L]``, one caption each.
         nouns: int64 ``[B, K, L]``, each noun as a text of its own.
         templates: int64 ``[B, K, L]``, each noun in a template of CLIP.
         labels: int64 ``[B, L]``, which noun a word of the caption is: i for the i-th of ``nouns`` from 1, 0 for one
@@ -33,12 +30,10 @@ class Batch:
         all_nouns: ``nouns`` of all processes; ``None`` until they are shared.
         all_ids: ``ids`` of all processes.
         all_named: ``named`` of all processes.
-        offset: place of the first of these images among those of all processes, once they are shared.
-        features: float ``[B, 1 + hw, C]``, the images' tokens before the copied block; ``None`` computes them.
     """
 
-    images: Tensor
-    tokens: Tensor
+    of_each_image = (*ImageBatch.of_each_image, "nouns", "templates", "labels", "ids", "named", "noise")
+
     nouns: Tensor
     templates: Tensor
     labels: Tensor
@@ -49,22 +44,6 @@ class Batch:
     all_nouns: Tensor | None = None
     all_ids: Tensor | None = None
     all_named: Tensor | None = None
-    offset: int = 0
-    features: Tensor | None = None
-
-    def split(self, parts: int) -> list[Batch]:
-        """Cut into parts of the same size, a divisor of B; what is of all processes stays whole."""
-        size = len(self.images) // parts
-        own = ("images", "tokens", "nouns", "templates", "labels", "ids", "named", "noise")
-        held = {name: value for name in own if (value := getattr(self, name)) is not None}
-        return [
-            dataclasses.replace(
-                self,
-                **{name: value[start : start + size] for name, value in held.items()},
-                offset=self.offset + start,
-            )
-            for start in range(0, len(self.images), size)
-        ]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcl_core.errors import SettingsError
 from tcl_core.methods.base import PromptEmbeddings
 from tcl_core.methods.code.config import CoDeConfig
 from tcl_core.methods.code.text import PromptedTexts, TextDecoder, check_text_tower, text_width
@@ -21,9 +20,8 @@ from tcl_core.methods.registry import register_method
 from tcl_core.methods.tcl.grounded import Grounded, InverseTemperature
 from tcl_core.methods.tcl.losses import unit
 from tcl_core.methods.upstream import UpstreamModel
-from tcl_core.towers.base import Tower
 from tcl_core.towers.open_clip_vit import FrozenClip
-from tcl_core.towers.tokenizer import WordTokenizer
+from tcl_core.towers.tokenizer import Tokenizer, WordTokenizer
 
 __all__ = ["CoDe", "CoDePrompts"]
 
@@ -76,6 +74,7 @@ class CoDe(CoDeTraining, Grounded):
 
     optional_keys = frozenset({"learnable_image_bg", "bg_text", "text_mask_w", "text_mask_b", *_LOSSES, *_DECODER})
     config: CoDeConfig
+    config_class = CoDeConfig
 
     def __init__(self, clip: FrozenClip, config: CoDeConfig | None = None):
         config = config or CoDeConfig()
@@ -91,15 +90,6 @@ class CoDe(CoDeTraining, Grounded):
         self.tcli_loss = InverseTemperature()
         self.tclf_loss = InverseTemperature()
         self.hcl_loss = InverseTemperature()
-
-    @classmethod
-    def from_config(cls, towers: Mapping[str, Tower], config: Mapping[str, Any]) -> Self:
-        """Build from plain settings, see :class:`CoDeConfig`."""
-        return cls(cast(FrozenClip, towers["clip"]), CoDeConfig.from_dict(config))
-
-    def config_to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values."""
-        return self.config.to_dict()
 
     @classmethod
     def example(cls) -> Self:
@@ -146,12 +136,9 @@ class CoDe(CoDeTraining, Grounded):
         if not prompts:
             none = torch.zeros(0, self.clip.embed_dim, device=self.masker.sim2mask.w.device)
             return CoDePrompts(none, none.clone())
-        if self.clip.tokenizer is None:
-            raise SettingsError("The CLIP has no tokenizer, so prompts cannot be embedded; import the model with one.")
-        # Not str.format: a prompt may hold braces of its own.
-        texts = [template.replace("{}", prompt) for prompt in prompts for template in templates]
-        tokens = self.clip.tokenizer(texts).unflatten(0, (len(prompts), -1))
-        return CoDePrompts(self.embed_nouns(self.clip.tokenizer(list(prompts))), self.embed_tokens(tokens))
+        tokens = self.prompt_tokens(prompts, templates)
+        nouns = cast(Tokenizer, self.clip.tokenizer)(list(prompts))
+        return CoDePrompts(self.embed_nouns(nouns), self.embed_tokens(tokens))
 
     @torch.no_grad()
     def embed_nouns(self, nouns: Tensor) -> Tensor:

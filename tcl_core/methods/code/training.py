@@ -113,10 +113,6 @@ class CoDeTraining(GroundedTraining):
         noise = pair_noise(dataclasses.replace(batch, generator=source), self.mask_size(batch.images), offset, total)
         return dataclasses.replace(batch, **everything, offset=offset, noise=noise, generator=None)
 
-    def split(self, batch: Batch, parts: int) -> list[Batch]:
-        """Cut a shared batch into parts of the same size."""
-        return batch.split(parts)
-
     # -- one sample at a time ------------------------------------------------------------------------------------
 
     def embed(self, batch: Batch) -> Embeddings:

@@ -17,6 +17,7 @@ from tcl_core.methods.groupvit.encoders import image_groups, make_encoders, proj
 from tcl_core.methods.groupvit.head import MOST_SCALE, background_plane, group_maps, group_scores, scores_of_pixels
 from tcl_core.methods.groupvit.upstream import from_upstream
 from tcl_core.methods.options import MethodOptions
+from tcl_core.methods.prompts import texts_in_templates
 from tcl_core.methods.registry import register_method
 from tcl_core.methods.training_free.names import BACKGROUND_NAMES
 from tcl_core.methods.upstream import UpstreamModel
@@ -197,8 +198,7 @@ class GroupViT(Method):
             return GroupPrompts(torch.zeros(0, self.config.embed_dim, device=self._scale.device))
         if self.config.tokenizer.get("type") == "none":
             raise SettingsError("The model has no tokenizer, so prompts cannot be embedded; import it with one.")
-        # Not str.format: a prompt may hold braces of its own.
-        texts = [template.replace("{}", prompt) for prompt in prompts for template in templates]
+        texts = texts_in_templates(prompts, templates)
         return GroupPrompts(self.embed_tokens(self.tokenizer(texts).unflatten(0, (len(prompts), -1))))
 
     def prompt_similarity(self, first: PromptEmbeddings, second: PromptEmbeddings) -> Tensor:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,45 +11,13 @@ from torch import Tensor, nn
 from tcl_core.methods.mgca.config import MGCAStyleConfig
 from tcl_core.methods.mgca.losses import nearest_terms, part_embeddings, pixel_loss, region_loss, strongest
 from tcl_core.methods.mgca.sampling import farthest_points, hard_pixels, pseudo_foreground
-from tcl_core.methods.tcl.distributed import gather, process_rank, world_size
-from tcl_core.methods.tcl.grounded_training import ComparedMasks, GroundedTraining, mask_losses
+from tcl_core.methods.tcl.caption_training import CaptionBatch, CaptionEmbeddings, CaptionTraining, matching_pairs
+from tcl_core.methods.tcl.distributed import gather, world_size
+from tcl_core.methods.tcl.grounded_training import ComparedMasks, mask_losses
 from tcl_core.methods.tcl.losses import info_nce, unit, variations
 from tcl_core.methods.tcl.mask_terms import mask_terms, terms_in_parts
 
-__all__ = ["Batch", "Compared", "Embeddings", "MGCAStyleTraining"]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B matching images and captions of one process; N = B x processes captions take part in the contrasts.
-
-    Attributes:
-        images: float32 ``[B, 3, H, W]``, normalized; H and W multiples of the patch size.
-        tokens: int64 ``[B, L]``, one caption each.
-        texts: float32 ``[N, E]``, the embedded captions of all processes, L2-normalized; ``None`` until they are
-            shared.
-        offset: place of the first of these images among all N, once texts are shared.
-        features: float ``[B, 1 + hw, C]``, the images' tokens before the copied blocks; ``None`` computes them.
-    """
-
-    images: Tensor
-    tokens: Tensor
-    texts: Tensor | None = None
-    offset: int = 0
-    features: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """What `MGCAStyleTraining.embed` makes of each sample alone, float32.
-
-    Attributes:
-        pixels: V ``[B, E, h, w]``, not normalized.
-        texts: ``[B, E]``, L2-normalized.
-    """
-
-    pixels: Tensor
-    texts: Tensor
+__all__ = ["Compared", "MGCAStyleTraining"]
 
 
 @dataclass(frozen=True)
@@ -77,14 +43,20 @@ class Compared(ComparedMasks):
     guarded: Tensor
 
 
-class MGCAStyleTraining(GroundedTraining):
+class MGCAStyleTraining(CaptionTraining):
     """The training half of :class:`tcl_core.methods.mgca.MGCAStyle`.
+
+    The scalars of a step are the weighted ``object_loss``, in the stage "all" ``region_loss`` and ``pixel_loss`` where
+    their weight is not 0, ``area_loss``, ``neg_area_loss``, ``tv_img_loss`` and ``tv_mask_loss``, their sum ``total``,
+    and without gradient the mean mask of matching (``mask``) and other (``neg_mask``) pairs and the share of images
+    whose mask had too few pixels (``guarded``).
 
     Attributes:
         stage: the one that `trainable` was called for last; it says which terms there are.
     """
 
     stages = ("object", "all")
+    batch_class = CaptionBatch
 
     config: MGCAStyleConfig
     object_loss: nn.Module
@@ -121,48 +93,21 @@ class MGCAStyleTraining(GroundedTraining):
         """Hard pixels of each kind, 0 where their term is left out."""
         return self.config.hard_pixels if self.stage == "all" and self.config.pixel_weight else 0
 
-    def collate(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
-        """Stack images and captions of prepared samples."""
-        return Batch(
-            torch.stack([sample["image"] for sample in samples]), torch.stack([sample["tokens"] for sample in samples])
-        )
-
-    @torch.no_grad()
-    def share(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+    def share(self, batch: CaptionBatch, generator: torch.Generator | None = None) -> CaptionBatch:
         """Embed the captions of all processes; nothing is drawn."""
-        texts = self.embedded_texts(batch.tokens)
-        return dataclasses.replace(batch, texts=gather(texts), offset=process_rank() * len(texts))
+        return self.with_texts(batch)
 
-    def split(self, batch: Batch, parts: int) -> list[Batch]:
-        """Cut a shared batch into parts of the same size."""
-        size = len(batch.images) // parts
-        return [
-            dataclasses.replace(
-                batch,
-                images=batch.images[start : start + size],
-                tokens=batch.tokens[start : start + size],
-                offset=batch.offset + start,
-            )
-            for start in range(0, len(batch.images), size)
-        ]
-
-    def embed(self, batch: Batch) -> Embeddings:
+    def embed(self, batch: CaptionBatch) -> CaptionEmbeddings:
         """Embed images and captions.
 
         Raises:
             ValueError: the shapes do not fit each other or the patch size.
         """
-        images = batch.images
-        if len(images) != len(batch.tokens):
-            raise ValueError(f"there are {len(images)} images, but {len(batch.tokens)} captions")
-        if batch.texts is None:
-            texts = self.embedded_texts(batch.tokens)
-        else:
-            texts = batch.texts[batch.offset : batch.offset + len(images)]
-        pixels = self.masker.image_encoder(self.image_tokens(batch), self.clip.grid(images))
-        return Embeddings(pixels.float(), texts)
+        texts = self.own_texts(batch)
+        pixels = self.masker.image_encoder(self.image_tokens(batch), self.clip.grid(batch.images))
+        return CaptionEmbeddings(pixels.float(), texts)
 
-    def compare(self, embeddings: Embeddings, batch: Batch) -> Compared:
+    def compare(self, embeddings: CaptionEmbeddings, batch: CaptionBatch) -> Compared:
         """Numbers about the masks of these images for all texts, and their parts and hard pixels."""
         config, scalars, pixels = self.config, self.masker.sim2mask, embeddings.pixels
         with torch.autocast(device_type=pixels.device.type, enabled=False):
@@ -196,40 +141,15 @@ class MGCAStyleTraining(GroundedTraining):
         points = farthest_points(pixels, foreground, first, self._regions)
         return part_embeddings(pixels, foreground, points, self.config.region_temperature)
 
-    def objective(self, compared: Compared, batch: Batch) -> dict[str, Tensor]:
-        """The objective of a shared batch, see `loss`."""
-        with torch.autocast(device_type=compared.rows.device.type, enabled=False):
-            return self._terms(compared, cast(Tensor, batch.texts), batch.offset)
-
-    def loss(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        """The objective of a batch.
-
-        With a process group each process passes its own B pairs; contrasts and masks then run over all N texts. The
-        mean over the processes of each term is that of one process with all pairs.
-
-        Returns:
-            Scalars: the weighted ``object_loss``, in the stage "all" ``region_loss`` and ``pixel_loss`` where their
-            weight is not 0, ``area_loss``, ``neg_area_loss``, ``tv_img_loss`` and ``tv_mask_loss``, their sum
-            ``total``, and without gradient the mean mask of matching (``mask``) and other (``neg_mask``) pairs and the
-            share of images whose mask had too few pixels (``guarded``).
-        """
-        if batch.texts is None:
-            offset = process_rank() * len(embeddings.texts)
-            batch = dataclasses.replace(batch, texts=gather(embeddings.texts), offset=offset)
-        return self.objective(self.compare(embeddings, batch), batch)
-
     def losses(self, images: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-        """`embed` and `loss` of one batch; see `Batch` for the arguments."""
-        batch = Batch(images, tokens)
+        """`embed` and `loss` of one batch; see `CaptionBatch` for the arguments."""
+        batch = CaptionBatch(images, tokens)
         return self.loss(self.embed(batch), batch)
 
-    def _terms(self, compared: Compared, texts: Tensor, offset: int) -> dict[str, Tensor]:
-        """The weighted terms, in float32."""
-        config, rows = self.config, compared.rows
-        images = len(rows)
-        own = slice(offset, offset + images)
-        matching = torch.zeros_like(rows, dtype=torch.bool)
-        matching[range(images), range(own.start, own.stop)] = True
+    def terms(self, compared: Compared, batch: CaptionBatch) -> dict[str, Tensor]:
+        """The weighted terms of a shared batch, in float32."""
+        config, rows, texts, offset = self.config, compared.rows, cast(Tensor, batch.texts), batch.offset
+        own, matching = matching_pairs(compared, offset)
         # Text n meets what *its* mask pools from every image: the columns of the full matrix.
         objects = info_nce(rows, gather(rows)[:, own].T, self.object_loss(), offset)
         losses = {"object_loss": config.object_weight * objects}

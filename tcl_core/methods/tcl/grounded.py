@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Background, Features, Method, PromptEmbeddings
 from tcl_core.methods.options import option
+from tcl_core.methods.prompts import texts_in_templates
 from tcl_core.methods.semantic_unit import UnitOptions, in_units
 from tcl_core.methods.tcl.config import GrounderConfig
 from tcl_core.methods.tcl.grounder import Grounder, cosine_maps
 from tcl_core.methods.tcl.losses import unit
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
+from tcl_core.towers.base import Tower
 from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.padding import pad_to_multiple
 
@@ -84,6 +86,7 @@ class Grounded(Method):
     """
 
     tower_names = ("clip",)
+    config_class: ClassVar[type[GrounderConfig]]
     options_class = TCLOptions
     options: TCLOptions
 
@@ -106,6 +109,26 @@ class Grounded(Method):
                 f"{clip.depth - 1} for an image tower of {clip.depth} blocks."
             )
         self.masker = Grounder(clip, config, self.first_block)
+
+    @classmethod
+    def from_config(cls, towers: Mapping[str, Tower], config: Mapping[str, Any]) -> Self:
+        """Build from plain settings, see the method's configuration."""
+        return cls(cast(FrozenClip, towers["clip"]), cls.config_class.from_dict(config))
+
+    def config_to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values."""
+        return self.config.to_dict()
+
+    def prompt_tokens(self, prompts: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Token ids int64 ``[P, T, L]`` of every prompt in every template.
+
+        Raises:
+            SettingsError: the tower has no tokenizer.
+        """
+        if self.clip.tokenizer is None:
+            raise SettingsError("The CLIP has no tokenizer, so prompts cannot be embedded; import the model with one.")
+        texts = texts_in_templates(prompts, templates)
+        return self.clip.tokenizer(texts).unflatten(0, (len(prompts), -1))
 
     @property
     def background(self) -> Background:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,23 +22,37 @@ from tcl_core.towers.open_clip_vit import FrozenClip
 __all__ = ["ComparedMasks", "GroundedTraining", "ImageBatch", "mask_losses"]
 
 
-class ImageBatch(Protocol):
-    """What the shared part of a training needs of a batch, which is a frozen dataclass.
+@dataclass(frozen=True)
+class ImageBatch:
+    """B images and captions of one process.
 
     Attributes:
         images: float32 ``[B, 3, H, W]``, normalized; H and W multiples of the patch size.
+        tokens: int64 ``[B, L]``, one caption each.
+        offset: place of the first of these images among those of all processes, once they are shared.
         features: float ``[B, 1 + hw, C]``, the images' tokens before the copied blocks; ``None`` computes them.
     """
 
-    @property
-    def images(self) -> Tensor:
-        """See above."""
-        ...
+    of_each_image: ClassVar[tuple[str, ...]] = ("images", "tokens")
+    """Tensors that are cut where a batch is split; what is of all processes stays whole."""
 
-    @property
-    def features(self) -> Tensor | None:
-        """See above."""
-        ...
+    images: Tensor
+    tokens: Tensor
+    offset: int = field(default=0, kw_only=True)
+    features: Tensor | None = field(default=None, kw_only=True)
+
+    def split(self, parts: int) -> list[Self]:
+        """Cut into parts of the same size, a divisor of B."""
+        size = len(self.images) // parts
+        held = {name: value for name in self.of_each_image if (value := getattr(self, name)) is not None}
+        return [
+            dataclasses.replace(
+                self,
+                **{name: value[start : start + size] for name, value in held.items()},
+                offset=self.offset + start,
+            )
+            for start in range(0, len(self.images), size)
+        ]
 
 
 _Batch = TypeVar("_Batch", bound=ImageBatch)
@@ -114,9 +128,13 @@ class GroundedTraining(Trainable):
             raise SettingsError("The CLIP has no tokenizer, so captions cannot be embedded; give it one.")
         return {"image": sample["image"], "tokens": self.clip.tokenizer([sample["caption"]])[0]}
 
+    def split(self, batch: _Batch, parts: int) -> list[_Batch]:
+        """Cut a shared batch into parts of the same size."""
+        return batch.split(parts)
+
     def precompute(self, batch: _Batch) -> _Batch:
         """Keep the tokens of the frozen blocks, which take about as much memory as the images do."""
-        return dataclasses.replace(cast(Any, batch), features=self.image_tokens(batch))
+        return dataclasses.replace(batch, features=self.image_tokens(batch))
 
     def compile_training(self) -> None:
         """Compile the grounder, and the blocks through which gradients pass to the image."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self, cast
 
-import torch
 from torch import Tensor
 
 from tcl_core.methods.registry import register_method
@@ -15,9 +13,7 @@ from tcl_core.methods.tcl.prompts import TCLPrompts, TemplateMeans
 from tcl_core.methods.tcl.training import TCLTraining
 from tcl_core.methods.tcl.upstream import from_upstream
 from tcl_core.methods.upstream import UpstreamModel
-from tcl_core.towers.base import Tower
 from tcl_core.towers.open_clip_vit import FrozenClip
-from tcl_core.towers.tokenizer import WordTokenizer
 
 __all__ = ["TCL", "TCLFeatures", "TCLOptions", "TCLPrompts"]
 
@@ -34,6 +30,7 @@ class TCL(TCLTraining, TemplateMeans):
         SettingsError: ``ie_freeze`` does not fit the CLIP.
 
     Example:
+        >>> import torch
         >>> tcl = TCL.example()
         >>> windows = torch.rand(2, 3, 40, 50)
         >>> prompts = tcl.embed_prompts(["cat", "red sofa", "sky"], ["a photo of a {}."])
@@ -42,6 +39,7 @@ class TCL(TCLTraining, TemplateMeans):
     """
 
     config: TCLConfig
+    config_class = TCLConfig
     optional_keys = frozenset({"tcli_loss.logit_scale", "tclf_loss.logit_scale"})
 
     def __init__(self, clip: FrozenClip, config: TCLConfig | None = None):
@@ -50,31 +48,8 @@ class TCL(TCLTraining, TemplateMeans):
         self.tclf_loss = InverseTemperature()
 
     @classmethod
-    def from_config(cls, towers: Mapping[str, Tower], config: Mapping[str, Any]) -> Self:
-        """Build from plain settings, see :class:`TCLConfig`."""
-        return cls(cast(FrozenClip, towers["clip"]), TCLConfig.from_dict(config))
-
-    def config_to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values."""
-        return self.config.to_dict()
-
-    @classmethod
-    def example(cls) -> Self:
-        """A TCL of three blocks with random weights."""
-        words = ("a", "photo", "of", "the", "cat", "dog", "red", "sofa", "sky")
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            method = cls(FrozenClip.example(WordTokenizer(words, context_length=10)))
-            method.masker.open_gates()
-        return method.eval().requires_grad_(False)
-
-    @classmethod
     def from_upstream(
         cls, state: Mapping[str, Tensor], towers: Mapping[str, Mapping[str, Tensor]]
     ) -> UpstreamModel | None:
         """Read a checkpoint of the authors' code, see :func:`tcl_core.methods.tcl.upstream.from_upstream`."""
         return from_upstream(cls, state, towers)
-
-    def forward(self, *batch: Any, **named: Any) -> dict[str, Tensor]:
-        """The losses, so that ``DistributedDataParallel`` can wrap the method; see `losses`."""
-        return self.losses(*batch, **named)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcl_core.errors import SettingsError
 from tcl_core.methods.base import PromptEmbeddings
+from tcl_core.methods.tcl.config import GrounderConfig
 from tcl_core.methods.tcl.grounded import Grounded
 from tcl_core.methods.tcl.losses import unit
+from tcl_core.towers.open_clip_vit import FrozenClip
+from tcl_core.towers.tokenizer import WordTokenizer
 
 __all__ = ["TCLPrompts", "TemplateMeans"]
 
@@ -34,6 +36,21 @@ class TCLPrompts(PromptEmbeddings):
 class TemplateMeans(Grounded):
     """A grounder that is asked with the mean over templates."""
 
+    @classmethod
+    def example_config(cls) -> GrounderConfig:
+        """The settings of `example`."""
+        return cls.config_class()
+
+    @classmethod
+    def example(cls) -> Self:
+        """An instance of three blocks with random weights."""
+        words = ("a", "photo", "of", "the", "cat", "dog", "red", "sofa", "sky")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            method = cls(FrozenClip.example(WordTokenizer(words, context_length=10)), cls.example_config())
+            method.masker.open_gates()
+        return method.eval().requires_grad_(False)
+
     @torch.no_grad()
     def embed_prompts(self, prompts: Sequence[str], templates: Sequence[str]) -> TCLPrompts:
         """Embed prompts as the mean over templates.
@@ -47,12 +64,7 @@ class TemplateMeans(Grounded):
         """
         if not prompts:
             return TCLPrompts(torch.zeros(0, self.clip.embed_dim, device=self.masker.sim2mask.w.device))
-        if self.clip.tokenizer is None:
-            raise SettingsError("The CLIP has no tokenizer, so prompts cannot be embedded; import the model with one.")
-        # Not str.format: a prompt may hold braces of its own.
-        texts = [template.replace("{}", prompt) for prompt in prompts for template in templates]
-        tokens = self.clip.tokenizer(texts).unflatten(0, (len(prompts), -1))
-        return TCLPrompts(self.embed_tokens(tokens).float())
+        return TCLPrompts(self.embed_tokens(self.prompt_tokens(prompts, templates)).float())
 
     @torch.no_grad()
     def embed_tokens(self, tokens: Tensor) -> Tensor:

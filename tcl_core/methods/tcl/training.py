@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tcl_core.methods.tcl.caption_training import CaptionBatch, CaptionEmbeddings, CaptionTraining, matching_pairs
 from tcl_core.methods.tcl.config import TCLConfig
 from tcl_core.methods.tcl.distributed import gather, process_rank, world_size
-from tcl_core.methods.tcl.grounded_training import ComparedMasks, GroundedTraining, mask_losses
+from tcl_core.methods.tcl.grounded_training import ComparedMasks, mask_losses
 from tcl_core.methods.tcl.losses import draw_noise, gumbel_sigmoid, info_nce, unit, variations
 from tcl_core.methods.tcl.mask_terms import mask_terms_in_parts
 
@@ -21,46 +21,33 @@ __all__ = ["Batch", "Compared", "Embeddings", "TCLTraining"]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """B matching images and captions of one process; N = B x processes captions take part in the contrasts.
+class Batch(CaptionBatch):
+    """B matching images and captions of one process, as TCL contrasts them.
 
     Attributes:
-        images: float32 ``[B, 3, H, W]``, normalized; H and W multiples of the patch size.
-        tokens: int64 ``[B, L]``, one caption each.
         noise: uniform in (0, 1), for the Gumbel-sigmoid: ``[B, mh, mw]``, or ``[B, N, mh, mw]`` of which the
             matching pairs are used. ``None`` draws it.
         generator: source of the drawn noise, in the same state in every process: noise is drawn for all N images.
         negatives: float ``[B, N]``, how often each image of this process counts as a negative of each text, from
             0 to 1, in both contrasts and in the masks of other pairs; a pair that matches counts as one whatever is
             said here. ``None``, in every process or in none, counts each once, as the paper does.
-        texts: float32 ``[N, E]``, the embedded captions of all processes, L2-normalized; ``None`` until they are
-            shared.
-        offset: place of the first of these images among all N, once texts are shared.
-        features: float ``[B, 1 + hw, C]``, the images' tokens before the copied block; ``None`` computes them.
     """
 
-    images: Tensor
-    tokens: Tensor
+    of_each_image = (*CaptionBatch.of_each_image, "noise", "negatives")
+
     noise: Tensor | None = None
     generator: torch.Generator | None = None
     negatives: Tensor | None = None
-    texts: Tensor | None = None
-    offset: int = 0
-    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Embeddings:
+class Embeddings(CaptionEmbeddings):
     """What `TCLTraining.embed` makes of each sample alone, float32.
 
     Attributes:
-        pixels: V ``[B, E, h, w]``, not normalized.
-        texts: ``[B, E]``, L2-normalized.
         regions: ``[B, E]``, of the images under their own hard masks, L2-normalized.
     """
 
-    pixels: Tensor
-    texts: Tensor
     regions: Tensor
 
 
@@ -75,18 +62,18 @@ class Compared(ComparedMasks):
     regions: Tensor
 
 
-class TCLTraining(GroundedTraining):
-    """The training half of :class:`tcl_core.methods.tcl.TCL`."""
+class TCLTraining(CaptionTraining):
+    """The training half of :class:`tcl_core.methods.tcl.TCL`.
 
+    The scalars of a step are the weighted ``tcli_loss``, ``tclf_loss``, ``area_loss``, ``neg_area_loss``,
+    ``tv_img_loss`` and ``tv_mask_loss``, their sum ``total``, and without gradient the mean mask of matching (``mask``)
+    and other (``neg_mask``, weighted by ``negatives``) pairs of all processes.
+    """
+
+    batch_class = Batch
     config: TCLConfig
     tcli_loss: nn.Module
     tclf_loss: nn.Module
-
-    def collate(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
-        """Stack images and captions of prepared samples."""
-        return Batch(
-            torch.stack([sample["image"] for sample in samples]), torch.stack([sample["tokens"] for sample in samples])
-        )
 
     @torch.no_grad()
     def share(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
@@ -95,27 +82,12 @@ class TCLTraining(GroundedTraining):
         Raises:
             ValueError: the noise does not fit the masks.
         """
-        texts = self.embedded_texts(batch.tokens)
-        offset = process_rank() * len(texts)
-        everything = gather(texts)
+        shared = self.with_texts(batch)
         source = batch.generator if generator is None else generator
-        noise = self._noise(dataclasses.replace(batch, generator=source), offset, len(everything))
-        return dataclasses.replace(batch, texts=everything, offset=offset, noise=noise, generator=None)
-
-    def split(self, batch: Batch, parts: int) -> list[Batch]:
-        """Cut a shared batch into parts of the same size."""
-        size = len(batch.images) // parts
-        return [
-            dataclasses.replace(
-                batch,
-                images=batch.images[start : start + size],
-                tokens=batch.tokens[start : start + size],
-                noise=None if batch.noise is None else batch.noise[start : start + size],
-                negatives=None if batch.negatives is None else batch.negatives[start : start + size],
-                offset=batch.offset + start,
-            )
-            for start in range(0, len(batch.images), size)
-        ]
+        noise = self._noise(
+            dataclasses.replace(batch, generator=source), shared.offset, len(cast(Tensor, shared.texts))
+        )
+        return dataclasses.replace(shared, noise=noise, generator=None)
 
     def embed(self, batch: Batch) -> Embeddings:
         """Embed images, captions, and the regions that each caption grounds in its own image.
@@ -123,16 +95,12 @@ class TCLTraining(GroundedTraining):
         Raises:
             ValueError: the shapes do not fit each other or the patch size.
         """
-        images, tokens = batch.images, batch.tokens
-        if len(images) != len(tokens):
-            raise ValueError(f"there are {len(images)} images, but {len(tokens)} captions")
-        grid = self.clip.grid(images)
+        images, text = batch.images, self.own_texts(batch)
         if batch.texts is None:
             noise = self._noise(batch, process_rank() * len(images), world_size() * len(images))
-            text = self.embedded_texts(tokens)
         else:
-            noise, text = cast(Tensor, batch.noise), batch.texts[batch.offset : batch.offset + len(images)]
-        pixels = self.masker.image_encoder(self.image_tokens(batch), grid)
+            noise = cast(Tensor, batch.noise)
+        pixels = self.masker.image_encoder(self.image_tokens(batch), self.clip.grid(images))
         with torch.autocast(device_type=images.device.type, enabled=False):
             pixels = pixels.float()
             own = self.masker.sim2mask.matching(pixels, text)
@@ -150,31 +118,6 @@ class TCLTraining(GroundedTraining):
             scalars = self.masker.sim2mask
             terms = mask_terms_in_parts(pixels, texts, scalars.w, scalars.b)
             return Compared(*terms, variations(pixels), embeddings.regions)
-
-    def objective(self, compared: Compared, batch: Batch) -> dict[str, Tensor]:
-        """TCL's objective of a shared batch, see `loss`."""
-        with torch.autocast(device_type=compared.rows.device.type, enabled=False):
-            return self._terms(compared, cast(Tensor, batch.texts), batch.offset, batch.negatives)
-
-    def loss(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        """TCL's objective.
-
-        With a process group each process passes its own B pairs; contrasts and masks then run over all N texts. The
-        mean over the processes of each term is that of one process with all pairs: areas are compared with their prior
-        after they were averaged over all processes, the other terms are means themselves.
-
-        Returns:
-            Scalars: the weighted ``tcli_loss``, ``tclf_loss``, ``area_loss``, ``neg_area_loss``, ``tv_img_loss``
-            and ``tv_mask_loss``, their sum ``total``, and the mean mask of matching (``mask``) and other
-            (``neg_mask``, weighted by ``negatives``) pairs of all processes, without gradient.
-
-        Raises:
-            ValueError: ``negatives`` are of another shape, or not from 0 to 1.
-        """
-        if batch.texts is None:
-            offset = process_rank() * len(embeddings.texts)
-            batch = dataclasses.replace(batch, texts=gather(embeddings.texts), offset=offset)
-        return self.objective(self.compare(embeddings, batch), batch)
 
     def losses(
         self,
@@ -206,12 +149,15 @@ class TCLTraining(GroundedTraining):
             raise ValueError(f"the noise has shape {tuple(own.shape)}, the masks have {shape}")
         return own.to(images.device, torch.float32)
 
-    def _terms(self, compared: Compared, texts: Tensor, offset: int, negatives: Tensor | None) -> dict[str, Tensor]:
-        """The weighted terms, in float32."""
+    def terms(self, compared: Compared, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms of a shared batch, in float32.
+
+        Raises:
+            ValueError: ``negatives`` are of another shape, or not from 0 to 1.
+        """
         config, rows, areas = self.config, compared.rows, compared.areas
-        own = slice(offset, offset + len(rows))
-        matching = torch.zeros_like(rows, dtype=torch.bool)
-        matching[range(len(rows)), range(offset, offset + len(rows))] = True
+        texts, offset, negatives = cast(Tensor, batch.texts), batch.offset, batch.negatives
+        own, matching = matching_pairs(compared, offset)
         weights = None
         if negatives is not None:
             negatives = _checked(negatives, rows).masked_fill(matching, 1)

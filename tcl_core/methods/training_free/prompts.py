@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tcl_core.errors import SettingsError
+from tcl_core.methods.prompts import texts_in_templates
 from tcl_core.towers.open_clip_vit import FrozenClip
 
 __all__ = ["embed_in_templates"]
@@ -36,8 +37,7 @@ def embed_in_templates(clip: FrozenClip, prompts: Sequence[str], templates: Sequ
         return torch.zeros(0, clip.embed_dim, device=device)
     if clip.tokenizer is None:
         raise SettingsError("The CLIP has no tokenizer, so prompts cannot be embedded; give it one.")
-    # Not str.format: a prompt may hold braces of its own.
-    texts = [template.replace("{}", prompt) for prompt in prompts for template in templates]
+    texts = texts_in_templates(prompts, templates)
     # Texts that begin alike go together, because the text tower computes shared beginnings once.
     order = sorted(range(len(texts)), key=texts.__getitem__)
     parts = clip.tokenizer([texts[place] for place in order]).split(_TEXT_BATCH)
