@@ -44,6 +44,9 @@ class LayerWatch:
         viewer.dims.events.order.connect(react(self._on_slice))
         for form in (owner.image_form, owner.image_form.channel_form):
             form.changed.connect(lambda _: self._on_image_chosen())
+
+    def start(self) -> None:
+        """Take up what is in the viewer already, once the rows of the table are there."""
         self._on_inserted()
         self._on_selected()
 

@@ -84,6 +84,7 @@ class SegmentWidget(QWidget):
         self.layers = LayerWatch(self)
         self._connect()
         self.memory = Memory(self)
+        self.layers.start()
 
     def _lay_out(self) -> None:
         page = QWidget()

@@ -23,13 +23,6 @@ _PROBE = "import napari; napari.Viewer(show=True).close()"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-# Two changes of the widget were joined after each had passed its cases: until all have passed on the whole, a failure
-# is told and does not stop the other tests.
-_RUN_TOGETHER = pytest.mark.xfail(strict=False, reason="not yet seen to pass since two changes were joined")
-_TOGETHER = {
-    "cases_of_days.py::test_command_line": pytest.mark.xfail(run=False, reason="hangs since two changes were joined")
-}
-
 
 def case_names() -> list[str]:
     """All cases as ``FILE::NAME``, found without importing them, which needs Qt."""
@@ -110,16 +103,13 @@ def server(environment: dict[str, str]) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("binding", BINDINGS[:1], indirect=True)
-@pytest.mark.parametrize(
-    "case", [pytest.param(name, marks=_TOGETHER.get(name, _RUN_TOGETHER)) for name in case_names()]
-)
+@pytest.mark.parametrize("case", case_names())
 @pytest.mark.xdist_group(f"windows, {BINDINGS[0]}")
 def test_case(case: str, server: Server, tmp_path: Path) -> None:
     code, output = server.run(case, tmp_path)
     assert code == 0, f"exit code {code}\n{output}"
 
 
-@_RUN_TOGETHER
 def test_from_sample_to_coco(binding: str, environment: dict[str, str], tmp_path: Path) -> None:
     """A process from napari's begin to its end, as a user has it."""
     done = subprocess.run(

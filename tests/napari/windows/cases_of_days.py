@@ -262,6 +262,7 @@ def test_command_line(
     config: Path, tiny_model_path: Path, image: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import napari
+    from napari.qt import get_qapp
     from qtpy.QtCore import QThread, QTimer
 
     from napari_tcl.cli import command
@@ -301,6 +302,8 @@ def test_command_line(
 
     def opened(*words: str | Path) -> dict[str, Any]:
         seen.clear()
+        # Timers need an application.
+        get_qapp()
         QTimer.singleShot(1000, look)
         assert command.main(args=[str(word) for word in words], standalone_mode=False) == 0
         return seen

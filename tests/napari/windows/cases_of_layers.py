@@ -153,6 +153,7 @@ def test_axes_that_are_rolled_or_transposed(widget: SegmentWidget, image: NDArra
 
 def test_channels_in_separate_layers(widget: SegmentWidget, image: NDArray[np.uint8], errors: list[str]) -> None:
     viewer, form = widget.viewer, widget.image_form
+    widget.sections["channels"].folded = False
     expected = segmented(widget, image).draft.data.copy()
     viewer.layers.clear()
     # napari's default for channels, here with the last of them darker.
@@ -279,13 +280,17 @@ def test_paint_with_a_new_number_is_seen_named_and_exported(
     assert errors == []
 
 
-def next_day(viewer: Viewer, widget: SegmentWidget, model: Path) -> tuple[SegmentWidget, str]:
-    """Close the dock and open it again, with an empty table; also returns what it says at first."""
+def next_day(viewer: Viewer, widget: SegmentWidget, model: Path, forget: bool = False) -> tuple[SegmentWidget, str]:
+    """Close the dock and open it again, perhaps with an empty table; also returns what it says at first."""
     from qtpy.QtCore import QCoreApplication, QEvent
+
+    from napari_tcl.user_settings import settings_path
 
     viewer.window.remove_dock_widget(widget)
     widget.deleteLater()
     QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    if forget:
+        settings_path().unlink()
     again = dock(viewer)
     again.model.file.value, again.model.device.value = model, "cpu"
     said = again.buttons.message.text()
@@ -350,7 +355,7 @@ def test_work_goes_on_after_a_pause(
 
     # COCO, into a table that numbers the labels otherwise; first the file, then the image.
     viewer.layers.clear()
-    widget, _ = next_day(viewer, widget, tiny_model_path)
+    widget, _ = next_day(viewer, widget, tiny_model_path, forget=True)
     for name in ("Tree", "Sky"):
         widget.labels.add_row(name)
     viewer.open(str(tmp_path / "image.json"), plugin="tcl-annotate")

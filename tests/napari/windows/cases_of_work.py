@@ -261,7 +261,7 @@ def test_polygons_and_scores(widget: SegmentWidget, image: NDArray[np.uint8]) ->
     widget.polygons.word.value = "fine"
     assert widget.polygons.tolerance.value == 0.5
     widget.polygons.tolerance.value = 3
-    assert widget.polygons.word.value == "(in pixels)"
+    assert widget.polygons.word.value == "custom"
     widget.polygons.tolerance.value = 0
     assert widget.polygons.word.value == "exact"
     idle(widget)
