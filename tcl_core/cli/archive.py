@@ -7,18 +7,18 @@ from pathlib import Path
 import click
 
 from tcl_core.cli.main import EXIT_FINE, EXIT_ISSUES
-from tcl_core.cli.options import DEFAULT_MODEL, make_vocabulary
+from tcl_core.cli.options import (
+    DEFAULT_MODEL,
+    batch_size_option,
+    device_option,
+    make_vocabulary,
+    max_pixels_option,
+    precision_option,
+)
 from tcl_core.cli.places import INPUT_PATH, OUTPUT_PATH, check_outputs
 from tcl_core.errors import SettingsError
 
 __all__ = ["command"]
-
-_device = click.option(
-    "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."
-)
-_precision = click.option(
-    "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16 or float16."
-)
 
 
 @click.group(
@@ -52,24 +52,10 @@ Examples:
     metavar="NAME",
     help="Model whose CLIP embeds the images, or a CLIP of open_clip such as ViT-B-16-quickgelu/openai.",
 )
-@_device
-@_precision
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    metavar="N",
-    help="Images per forward pass.",
-)
-@click.option(
-    "--max-pixels",
-    type=click.IntRange(min=1),
-    default=200_000_000,
-    show_default=True,
-    metavar="N",
-    help="Reject images with more pixels.",
-)
+@device_option
+@precision_option
+@batch_size_option("Images per forward pass.")
+@max_pixels_option("Reject images with more pixels.")
 @click.option("--quiet", is_flag=True, help="Print only the summary.")
 def build_command(
     inputs: tuple[str, ...],
@@ -172,8 +158,8 @@ Examples:
 @click.option(
     "--upstream-slice", is_flag=True, help="Compare images as the authors' program does, by a slip of an index."
 )
-@_device
-@_precision
+@device_option
+@precision_option
 @click.option("--overwrite", is_flag=True, help="Replace the file of --out and the page if they exist.")
 @click.option("--quiet", is_flag=True, help="Print only the summary.")
 def fit_command(

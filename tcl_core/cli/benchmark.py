@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from tcl_core.cli.main import EXIT_FINE
-from tcl_core.cli.options import DEFAULT_MODEL
+from tcl_core.cli.options import DEFAULT_MODEL, batch_size_option, device_option, precision_option
 from tcl_core.cli.places import OUTPUT_PATH
 from tcl_core.errors import SettingsError
 
@@ -112,10 +112,8 @@ Examples:
   tcl-annotate benchmark segment --model tcl-vit-b16 --device cuda --images 32 --batch-size 16""",
 )
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="Name or path of a model.")
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")
-@click.option(
-    "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16 or float16."
-)
+@device_option
+@precision_option
 @click.option(
     "--images", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Number of images."
 )
@@ -127,9 +125,7 @@ Examples:
     metavar="WIDTH HEIGHT",
     help="Size of the images in pixels.",
 )
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Windows per batch."
-)
+@batch_size_option("Windows per batch.")
 @click.option("--refine/--no-refine", default=True, help="Refine masks along image edges (PAMR).")
 @click.option(
     "--repeats",

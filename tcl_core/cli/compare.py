@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from tcl_core.cli.main import EXIT_FINE, EXIT_ISSUES
-from tcl_core.cli.options import make_segmenter, make_vocabulary, vocabulary_options
+from tcl_core.cli.options import device_option, make_segmenter, make_vocabulary, precision_option, vocabulary_options
 from tcl_core.cli.places import OUTPUT_PATH
 from tcl_core.errors import SettingsError
 
@@ -37,10 +37,8 @@ Examples:
 )
 @click.option("--preview", required=True, type=OUTPUT_PATH, metavar="DIR", help="Folder for the page.")
 @click.option("--refine/--no-refine", default=True, help="Refine masks along image edges (PAMR).")
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")
-@click.option(
-    "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16 or float16."
-)
+@device_option
+@precision_option
 @click.option("--title", default="Models side by side", show_default=True, metavar="TEXT", help="Heading of the page.")
 @click.option("--overwrite", is_flag=True, help="Replace the page if it exists.")
 @click.option("--quiet", is_flag=True, help="Print only the summary.")

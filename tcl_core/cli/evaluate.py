@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tcl_core.cli.main import EXIT_FINE
-from tcl_core.cli.options import DEFAULT_MODEL, read_options
+from tcl_core.cli.options import DEFAULT_MODEL, batch_size_option, device_option, precision_option, read_options
 from tcl_core.cli.places import INPUT_PATH, OUTPUT_PATH, check_file, check_folder
 from tcl_core.errors import SettingsError
 from tcl_core.vocabulary import Vocabulary
@@ -112,18 +112,9 @@ To resume a stopped run, run the same command again.""",
     help="Background threshold. Default: the model's.",
 )
 @click.option("--templates", type=click.Choice(list(TEMPLATE_SETS)), help="Template set. Default: the model's.")
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")
-@click.option(
-    "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16, float16."
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    metavar="N",
-    help="Windows per forward pass.",
-)
+@device_option
+@precision_option
+@batch_size_option("Windows per forward pass.")
 @click.option(
     "--processes",
     type=click.IntRange(min=1),

@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_MODEL",
+    "batch_size_option",
     "bit_depth_option",
+    "device_option",
     "geometry_option",
     "make_segmenter",
     "make_vocabulary",
+    "max_pixels_option",
     "min_area_option",
     "model_options",
+    "precision_option",
     "read_options",
     "vocabulary_options",
 ]
@@ -78,6 +82,31 @@ def _read_bit_depth(_: click.Context, __: click.Parameter, given: str) -> int | 
     if given.isascii() and given.isdigit() and 1 <= int(given) <= 16:
         return int(given)
     raise SettingsError(f"--bit-depth {given}: give auto, or a number of bits from 1 to 16")
+
+
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."
+)
+"""``--device``: where the network runs."""
+
+precision_option = click.option(
+    "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16 or float16."
+)
+"""``--precision``: what the network computes in."""
+
+
+def batch_size_option(what: str) -> Callable[[F], F]:
+    """``--batch-size``, 8 by default; the help says what a batch is of."""
+    return click.option(
+        "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help=what
+    )
+
+
+def max_pixels_option(what: str) -> Callable[[F], F]:
+    """``--max-pixels``, 200 million by default; the help says what happens to larger images."""
+    return click.option(
+        "--max-pixels", type=click.IntRange(min=1), default=200_000_000, show_default=True, metavar="N", help=what
+    )
 
 
 bit_depth_option = click.option(
@@ -206,24 +235,9 @@ def model_options(function: F) -> F:
                 help="Option of the model's method, such as kp_weight=0.2; repeatable. 'tcl-annotate models options "
                 "NAME' lists the options.",
             ),
-            click.option(
-                "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."
-            ),
-            click.option(
-                "--precision",
-                default="auto",
-                show_default=True,
-                metavar="NAME",
-                help="auto, float32, bfloat16 or float16.",
-            ),
-            click.option(
-                "--batch-size",
-                type=click.IntRange(min=1),
-                default=8,
-                show_default=True,
-                metavar="N",
-                help="Images and windows per forward pass; larger batches need more memory.",
-            ),
+            device_option,
+            precision_option,
+            batch_size_option("Images and windows per forward pass; larger batches need more memory."),
         ]
     ):
         function = option(function)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from tcl_core.cli.main import EXIT_FINE
-from tcl_core.cli.options import DEFAULT_MODEL, make_segmenter, model_options
+from tcl_core.cli.options import DEFAULT_MODEL, device_option, make_segmenter, model_options, precision_option
 from tcl_core.cli.places import OUTPUT_PATH, check_file
 from tcl_core.errors import SettingsError
 
@@ -114,10 +114,8 @@ Examples:
     show_default=True,
     help="Scenes: those of the published table (test), or others to make choices with (validation).",
 )
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")
-@click.option(
-    "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16 or float16."
-)
+@device_option
+@precision_option
 @click.option("--json", "json_file", type=OUTPUT_PATH, metavar="FILE", help="Also write the table to FILE.")
 def evaluate_command(
     models: tuple[str, ...],

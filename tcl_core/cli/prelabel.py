@@ -18,6 +18,7 @@ from tcl_core.cli.options import (
     geometry_option,
     make_segmenter,
     make_vocabulary,
+    max_pixels_option,
     min_area_option,
     model_options,
     vocabulary_options,
@@ -84,14 +85,7 @@ A label file:
     show_default=True,
     help="What to do with regions smaller than --min-area: merge them into their surroundings, or drop them.",
 )
-@click.option(
-    "--max-pixels",
-    type=click.IntRange(min=1),
-    default=200_000_000,
-    show_default=True,
-    metavar="N",
-    help="Skip images with more pixels.",
-)
+@max_pixels_option("Skip images with more pixels.")
 @bit_depth_option
 @click.option(
     "--format",

@@ -15,6 +15,7 @@ from tcl_core.cli.options import (
     bit_depth_option,
     make_segmenter,
     make_vocabulary,
+    max_pixels_option,
     min_area_option,
     model_options,
     vocabulary_options,
@@ -56,14 +57,7 @@ Examples:
 @explain_option
 @min_area_option
 @click.option("--overwrite", is_flag=True, help="Replace the files of --out and --json if they exist.")
-@click.option(
-    "--max-pixels",
-    type=click.IntRange(min=1),
-    default=200_000_000,
-    show_default=True,
-    metavar="N",
-    help="Reject images with more pixels.",
-)
+@max_pixels_option("Reject images with more pixels.")
 @bit_depth_option
 def command(
     path: Path,

@@ -76,6 +76,17 @@ def dock(viewer: Viewer) -> SegmentWidget:
     return cast("SegmentWidget", widget)
 
 
+def prepared(viewer: Viewer, model: Path) -> SegmentWidget:
+    """The docked widget with a model, the labels Cat and Sky, and no background."""
+    widget = dock(viewer)
+    widget.model.file.value = model
+    widget.model.device.value = "cpu"
+    widget.background.on.value = False
+    for name, prompts in (("Cat", "cat, dog"), ("Sky", "sky")):
+        widget.labels.add_row(name, prompts)
+    return widget
+
+
 def segmented(widget: SegmentWidget, image: NDArray[np.uint8], **options: Any) -> Results:
     """Add an image, segment it, and give its results."""
     widget.viewer.add_image(image, **{"name": "image", "rgb": True, **options})

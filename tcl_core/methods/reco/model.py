@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tcl_core.errors import SettingsError
-from tcl_core.methods.base import Background, Features, Method, PromptEmbeddings
+from tcl_core.methods.base import Background, Features, PromptEmbeddings
+from tcl_core.methods.image_size import FinishedAtImageSize
 from tcl_core.methods.options import MethodOptions
 from tcl_core.methods.reco.config import ReCoConfig, ReCoOptions
 from tcl_core.methods.reco.cosegmentation import reference_scores, text_attention
@@ -19,8 +20,7 @@ from tcl_core.methods.reco.fitting import Fitting, MemoryArchive, fit_references
 from tcl_core.methods.registry import register_method
 from tcl_core.methods.training_free.attention import last_block
 from tcl_core.methods.training_free.prompts import embed_in_templates
-from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
-from tcl_core.refinement.pamr import Pamr
+from tcl_core.refinement.base import Refine
 from tcl_core.towers.base import Tower
 from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.padding import pad_to_multiple
@@ -74,7 +74,7 @@ class ReCoPrompts(PromptEmbeddings):
 
 
 @register_method("reco")
-class ReCo(Method):
+class ReCo(FinishedAtImageSize):
     """Two questions to every pixel: does it look like the reference of a word, and like the word itself?
 
     Args:
@@ -162,19 +162,6 @@ class ReCo(Method):
     def background(self) -> Background:
         """No threshold, as in the paper; one that the user sets is compared with the score."""
         return Background("plane", {"plain": 0.0})
-
-    def default_refiner(self) -> ScoreRefiner:
-        """PAMR with the dilations of the other training-free methods, in the place of the paper's CRF."""
-        return Pamr(dilations=(8, 16))
-
-    def score_size(self, working: tuple[int, int], image: tuple[int, int]) -> tuple[int, int]:
-        """The image's own size, or a smaller one of as many pixels as the option says."""
-        share = min(1.0, (self.options.finish_pixels / (image[0] * image[1])) ** 0.5)
-        return max(1, round(image[0] * share)), max(1, round(image[1] * share))
-
-    def image_guide(self, refiner: ScoreRefiner, image: Tensor, size: tuple[int, int]) -> Guide:
-        """The guide of the whole image at the size of the scores."""
-        return refiner.prepare(F.interpolate(image, size=size, mode="bilinear"), size)
 
     @torch.no_grad()
     def encode(self, windows: Tensor) -> ReCoFeatures:

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tcl_core.errors import SettingsError
-from tcl_core.methods.base import Background, Features, Method, PromptEmbeddings, best_of_labels
+from tcl_core.methods.base import Background, Features, PromptEmbeddings, best_of_labels
+from tcl_core.methods.image_size import FinishedAtImageSize
 from tcl_core.methods.options import MethodOptions, option
 from tcl_core.methods.semantic_unit import UnitOptions, in_units
 from tcl_core.methods.training_free.prompts import embed_in_templates
-from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
-from tcl_core.refinement.pamr import Pamr
+from tcl_core.refinement.base import Refine
 from tcl_core.towers.base import PositionRule, Tower
 from tcl_core.towers.open_clip_vit import FrozenClip, bicubic_positions, scaled_bicubic_positions
 from tcl_core.towers.padding import pad_to_multiple
@@ -101,7 +101,7 @@ class DensePrompts(PromptEmbeddings):
     text: Tensor
 
 
-class TrainingFree(Method):
+class TrainingFree(FinishedAtImageSize):
     """A method that needs a CLIP and nothing learned beside it.
 
     Args:
@@ -146,19 +146,6 @@ class TrainingFree(Method):
     def background(self) -> Background:
         """A low plane, beside the common names."""
         return Background("plane", {"plain": BACKGROUND_HEIGHT})
-
-    def default_refiner(self) -> ScoreRefiner:
-        """PAMR with the dilations of the methods' evaluations."""
-        return Pamr(dilations=(8, 16))
-
-    def score_size(self, working: tuple[int, int], image: tuple[int, int]) -> tuple[int, int]:
-        """The image's own size, or a smaller one of as many pixels as the option says."""
-        share = min(1.0, (self.options.finish_pixels / (image[0] * image[1])) ** 0.5)
-        return max(1, round(image[0] * share)), max(1, round(image[1] * share))
-
-    def image_guide(self, refiner: ScoreRefiner, image: Tensor, size: tuple[int, int]) -> Guide:
-        """The guide of the whole image at the size of the scores."""
-        return refiner.prepare(F.interpolate(image, size=size, mode="bilinear"), size)
 
     # -- the image -----------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tcl_core.devices import available_devices
 from tcl_core.export.coco import validate_coco
 from tests.napari.coco_pixels import label_maps_of
-from tests.napari.steps import brush, dock, idle, settle
+from tests.napari.steps import brush, idle, settle
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -20,17 +20,6 @@ if TYPE_CHECKING:
     from napari_tcl.widget import SegmentWidget
 
 LONG = "a-very-long-name-of-an-image-that-no-widget-can-show-in-one-line-because-it-goes-on-and-on-and-on"
-
-
-@pytest.fixture
-def widget(viewer: Viewer, tiny_model_path: Path) -> SegmentWidget:
-    made = dock(viewer)
-    made.model.file.value = tiny_model_path
-    made.model.device.value = "cpu"
-    made.background.on.value = False
-    for name, prompts in (("Cat", "cat, dog"), ("Sky", "sky")):
-        made.labels.add_row(name, prompts)
-    return made
 
 
 def test_wheel_changes_only_what_has_the_focus(viewer: Viewer, widget: SegmentWidget) -> None:

@@ -14,22 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.core.hub_server import HubServer, serve_hub
-from tests.napari.steps import brush, dock, idle, settle, wait_until
+from tests.napari.steps import brush, dock, idle, prepared, settle, wait_until
 
 if TYPE_CHECKING:
     from napari import Viewer
 
     from napari_tcl.widget import SegmentWidget
-
-
-def prepared(viewer: Viewer, model: Path) -> SegmentWidget:
-    widget = dock(viewer)
-    widget.model.file.value = model
-    widget.model.device.value = "cpu"
-    widget.background.on.value = False
-    for name, prompts in (("Cat", "cat, dog"), ("Sky", "sky")):
-        widget.labels.add_row(name, prompts)
-    return widget
 
 
 def test_settings_are_remembered(viewer: Viewer, tiny_model_path: Path, config: Path) -> None:

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.napari.steps import dock
+from tests.napari.steps import prepared
 
 if TYPE_CHECKING:
     from napari import Viewer
 
     from napari_tcl.widget import SegmentWidget
-
-LABELS = (("Cat", "cat, dog"), ("Sky", "sky"))
 
 
 @pytest.fixture(autouse=True)
@@ -42,13 +40,7 @@ def viewer(config: Path) -> Iterator[Viewer]:
 @pytest.fixture
 def widget(viewer: Viewer, tiny_model_path: Path) -> SegmentWidget:
     """The docked widget with two labels and a small random model."""
-    made = dock(viewer)
-    made.model.file.value = tiny_model_path
-    made.model.device.value = "cpu"
-    made.background.on.value = False
-    for name, prompts in LABELS:
-        made.labels.add_row(name, prompts)
-    return made
+    return prepared(viewer, tiny_model_path)
 
 
 @pytest.fixture
