@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import typing
 from collections.abc import Sequence
@@ -13,16 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tcl_core.errors import SettingsError
-from tcl_core.methods import Features, Method, MethodOptions, PromptEmbeddings
+from tcl_core.methods import Features, Method, MethodOptions, PromptEmbeddings, method_class
 from tcl_core.models.loading import Model
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.refinement.base import Guide, Refine
 from tcl_core.refinement.pamr import Pamr
 from tcl_core.vocabulary import Label, Vocabulary
+from tests.missing import missing
 
 __all__ = [
     "TEMPLATES",
     "example_image",
+    "example_of",
     "example_windows",
     "model_of",
     "other_values",
@@ -34,6 +37,8 @@ __all__ = [
 
 # The words of templates need not be known to an example's towers.
 TEMPLATES = ("{}",)
+# Packages that the examples of some methods need.
+_NEEDED = {"groupvit": "transformers"}
 _PREPROCESS = Preprocess((0.48, 0.45, 0.40), (0.22, 0.23, 0.24), short_side=40, max_long_side=144, window=32, stride=16)
 
 
@@ -47,6 +52,13 @@ def example_image(height: int = 50, width: int = 70, seed: int = 3) -> NDArray[n
     """An image with colored blocks, so that a random model finds several regions."""
     blocks = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return np.ascontiguousarray(blocks.repeat(-(-height // 5), 0).repeat(-(-width // 7), 1)[:height, :width])
+
+
+def example_of(name: str) -> Method:
+    """The example of the method ``name``; a test that needs a package which is not there is skipped."""
+    if name in _NEEDED and importlib.util.find_spec(_NEEDED[name]) is None:
+        missing(f"the example of {name} needs {_NEEDED[name]} (pip install tcl-annotate[test])")
+    return method_class(name).example()
 
 
 def prompts_of(method: Method, texts: Sequence[str] | None = None) -> PromptEmbeddings:

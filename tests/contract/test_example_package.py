@@ -145,6 +145,7 @@ def test_napari_widget(packages: Path, display: dict[str, str], tmp_path: Path) 
     if importlib.util.find_spec("PyQt6") is None:
         missing("windows need PyQt6 (pip install PyQt6)")
     more = {**display, "QT_API": "pyqt6", "NAPARI_CONFIG": str(tmp_path / "settings.yaml")}
+    more["TCL_ANNOTATE_CONFIG"] = str(tmp_path)
     done = run(["-X", "faulthandler", "-m", "tests.contract.example_window"], packages, more)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "segmented"

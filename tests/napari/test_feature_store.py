@@ -11,11 +11,12 @@ import torch
 from napari_tcl.feature_store import FeatureFolder, FolderFeatureCache
 from napari_tcl.folder import FolderJob
 from tcl_core.methods import list_methods
-from tcl_core.models import Model, load_model
+from tcl_core.models import Model
 from tcl_core.segmentation.features import ImageFeatures
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession
 from tcl_core.vocabulary import Vocabulary
+from tests.contract.examples import example_of, model_of, vocabulary_of
 
 VOCABULARY = Vocabulary.from_options(["Cat=cat,dog", "Sky=sky"])
 
@@ -32,18 +33,19 @@ def forbid_network(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(segmenter.method, "encode", refuse)
 
 
-@pytest.mark.parametrize("method", ["tcl", *(name for name in list_methods() if name not in ("tcl", "code"))])
+@pytest.mark.parametrize("method", list_methods())
 @pytest.mark.parametrize("refine", [True, False])
 def test_another_day_gives_the_same_masks_without_the_network(
-    method: str, refine: bool, tiny_model_path: Path, image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, refine: bool, image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = load_model(f"{method}:{tiny_model_path}", device="cpu")
+    model = model_of(example_of(method))
+    vocabulary = vocabulary_of(model.method)
     cache = FolderFeatureCache()
     segmenter = Segmenter(model, refine=refine, cache=cache, batch_size=2)
     kept = FeatureFolder(tmp_path / "photos.features")
     with cache.beside(kept):
         session = ImageSession(segmenter, image)
-        first, scores = session.segment(VOCABULARY), session.scores(VOCABULARY)
+        first, scores = session.segment(vocabulary), session.scores(vocabulary)
     assert len(kept) == 1 and kept.words() == ""
 
     cache = FolderFeatureCache()
@@ -51,9 +53,9 @@ def test_another_day_gives_the_same_masks_without_the_network(
     forbid_network(again, monkeypatch)
     with cache.beside(FeatureFolder(tmp_path / "photos.features")):
         session = ImageSession(again, image)
-        second = session.segment(VOCABULARY)
+        second = session.segment(vocabulary)
     # 16 bits move scores by thousandths, and labels where two scores are as near as that.
-    assert (session.scores(VOCABULARY) - scores).abs().max() < 0.01
+    assert (session.scores(vocabulary) - scores).abs().max() < 0.01
     assert np.mean(first.label_map != second.label_map) < 0.005
     assert second.label_map.any()
 
