@@ -11,22 +11,42 @@ which the case is ended. Each line of the output is an exit code.
 from __future__ import annotations
 
 import faulthandler
+import gc
+import importlib
 import json
 import os
 import sys
 
-# Imported once for all cases.
-import hypothesis  # noqa: F401
-import napari._qt.qt_main_window  # noqa: F401
 import pytest
 
-import napari_tcl.widget  # noqa: F401
-
 __all__ = ["serve"]
+
+_MODULES = (
+    "hypothesis",
+    "napari._qt._qapp_model.qactions",
+    "napari._qt._qplugins",
+    "napari._qt.layer_controls.qt_layer_controls_container",
+    "napari._qt.qt_main_window",
+    "napari.window",
+    "napari_tcl.widget",
+    "pint",
+    "skimage.color",
+    "tcl_core.models",
+    "tests.napari.windows.conftest",
+    "tests.tiny_model",
+)
+"""What most cases import."""
 
 
 def serve() -> None:
     """Run what the input asks for until it ends."""
+    for name in _MODULES:
+        importlib.import_module(name)
+    # Its units are read from a file, which takes a second.
+    sys.modules["pint"].application_registry.meter  # noqa: B018
+    # The cases do not search for garbage among what is there now.
+    gc.collect()
+    gc.freeze()
     for line in sys.stdin:
         wish = json.loads(line)
         child = os.fork()
