@@ -21,8 +21,9 @@ REQUIREMENTS := pyproject.toml constraints.txt
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
-# One process per CPU, each with a single thread; tests of one group run in the same process.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+# Each process with a single thread; tests of one group run in the same process. The programs that tests start would
+# compile the project each time if compiled modules were not kept.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
 # Without them, training returns its memory to the system after every step and requests it again in the next. The second
 # ones are for glibc's own allocator, and others ignore them.

@@ -14,11 +14,11 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["run_python"]
+__all__ = ["run_python", "run_ranks"]
 
 _LIBRARIES = ["open_clip", "torch", "torchvision", "PIL.Image", "shapely", "scipy.ndimage", "skimage.measure"]
 
@@ -69,6 +69,25 @@ def run_python(
         texts = [path.read_text(encoding="utf-8") if path.exists() else "" for path in streams]
     assert process.exitcode is not None
     return subprocess.CompletedProcess(command, process.exitcode, *texts)
+
+
+def run_ranks(action: Callable[..., Any], count: int, *arguments: Any) -> None:
+    """Run a function in several processes at once, each with its rank as the first argument.
+
+    Args:
+        action: a function of a module.
+        count: of processes.
+        *arguments: the function's others.
+
+    Raises:
+        torch.multiprocessing.ProcessRaisedException: one of them failed.
+    """
+    from torch.multiprocessing import start_processes
+
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    if method == "forkserver":
+        multiprocessing.get_context(method).set_forkserver_preload(_LIBRARIES)
+    start_processes(action, args=arguments, nprocs=count, start_method=method)
 
 
 def _run(command: list[str], environment: dict[str, str], folder: str, streams: list[str]) -> None:

@@ -12,7 +12,6 @@ import open_clip
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from tcl_core.methods.code.nouns import MOST_NAMED, noun_ids
 from tcl_core.methods.code.objective import pair_weights
 from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.vocabulary.templates import get_templates
+from tests.forked import run_ranks
 
 NOUNS = (("cat", "sofa"), ("dog", "sky"), ("sofa", "dog"), ("cat", "dog"))
 CAPTIONS = ("a red cat on the sofa", "dog and sky", "the sofa and a dog", "cat and dog on the sofa")
@@ -408,7 +408,7 @@ def work(rank: int, folder: str, negatives: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("negatives", ["all", "not named"])
 def test_two_processes_give_the_losses_and_gradients_of_one(tmp_path: Path, negatives: str) -> None:
-    mp.spawn(work, args=(str(tmp_path), negatives), nprocs=2)
+    run_ranks(work, 2, str(tmp_path), negatives)
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for name, expected in step(slice(None), negatives).items():
         # Losses and gradients are means over processes.

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -21,6 +20,7 @@ from tcl_core.methods.mgca import MGCAStyle, MGCAStyleConfig
 from tcl_core.methods.tcl import TCL
 from tcl_core.methods.tcl.caption_training import CaptionBatch
 from tests.core.tcl_models import captions, small_clip
+from tests.forked import run_ranks
 
 PROCESSES, PER_PROCESS = 2, 3
 # Small enough for choices to be choices on masks of 16 x 20 pixels.
@@ -263,7 +263,7 @@ def work(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_give_the_losses_and_gradients_of_one(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=PROCESSES)
+    run_ranks(work, PROCESSES, str(tmp_path))
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
     whole = step(False, slice(None), False)
     assert {"grad/region_loss.logit_scale", "grad/pixel_loss.logit_scale"} <= set(whole)

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tcl_core.methods.tcl import TCLConfig
 from tcl_core.methods.tcl.distributed import gather, process_rank
 from tests.core.tcl_models import captions, small_tcl
+from tests.forked import run_ranks
 
 PROCESSES, PER_PROCESS = 2, 2
 # A prior between the mean masks of the two halves, where the mean of |part - prior| is not |mean - prior|.
@@ -60,7 +60,7 @@ def test_one_process_gathers_nothing() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 def test_two_processes_give_the_losses_and_gradients_of_one(tmp_path: Path, weighted: bool) -> None:
-    mp.spawn(work, args=(str(tmp_path), weighted), nprocs=PROCESSES)
+    run_ranks(work, PROCESSES, str(tmp_path), weighted)
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
     whole = step(False, slice(None), weighted)
     assert set(whole) == set(parts[0])

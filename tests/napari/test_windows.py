@@ -81,7 +81,8 @@ class Server:
         """The exit code and the output of a case."""
         assert self._process.stdin is not None and self._process.stdout is not None
         output = folder / "output.txt"
-        arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:unraisableexception", "--basetemp", str(folder / "case"), str(CASES / case)]
+        arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
+        arguments += ["--basetemp", str(folder / "case"), str(CASES / case)]
         wish = {"arguments": arguments, "output": str(output), "seconds": _CASE_SECONDS}
         print(json.dumps(wish), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()

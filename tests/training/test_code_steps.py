@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tcl_core.methods.code import CoDe
 from tcl_core.methods.code.batch import Batch
 from tests.core.code_records import BESIDE, FOLDER, CodeRecord, missing_files
+from tests.forked import run_ranks
 from training.config import OptimizerSettings, ScheduleSettings, Stage, TrainPhase
 from training.distributed import check_equal
 from training.optimizer import split_by_decay
@@ -156,5 +156,5 @@ def test_processes_share_a_batch(tmp_path: Path) -> None:
     processes = next((count for count in range(2, size + 1) if size % count == 0), 0)
     if not processes:
         pytest.skip("a batch of one cannot be shared")
-    mp.spawn(worker, args=(processes, str(tmp_path)), nprocs=processes)
+    run_ranks(worker, processes, processes, str(tmp_path))
     check(torch.load(tmp_path / "done.pt", weights_only=True))

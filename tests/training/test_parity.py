@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from tcl_core.methods.tcl import TCL
+from tests.forked import run_ranks
 from tests.training.records import FOLDERS, Record, recorded_model
 from training.distributed import check_equal
 from training.optimizer import split_by_decay
@@ -121,5 +121,5 @@ def test_steps_in_parts(folder: Path, parts: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("folder", "processes"), PROCESSES, ids=lambda value: str(getattr(value, "name", value)))
 def test_processes_share_a_batch(folder: Path, processes: int, tmp_path: Path) -> None:
-    mp.spawn(worker, args=(processes, str(folder), str(tmp_path)), nprocs=processes)
+    run_ranks(worker, processes, processes, str(folder), str(tmp_path))
     check(torch.load(tmp_path / "done.pt", weights_only=True), Record.read(folder))
