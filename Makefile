@@ -33,7 +33,7 @@ KEEP_MEMORY := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=dirty_decay_m
     MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-wheel test-gpu environments lint format docs benchmark benchmark-against benchmark-gpu train-playground readers readers-table clean
+.PHONY: help demo test test-quick test-wheel test-gpu environments lint style format docs benchmark benchmark-against benchmark-gpu train-playground readers readers-table clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -57,9 +57,11 @@ demo: $(INSTALLED) ## label sample images with the embedded model; writes a COCO
 	@echo "COCO file:"
 	@echo "  $(OUT)/annotations.json"
 
-test: $(INSTALLED_TEST) lint environments ## everything: lint, types, all tests, the built wheel
-	@echo "== Tests"
-	TCL_ANNOTATE_WHEEL_TEST=reuse $(PYTEST) $(PYTEST_ARGS)
+test: $(INSTALLED_TEST) style environments ## everything: lint, types, all tests, the built wheel
+	@echo "== Tests, and types beside them"
+	@mkdir -p build; $(BIN)/mypy > build/types.txt 2>&1 & types=$$!; \
+	    TCL_ANNOTATE_WHEEL_TEST=reuse $(PYTEST) $(PYTEST_ARGS); tests=$$?; \
+	    wait $$types || { cat build/types.txt; tests=1; }; exit $$tests
 
 test-quick: $(INSTALLED_TEST) ## fast tests, while you work
 	$(PYTEST) -q -m "not slow" $(PYTEST_ARGS)
@@ -74,11 +76,13 @@ environments: $(INSTALLED_TEST) ## create the environments that some tests need 
 test-gpu: $(INSTALLED) ## check training on this machine's GPU: speed, memory, agreement with the CPU (four minutes)
 	$(BIN)/python -m training.gpu_check --out "$(GPU_REPORT)" --device cuda
 
-lint: $(INSTALLED_TEST) ## style, formatting, types and the direction of imports
-	@echo "== Style, formatting, types, imports"
+lint: style ## style, formatting, types and the direction of imports
+	$(BIN)/mypy
+
+style: $(INSTALLED_TEST)
+	@echo "== Style, formatting, imports"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(INSTALLED_TEST) ## apply ruff's fixes

@@ -51,6 +51,7 @@ def test_names_whose_templates_the_model_does_not_know_are_left_out(segmenter: S
     assert names_of(segmenter, Vocabulary.from_options(["dog"], templates="plural")) == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("own", "left"), [("sky", "SKY"), ("Skies", "SKY"), ("skys", "SKY"), ("cloud", "cloud")])
 def test_names_that_a_label_has_too_are_left_out(segmenter: Segmenter, own: str, left: str) -> None:
     vocabulary = Vocabulary.from_options([f"Above={own}", "cat"], background_names=("SKY", "cloud", "dog"))

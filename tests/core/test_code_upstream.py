@@ -74,6 +74,7 @@ def saved(folder: Path, state: dict[str, Tensor]) -> Path:
     return folder / "checkpoint.pth"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "expected"),
     [

@@ -60,6 +60,7 @@ def test_the_embedded_models_names_are_its_world(playground: Segmenter) -> None:
     assert {(out.name, out.reason, out.text) for out in choice.left_out} == {(name, "same", name) for name in asked}
 
 
+@pytest.mark.slow
 def test_an_open_vocabulary_has_the_common_names(open_model: Model) -> None:
     """What is left out is recomputed from the list and from the cosines."""
     segmenter = Segmenter(open_model)
@@ -78,6 +79,7 @@ def test_an_open_vocabulary_has_the_common_names(open_model: Model) -> None:
     assert {out.name for out in choice.left_out} == by_words | near
 
 
+@pytest.mark.slow
 def test_synonyms_plurals_and_capitals_step_aside(playground: Segmenter) -> None:
     """Every other word for a kind of the world, also where the list has that word and the label the usual one."""
     assert len(SYNONYMS) >= 8
@@ -243,6 +245,7 @@ def embedded(model: Model, templates: str = "simple") -> tuple[Segmenter, list[t
     return segmenter, told
 
 
+@pytest.mark.slow
 def test_embedded_names_are_kept(open_model: Model, tmp_path: Path) -> None:
     model = replace(open_model, text_folder=tmp_path / "texts")
     first, told = embedded(model)
@@ -261,6 +264,7 @@ def test_embedded_names_are_kept(open_model: Model, tmp_path: Path) -> None:
     assert len(list((tmp_path / "texts").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_costs_time_only(open_model: Model, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     model = replace(open_model, text_folder=tmp_path / "file")

@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 TABLE = REPOSITORY / "training" / "playground" / "results" / "table.json"
 
 
+@pytest.mark.slow
 @given(st.integers(2, 6), st.integers(0, 2**31))
 def test_mean_iou_equals_scikit_learn(classes: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

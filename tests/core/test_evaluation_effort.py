@@ -78,6 +78,7 @@ def test_nothing_predicted_costs_as_much_as_drawing_anew() -> None:
     assert effort.steps == effort.steps_anew == 10
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.integers(0, 2**31))
 def test_on_any_maps(seed: int) -> None:

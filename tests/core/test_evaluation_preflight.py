@@ -98,6 +98,7 @@ def test_faults_of_a_later_evaluation_are_found_first(
     assert finished(out) == before
 
 
+@pytest.mark.slow
 def test_several_at_once_are_the_same_as_one_by_one(model: Path, copy: Path, tmp_path: Path) -> None:
     together, alone = tmp_path / "together", tmp_path / "alone"
     assert run(command(copy, together, *SETS, "--model", str(model))) == 0

@@ -45,6 +45,7 @@ def test_labels_after_known_ones_change_nothing_else(
         assert torch.equal(before.best, fresh.best)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(
     st.lists(THRESHOLDS, min_size=6, max_size=6),

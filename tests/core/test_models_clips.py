@@ -311,6 +311,7 @@ def test_a_corrected_activation_is_said(hub: HubServer, caplog: pytest.LogCaptur
     assert torch.equal(dense(model), dense(load_model(NAME, "cpu")))
 
 
+@pytest.mark.slow
 def test_all_methods_share_one_download(hub: HubServer, home: Path) -> None:
     vocabulary = Vocabulary.from_options(["cat", "dog"], templates="simple")
     maps = []

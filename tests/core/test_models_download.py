@@ -267,6 +267,7 @@ def test_redirects_never_leave_https() -> None:
         _check_response(response, None)
 
 
+@pytest.mark.slow
 def test_processes_share_one_download(server: FileServer, tmp_path: Path) -> None:
     server.pause = 0.2
     processes = [start_fetch(server, tmp_path) for _ in range(2)]

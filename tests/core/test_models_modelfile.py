@@ -204,6 +204,7 @@ def big_file(path: Path, value: float) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["another", "none"])
 def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path, ending: str) -> None:
     """Tensors of two versions would be a model that nobody trained."""

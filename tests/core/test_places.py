@@ -165,6 +165,7 @@ def test_a_full_disk_while_images_are_labeled(place: Path, fast: list[str], caps
     assert Path("o.json").read_bytes() == Path("whole.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_the_output_is_put_together(
     place: Path, fast: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

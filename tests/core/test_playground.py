@@ -93,6 +93,7 @@ def test_captions_vary() -> None:
     assert len({caption(scene_rng(0, i, 5), scene) for i in range(100)}) > 40
 
 
+@pytest.mark.slow
 def test_the_tokenizer_knows_every_caption_and_every_template() -> None:
     templates = get_templates("full")
     tokenizer = WordTokenizer(caption_words(templates), 24)

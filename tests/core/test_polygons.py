@@ -77,6 +77,7 @@ def test_any_tolerance_is_a_valid_partition(label_map, tolerance):
     assert_partition(polygons, label_map.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tolerance", [0.5, 1, 3, 5, 8])
 @pytest.mark.parametrize("draw", [street_map, tiny_map])
 def test_scenes_are_partitions_at_any_tolerance(draw, tolerance):
@@ -85,6 +86,7 @@ def test_scenes_are_partitions_at_any_tolerance(draw, tolerance):
     assert_partition(polygons, label_map.shape)
 
 
+@pytest.mark.slow
 def test_larger_tolerances_go_on_taking_vertices_away():
     faces = faces_of(absorb_small(street_map(np.random.default_rng(7)), 64))
     counts, ious = [], []
@@ -354,5 +356,5 @@ def test_benchmark_on_a_few_maps(tmp_path):
 @pytest.mark.slow
 def test_benchmark_meets_every_bar():
     # A sample: `tcl-annotate benchmark polygons` measures 200 maps.
-    figures = run(48, progress=False)
+    figures = run(24, progress=False)
     assert [text for text, _, met in figures.targets() if not met] == [], format_table(figures)

@@ -237,6 +237,7 @@ def test_specks_join_their_surroundings_unless_all_are_asked_for(
     assert areas["auto"] and all(area >= least for area, least in areas["auto"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("geometry", ["polygon", "rle"])
 def test_interrupted_and_resumed_gives_the_same_bytes(
     tmp_path: Path, bad_images: ImageList, model: Model, geometry: str
@@ -274,6 +275,7 @@ def test_interrupted_and_resumed_gives_the_same_bytes(
     assert set(first.company) | set(second.company) | set(last.company) == set(undisturbed.company)
 
 
+@pytest.mark.slow
 def test_killed_without_any_warning(tmp_path: Path, images: ImageList, model: Model) -> None:
     class Killed(BaseException):
         pass
@@ -310,6 +312,7 @@ def test_an_unexpected_error_costs_one_image_of_a_batch(
     assert [image["file_name"] for image in read(tmp_path / "out.json")["images"]] == list(images.file_names)
 
 
+@pytest.mark.slow
 def test_a_preview_asked_for_later_is_filled_in(
     tmp_path: Path, images: ImageList, segmenter: TroubledSegmenter
 ) -> None:
@@ -339,6 +342,7 @@ def test_what_is_wrong_with_the_job_is_found_before_it_begins(
     assert [path.name for path in tmp_path.iterdir()] == ["my images"]
 
 
+@pytest.mark.slow
 def test_places_that_hold_something_are_left_alone(
     tmp_path: Path, images: ImageList, segmenter: TroubledSegmenter
 ) -> None:

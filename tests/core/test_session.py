@@ -37,6 +37,7 @@ def test_first_result_is_the_segmenters(segmenter: Segmenter, image: NDArray[np.
     assert len(np.unique(found.label_map)) > 1
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     thresholds=st.lists(st.none() | st.floats(0, 1), min_size=3, max_size=3),

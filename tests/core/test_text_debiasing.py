@@ -120,6 +120,7 @@ def test_axes_that_do_not_fit_are_refused_with_the_file(tmp_path: Path, axes: to
         load_model(str(path), device="cpu")
 
 
+@pytest.mark.slow
 def test_the_embedded_model_asks_for_things_without_their_colors() -> None:
     model = load_model("playground", device="cpu")
     assert model.debiasing is not None and model.debiasing.words == set(COLORS)

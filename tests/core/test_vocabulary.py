@@ -246,6 +246,7 @@ def test_dict_round_trip_and_fingerprint(tmp_path: Path) -> None:
 words = st.text(min_size=1, max_size=12).filter(lambda t: t.strip() == t and t.isprintable())
 
 
+@pytest.mark.slow
 @given(
     st.lists(words.filter(lambda t: "=" not in t and t.casefold() != "background"), min_size=1, max_size=6),
     st.booleans() | st.floats(0, 1),

@@ -21,7 +21,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.labelstudio.live.environment import REPOSITORY, Process, free_port
+from tests.labelstudio.live.environment import REPOSITORY, Process
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("attacked server")]
 

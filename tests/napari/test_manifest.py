@@ -53,6 +53,7 @@ def test_python_api_needs_neither_napari_nor_qt() -> None:
     assert not {"napari", "qtpy", "magicgui", *BINDINGS} & set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_sample_data() -> None:
     for sample in (sample_data.playground_scene, sample_data.playground_stack, sample_data.photograph):
         ((image, attributes, kind),) = sample()

@@ -74,6 +74,7 @@ def test_the_train_extra_has_all_that_the_engine_imports() -> None:
     assert extra <= imported_distributions("training") <= declared_distributions("train")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["benchmarks", "tests", "docs"])
 def test_the_test_extra_has_all_that_the_rest_imports(folder: str) -> None:
     assert imported_distributions(folder) <= declared_distributions(

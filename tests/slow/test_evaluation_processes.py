@@ -76,9 +76,10 @@ def test_an_error_in_one_of_two_processes_is_one_sentence(words: list[str], tmp_
 
 
 def test_torchrun(words: list[str], whole: dict[str, bytes], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29563"]
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29563"]
     command += ["-m", "tcl_core.cli", *words, "--out", str(tmp_path)]
-    done = subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True, text=True)
+    done = run_python(command, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
     assert results(tmp_path) == whole
     assert done.stdout.count("mIoU") == 1
 

@@ -15,6 +15,7 @@ from tcl_core.methods.mgca import MGCAStyle
 from tcl_core.methods.tcl import TCL
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.models.modelfile import write_model_file
+from tests.ports import free_port
 from tests.training.shards import plain_shards
 from training.config import Recipe
 from training.data.shards import ShardSource
@@ -105,11 +106,7 @@ def _member(rank: int, count: int, store: str, action: Callable[..., Any], argum
 
 def in_processes(count: int, action: Callable[..., Any], *arguments: Any) -> list[int]:
     """Run a function in several processes that know each other, as torchrun would; returns their exit codes."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        store = f"127.0.0.1:{probe.getsockname()[1]}"
+    store = f"127.0.0.1:{free_port()}"
     workers = [PROCESSES.Process(target=_member, args=(rank, count, store, action, arguments)) for rank in range(count)]
     for worker in workers:
         worker.start()

@@ -120,6 +120,7 @@ def single(accumulate: int) -> dict[str, Any]:
     return take_steps(accumulate=accumulate)
 
 
+@pytest.mark.slow
 def test_steps() -> None:
     check(single(1))
 
@@ -132,6 +133,7 @@ def test_parameters_that_decay() -> None:
     assert all(learned(code)[name].ndim == 1 for name in alone)
 
 
+@pytest.mark.slow
 def test_steps_in_parts() -> None:
     """Gradient caching takes the same steps."""
     check(single(phase().batch))

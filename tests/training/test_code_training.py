@@ -109,6 +109,7 @@ def test_training_and_resuming(tmp_path: Path) -> None:
     assert result.label_map.shape == example_image().shape[:2]
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_take_the_same_steps(tmp_path: Path) -> None:
     recipe, source = tiny_recipe(tmp_path, negatives="not named"), pairs(tmp_path / "data")
     found = []

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,8 @@ from click.testing import CliRunner
 from torch import nn
 
 from tcl_core.errors import SettingsError, TclError
+from tests.forked import run_python
+from tests.ports import free_port
 from tests.training.runs import log_of, tiny_data, tiny_recipe, train_here
 from tests.training.shards import encoded
 from training.cli import command
@@ -231,6 +234,7 @@ def invoke(*words: str | Path) -> Any:
     return CliRunner().invoke(command, [str(word) for word in words], standalone_mode=False)
 
 
+@pytest.mark.slow
 def test_a_table_of_your_own(tmp_path: Path) -> None:
     """From a CSV file to a model, by the command."""
     tiny_recipe(tmp_path)
@@ -260,20 +264,27 @@ def test_torchrun(tmp_path: Path) -> None:
     tiny_data(tmp_path)
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(yaml.safe_dump(tiny_recipe(tmp_path).model_dump(mode="json")))
-    run = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "training"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "training"]
     words = [str(recipe), "--data", str(tmp_path / "data"), "--device", "cpu", "--workers", "1"]
     words += ["--index", str(tmp_path / "index"), "--out", str(tmp_path / "two")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*run, *words], env=environment, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "ignore"}
+    environment["OMP_NUM_THREADS"] = "1"
+    done = run_python([*torchrun, *words], env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote ") == 1 and done.stderr.count("21 image-caption pairs") == 1
     train_here(tmp_path, "one")
     mine, expected = ([line["total"] for line in log_of(tmp_path / name)] for name in ("two", "one"))
     assert mine == pytest.approx(expected, abs=1e-4)
-    bad = subprocess.run(
-        [*run, *words, "--accumulate", "2"], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert bad.returncode != 0 and "does not split evenly over 2 x 2" in bad.stderr
+
+    # What torchrun would start.
+    environment |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [{**environment, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    with ThreadPoolExecutor() as pool:
+        run = partial(run_python, ["-m", "training", *words, "--accumulate", "2"])
+        first, second = pool.map(lambda rank: run(env=rank), ranks)
+    assert first.returncode != 0 and second.returncode != 0
+    assert "does not split evenly over 2 x 2" in first.stderr and first.stderr.count("error: ") == 1
+    assert "error: " not in second.stderr
 
 
 def test_data_by_its_ending(tmp_path: Path) -> None:

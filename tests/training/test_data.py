@@ -200,6 +200,7 @@ def test_normalization_alone() -> None:
     assert np.allclose(found.mean(dim=(1, 2)).numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_papers_augmentation_acts_as_often_as_it_says() -> None:
     """Flips and erasing, counted on an image whose halves differ."""
     image = np.zeros((32, 32, 3), np.uint8)
@@ -231,6 +232,7 @@ def batches(
     return result
 
 
+@pytest.mark.slow
 def test_batches_do_not_depend_on_workers_processes_and_restarts(tmp_path: Path) -> None:
     source = ShardSource(plain_shards(tmp_path), folder=tmp_path / "index")
     expected = batches(source)
@@ -253,6 +255,7 @@ def test_batches_do_not_depend_on_workers_processes_and_restarts(tmp_path: Path)
         assert same(joined, expected)
 
 
+@pytest.mark.slow
 def test_workers_that_are_sent_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on macOS and Windows."""
     source = ShardSource(plain_shards(tmp_path), folder=tmp_path / "index")

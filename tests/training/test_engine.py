@@ -57,6 +57,7 @@ def totals(folder: Path) -> list[float]:
     return [line["total"] for line in log_of(folder)]
 
 
+@pytest.mark.slow
 def test_a_run_learns_logs_and_gives_a_model(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, stages=[{"stage": "ust", "steps": 10}, {"stage": "full", "steps": 30}])
     file = train_here(tmp_path, "run", recipe)
@@ -72,6 +73,7 @@ def test_a_run_learns_logs_and_gives_a_model(tmp_path: Path) -> None:
     assert changed and not any(name.startswith("clip.") for name in changed)
 
 
+@pytest.mark.slow
 def test_again_gives_the_same(tmp_path: Path) -> None:
     assert_same(train_here(tmp_path, "a"), train_here(tmp_path, "b", workers=1))
     before = log_of(tmp_path / "a")
@@ -113,6 +115,7 @@ def log_lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = train_here(tmp_path, "whole")
@@ -138,6 +141,7 @@ def test_a_signal_saves_and_ends(tmp_path: Path, number: int, monkeypatch: pytes
     assert totals(tmp_path / "cut") == totals(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_means_of_the_log_survive_an_interruption(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, log_every=5)
     train_here(tmp_path, "whole", recipe)
@@ -163,6 +167,7 @@ def test_losses_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
         train_here(tmp_path, "run", better)
 
 
+@pytest.mark.slow
 def test_the_checkpoint_before_nan_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights right before it may be those of a training that was lost long ago."""
     expected = train_here(tmp_path, "whole")
@@ -202,6 +207,7 @@ def test_a_phase_that_cannot_run_is_found_before_the_first(tmp_path: Path) -> No
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_data_that_fails_in_the_middle_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = train_here(tmp_path, "whole")
     monkeypatch.setattr(engine.PairDataset, "__getitems__", _failing(engine.PairDataset.__getitems__, 7))
@@ -228,6 +234,7 @@ def test_settings_that_fit_no_checkpoint(tmp_path: Path) -> None:
         train_here(tmp_path, "run", tiny_recipe(tmp_path), accept_changes=True)
 
 
+@pytest.mark.slow
 def test_float16_is_resumed_with_its_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(tmp_path, precision="float16")
     made = torch.amp.GradScaler
@@ -404,12 +411,14 @@ def test_batches_that_do_not_divide(tmp_path: Path) -> None:
         train_here(tmp_path, "run", accumulate=4)
 
 
+@pytest.mark.slow
 def test_parts_take_the_same_steps(tmp_path: Path) -> None:
     train_here(tmp_path, "whole")
     train_here(tmp_path, "parts", accumulate=3)
     assert totals(tmp_path / "parts") == pytest.approx(totals(tmp_path / "whole"), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_averages_of_phases(tmp_path: Path) -> None:
     one = tiny_recipe(tmp_path).model_dump(mode="json")
     first = one["phases"][0]
@@ -562,6 +571,7 @@ def test_processes_share_an_evaluation(tmp_path: Path) -> None:
     assert shared[0] == {"squares": pytest.approx(100 * np.mean(shares), abs=0.01)}
 
 
+@pytest.mark.slow
 def test_evaluations_are_logged_and_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = train_here(tmp_path, "plain")
     monkeypatch.setattr(engine, "open_evaluations", lambda *arguments: [Evaluated("squares", Squares(), 2)])
@@ -575,6 +585,7 @@ def test_evaluations_are_logged_and_change_nothing(tmp_path: Path, monkeypatch: 
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped right before it, by a signal, and in the middle of it, by a kill."""
     monkeypatch.setattr(engine, "open_evaluations", lambda *arguments: [Evaluated("squares", Squares(), 2)])

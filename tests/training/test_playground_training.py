@@ -42,6 +42,7 @@ def tiny() -> Images:
     return draw_images(TINY, READER, workers=1)
 
 
+@pytest.mark.slow
 def test_images_carry_no_ground_truth_and_no_held_out_combination() -> None:
     images = tiny()
     assert images.pixels.shape == (40, 32, 32, 3)

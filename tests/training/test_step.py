@@ -114,6 +114,7 @@ def test_a_scale_that_is_too_large_skips_steps_and_is_resumed() -> None:
     assert all(torch.equal(p, again.named[name]) for name, p in whole.named.items())
 
 
+@pytest.mark.slow
 def test_a_scale_that_falls_for_ever_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     stepper = Stepper(small_tcl(), phase("float16"), CPU)
 

@@ -23,8 +23,9 @@ from labelstudio_backend.model_options import FAILED_VERSION, ModelOptions, mode
 from labelstudio_backend.predictor import Predictor
 from labelstudio_backend.requests import read_context
 from tests.labelstudio.library.environment import library_python, library_server
-from tests.labelstudio.live.environment import REPOSITORY, NoEnvironmentError, free_port
+from tests.labelstudio.live.environment import REPOSITORY, NoEnvironmentError
 from tests.missing import missing
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4800)]
 

@@ -17,11 +17,11 @@ from tests.labelstudio.live.environment import (
     LabelStudioServer,
     NoEnvironmentError,
     Process,
-    free_port,
     label_studio_python,
 )
 from tests.labelstudio.live.s3 import S3Server, s3_python
 from tests.missing import missing
+from tests.ports import free_port
 
 BACKEND_USER = "label-studio:backend-secret"
 

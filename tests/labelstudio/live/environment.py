@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,13 +16,14 @@ from typing import IO, Any, Self
 
 import httpx
 
+from tests.ports import free_port
+
 __all__ = [
     "REPOSITORY",
     "VERSION",
     "LabelStudioServer",
     "NoEnvironmentError",
     "Process",
-    "free_port",
     "label_studio_python",
     "label_studio_tables",
     "python_with",
@@ -120,13 +120,6 @@ def python_with(packages: list[str], name: str, variable: str, finish: Callable[
             finish(folder)
         stamp.touch()
     return python
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Process:
