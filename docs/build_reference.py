@@ -1,4 +1,4 @@
-"""Writes the API reference of every public module: ``python docs/build_reference.py FOLDER``."""
+"""Writes the API reference of every public module: ``python docs/build_reference.py FOLDER [--no-source]``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,13 @@ def public_modules() -> list[str]:
     return ["tcl_core", *(name for name in names if not any(part.startswith("_") for part in name.split(".")))]
 
 
-def build(folder: Path) -> None:
-    """Write the pages into ``folder``, which is made if need be; ``index.html`` is where to begin."""
+def build(folder: Path, *, source: bool = True) -> None:
+    """Write the pages into ``folder``, which is made if need be; ``index.html`` is where to begin.
+
+    Args:
+        folder: of the pages.
+        source: show the source code too, which takes half of the time.
+    """
     private = r"!tcl_core\.(.*\.)?_"
     # By itself pdoc leaves out the modules of a package that has an ``__all__``, and complains of a module named twice.
     named: list[str] = []
@@ -37,11 +42,12 @@ def build(folder: Path) -> None:
         if name not in found:
             named.append(name)
             found |= set(pdoc.extract.walk_specs([name, private]))
-    pdoc.render.configure(docformat="google")
+    pdoc.render.configure(docformat="google", show_source=source)
     pdoc.pdoc(*named, private, output_directory=folder)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python docs/build_reference.py FOLDER")
-    build(Path(sys.argv[1]))
+    words = [word for word in sys.argv[1:] if word != "--no-source"]
+    if len(words) != 1 or words[0].startswith("-"):
+        sys.exit("usage: python docs/build_reference.py FOLDER [--no-source]")
+    build(Path(words[0]), source=words == sys.argv[1:])
