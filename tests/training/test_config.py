@@ -282,9 +282,11 @@ def test_torchrun(tmp_path: Path) -> None:
     with ThreadPoolExecutor() as pool:
         run = partial(run_python, ["-m", "training", *words, "--accumulate", "2"])
         first, second = pool.map(lambda rank: run(env=rank), ranks)
-    assert first.returncode != 0 and second.returncode != 0
-    assert "does not split evenly over 2 x 2" in first.stderr and first.stderr.count("error: ") == 1
-    assert "error: " not in second.stderr
+    for done in (first, second):
+        assert done.returncode == 2
+        *_, error = done.stderr.splitlines()
+        assert error.startswith("error: ") and "does not split evenly over 2 x 2" in error
+        assert done.stderr.count("error") == 1
 
 
 def test_data_by_its_ending(tmp_path: Path) -> None:
