@@ -26,8 +26,8 @@ pytestmark = [
 ]
 
 NUMBER = 2000
-PART = 250  # images that are enough to be killed, interrupted and resumed among
-BAD = ("0200 corrupt.png", "0900 empty.png", "1500 text.jpg", "1900 truncated.png")
+PART = 150  # images that are enough to be killed, interrupted and resumed among
+BAD = ("0120 corrupt.png", "0900 empty.png", "1500 text.jpg", "1900 truncated.png")
 
 
 @pytest.fixture(scope="module")
