@@ -356,5 +356,5 @@ def test_benchmark_on_a_few_maps(tmp_path):
 @pytest.mark.slow
 def test_benchmark_meets_every_bar():
     # A sample: `tcl-annotate benchmark polygons` measures 200 maps.
-    figures = run(24, progress=False)
+    figures = run(48, progress=False)
     assert [text for text, _, met in figures.targets() if not met] == [], format_table(figures)
