@@ -13,12 +13,11 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -32,7 +31,7 @@ MAX_IMAGE_BYTES = 20_000_000
 MAX_FOLDER_BYTES = 4_000_000_000
 """Of all files of a folder together."""
 
-_FORMAT = "1"
+_FORMAT = "2"
 _SUFFIX = ".features"
 # The mark by which programs for backups know what can be made anew.
 _TAG = "CACHEDIR.TAG"
@@ -43,7 +42,7 @@ _TAG_TEXT = (
 
 @dataclass(frozen=True)
 class _Header:
-    """What a file says about itself, beside its tensors."""
+    """What a file says about itself, beside its tensors; ``sha256`` is of all else."""
 
     content: str
     weights: str
@@ -54,7 +53,7 @@ class _Header:
     working_size: list[int]
     score_size: list[int]
     size: list[int]
-    sha256: str
+    sha256: str = ""
     format: str = _FORMAT
 
 
@@ -94,7 +93,10 @@ class FeatureFolder:
             return _unpack(path.read_bytes(), key)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        except MemoryError:
+            raise
+        # Damage surfaces as many kinds of errors, of JSON, safetensors and the features' own class.
+        except Exception:
             self._unusable.add(path)
             self.damaged.append(path)
             return None
@@ -240,8 +242,8 @@ def _pack(features: ImageFeatures) -> bytes | None:
         working_size=list(features.working_size),
         score_size=list(features.score_size),
         size=list(features.size),
-        sha256=_digest(tensors),
     )
+    header = replace(header, sha256=_digest(header, tensors))
     return save(tensors, {"features": json.dumps(header.__dict__)})
 
 
@@ -249,14 +251,14 @@ def _unpack(content: bytes, key: FeatureKey) -> ImageFeatures:
     """The inverse of `_pack`.
 
     Raises:
-        ValueError: the content is damaged or of another key; so do KeyError, TypeError and SafetensorError.
+        Exception: the content is damaged or of another key.
     """
     length = int.from_bytes(content[:8], "little")
     header = _Header(**json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["features"]))
     tensors = load(content)
     if header.format != _FORMAT or FeatureKey(header.content, header.weights, header.settings) != key:
         raise ValueError("made for something else")
-    if _digest(tensors) != header.sha256:
+    if _digest(header, tensors) != header.sha256:
         raise ValueError("damaged")
     restored = {name: tensor.to(getattr(torch, header.dtypes[name])) for name, tensor in tensors.items()}
     windows = _kinds()[header.kind].from_tensors(restored)
@@ -279,8 +281,8 @@ def _pair(numbers: list[int]) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(header: _Header, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(replace(header, sha256="").__dict__, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())

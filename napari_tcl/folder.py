@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,10 +124,10 @@ class FolderJob:
         path = self._mask_path(file_name)
         if path.is_file():
             try:
-                with np.load(path, allow_pickle=False) as kept:
-                    return ImageState(file_name, "corrected" if bool(kept["corrected"]) else "labeled")
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                (corrected,) = _read_arrays(path, "corrected")
+            except (FileNotFoundError, SettingsError):
                 return ImageState(file_name, "waiting")
+            return ImageState(file_name, "corrected" if corrected.all() else "labeled")
         if file_name in self._failed:
             return ImageState(file_name, "failed", self._failed[file_name])
         return ImageState(file_name, "waiting")
@@ -182,17 +181,15 @@ class FolderJob:
             SettingsError: there are none, or they are damaged or do not fit the image.
         """
         path = self._mask_path(file_name)
+        size = image_size(self.images.root / file_name)
         try:
-            size = image_size(self.images.root / file_name)
-            with np.load(path, allow_pickle=False) as kept:
-                label_map, scores = kept["label_map"].astype(np.int32), kept["scores"]
+            label_map, scores = _read_arrays(path, "label_map", "scores")
         except FileNotFoundError:
             raise SettingsError(f"{file_name}: is not labeled yet; run the job first") from None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise SettingsError(f"{path}: is damaged; delete it and run the job again") from error
         if label_map.shape != size or scores.shape != size or label_map.max() > len(self.vocabulary.labels):
             raise SettingsError(f"{path}: does not fit the image {file_name}; delete it and run the job again")
-        return Segmentation(label_map, scores.astype(np.float32) / _SCORE_STEPS, self.vocabulary)
+        score_map: NDArray[np.float32] = scores.astype(np.float32) / np.float32(_SCORE_STEPS)
+        return Segmentation(label_map.astype(np.int32), score_map, self.vocabulary)
 
     def save(
         self, file_name: str, label_map: NDArray[Any], score_map: NDArray[np.float32], *, corrected: bool = True
@@ -295,6 +292,26 @@ class FolderJob:
             f"{self.work}: was started with {' and '.join(parts)}; restore them, or choose another folder",
             before if len(parts) == 1 else None,
         )
+
+
+def _read_arrays(path: Path, *names: str) -> list[NDArray[Any]]:
+    """Arrays of unsigned integers or truth values in a file of masks.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        SettingsError: it is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            found = [kept[name] for name in names]
+        if any(array.dtype.kind not in "bu" for array in found):
+            raise ValueError
+    except (FileNotFoundError, MemoryError):
+        raise
+    # Damage surfaces as many kinds of errors, of zipfile, zlib, tokenize and NumPy, depending on where it is.
+    except Exception as error:
+        raise SettingsError(f"{path}: is damaged; delete it and run the job again") from error
+    return found
 
 
 def _changed_settings(before: object, now: Mapping[str, Any]) -> str:

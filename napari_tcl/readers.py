@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ LayerData = tuple[Any, dict[str, Any], str]
 _LOOKED_AT = 1 << 20
 _IN_STACK = re.compile(r"(?P<stem>.+?)-(?P<index>\d{4,}(?:-\d{4,})*)$")
 _MAX_LAYERS = 20
+_FEW_SLICES = 1000
+_MOST_EMPTY = 20  # slices for each that is in the file, where a stack has more than a few
 _MAX_PIXELS = 1 << 33  # of a stack
 
 
@@ -57,8 +59,9 @@ def get_reader(path: str | list[str]) -> Callable[[str], list[LayerData]] | None
 def read_coco(path: str) -> list[LayerData]:
     """Labels layers of a COCO file.
 
-    Slices of a stack, which the exporter names ``stack-0003.png``, become one layer. Where annotations overlap, the
-    smaller one is on top. Ids are the places of the categories, counted from 1.
+    Slices of a stack, which the exporter names ``stack-0003.png``, become one layer, unless the numbers are such as no
+    stack has (``photo-20231105.jpg``). Where annotations overlap, the smaller one is on top. Ids are the places of the
+    categories, counted from 1.
 
     Args:
         path: of the file.
@@ -82,13 +85,13 @@ def read_coco(path: str) -> list[LayerData]:
         data, files = _labels(path, source, places)
         own = {
             "role": "draft",
-            "image": stem,
+            "image": stem if () in places else PurePosixPath(stem).name,
             "names": dict(enumerate(names, start=1)),
             "colors": dict(enumerate(colors, start=1)),
             FILE_NAMES: files,
         }
         features = {"index": [0, *range(1, len(names) + 1)], "label": ["", *names]}
-        name = Path(stem).stem if () in places else stem
+        name = PurePosixPath(stem).stem if () in places else PurePosixPath(stem).name
         attributes = {"name": f"{name} labels", "metadata": {METADATA_KEY: own}, "features": features}
         layers.append((data, attributes, "labels"))
     if source.left_out:
@@ -101,17 +104,38 @@ def read_coco(path: str) -> list[LayerData]:
 
 def _stacks(source: CocoSource) -> dict[str, dict[Index, int]]:
     """Images that belong together, by name: the number in the file of each slice."""
-    stacks: dict[str, dict[Index, int]] = {}
+    together: dict[tuple[str, str, int, tuple[int, int]], dict[Index, int]] = {}
+    alone: list[int] = []
     for number, name in enumerate(source.names):
-        match = _IN_STACK.match(Path(name).stem)
-        stem, index = (match["stem"], tuple(map(int, match["index"].split("-")))) if match else (name, ())
-        known = stacks.get(stem, {})
-        first = next(iter(known.items()), None)
-        fits = first is None or (len(first[0]) == len(index) and source.size(first[1]) == source.size(number))
-        if index in known or not fits:
-            stem, index = name, ()
-        stacks.setdefault(stem, {})[index] = number
-    return stacks
+        path = PurePosixPath(name)
+        match = _IN_STACK.match(path.stem)
+        index = tuple(map(int, match["index"].split("-"))) if match else ()
+        # Images of several folders may be numbered alike.
+        key = str(path.with_name(match["stem"])) if match else "", path.suffix, len(index), source.size(number)
+        if not match or index in together.setdefault(key, {}):
+            alone.append(number)
+        else:
+            together[key][index] = number
+    stacks: dict[str, dict[Index, int]] = {}
+    for (stem, *_), places in together.items():
+        if stem in stacks or not _are_slices(places):
+            alone += places.values()
+        else:
+            stacks[stem] = places
+    for number in alone:
+        # A name that is there twice, or is that of a stack, still is an image of its own.
+        name = source.names[number]
+        while name in stacks:
+            name += "'"
+        stacks[name] = {(): number}
+    order = {name: min(places.values()) for name, places in stacks.items()}
+    return {name: stacks[name] for name in sorted(stacks, key=order.__getitem__)}
+
+
+def _are_slices(places: Collection[Index]) -> bool:
+    """Whether numbers in names can be places in a stack: those of years, dates or cameras leave nearly all empty."""
+    slices = math.prod(max(axis) + 1 for axis in zip(*places, strict=True))
+    return slices <= max(_FEW_SLICES, _MOST_EMPTY * len(places))
 
 
 def _labels(path: str, source: CocoSource, places: dict[Index, int]) -> tuple[NDArray[np.uint16], dict[Index, str]]:

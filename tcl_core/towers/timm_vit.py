@@ -81,12 +81,37 @@ def build_timm_vit(
         raise SettingsError(
             "the image encoder needs timm; run: pip install 'tcl-annotate[reco]', or use --encoder clip"
         ) from error
+    architecture = name.partition(".")[0]
+    # A model file that came from elsewhere says the name: timm itself would also take a page of the hub, or a folder.
+    if not timm.is_model(architecture):
+        raise WeightsError(f"{what}: timm has no vision transformer {name!r}; name an architecture of timm's list")
+    kept = {key: tensor.float() for key, tensor in tensors.items() if not key.startswith(_HEADS)}
     try:
-        model = timm.create_model(name.partition(".")[0], pretrained=False, num_classes=0, dynamic_img_size=True)
+        # Without memory first, for the name may be that of a far larger one.
+        _check_tensors(_empty(architecture), kept, name, what)
+        model = _created(architecture)
     except (RuntimeError, TypeError) as error:
         raise WeightsError(f"{what}: timm has no vision transformer {name!r} ({error})") from error
-    kept = {key: tensor.float() for key, tensor in tensors.items() if not key.startswith(_HEADS)}
-    if faults := state_faults(model.state_dict(), kept):
-        raise WeightsError(f"{what}: the tensors do not fit {name}; {'; '.join(faults)}")
+    _check_tensors(model, kept, name, what)
     model.load_state_dict(kept)
     return TimmVit(model, mean, std)
+
+
+def _created(architecture: str) -> nn.Module:
+    import timm
+
+    return cast(nn.Module, timm.create_model(architecture, pretrained=False, num_classes=0, dynamic_img_size=True))
+
+
+def _empty(architecture: str) -> nn.Module | None:
+    """A model without numbers; ``None`` where it looks at its numbers while it is made."""
+    try:
+        with torch.device("meta"):
+            return _created(architecture)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def _check_tensors(model: nn.Module | None, tensors: Mapping[str, Tensor], name: str, what: str) -> None:
+    if model is not None and (faults := state_faults(model.state_dict(), tensors)):
+        raise WeightsError(f"{what}: the tensors do not fit {name}; {'; '.join(faults)}")

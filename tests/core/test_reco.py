@@ -187,11 +187,29 @@ def tiny_clip() -> FrozenClip:
     return FrozenClip.example(WordTokenizer(("cat",), context_length=10), layers=3)
 
 
-def test_encoders_that_do_not_fit() -> None:
+def test_encoders_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     mean, std = IMAGENET_MEAN, IMAGENET_STD
+    devices, create = [], timm.create_model
+    monkeypatch.setattr(
+        timm,
+        "create_model",
+        lambda *names, **sizes: devices.append(torch.get_default_device()) or create(*names, **sizes),
+    )
     with pytest.raises(WeightsError, match="file: timm has no vision transformer 'no_such'"):
         build_timm_vit("no_such", {}, "file", mean, std)
     with pytest.raises(WeightsError, match="do not fit vit_tiny_patch16_224.*missing: "):
         build_timm_vit(ARCHITECTURE, {"pos_embed": torch.zeros(1)}, "file", mean, std)
+    # No memory is taken for an architecture that the tensors are not of.
+    assert devices == [torch.device("meta")]
     with pytest.raises(WeightsError, match="no plain vision transformer"):
         TimmVit(torch.nn.Linear(1, 1), mean, std)
+
+
+@pytest.mark.parametrize("name", ["hf-hub:somebody/model", "local-dir:/tmp", "hf_hub:somebody/model"])
+def test_an_encoder_is_never_looked_for_elsewhere(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("timm was asked for it")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(WeightsError, match="file: timm has no vision transformer"):
+        build_timm_vit(name, {}, "file", IMAGENET_MEAN, IMAGENET_STD)

@@ -102,6 +102,10 @@ def test_damaged_files_are_ignored_with_a_word_and_replaced(features: ImageFeatu
     flipped[-40] ^= 4
     wrong = [b"", b"\0" * 100, good[:-1], good[: len(good) // 2], bytes(flipped), b"\xff" * 8 + good[8:]]
     wrong += [good.replace(b"TCLFeatures", b"TCLFeatureS"), good.replace(b'origins\\": [[', b'origins\\": [[[')]
+    # Sizes decide where masks lie, and a name of no number format is no attribute of PyTorch.
+    height = f'\\"size\\": [{features.size[0]}'.encode()
+    wrong += [good.replace(height, height[:-1] + b"7"), good.replace(b'"float32', b'"float33')]
+    assert all(content != good for content in wrong)
     for content in wrong:
         path.write_bytes(content)
         assert kept.get(features.key) is None

@@ -123,6 +123,23 @@ def test_damaged_masks_are_made_again(opened: Callable[[], FolderJob], segmenter
     assert len(list(job.run(segmenter))) == 3
 
 
+def test_wherever_masks_are_damaged_it_is_said(opened: Callable[[], FolderJob], tmp_path: Path) -> None:
+    job = opened()
+    noise = np.random.default_rng(0).integers(0, 4, (64, 64))
+    job.save("a.png", noise, np.zeros((64, 64), np.float32))
+    (path,) = (tmp_path / "masks").glob("*.npz")
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 11):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        assert job.state("a.png").state in ("waiting", "corrected")
+        try:
+            job.load("a.png")
+        except SettingsError as error:
+            refused += "damaged" in str(error) or "does not fit" in str(error)
+    assert refused > 100
+
+
 def test_masks_of_another_size_are_refused(
     opened: Callable[[], FolderJob], segmenter: Segmenter, photos: Path, image: np.ndarray
 ) -> None:

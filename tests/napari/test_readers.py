@@ -55,6 +55,29 @@ def test_slices_of_other_sizes_are_images_of_their_own(tmp_path: Path) -> None:
     assert [data.shape for data, _, _ in read_coco(path)] == [(1, 12, 18), (6, 6)]
 
 
+def test_numbers_that_are_no_slices(tmp_path: Path) -> None:
+    names = ["photo-20231105.jpg", "photo-2023.jpg", "left/a-0000.png", "right/a-0001.png", "b-0000.png", "b-0001.jpg"]
+    path = written(tmp_path / "a.json", {name: label_map(number) for number, name in enumerate(names)})
+    found = [(attributes["metadata"][METADATA_KEY][FILE_NAMES], data) for data, attributes, _ in read_coco(path)]
+    assert [files for files, _ in found] == [
+        {(): "photo-20231105.jpg"},
+        {(): "photo-2023.jpg"},
+        {(0,): "left/a-0000.png"},
+        {(1,): "right/a-0001.png"},
+        {(0,): "b-0000.png"},
+        {(): "b-0001.jpg"},
+    ]
+    assert all(
+        np.array_equal(data.max(axis=0) if data.ndim > 2 else data, label_map(k)) for k, (_, data) in enumerate(found)
+    )
+
+
+def test_a_long_stack_needs_many_slices(tmp_path: Path) -> None:
+    slices = {f"movie-{number:04d}.png": np.ones((3, 3), np.int64) for number in range(1900, 2000)}
+    ((data, attributes, _),) = read_coco(written(tmp_path / "a.json", slices))
+    assert data.shape == (2000, 3, 3) and attributes["metadata"][METADATA_KEY]["image"] == "movie"
+
+
 def test_the_smaller_annotation_is_on_top(tmp_path: Path) -> None:
     square = [[2, 2, 10, 2, 10, 10, 2, 10]]
     small = [[4, 4, 6, 4, 6, 6, 4, 6]]
@@ -85,7 +108,7 @@ def test_other_files_are_left_to_others(text: str, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"width": 10**6, "height": 10**6}, "too many"),
-        ({"file_name": "a-99999999.png"}, "too many"),
+        ({"file_name": "a-0999.png", "width": 10**4, "height": 10**4}, "too many"),
         ({"width": 0}, "size of 0x12"),
     ],
 )
