@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from napari_tcl.history import Step
 from napari_tcl.results import Results
-from napari_tcl.widget.label_table import LabelRow
+from napari_tcl.widget.label_row import LabelRow
 
 if TYPE_CHECKING:
     from napari_tcl.widget.main import SegmentWidget
