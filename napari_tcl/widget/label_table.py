@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -198,18 +198,51 @@ class LabelTable(QWidget):
     def _remove(self, gone: LabelRow) -> None:
         if gone.number not in self._ids:
             return
-        row = self._ids.index(gone.number)
-        self._ids.pop(row)
-        self._known_ids = {name: number for name, number in self._known_ids.items() if number != gone.number}
-        self.table.removeRow(row)
+        self._drop(self._ids.index(gone.number))
         self.labels_removed.emit([gone])
         self.words_changed.emit()
 
     def restore_rows(self, rows: Sequence[LabelRow]) -> None:
-        """Bring back rows that were removed, with their ids and near their places."""
-        for row in rows:
+        """Bring back rows that were removed, with their ids and near their places; those that are there stay."""
+        for row in sorted(rows, key=lambda row: row.place):
+            if row.number in self._ids:
+                place = self._ids.index(row.number)
+                if not self._is_painted(place):
+                    continue
+                # Somebody painted with the number meanwhile, so it got a row without its name.
+                self._drop(place)
             self._insert(min(row.place, self.table.rowCount()), row)
         self.words_changed.emit()
+
+    def withdraw_rows(self, rows: Sequence[LabelRow]) -> None:
+        """Take out rows that `restore_rows` brought back, without asking or telling."""
+        for row in rows:
+            if row.number in self._ids:
+                self._drop(self._ids.index(row.number))
+        self.words_changed.emit()
+
+    def _drop(self, place: int) -> None:
+        number = self._ids.pop(place)
+        self._known_ids = {name: known for name, known in self._known_ids.items() if known != number}
+        self.table.removeRow(place)
+
+    def take_ids(self, ids: Mapping[str, int], reserved: Iterable[int]) -> None:
+        """Give rows the ids that layers know their labels by; no layer may hold pixels of the table's own ids yet.
+
+        Args:
+            ids: by the labels' names.
+            reserved: ids that no other label may get.
+        """
+        free = dict(ids)
+        taken = {*ids.values(), *reserved}
+        self._next_id = max(self._next_id, *(number + 1 for number in (*taken, *self._ids)))
+        for row, number in enumerate(self._ids):
+            wanted = free.pop(self._text(row, _NAME), None)
+            if wanted is not None:
+                self._ids[row] = wanted
+            elif number in taken:
+                self._ids[row], self._next_id = self._next_id, self._next_id + 1
+        self._known_ids.clear()
 
     def rows(self) -> list[LabelRow]:
         """All rows, also half-typed ones."""

@@ -236,26 +236,23 @@ class SegmentWidget(QWidget):
 
     def undo(self) -> None:
         """Take back the last run, acceptance or removal (strokes are taken back by Ctrl+Z in their layer)."""
-        if (names := self.remover.undo_unused()) is not None:
-            self.buttons.say(f"undone: the removal of {names}")
-            return
         self._replay(self.remover.undo, "undone", "there is no run, acceptance or removal to undo")
 
     def redo(self) -> None:
         """Do again what was undone last."""
-        self._replay(lambda results: results.redo(), "done again", "there is nothing to redo")
+        self._replay(self.remover.redo, "done again", "there is nothing to redo")
 
-    def _replay(self, action: Callable[[Results], Step | None], done: str, nothing: str) -> None:
+    def _replay(self, action: Callable[[Results | None], str | None], done: str, nothing: str) -> None:
         results = self.current_results()
-        step = None if results is None else action(results)
-        if results is None or step is None:
+        what = action(results)
+        if what is None:
             self.buttons.say(nothing)
             return
-        self.layers.name_painted(results)
-        where = f" in {len(step.slices)} slices" if len(step.slices) > 1 else ""
-        self.buttons.say(f"{done}: {step.what}{where}")
-        self.overlays.show_scores()
-        self.overlays.follow()
+        self.buttons.say(f"{done}: {what}")
+        if results is not None:
+            self.layers.name_painted(results)
+            self.overlays.show_scores()
+            self.overlays.follow()
 
     def relabel(self) -> None:
         """Decide anew with other thresholds; the network does not run."""
