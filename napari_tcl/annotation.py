@@ -314,12 +314,23 @@ class Annotation:
         """What `undo` would take back."""
         return self._history.last
 
-    def forget_labels(self, ids: Sequence[int], what: str = "the removal of the label") -> None:
+    @property
+    def next_step(self) -> Step | None:
+        """What `redo` would do again."""
+        return self._history.next
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All steps that `undo` and `redo` know."""
+        return self._history.steps
+
+    def forget_labels(self, ids: Sequence[int], what: str = "the removal of the label", beside: object = None) -> None:
         """Remove labels from both maps, everywhere, as one step.
 
         Args:
             ids: of the labels.
             what: for the message.
+            beside: see `Step`.
         """
 
         def without(values: NDArray[np.generic], plus: int) -> NDArray[np.generic]:
@@ -332,6 +343,7 @@ class Annotation:
                 "accepted": lambda values: without(values, 0),
                 "hand": lambda values: without(values, 1),
             },
+            beside,
         )
 
     def clear(self, names: Iterable[MapName], what: str) -> None:
@@ -367,8 +379,8 @@ class Annotation:
         for strokes in (*self._strokes.values(), *self._undone_strokes.values()):
             strokes.clear()
 
-    def _rewrite(self, what: str, rules: Mapping[str, _Rule]) -> None:
-        step = Step(what)
+    def _rewrite(self, what: str, rules: Mapping[str, _Rule], beside: object = None) -> None:
+        step = Step(what, beside=beside)
         for index in self.indices():
             self.notice(index)
             maps = {}

@@ -6,13 +6,17 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tcl_core.cli.main import EXIT_FINE
-from tcl_core.cli.options import make_vocabulary, vocabulary_options
+from tcl_core.cli.options import GEOMETRIES, MinAreaType, make_vocabulary, read_options, vocabulary_options
 from tcl_core.cli.places import INPUT_PATH
 from tcl_core.errors import SettingsError
+
+if TYPE_CHECKING:
+    from tcl_core.segmentation.specks import MinArea
 
 __all__ = ["command"]
 
@@ -37,8 +41,34 @@ Examples:
     help="Name of a model (see 'tcl-annotate models list') or path of a model file. Default: the last one used.",
 )
 @click.option("--refine/--no-refine", default=None, help="Refine masks along image edges. Default: as last time.")
+@click.option(
+    "--option",
+    "option_values",
+    multiple=True,
+    callback=read_options,
+    metavar="NAME=VALUE",
+    help="Option of the model's method, such as kp_weight=0.2; repeatable. Default: as last time; with --model, the "
+    "method's own.",
+)
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps. Default: as last time.")
 @click.option("--precision", metavar="NAME", help="auto, float32, bfloat16 or float16. Default: as last time.")
+@click.option(
+    "--min-area",
+    type=MinAreaType(),
+    metavar="N",
+    help="Merge predicted regions with fewer pixels into their surroundings: auto, or a number. Default: as last time.",
+)
+@click.option(
+    "--tolerance",
+    metavar="D",
+    help="Maximum deviation of polygons from the masks: exact, fine, default, easy-to-edit, or a number of pixels. "
+    "Default: as last time.",
+)
+@click.option(
+    "--geometry",
+    type=click.Choice(GEOMETRIES),
+    help="How regions are exported. Default: as last time.",
+)
 def command(
     images: tuple[Path, ...],
     labels_file: Path | None,
@@ -51,6 +81,10 @@ def command(
     refine: bool | None,
     device: str | None,
     precision: str | None,
+    option_values: dict[str, str],
+    min_area: MinArea | None,
+    tolerance: str | None,
+    geometry: str | None,
 ) -> int:
     """Open each IMAGE as a layer in napari, next to the widget 'Segment from text'.
 
@@ -67,13 +101,25 @@ def command(
         vocabulary = make_vocabulary(
             labels_file, label_options, background, background_threshold, background_names, templates
         )
-    _check_model(model, device, precision)
+    _check_model(model, device, precision, option_values)
+    pixels = None if tolerance is None else _pixels(tolerance)
 
     from napari_tcl.window import Wishes, open_window, run
 
-    open_window(
-        Wishes(images if folder is None else (), folder, vocabulary, model, device, precision, refine),
+    wishes = Wishes(
+        images if folder is None else (),
+        folder,
+        vocabulary,
+        model,
+        device,
+        precision,
+        refine,
+        option_values or None,
+        min_area,
+        pixels,
+        geometry,
     )
+    open_window(wishes)
     run()
     return EXIT_FINE
 
@@ -109,12 +155,30 @@ def _check_image(path: Path) -> None:
         raise SettingsError(f"{path}: does not exist; check the path")
 
 
-def _check_model(model: str | None, device: str | None, precision: str | None) -> None:
+def _pixels(tolerance: str) -> float:
+    """The tolerance in pixels.
+
+    Raises:
+        SettingsError: it is no tolerance, or one that the widget cannot show.
+    """
+    from napari_tcl.user_settings import LARGEST_TOLERANCE
+    from tcl_core.polygons import tolerance_in_pixels
+
+    pixels = tolerance_in_pixels(tolerance)
+    if pixels > LARGEST_TOLERANCE:
+        raise SettingsError(
+            f"--tolerance {tolerance}: the largest polygon tolerance in the widget is {LARGEST_TOLERANCE:g}; give a "
+            "smaller one"
+        )
+    return pixels
+
+
+def _check_model(model: str | None, device: str | None, precision: str | None, options: dict[str, str]) -> None:
     """Refuse before the window opens what the widget could not load.
 
     Raises:
         WeightsError: there is no such model.
-        SettingsError: the device or the precision is not available.
+        SettingsError: the device or the precision is not available, or the method has no such option.
     """
     if model is not None:
         from tcl_core.models.clips import find_clip
@@ -126,6 +190,10 @@ def _check_model(model: str | None, device: str | None, precision: str | None) -
         else:
             # The widget shows the progress of downloads that it is asked for, and starts none by itself.
             find_clip(clip, fetch=False)
+        if options:
+            from tcl_core.models.registry import check_options
+
+            check_options(model, options)
     if device is not None or precision is not None:
         from tcl_core.devices import select_device, select_precision
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 
 import napari
@@ -21,6 +22,8 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_tcl.layers import reader_of
+from napari_tcl.placement import frame_of, placement
 from napari_tcl.widget.tasks import Outcome, TaskList
 
 __all__ = ["GroupsWidget", "groups_of"]
@@ -53,12 +56,13 @@ class GroupsWidget(QWidget):
     COCO writes them.
 
     Args:
-        viewer: the window's.
+        napari_viewer: the window's; napari finds the argument by this name.
     """
 
-    def __init__(self, viewer: napari.Viewer) -> None:
+    def __init__(self, napari_viewer: napari.Viewer) -> None:
         super().__init__()
-        self._viewer = viewer
+        # The menu hands over a proxy, see `SegmentWidget`.
+        self._viewer: napari.Viewer = inspect.unwrap(napari_viewer)
         self._layer: Labels | None = None
         self._filling = False
         self._tasks = TaskList()
@@ -115,8 +119,7 @@ class GroupsWidget(QWidget):
             groups,
             name=f"Groups of {image.name}",
             features=features,
-            scale=image.scale[-2:],
-            translate=image.translate[-2:],
+            **placement(image, frame_of(image, reader_of(image))),
         )
         shares = np.bincount(groups.ravel(), minlength=count + 1)[1:] / groups.size
         self._filling = True

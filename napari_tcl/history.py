@@ -85,10 +85,12 @@ class Step:
     Attributes:
         what: for the message, such as ``"the run"``.
         slices: what it did, by slice.
+        beside: what was changed together with the pixels, for whoever changes it back.
     """
 
     what: str
     slices: dict[Index, SliceChange] = field(default_factory=dict)
+    beside: object = None
 
     @property
     def nbytes(self) -> int:
@@ -136,6 +138,16 @@ class History:
     def last(self) -> Step | None:
         """The step that would be undone next."""
         return self._done[-1] if self._done else None
+
+    @property
+    def next(self) -> Step | None:
+        """The step that would be redone next."""
+        return self._undone[-1] if self._undone else None
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All steps that can be undone or redone."""
+        return (*self._done, *self._undone)
 
     def pop_done(self) -> Step | None:
         """The step to undo, which counts as undone from here on."""

@@ -301,9 +301,9 @@ class Results:
         note = self.annotation
         return sum(int(np.count_nonzero(np.isin(label_map, ids))) for label_map in (note.draft, note.accepted))
 
-    def forget_labels(self, ids: Sequence[int], what: str) -> None:
-        """Remove labels from both layers, which can be undone as one step."""
-        self.annotation.forget_labels(ids, what)
+    def forget_labels(self, ids: Sequence[int], what: str, beside: object = None) -> None:
+        """Remove labels from both layers, which can be undone as one step; see `Annotation.forget_labels`."""
+        self.annotation.forget_labels(ids, what, beside)
         self.refresh()
 
     def labeled_slices(self) -> list[Index]:

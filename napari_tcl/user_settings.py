@@ -11,9 +11,20 @@ from typing import Any
 from platformdirs import user_config_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["CONFIG_VARIABLE", "RememberedLabel", "UserSettings", "load_settings", "save_settings", "settings_path"]
+__all__ = [
+    "CONFIG_VARIABLE",
+    "LARGEST_TOLERANCE",
+    "RememberedLabel",
+    "UserSettings",
+    "load_settings",
+    "save_settings",
+    "settings_path",
+]
 
 CONFIG_VARIABLE = "TCL_ANNOTATE_CONFIG"
+LARGEST_TOLERANCE = 8.0
+"""Of polygons, in pixels: what the widget's slider reaches."""
+
 _MAX_BYTES = 1 << 20
 _MAX_LABELS = 10_000
 
@@ -28,6 +39,7 @@ class RememberedLabel(BaseModel):
     color: list[int] = Field(min_length=3, max_length=3)
     threshold: float = Field(default=0, ge=0, le=1)
     visible: bool = True
+    value: int | None = None
 
 
 class UserSettings(BaseModel):
@@ -37,6 +49,8 @@ class UserSettings(BaseModel):
         model: name of the model.
         model_file: own model file, empty for none.
         method: of segmentation, empty for the model's.
+        options: of the method, as typed.
+        templates: name of the template set, empty for the model's.
         device: name of the device, or ``auto``.
         precision: name of the precision, or ``auto``.
         refine: whether masks follow the image's edges.
@@ -50,6 +64,7 @@ class UserSettings(BaseModel):
         geometry: of the export.
         polygons: whether a polygons layer is shown.
         scores: whether score maps are shown.
+        folder: of the Folder tab, empty for none.
         keep_features: whether a folder's features are kept on disk.
         folded: which sections are folded, by name.
     """
@@ -59,6 +74,8 @@ class UserSettings(BaseModel):
     model: str = "playground"
     model_file: str = ""
     method: str = ""
+    options: str = ""
+    templates: str = ""
     device: str = "auto"
     precision: str = "auto"
     refine: bool = True
@@ -68,10 +85,11 @@ class UserSettings(BaseModel):
     threshold: float = Field(default=0.5, ge=0, le=1)
     competing_names: str = "auto"
     min_area: str = "auto"
-    tolerance: float = Field(default=5.0, ge=0)
+    tolerance: float = Field(default=5.0, ge=0, le=LARGEST_TOLERANCE)
     geometry: str = "polygon"
     polygons: bool = False
     scores: bool = False
+    folder: str = ""
     keep_features: bool = True
     folded: dict[str, bool] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -11,11 +12,13 @@ from napari.errors import MultipleReaderError
 
 import napari_tcl.triton_workaround  # noqa: F401 - before PyTorch
 from tcl_core.errors import ImageError, SettingsError
+from tcl_core.models.registry import check_options
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
     from napari_tcl.widget import SegmentWidget
+    from tcl_core.segmentation.specks import MinArea
     from tcl_core.vocabulary import Vocabulary
 
 __all__ = ["Wishes", "open_window", "run"]
@@ -35,6 +38,10 @@ class Wishes:
         device: name of the device, ``None`` for the remembered one.
         precision: name of the precision, ``None`` for the remembered one.
         refine: whether masks follow the image's edges, ``None`` for what is remembered.
+        options: values of the method's options by their names, ``None`` for those that are remembered, if the model is.
+        min_area: pieces of fewer pixels join their surroundings, ``None`` for what is remembered.
+        tolerance: of polygons in pixels, ``None`` for what is remembered.
+        geometry: of the export, ``None`` for what is remembered.
     """
 
     images: tuple[Path, ...]
@@ -44,6 +51,10 @@ class Wishes:
     device: str | None
     precision: str | None
     refine: bool | None
+    options: Mapping[str, str] | None = None
+    min_area: MinArea | None = None
+    tolerance: float | None = None
+    geometry: str | None = None
 
 
 def open_window(wishes: Wishes) -> tuple[Viewer, SegmentWidget]:
@@ -57,7 +68,7 @@ def open_window(wishes: Wishes) -> tuple[Viewer, SegmentWidget]:
 
     Raises:
         ImageError: napari cannot read a file.
-        SettingsError: no window can be opened, or the widget cannot be set so.
+        SettingsError: no window can be opened, the widget cannot be set so, or the method has no such option.
     """
     try:
         viewer = napari.Viewer(show=True)
@@ -84,10 +95,14 @@ def run() -> None:
 
 
 def _set(widget: SegmentWidget, wishes: Wishes) -> None:
-    widget.model.set_choice(wishes.model, wishes.device, wishes.precision, wishes.refine)
+    widget.model.set_choice(wishes.model, wishes.device, wishes.precision, wishes.refine, wishes.options)
+    if wishes.options:
+        choice = widget.model.choice()
+        check_options(choice.model, dict(choice.options))
+    widget.polygons.set_choice(wishes.min_area, wishes.tolerance, wishes.geometry)
     if wishes.vocabulary is not None:
         widget.labels.set_vocabulary(wishes.vocabulary)
-    if wishes.model is not None:
+    if wishes.model is not None or wishes.options:
         # Whoever names a model wants to see that it was chosen.
         widget.sections["model"].folded = False
 

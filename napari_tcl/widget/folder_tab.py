@@ -92,13 +92,19 @@ class FolderTab(Widget):
         self.save_button.clicked.connect(lambda: self.save_and_next())
         self.export_button.clicked.connect(lambda: self._ask_export())
 
+    @property
+    def chosen_folder(self) -> str:
+        """The folder as chosen, empty for none."""
+        text = "" if self.folder.value is None else str(self.folder.value)
+        return "" if text == "." else text
+
     def run(self, new_folder: bool = False) -> None:
         """Label the images that are waiting; an interrupted job is resumed.
 
         Args:
             new_folder: begin anew beside the masks of jobs with other labels or settings.
         """
-        folder = Path(str(self.folder.value))
+        folder = Path(self.chosen_folder)
         try:
             vocabulary, _ = self.owner.searched()
             choice = self.owner.model.choice()
@@ -106,7 +112,7 @@ class FolderTab(Widget):
         except TclError as error:
             self.owner.fail(str(error))
             return
-        if not str(self.folder.value).strip(".") or not folder.is_dir():
+        if not self.chosen_folder or not folder.is_dir():
             self.owner.fail("the folder does not exist; choose the folder that contains the images")
             return
         engine = self.owner.engine

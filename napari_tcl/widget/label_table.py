@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import yaml
-from qtpy.QtCore import Signal
+from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -27,12 +27,16 @@ from qtpy.QtWidgets import (
 
 from napari_tcl.layers import ShownLabel
 from napari_tcl.widget.buttons import tool_button
+from napari_tcl.widget.label_row import LabelRow, Surroundings, button_color, paint_button, painted_name
 from napari_tcl.widget.wheel import guard_wheel
+from napari_tcl.words import join_texts, split_texts
 from tcl_core.errors import TclError, VocabularyError
 from tcl_core.vocabulary import Label, Vocabulary, default_colors
+from tcl_core.vocabulary.colors import Color
 
-__all__ = ["LabelRow", "LabelTable", "painted_name"]
+__all__ = ["LabelTable"]
 
+_VALUE = Qt.ItemDataRole.UserRole
 _SHOW, _NAME, _PROMPTS, _COLOR, _THRESHOLD = range(5)
 _HEADS = ("", "Label", "Prompts", "Color", "Min. score")
 _TIPS = (
@@ -42,30 +46,6 @@ _TIPS = (
     "Click to choose the label's color.",
     "Minimum score, from 0 to 1, that a pixel needs for this label; 0: no minimum. The mask updates as you change it.",
 )
-_Color = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class LabelRow:
-    """A row of the table, so that it can be brought back.
-
-    Attributes:
-        place: of the row, from 0.
-        number: the label's id in the layers.
-        name: of the label.
-        prompts: as typed.
-        color: RGB, each 0 to 255.
-        threshold: 0 for none.
-        visible: whether it is drawn.
-    """
-
-    place: int
-    number: int
-    name: str
-    prompts: str
-    color: tuple[int, int, int]
-    threshold: float
-    visible: bool
 
 
 class LabelTable(QWidget):
@@ -77,6 +57,7 @@ class LabelTable(QWidget):
 
     Attributes:
         guard: asked before labels are removed, with their rows; calls what it is given if they may go.
+        around: asked for what a vocabulary says besides its labels.
     """
 
     words_changed = Signal()
@@ -90,6 +71,7 @@ class LabelTable(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.guard: Callable[[Sequence[LabelRow], Callable[[], None]], None] = lambda rows, go_on: go_on()
+        self.around: Callable[[], Surroundings] = Surroundings
         self._ids: list[int] = []
         self._next_id = 1
         self._known_ids: dict[str, int] = {}
@@ -129,10 +111,6 @@ class LabelTable(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.table)
         layout.addLayout(buttons)
-        # What the whole vocabulary says besides its labels; the widget around the table knows.
-        self.background: bool | float = True
-        self.templates: str | None = None
-        self.background_names: tuple[str, ...] | None = None
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
@@ -140,10 +118,11 @@ class LabelTable(QWidget):
         self,
         name: str = "",
         prompts: str = "",
-        color: _Color | None = None,
+        color: Color | None = None,
         threshold: float | None = None,
         visible: bool = True,
         label_id: int | None = None,
+        value: int | None = None,
     ) -> None:
         """Add a label; without a color it gets one that no other has, without an id likewise."""
         if color is None:
@@ -151,7 +130,7 @@ class LabelTable(QWidget):
             color = next(free for free in self._free_colors if free not in taken)
         place = self.table.rowCount()
         number = self._id_for(name) if label_id is None else label_id
-        self._insert(place, LabelRow(place, number, name, prompts, color, threshold or 0, visible))
+        self._insert(place, LabelRow(place, number, name, prompts, color, threshold or 0, visible, value))
         self.table.setCurrentCell(place, _NAME)
         self.words_changed.emit()
 
@@ -168,11 +147,12 @@ class LabelTable(QWidget):
         for column, text in ((_NAME, label.name), (_PROMPTS, label.prompts)):
             item = QTableWidgetItem(text)
             item.setToolTip(_tip(item, column))
+            item.setData(_VALUE, label.value)
             self.table.setItem(row, column, item)
         button = QPushButton()
         button.setToolTip(_TIPS[_COLOR])
         button.setFixedWidth(36)
-        _paint(button, label.color)
+        paint_button(button, label.color)
         button.clicked.connect(lambda _=False, b=button: self._ask_color(b))
         self.table.setCellWidget(row, _COLOR, button)
         spin = QDoubleSpinBox()
@@ -192,9 +172,10 @@ class LabelTable(QWidget):
             self._ids[row],
             self._text(row, _NAME),
             self._text(row, _PROMPTS),
-            _painted(cast(QPushButton, self.table.cellWidget(row, _COLOR))),
+            button_color(self.table.cellWidget(row, _COLOR)),
             float(self._spin(row).value()),
             self._check(row).isChecked(),
+            cast(QTableWidgetItem, self.table.item(row, _NAME)).data(_VALUE),
         )
 
     def add_and_edit(self) -> None:
@@ -217,18 +198,51 @@ class LabelTable(QWidget):
     def _remove(self, gone: LabelRow) -> None:
         if gone.number not in self._ids:
             return
-        row = self._ids.index(gone.number)
-        self._ids.pop(row)
-        self._known_ids = {name: number for name, number in self._known_ids.items() if number != gone.number}
-        self.table.removeRow(row)
+        self._drop(self._ids.index(gone.number))
         self.labels_removed.emit([gone])
         self.words_changed.emit()
 
     def restore_rows(self, rows: Sequence[LabelRow]) -> None:
-        """Bring back rows that were removed, with their ids and near their places."""
-        for row in rows:
+        """Bring back rows that were removed, with their ids and near their places; those that are there stay."""
+        for row in sorted(rows, key=lambda row: row.place):
+            if row.number in self._ids:
+                place = self._ids.index(row.number)
+                if not self._is_painted(place):
+                    continue
+                # Somebody painted with the number meanwhile, so it got a row without its name.
+                self._drop(place)
             self._insert(min(row.place, self.table.rowCount()), row)
         self.words_changed.emit()
+
+    def withdraw_rows(self, rows: Sequence[LabelRow]) -> None:
+        """Take out rows that `restore_rows` brought back, without asking or telling."""
+        for row in rows:
+            if row.number in self._ids:
+                self._drop(self._ids.index(row.number))
+        self.words_changed.emit()
+
+    def _drop(self, place: int) -> None:
+        number = self._ids.pop(place)
+        self._known_ids = {name: known for name, known in self._known_ids.items() if known != number}
+        self.table.removeRow(place)
+
+    def take_ids(self, ids: Mapping[str, int], reserved: Iterable[int]) -> None:
+        """Give rows the ids that layers know their labels by; no layer may hold pixels of the table's own ids yet.
+
+        Args:
+            ids: by the labels' names.
+            reserved: ids that no other label may get.
+        """
+        free = dict(ids)
+        taken = {*ids.values(), *reserved}
+        self._next_id = max(self._next_id, *(number + 1 for number in (*taken, *self._ids)))
+        for row, number in enumerate(self._ids):
+            wanted = free.pop(self._text(row, _NAME), None)
+            if wanted is not None:
+                self._ids[row] = wanted
+            elif number in taken:
+                self._ids[row], self._next_id = self._next_id, self._next_id + 1
+        self._known_ids.clear()
 
     def rows(self) -> list[LabelRow]:
         """All rows, also half-typed ones."""
@@ -266,16 +280,17 @@ class LabelTable(QWidget):
         for row, color in enumerate(self._colors()):
             name, prompts = self._text(row, _NAME), self._text(row, _PROMPTS)
             threshold = self._spin(row).value() or None
+            value = self._row(row).value
             try:
-                labels.append(Label(name, tuple(prompts.split(",")) if prompts else (), threshold, color))
+                labels.append(Label(name, split_texts(prompts) if prompts else (), threshold, color, value))
             except VocabularyError as error:
                 raise VocabularyError(f"row {row + 1}: {error}") from error
         if not labels:
             raise VocabularyError("there are no labels; add one to the table and type a name")
-        background = self.background
-        threshold = None if isinstance(background, bool) else background
-        names = None if background is False else self.background_names
-        return Vocabulary(tuple(labels), background is not False, threshold, self.templates, names)
+        around = self.around()
+        threshold = None if isinstance(around.background, bool) else around.background
+        names = None if around.background is False else around.names
+        return Vocabulary(tuple(labels), around.background is not False, threshold, around.templates, names)
 
     def searched(self) -> tuple[Vocabulary, tuple[int, ...]]:
         """The labels that the model is asked for, and their ids: all but those that were only painted so far.
@@ -310,8 +325,11 @@ class LabelTable(QWidget):
         """Add rows for labels that the table does not have by name; other rows stay."""
         for label, color in zip(vocabulary.labels, vocabulary.colors, strict=True):
             if label.name not in self.ids_by_name:
-                prompts = "" if label.prompts == (label.name,) else ", ".join(label.prompts)
-                self.add_row(label.name, prompts, color, label.threshold)
+                self._add_label(label, color)
+
+    def _add_label(self, label: Label, color: Color) -> None:
+        prompts = "" if label.prompts == (label.name,) else join_texts(label.prompts)
+        self.add_row(label.name, prompts, color, label.threshold, value=label.value)
 
     def _is_painted(self, row: int) -> bool:
         return self._text(row, _NAME) == painted_name(self._ids[row]) and not self._text(row, _PROMPTS)
@@ -341,8 +359,7 @@ class LabelTable(QWidget):
         self.table.setRowCount(0)
         self._ids.clear()
         for label, color in zip(vocabulary.labels, vocabulary.colors, strict=True):
-            prompts = "" if label.prompts == (label.name,) else ", ".join(label.prompts)
-            self.add_row(label.name, prompts, color, label.threshold)
+            self._add_label(label, color)
         if gone:
             self.labels_removed.emit(gone)
         self.loaded.emit(vocabulary)
@@ -393,9 +410,9 @@ class LabelTable(QWidget):
             self.label_chosen.emit(self._ids[row])
 
     def _ask_color(self, button: QPushButton) -> None:
-        chosen = QColorDialog.getColor(QColor(*_painted(button)), self)
+        chosen = QColorDialog.getColor(QColor(*button_color(button)), self)
         if chosen.isValid():
-            _paint(button, (chosen.red(), chosen.green(), chosen.blue()))
+            paint_button(button, (chosen.red(), chosen.green(), chosen.blue()))
             self.look_changed.emit()
 
     def _id_for(self, name: str) -> int:
@@ -415,26 +432,11 @@ class LabelTable(QWidget):
     def _check(self, row: int) -> QCheckBox:
         return cast(QCheckBox, self.table.cellWidget(row, _SHOW))
 
-    def _colors(self) -> Iterator[_Color]:
+    def _colors(self) -> Iterator[Color]:
         for row in range(self.table.rowCount()):
-            yield _painted(cast(QPushButton, self.table.cellWidget(row, _COLOR)))
+            yield button_color(self.table.cellWidget(row, _COLOR))
 
 
 def _tip(item: QTableWidgetItem, column: int) -> str:
     """The whole text, of which a narrow column shows the beginning, and what the column is for."""
     return f"{item.text()}\n{_TIPS[column]}" if item.text() else _TIPS[column]
-
-
-def painted_name(label_id: int) -> str:
-    """What a label is called that somebody painted with before it had a row."""
-    return f"label {label_id}"
-
-
-def _paint(button: QPushButton, color: _Color) -> None:
-    button.setProperty("color", list(color))
-    button.setStyleSheet("background-color: rgb({}, {}, {});".format(*color))
-
-
-def _painted(button: QPushButton) -> _Color:
-    red, green, blue = button.property("color")
-    return int(red), int(green), int(blue)

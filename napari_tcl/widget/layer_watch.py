@@ -9,9 +9,11 @@ import numpy as np
 from napari.layers import Image, Labels
 
 from napari_tcl.adoption import Found, find_layers, fit, known_labels
+from napari_tcl.annotation import Annotation
 from napari_tcl.placement import frame_of
 from napari_tcl.results import Results, placement_events
 from napari_tcl.slices import Index, SliceReader
+from napari_tcl.widget.removing import LabelRemoval
 from tcl_core.errors import TclError
 
 if TYPE_CHECKING:
@@ -71,6 +73,8 @@ class LayerWatch:
     def _add(self, layer: Image, reader: SliceReader, kept: Found) -> Results:
         owner = self._owner
         frame = frame_of(layer, reader)
+        if kept.annotation is not None and not any(results.alive for results in self.results):
+            self._take_ids(kept.annotation, list(kept.layers.values()))
         renumbered = self._take_labels(list(kept.layers.values()))
         if kept.annotation is not None and renumbered:
             kept.annotation.renumber(renumbered)
@@ -109,6 +113,12 @@ class LayerWatch:
         owner, react = self._owner, self._owner.tasks.while_open
         layer.bind_key(_ACCEPT_KEY, react(owner.accept), overwrite=True)
         layer.events.paint.connect(react(partial(self._on_paint, layer)))
+
+    def _take_ids(self, note: Annotation, layers: list[Labels]) -> None:
+        """Number the rows as the layers do, because other numbers would cost all that can be undone."""
+        removed = [row for step in note.steps if isinstance(step.beside, LabelRemoval) for row in step.beside.rows]
+        known = {label.name: number for layer in layers for number, label in known_labels(layer).items()}
+        self._owner.labels.take_ids(known, [row.number for row in removed])
 
     def _take_labels(self, layers: list[Labels]) -> dict[int, int]:
         """Give the labels of layers rows in the table; returns their new ids where those are others."""

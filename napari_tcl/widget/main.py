@@ -24,10 +24,12 @@ from napari_tcl.widget.buttons import RunButtons, tool_button
 from napari_tcl.widget.docs_window import DocsWindow
 from napari_tcl.widget.folder_tab import FolderTab
 from napari_tcl.widget.gl_guard import CanvasGuard
+from napari_tcl.widget.label_row import Surroundings
 from napari_tcl.widget.label_table import LabelTable
 from napari_tcl.widget.layer_watch import LayerWatch
 from napari_tcl.widget.model_download import ModelDownload
-from napari_tcl.widget.options import BackgroundForm, ImageForm, ModelForm, PolygonForm
+from napari_tcl.widget.model_form import ModelForm
+from napari_tcl.widget.options import BackgroundForm, ImageForm, PolygonForm
 from napari_tcl.widget.overlays import Overlays
 from napari_tcl.widget.question import QuestionBar
 from napari_tcl.widget.remembering import Memory
@@ -125,6 +127,7 @@ class SegmentWidget(QWidget):
         self._summarize_forms()
 
     def _connect(self) -> None:
+        self.labels.around = self._around_labels
         self.labels.failed.connect(self.fail)
         self.labels.thresholds_changed.connect(self.relabel)
         self.labels.look_changed.connect(self._restyle)
@@ -233,26 +236,23 @@ class SegmentWidget(QWidget):
 
     def undo(self) -> None:
         """Take back the last run, acceptance or removal (strokes are taken back by Ctrl+Z in their layer)."""
-        if (names := self.remover.undo_unused()) is not None:
-            self.buttons.say(f"undone: the removal of {names}")
-            return
         self._replay(self.remover.undo, "undone", "there is no run, acceptance or removal to undo")
 
     def redo(self) -> None:
         """Do again what was undone last."""
-        self._replay(lambda results: results.redo(), "done again", "there is nothing to redo")
+        self._replay(self.remover.redo, "done again", "there is nothing to redo")
 
-    def _replay(self, action: Callable[[Results], Step | None], done: str, nothing: str) -> None:
+    def _replay(self, action: Callable[[Results | None], str | None], done: str, nothing: str) -> None:
         results = self.current_results()
-        step = None if results is None else action(results)
-        if results is None or step is None:
+        what = action(results)
+        if what is None:
             self.buttons.say(nothing)
             return
-        self.layers.name_painted(results)
-        where = f" in {len(step.slices)} slices" if len(step.slices) > 1 else ""
-        self.buttons.say(f"{done}: {step.what}{where}")
-        self.overlays.show_scores()
-        self.overlays.follow()
+        self.buttons.say(f"{done}: {what}")
+        if results is not None:
+            self.layers.name_painted(results)
+            self.overlays.show_scores()
+            self.overlays.follow()
 
     def relabel(self) -> None:
         """Decide anew with other thresholds; the network does not run."""
@@ -348,8 +348,6 @@ class SegmentWidget(QWidget):
         Raises:
             VocabularyError: see `LabelTable.vocabulary`.
         """
-        self.labels.background = self.background.value
-        self.labels.background_names = self.background.competing_names
         return self.labels.vocabulary()
 
     def fail(self, text: str) -> None:
@@ -448,7 +446,6 @@ class SegmentWidget(QWidget):
 
     def searched(self) -> tuple[Vocabulary, tuple[int, ...]]:
         """What the model is asked for: the labels that are more than paint, and their ids."""
-        self.vocabulary()
         return self.labels.searched()
 
     # -- reactions -----------------------------------------------------------------------------------------------
@@ -497,8 +494,11 @@ class SegmentWidget(QWidget):
         if results is not None:
             results.draft.selected_label = label_id
 
+    def _around_labels(self) -> Surroundings:
+        return Surroundings(self.background.value, self.background.competing_names, self.model.own_templates)
+
     def _take_vocabulary(self, vocabulary: Vocabulary) -> None:
-        self.labels.templates = vocabulary.templates
+        self.model.set_templates(vocabulary.templates)
         self.background.set_value(vocabulary.background, vocabulary.background_threshold, vocabulary.background_names)
 
     def _ask_export(self) -> None:

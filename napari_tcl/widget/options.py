@@ -1,40 +1,30 @@
-"""The parts of the widget that are plain forms: the image, the model, the result."""
+"""The parts of the widget that are plain forms: the image, the background, the result."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, FloatSlider, LineEdit
+from magicgui.widgets import CheckBox, ComboBox, Container, FloatSlider, LineEdit
 from napari.layers import Image
-from qtpy.QtWidgets import QComboBox, QWidget
 
 from napari_tcl.layers import reader_of
 from napari_tcl.metadata import METADATA_KEY
-from napari_tcl.model_cache import ModelChoice
 from napari_tcl.placement import check_shown_plane, current_index, frame_of, lies_on
 from napari_tcl.slices import Index, SliceReader
-from napari_tcl.widget.long_names import show_long_names
-from napari_tcl.widget.wheel import guard_wheel
-from tcl_core.devices import available_devices, available_precisions
-from tcl_core.errors import ImageError, SettingsError
-from tcl_core.methods import list_methods
-from tcl_core.methods.options import values_from_texts
-from tcl_core.models import list_models
-from tcl_core.models.registry import split_method
+from napari_tcl.user_settings import LARGEST_TOLERANCE
+from napari_tcl.widget.form import finish_form
+from napari_tcl.words import background_names, background_text
+from tcl_core.errors import ImageError
 from tcl_core.polygons import TOLERANCES
 from tcl_core.segmentation.specks import MinArea, read_min_area
-from tcl_core.vocabulary.files import background_names_from_text
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
-__all__ = ["BackgroundForm", "ModelForm", "ImageForm", "PolygonForm"]
+__all__ = ["BackgroundForm", "ImageForm", "PolygonForm"]
 
 _NO_AXIS = "none"
 _NO_WORD = "custom"
-_LARGEST_TOLERANCE = 8  # pixels
-_OWN_METHOD = "model default"
 _DEFAULT_BACKGROUND = 0.5
 
 
@@ -69,8 +59,8 @@ class ImageForm(Container):
         # Few images need these, so they are shown apart.
         self.channel_form = Container(widgets=[self.axis, self.channels, self.second, self.third], labels=True)
         super().__init__(widgets=[self.layer], labels=True)
-        _finish(self)
-        _finish(self.channel_form)
+        finish_form(self)
+        finish_form(self.channel_form)
         self.layer.changed.connect(lambda _: self._refill_companions())
         self._refill_companions()
 
@@ -161,130 +151,6 @@ def _refill(box: ComboBox, offered: list[Image]) -> None:
         box.changed.emit(box.value)
 
 
-class ModelForm(Container):
-    """Which model, where and how."""
-
-    def __init__(self) -> None:
-        self.model = ComboBox(
-            label="Model",
-            choices=lambda _: [row.name for row in list_models() if row.installed],
-            tooltip="Models that are ready on this computer. 'playground' knows only its toy world.",
-        )
-        self.file = FileEdit(
-            label="Model file",
-            filter="*.safetensors",
-            nullable=True,
-            value=None,
-            tooltip="Your own model file, used instead of the model above.",
-        )
-        self.method = ComboBox(
-            label="Method",
-            choices=[_OWN_METHOD, *list_methods()],
-            tooltip="Segmentation method. Methods other than the model's default must be training-free.",
-        )
-        self.device = ComboBox(
-            label="Device",
-            choices=["auto", *available_devices()],
-            tooltip="Device to run the network on; auto uses a GPU if there is one.",
-        )
-        self.precision = ComboBox(
-            label="Precision",
-            choices=self._precisions,
-            tooltip="Number format of the network on this device; auto is recommended.",
-        )
-        self.refine = CheckBox(
-            text="Refine edges (PAMR)",
-            value=True,
-            tooltip="Refine masks along image edges. Off: coarser masks.",
-        )
-        self.method_options = LineEdit(
-            label="Options",
-            value="",
-            tooltip="Options of the method, separated by commas, such as kp_weight=0.2. 'tcl-annotate models options "
-            "NAME' lists them. Empty: the model's own.",
-        )
-        widgets = [self.model, self.file, self.method, self.device, self.precision, self.refine, self.method_options]
-        super().__init__(widgets=widgets, labels=True)
-        _finish(self)
-        self.device.changed.connect(lambda _: self.precision.reset_choices())
-
-    def _precisions(self, _: object) -> list[str]:
-        return ["auto", *available_precisions(self.device.value or "auto")]
-
-    @property
-    def summary(self) -> str:
-        """What is chosen, in few words."""
-        name = Path(self.own_file).name if self.own_file else str(self.model.value)
-        method = f"{self.own_method}, " if self.own_method else ""
-        return f"{method}{name}, {self.device.value}"
-
-    @property
-    def own_file(self) -> str:
-        """The user's model file, empty for none."""
-        own = self.file.value
-        return "" if own is None or str(own) in ("", ".") else str(own)
-
-    @property
-    def own_method(self) -> str:
-        """The chosen method, empty for the model's."""
-        return "" if self.method.value == _OWN_METHOD else str(self.method.value)
-
-    def set_choice(
-        self,
-        model: str | None = None,
-        device: str | None = None,
-        precision: str | None = None,
-        refine: bool | None = None,
-    ) -> None:
-        """Choose as the command line names it; ``None`` leaves a part as it is.
-
-        Args:
-            model: name of a model or path of a model file, with or without a method before a colon.
-            device: name of a device.
-            precision: name of a precision.
-            refine: whether masks follow the image's edges.
-
-        Raises:
-            SettingsError: the device or the precision is not offered on this computer.
-        """
-        if model is not None:
-            method, name = split_method(model)
-            if model in self.model.choices:
-                self.model.value, self.file.value, self.method.value = model, None, _OWN_METHOD
-            else:
-                self.method.value = method or _OWN_METHOD
-                listed = next((row for row in self.model.choices if split_method(str(row))[1] == name), None)
-                if listed is None:
-                    self.file.value = Path(name)
-                else:
-                    self.model.value, self.file.value = listed, None
-        for part, wanted, what in ((self.device, device, "device"), (self.precision, precision, "precision")):
-            if wanted is None:
-                continue
-            if wanted not in part.choices:
-                raise SettingsError(f"the {what} {wanted!r} is not offered; use {', '.join(map(str, part.choices))}")
-            part.value = wanted
-        if refine is not None:
-            self.refine.value = refine
-
-    def choice(self) -> ModelChoice:
-        """What is chosen.
-
-        Raises:
-            SettingsError: there is no model, or the options are not ``NAME=VALUE``.
-        """
-        name = self.own_file or self.model.value
-        if not name:
-            raise SettingsError(
-                "no model is selected; to see the available models, run 'tcl-annotate models list' in a terminal"
-            )
-        if self.own_method:
-            name = f"{self.own_method}:{split_method(name)[1]}"
-        texts = [text for text in self.method_options.value.split(",") if text.strip()]
-        options = tuple(values_from_texts(texts, "options:").items())
-        return ModelChoice(name, self.device.value, self.precision.value, bool(self.refine.value), options)
-
-
 class BackgroundForm(Container):
     """Whether pixels may stay without a label, and from which score on they get one."""
 
@@ -314,10 +180,8 @@ class BackgroundForm(Container):
         competing.tooltip = self.names.tooltip
         competing.margins = (0, 0, 0, 0)
         super().__init__(widgets=[self.on, self.own, self.threshold, competing], labels=False)
-        _finish(self)
+        finish_form(self)
         self.threshold.changed.connect(self._take_own)
-        # A name in a label file may hold commas, which the field cannot say.
-        self._loaded: tuple[str, tuple[str, ...] | None] = ("auto", None)
 
     def _take_own(self) -> None:
         # Whoever moves the slider means it.
@@ -333,13 +197,11 @@ class BackgroundForm(Container):
     @property
     def competing_names(self) -> tuple[str, ...] | None:
         """As in a vocabulary: ``None`` for all else that an image may hold, empty for none."""
-        text, names = self._loaded
-        return names if self.names.value == text else background_names_from_text(self.names.value or "auto")
+        return background_names(self.names.value)
 
     def set_value(self, background: bool, threshold: float | None, names: tuple[str, ...] | None = None) -> None:
         """Show what a label file says."""
-        self._loaded = ("auto" if names is None else ", ".join(names) or "none", names)
-        self.names.value = self._loaded[0]
+        self.names.value = background_text(names)
         self.on.value = background
         if threshold is not None:
             self.threshold.value = threshold
@@ -353,7 +215,7 @@ class PolygonForm(Container):
         self.tolerance = FloatSlider(
             label="Polygon tolerance",
             min=TOLERANCES["exact"],
-            max=_LARGEST_TOLERANCE,
+            max=LARGEST_TOLERANCE,
             step=0.25,
             value=TOLERANCES["easy-to-edit"],
             tooltip="Maximum deviation from the mask, in pixels. 0: exact; larger: coarser, with fewer vertices.",
@@ -389,7 +251,7 @@ class PolygonForm(Container):
         super().__init__(
             widgets=[self.min_area, self.word, self.tolerance, self.geometry, self.polygons, self.scores], labels=True
         )
-        _finish(self)
+        finish_form(self)
 
     def _follow_word(self, word: str) -> None:
         if word in TOLERANCES and self.tolerance.value != TOLERANCES[word]:
@@ -399,6 +261,23 @@ class PolygonForm(Container):
         words = [word for word, tolerance in TOLERANCES.items() if tolerance == pixels]
         self.word.value = words[0] if words else _NO_WORD
 
+    def set_choice(
+        self, min_area: MinArea | None = None, tolerance: float | None = None, geometry: str | None = None
+    ) -> None:
+        """Choose as the command line names it; ``None`` leaves a part as it is.
+
+        Args:
+            min_area: pieces of fewer pixels join their surroundings.
+            tolerance: of polygons, at most `LARGEST_TOLERANCE` pixels.
+            geometry: of the export.
+        """
+        if min_area is not None:
+            self.min_area.value = str(min_area)
+        if tolerance is not None:
+            self.tolerance.value = tolerance
+        if geometry is not None:
+            self.geometry.value = geometry
+
     def least(self) -> MinArea:
         """The smallest area of a region.
 
@@ -406,17 +285,3 @@ class PolygonForm(Container):
             SettingsError: it is neither ``auto`` nor a number.
         """
         return read_min_area(self.min_area.value)
-
-
-def _finish(form: Container) -> None:
-    """Let a form fit into its box, and its tooltips reach the parts of which sliders and file fields are made.
-
-    The mouse wheel scrolls past it, and long names do not widen it.
-    """
-    form.margins = (0, 0, 0, 0)
-    for part in form:
-        for child in part.native.findChildren(QWidget):
-            child.setToolTip(part.tooltip)
-    for combo in form.native.findChildren(QComboBox):
-        show_long_names(combo)
-    guard_wheel(form.native)

@@ -41,7 +41,8 @@ class Memory(QObject):
         self._timer.timeout.connect(self.save)
         for form in (owner.model, owner.background, owner.polygons):
             form.changed.connect(lambda _: self._timer.start())
-        owner.folder.keep_features.changed.connect(lambda _: self._timer.start())
+        for part in (owner.folder.folder, owner.folder.keep_features):
+            part.changed.connect(lambda _: self._timer.start())
         for signal in (owner.labels.words_changed, owner.labels.thresholds_changed, owner.labels.look_changed):
             signal.connect(self._timer.start)
         for section in owner.sections.values():
@@ -76,6 +77,8 @@ class Memory(QObject):
             model=model.model.value or "",
             model_file=model.own_file,
             method=model.own_method,
+            options=model.method_options.value,
+            templates=model.own_templates or "",
             device=model.device.value,
             precision=model.precision.value,
             refine=bool(model.refine.value),
@@ -86,6 +89,7 @@ class Memory(QObject):
                     color=list(row.color),
                     threshold=row.threshold,
                     visible=row.visible,
+                    value=row.value,
                 )
                 for row in owner.labels.rows()
             ],
@@ -98,6 +102,7 @@ class Memory(QObject):
             geometry=polygons.geometry.value,
             polygons=bool(polygons.polygons.value),
             scores=bool(polygons.scores.value),
+            folder=owner.folder.chosen_folder,
             keep_features=bool(owner.folder.keep_features.value),
             folded={name: section.folded for name, section in owner.sections.items()},
         )
@@ -115,19 +120,29 @@ class Memory(QObject):
                 model.file.value = Path(settings.model_file)
             else:
                 words.append(f"the model file {settings.model_file} is not there any more")
+        model.method_options.value = settings.options
+        if settings.templates:
+            words.append(_choose(model.templates, settings.templates, "template set"))
         model.refine.value = settings.refine
         for label in settings.labels:
             red, green, blue = label.color
-            owner.labels.add_row(label.name, label.prompts, (red, green, blue), label.threshold, label.visible)
+            owner.labels.add_row(
+                label.name, label.prompts, (red, green, blue), label.threshold, label.visible, value=label.value
+            )
         background.on.value = settings.background
         background.threshold.value = settings.threshold
         background.own.value = settings.custom_threshold
         background.names.value = settings.competing_names
         polygons.min_area.value = settings.min_area
-        polygons.tolerance.value = min(settings.tolerance, polygons.tolerance.max)
+        polygons.tolerance.value = settings.tolerance
         words.append(_choose(polygons.geometry, settings.geometry, "geometry"))
         polygons.polygons.value = settings.polygons
         polygons.scores.value = settings.scores
+        if settings.folder:
+            if Path(settings.folder).is_dir():
+                owner.folder.folder.value = Path(settings.folder)
+            else:
+                words.append(f"the folder {settings.folder} is not there any more")
         owner.folder.keep_features.value = settings.keep_features
         for name, section in owner.sections.items():
             section.folded = settings.folded.get(name, section.folded)

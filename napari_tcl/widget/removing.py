@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from napari_tcl.history import Step
 from napari_tcl.results import Results
-from napari_tcl.widget.label_table import LabelRow
+from napari_tcl.widget.label_row import LabelRow
 
 if TYPE_CHECKING:
     from napari_tcl.widget.main import SegmentWidget
 
-__all__ = ["LabelRemover"]
+__all__ = ["LabelRemoval", "LabelRemover"]
 
 _TOPIC = "remove labels"
+
+
+@dataclass(frozen=True, eq=False)
+class LabelRemoval:
+    """Rows that were removed from the table together.
+
+    Attributes:
+        rows: as they were.
+    """
+
+    rows: tuple[LabelRow, ...]
+
+    def __str__(self) -> str:
+        return f"the removal of {'label' if len(self.rows) == 1 else 'labels'} {_names(self.rows)}"
 
 
 class LabelRemover:
@@ -26,41 +41,56 @@ class LabelRemover:
 
     def __init__(self, owner: SegmentWidget) -> None:
         self._owner = owner
-        self._rows: dict[int, LabelRow] = {}
-        # Removals that changed no pixel, with the step of the chosen image that came before.
-        self._unused: list[tuple[tuple[LabelRow, ...], Step | None]] = []
+        # Removals that changed no pixel, with the step of the chosen image that came before; and those undone.
+        self._unused: list[tuple[LabelRemoval, Step | None]] = []
+        self._undone_unused: list[tuple[LabelRemoval, Step | None]] = []
         owner.labels.guard = self._ask
         owner.labels.labels_removed.connect(self._take_out)
 
-    def undo_unused(self) -> str | None:
-        """Bring back labels without pixels, if their removal was the last thing that was done.
+    def undo(self, results: Results | None) -> str | None:
+        """Take back the last removal of labels without pixels or the last step, whichever came last.
 
-        Returns:
-            Their names, or ``None``.
-        """
-        if not self._unused or self._unused[-1][1] is not self._last_step():
-            return None
-        rows, _ = self._unused.pop()
-        self._owner.labels.restore_rows(rows)
-        return _names(rows)
+        A removal of labels is taken back in all images.
 
-    def undo(self, results: Results) -> Step | None:
-        """Take back the last step of an image; if that was the removal of labels, also in all other images.
+        Args:
+            results: of the chosen image, if it has any.
 
         Returns:
             What was taken back, or ``None`` where there is nothing to undo.
         """
-        step = results.undo()
+        if self._unused and self._unused[-1][1] is _last_step(results):
+            removal, before = self._unused.pop()
+            self._undone_unused.append((removal, before))
+            self._owner.labels.restore_rows(removal.rows)
+            return str(removal)
+        step = None if results is None else results.undo()
         if step is None:
             return None
-        for other in self._alive:
-            last = other.annotation.last_step
-            if other is not results and last is not None and last.what == step.what and self._is_removal(step):
-                other.undo()
-        used = set().union(*(each.annotation.ids_in_use() for each in self._alive))
-        missing = [row for number, row in self._rows.items() if number in used - set(self._owner.labels.ids)]
-        self._owner.labels.restore_rows(sorted(missing, key=lambda row: row.place))
-        return step
+        if isinstance(step.beside, LabelRemoval):
+            for other in self._alive:
+                last = other.annotation.last_step
+                if last is not None and last.beside is step.beside:
+                    other.undo()
+            self._owner.labels.restore_rows(step.beside.rows)
+        return _told(step)
+
+    def redo(self, results: Results | None) -> str | None:
+        """Do again what `undo` took back last; see there."""
+        if self._undone_unused and self._undone_unused[-1][1] is _last_step(results):
+            removal, before = self._undone_unused.pop()
+            self._unused.append((removal, before))
+            self._owner.labels.withdraw_rows(removal.rows)
+            return str(removal)
+        step = None if results is None else results.redo()
+        if step is None:
+            return None
+        if isinstance(step.beside, LabelRemoval):
+            for other in self._alive:
+                following = other.annotation.next_step
+                if following is not None and following.beside is step.beside:
+                    other.redo()
+            self._owner.labels.withdraw_rows(step.beside.rows)
+        return _told(step)
 
     def _ask(self, rows: Sequence[LabelRow], go_on: Callable[[], None]) -> None:
         ids = [row.number for row in rows]
@@ -79,34 +109,29 @@ class LabelRemover:
         )
 
     def _take_out(self, rows: Sequence[LabelRow]) -> None:
-        before = self._last_step()
+        before = _last_step(self._owner.current_results())
         ids = [row.number for row in rows]
         used = [results for results in self._alive if results.count(ids)]
+        removal = LabelRemoval(tuple(rows))
+        self._undone_unused.clear()
         if not used:
-            self._unused.append((tuple(rows), before))
-            return
-        self._rows.update({row.number: row for row in rows})
+            self._unused.append((removal, before))
+        # One object for all images, by which they know that their steps belong together.
         for results in used:
-            results.forget_labels(ids, _removal(rows))
-
-    def _is_removal(self, step: Step) -> bool:
-        return step.what.startswith(_REMOVAL)
-
-    def _last_step(self) -> Step | None:
-        results = self._owner.current_results()
-        return None if results is None else results.annotation.last_step
+            results.forget_labels(ids, str(removal), removal)
 
     @property
     def _alive(self) -> list[Results]:
         return [results for results in self._owner.results if results.alive]
 
 
-_REMOVAL = "the removal of label"
+def _last_step(results: Results | None) -> Step | None:
+    return None if results is None else results.annotation.last_step
 
 
-def _removal(rows: Sequence[LabelRow]) -> str:
-    # With the ids, because a label of the same name may have been removed before.
-    return f"{_REMOVAL} {', '.join(f'{row.name!r} ({row.number})' for row in rows)}"
+def _told(step: Step) -> str:
+    where = f" in {len(step.slices)} slices" if len(step.slices) > 1 else ""
+    return f"{step.what}{where}"
 
 
 def _names(rows: Sequence[LabelRow]) -> str:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_MODEL",
+    "GEOMETRIES",
+    "MinAreaType",
     "batch_size_option",
     "bit_depth_option",
     "device_option",
@@ -39,9 +41,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_MODEL = "playground"
 """The model that comes with the package."""
 
+GEOMETRIES = ("polygon", "keyhole", "rle")
+"""How regions can be written to COCO."""
+
 geometry_option = click.option(
     "--geometry",
-    type=click.Choice(["polygon", "keyhole", "rle"]),
+    type=click.Choice(GEOMETRIES),
     default="polygon",
     show_default=True,
     help="How COCO regions are written: polygon cuts regions with holes into simple rings; keyhole bridges holes to "
@@ -50,7 +55,7 @@ geometry_option = click.option(
 """``--geometry``: how regions are written to COCO."""
 
 
-class _MinAreaType(click.ParamType):
+class MinAreaType(click.ParamType):
     """A number of pixels, or ``auto``."""
 
     name = "pixels"
@@ -67,7 +72,7 @@ class _MinAreaType(click.ParamType):
 
 min_area_option = click.option(
     "--min-area",
-    type=_MinAreaType(),
+    type=MinAreaType(),
     default="auto",
     show_default=True,
     metavar="N",

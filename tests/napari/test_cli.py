@@ -46,6 +46,10 @@ def test_what_is_wrong_is_said_before_a_window_opens(photo: Path, tmp_path: Path
         ((photo, "--background-threshold", "0.5"), "no labels"),
         ((photo, "--model", "giraffe"), "no model and no file called 'giraffe'"),
         ((photo, "--model", "naclip:ViT-B-32/openai"), "models fetch"),
+        ((photo, "--model", "playground", "--option", "no_such=1"), "'no_such': the method has no such option"),
+        ((photo, "--option", "kp_weight"), "NAME=VALUE"),
+        ((photo, "--tolerance", "rough"), "'rough' is not known"),
+        ((photo, "--tolerance", "9"), "the largest polygon tolerance in the widget is 8"),
         ((photo, "--device", "toaster"), "'toaster' is unknown"),
         ((photo, "--device", "cpu", "--precision", "float16"), "needs a CUDA device"),
     ):

@@ -18,7 +18,12 @@ from napari_tcl.user_settings import (
 FULL = UserSettings(
     model="tcl-vit-b16",
     model_file="/models/b\udcffd.safetensors",
-    labels=[RememberedLabel(name="Käse", prompts="cheese, gouda", color=[1, 2, 3], threshold=0.25, visible=False)],
+    options="unit_points=196, kp_weight=0.2",
+    templates="simple",
+    folder="/photos/b\udcffd",
+    labels=[
+        RememberedLabel(name="Käse", prompts="cheese, gouda", color=[1, 2, 3], threshold=0.25, visible=False, value=7)
+    ],
     threshold=0.75,
     tolerance=0.5,
     folded={"model": False},

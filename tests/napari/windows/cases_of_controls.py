@@ -188,6 +188,21 @@ def test_removed_labels(viewer: Viewer, widget: SegmentWidget, image: NDArray[np
     assert widget.labels.rows() == rows
     assert np.array_equal(draft.data, before[0]) and np.array_equal(accepted.data, before[1])
     assert widget.buttons.message.text().startswith("undone: the removal of label 'Cat'")
+    # Redo removes rows as well, and a row that paint with a removed number got gives way to the one that comes back.
+    widget.redo()
+    assert [row.name for row in widget.labels.rows()] == ["Sky"] and not (draft.data == 1).any()
+    widget.redo()
+    assert widget.labels.rows() == [] and not accepted.data.any()
+    brush(viewer, draft, 1, 60, 20)
+    assert [row.name for row in widget.labels.rows()] == ["label 1"]
+    widget.undo()
+    widget.undo()
+    assert widget.labels.rows() == rows and (draft.data[before[0] == 1] == 1).all()
+    draft.undo()
+    assert np.array_equal(draft.data, before[0]) and np.array_equal(accepted.data, before[1])
+    # The first label is hidden.
+    assert draft.colormap.map(1)[3] == 0
+    assert np.allclose(draft.colormap.map(2)[:3] * 255, rows[1].color)
     idle(widget)
     widget.undo()
     assert not accepted.data.any()
@@ -196,8 +211,9 @@ def test_removed_labels(viewer: Viewer, widget: SegmentWidget, image: NDArray[np
     widget.labels.add_row("Tree", "tree")
     widget.labels.remove_current()
     assert not widget.question.isVisible()
-    widget.undo()
-    assert [row.name for row in widget.labels.rows()] == ["Cat", "Sky", "Tree"]
+    for action, names in ((widget.undo, "Cat Sky Tree"), (widget.redo, "Cat Sky"), (widget.undo, "Cat Sky Tree")):
+        action()
+        assert " ".join(row.name for row in widget.labels.rows()) == names
 
     # Loading other labels asks as well, and what is removed comes back in all images.
     second = viewer.add_image(image[:48], name="second", rgb=True)
@@ -217,9 +233,14 @@ def test_removed_labels(viewer: Viewer, widget: SegmentWidget, image: NDArray[np
     assert [row.name for row in widget.labels.rows()] == ["Sky", "Ball"]
     assert not (draft.data == 1).any() and not (other.data == 1).any()
     assert widget.image_form.layer.value is second
-    widget.undo()
-    assert {"Sky", "Ball", "Cat"} <= {row.name for row in widget.labels.rows()}
-    assert np.array_equal(draft.data, shown[0]) and np.array_equal(other.data, shown[1])
+    for _ in range(2):
+        widget.undo()
+        assert [row.name for row in widget.labels.rows()] == ["Cat", "Sky", "Tree", "Ball"]
+        assert widget.labels.rows()[0] == rows[0]
+        assert np.array_equal(draft.data, shown[0]) and np.array_equal(other.data, shown[1])
+        widget.redo()
+        assert [row.name for row in widget.labels.rows()] == ["Sky", "Ball"]
+        assert not (draft.data == 1).any() and not (other.data == 1).any()
 
 
 def test_save_selected_layers(

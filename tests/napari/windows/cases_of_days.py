@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from tcl_core.vocabulary import Vocabulary
 from tests.core.hub_server import HubServer, serve_hub
 from tests.napari.steps import brush, dock, idle, prepared, settle, wait_until
 
@@ -26,12 +28,27 @@ def test_settings_are_remembered(viewer: Viewer, tiny_model_path: Path, config: 
     import napari
 
     widget = prepared(viewer, tiny_model_path)
+    # Nothing of a label file is lost on its way through the widget, also before anything is segmented.
+    file = config.parent / "labels.yaml"
+    file.write_text(
+        "labels:\n  - {name: Cat, prompts: [a cat, 'a cat, asleep', 'a 5\" cat'], value: 7, color: '#102030'}\n"
+        "  - {name: Sky, color: '#405060'}\n"
+        "background: {threshold: 0.25, names: ['sky, blue', car]}\ntemplates: simple\n"
+    )
+    given = Vocabulary.from_file(file)
+    widget.labels.load(file)
+    assert widget.vocabulary() == given
+    widget.background.threshold.value = 0.5
+    widget.model.templates.value = "identity"
+    widget.labels.save(file)
+    changed = replace(given, background_threshold=0.5, templates="identity")
+    assert Vocabulary.from_file(file) == changed == widget.vocabulary()
     widget.labels.set_threshold(1, 0.25)
     widget.labels._check(0).setChecked(False)
     widget.labels.add_row("", "half-typed")
     widget.background.on.value = True
-    widget.background.threshold.value = 0.5
-    widget.background.names.value = "tree"
+    widget.model.method_options.value = "unit_points=4, unit_threshold=-0.5"
+    widget.folder.folder.value = config.parent
     widget.polygons.tolerance.value = 0.5
     widget.polygons.geometry.value = "rle"
     widget.folder.keep_features.value = False
@@ -51,7 +68,9 @@ def test_settings_are_remembered(viewer: Viewer, tiny_model_path: Path, config: 
     assert [row.__dict__ | {"number": 0} for row in again.labels.rows()] == [
         row.__dict__ | {"number": 0} for row in rows
     ]
-    assert (again.background.value, again.background.names.value) == (0.75, "tree")
+    assert (again.background.value, again.background.competing_names) == (0.75, ("sky, blue", "car"))
+    assert again.model.templates.value == "identity" and again.folder.folder.value == config.parent
+    assert again.model.choice().options == (("unit_points", "4"), ("unit_threshold", "-0.5"))
     assert again.model.own_file == str(tiny_model_path) and again.model.device.value == "cpu"
     assert (again.polygons.tolerance.value, again.polygons.word.value) == (0.5, "fine")
     assert again.polygons.geometry.value == "rle" and not again.folder.keep_features.value
@@ -64,13 +83,16 @@ def test_settings_are_remembered(viewer: Viewer, tiny_model_path: Path, config: 
 
     # What is gone or damaged is said, and costs nothing else.
     found = json.loads(saved.read_text())
-    saved.write_text(json.dumps({**found, "model_file": "/gone/tiny.safetensors", "device": "toaster", "threshold": 9}))
+    gone = {"model_file": "/gone/tiny.safetensors", "folder": "/gone/photos", "templates": "gone"}
+    saved.write_text(json.dumps({**found, **gone, "device": "toaster", "threshold": 9}))
     partly = reopened()
     text = partly.buttons.message.text()
     for part in (
         "not valid: threshold",
         "/gone/tiny.safetensors is not there",
         "the device 'toaster' is not available",
+        "the template set 'gone' is not available",
+        "/gone/photos is not there",
     ):
         assert part in text
     assert len(partly.labels.rows()) == 3 and partly.model.choice().device == "auto"
@@ -257,7 +279,7 @@ def test_command_line(
 
     from napari_tcl.cli import command
     from napari_tcl.widget import SegmentWidget
-    from tcl_core.errors import ImageError
+    from tcl_core.errors import ImageError, SettingsError
     from tests.napari.steps import register_plugin
 
     register_plugin()
@@ -285,6 +307,7 @@ def test_command_line(
             labels=[(label.name, label.prompts, label.threshold) for label in vocabulary.labels],
             threshold=vocabulary.background_threshold,
             choice=widget.model.choice(),
+            result=(widget.polygons.least(), widget.polygons.tolerance.value, widget.polygons.geometry.value),
             folder=str(widget.folder.folder.value),
             tab=widget.tabs.currentIndex(),
         )
@@ -299,20 +322,31 @@ def test_command_line(
         return seen
 
     model = ["--model", f"naclip:{tiny_model_path}", "--device", "cpu", "--precision", "float32", "--no-refine"]
+    options = ["--option", "unit_points=4", "--option", "softmax_over=labels"]
+    result = ["--min-area", "12", "--tolerance", "fine", "--geometry", "rle"]
     monkeypatch.chdir(tmp_path)
-    found = opened(first.name, second, "--labels", labels, *model)
+    found = opened(first.name, second, "--labels", labels, *model, *options, *result)
     assert found["layers"] == [("first image", image.shape), ("stack", (3, *image.shape[:2]))]
     assert found["chosen"] == "stack" and found["tab"] == 0
     assert found["labels"] == [("Cat", ("cat", "dog"), 0.25), ("sky", ("sky",), None)] and found["threshold"] == 0.75
     choice = found["choice"]
     assert (choice.model, choice.device, choice.precision) == (f"naclip:{tiny_model_path}", "cpu", "float32")
     assert not choice.refine
+    assert choice.options == (("unit_points", "4"), ("softmax_over", "labels"))
+    assert found["result"] == (12, 0.5, "rle")
 
     # A folder, with the labels and the model of the last time.
     (tmp_path / "photos").mkdir()
     found = opened(tmp_path / "photos")
     assert found["folder"] == str(tmp_path / "photos") and found["tab"] == 1 and found["layers"] == []
     assert found["labels"][0][0] == "Cat" and found["choice"] == choice
+    assert found["result"] == (12, 0.5, "rle")
+    # Options belong to the method, so another model does not get those of the last one.
+    found = opened(first, "--model", "playground")
+    assert (found["choice"].model, found["choice"].options) == ("playground", ())
+    assert opened(first, "--option", "kp_weight=0.2")["choice"].options == (("kp_weight", "0.2"),)
+    with pytest.raises(SettingsError, match="'softmax_over': the method has no such option"):
+        opened(first, "--option", "softmax_over=labels")
 
     with pytest.raises(ImageError, match="broken.png: napari cannot open it as an image"):
         opened(broken, "--labels", labels)

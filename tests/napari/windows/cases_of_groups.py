@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from tests.napari.steps import wait_until
+from tests.napari.steps import register_plugin, wait_until
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -38,13 +38,15 @@ def test_groups_are_named_and_saved(
 ) -> None:
     from napari.layers import Labels
 
-    from napari_tcl.groups import GroupsWidget, groups_of
+    from napari_tcl.groups import groups_of
 
-    widget = GroupsWidget(viewer)
-    viewer.window.add_dock_widget(widget, name="Name groups")
+    register_plugin()
+    # As the Plugins menu does, which gives it a proxy of the viewer.
+    _, widget = viewer.window.add_plugin_dock_widget("tcl-annotate", "Name groups")
     widget.start()
     assert "Select an image layer" in widget.state.text()
-    viewer.add_image(image, name="photo")
+    where = {"scale": (100, 50), "rotate": 30, "shear": [0.2], "translate": (3, 4), "units": ("nm", "nm")}
+    photo = viewer.add_image(image, name="photo", **where)
     widget.model.setText(str(tiny_model_path))
     widget.start()
     wait_until(widget.find_button.isEnabled, "the work ends")
@@ -55,6 +57,9 @@ def test_groups_are_named_and_saved(
     wait_until(lambda: len(viewer.layers) == 2, f"groups are there; the widget says: {widget.state.text()}")
     layer = viewer.layers[-1]
     assert isinstance(layer, Labels) and layer.name == "Groups of photo"
+    for corner in ((0.0, 0.0), (95.0, 143.0), (50.0, 20.0)):
+        assert np.allclose(layer.data_to_world(corner), photo.data_to_world(corner))
+    assert layer.units == photo.units
     expected = groups_of(str(model), image)
     assert np.array_equal(np.asarray(layer.data), expected) and expected.min() == 1
     assert widget.table.rowCount() == expected.max()

@@ -333,6 +333,21 @@ def test_work_goes_on_after_a_pause(
     widget.redo()
     assert np.array_equal(results.draft.data, draft) and np.array_equal(results.accepted.data, accepted)
 
+    # So does the removal of a label: its row comes back as it was, with the number that its pixels have.
+    rows = widget.labels.rows()
+    widget.labels.table.setCurrentCell(0, 1)
+    widget.labels.remove_current()
+    widget.question.answer("Remove")
+    widget, _ = next_day(viewer, widget, tiny_model_path)
+    (results,) = widget.results
+    assert [row.name for row in widget.labels.rows()] == ["Sky"] and not (results.annotation.combined(()) == 1).any()
+    widget.labels.add_row("Ball")
+    widget.undo()
+    assert widget.labels.rows()[:2] == rows and widget.labels.rows()[2].number == 3
+    assert np.array_equal(results.draft.data, draft) and np.array_equal(results.accepted.data, accepted)
+    widget.labels.table.setCurrentCell(2, 1)
+    widget.labels.remove_current()
+
     # Saved and opened again the next day, from napari's own files and from COCO.
     widget.polygons.geometry.value = "rle"
     widget.export(tmp_path / "image.json")
