@@ -15,6 +15,7 @@ from shapely import Polygon
 from torch import Tensor
 
 from labelstudio_backend.brush_rle import decode_brush
+from labelstudio_backend.known_regions import KnownRegions
 from labelstudio_backend.labeling_config import LabelingConfig
 from labelstudio_backend.model_options import ModelOptions
 from labelstudio_backend.prompts import Added
@@ -160,10 +161,13 @@ class Predictor:
             regions = self._regions(found, tolerance, shared=False)
         else:
             regions = self._drawn_regions(session, vocabulary, values.index(plan.label), plan.drawn, tolerance)
-        background = plan.config.background_label if len(values) > len(known.values) else None
-        drawn = [(values[region.label_id - 1], region) for region in _from_the_back(regions, len(values), background)]
+        # Label Studio draws and clicks in this order: what is small must lie on what is large.
+        background = len(values) if len(values) > len(known.values) else None
+        regions = sorted(regions, key=lambda region: (region.label_id != background, -region.area))
+        drawn = [(values[region.label_id - 1], region) for region in regions]
         meta = None if plan.note is None else {"text": [plan.note]}
-        results = region_results(plan.config, drawn, features.size, controls=wanted, meta=meta)
+        replaced = KnownRegions(plan.known, plan.config, features.size)
+        results = region_results(plan.config, drawn, features.size, controls=wanted, meta=meta, known=replaced)
         reason = "" if results else _why_empty(plan, known, bool(regions))
         return Prediction(results, overall_score(drawn), features.size, tuple(known.notes), reason)
 
@@ -336,10 +340,3 @@ def _why_empty(plan: Plan, known: _Labels, found: bool) -> str:
     listed += f" and {more} more" if more > 0 else ""
     unknown = f"; {known.notes[0]}" if known.notes else ""
     return f"nothing was found: the background scores higher than {listed} everywhere{unknown}"
-
-
-def _from_the_back(regions: list[Region], labels: int, background: str | None) -> list[Region]:
-    """Background first, so that it lies below all others where Label Studio draws it."""
-    if background is None:
-        return regions
-    return sorted(regions, key=lambda region: region.label_id != labels)

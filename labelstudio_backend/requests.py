@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from labelstudio_backend.labeled_shapes import join_labels
 from labelstudio_backend.labeling_config import Control, LabelingConfig, ProjectConfig
 from labelstudio_backend.prompts import Added
 from labelstudio_backend.shapes import ellipse_points, polygon_of_value, rectangle_points
@@ -113,6 +114,7 @@ class Plan:
         drawn: the label is looked for there: inside an area, in which it competes with nothing but the background, or
             under marks.
         note: stands in the regions' ``meta``.
+        known: results that the task has already; regions of the same label in the same place take over their ids.
     """
 
     config: LabelingConfig
@@ -121,6 +123,7 @@ class Plan:
     prompts: tuple[str, ...] | None = None
     drawn: Drawn | None = None
     note: str | None = None
+    known: tuple[Mapping[str, Any], ...] = ()
 
     def controls(self) -> Sequence[Control]:
         """Tags to draw the answer with; what was drawn is drawn again only where nothing else can be."""
@@ -158,7 +161,7 @@ def read_context(context: Mapping[str, Any] | None, project: ProjectConfig) -> A
         return None
     if not results:
         return Asked(Context(), project.images[0])
-    known = [result for result in results if isinstance(result, Mapping)]
+    known = join_labels(results)
     if not known:
         raise SettingsError("the request holds nothing that was typed or drawn")
     last = known[-1]
