@@ -36,6 +36,9 @@ __all__ = ["Prediction", "Predictor", "Routed", "image_digest"]
 
 _PNG = b"\x89PNG"
 _WORDS_SHOWN = 5
+_SPECKS_OF_A_REGION = 8
+"""Two patches: of smaller regions that nobody asked for, most are wrong (docs/label-studio.md), and each has to be
+removed by hand."""
 _PLANES_SHARE = 8
 """One part in so many of the cache is for score maps, the rest for features."""
 
@@ -154,7 +157,7 @@ class Predictor:
         values = list(known.values)
         if plan.label is None:
             found = self._with_background(session, session.segment(vocabulary), plan.config, values)
-            regions = self._regions(found, tolerance, shared=True)
+            regions = self._regions(found, tolerance, shared=True, specks=_SPECKS_OF_A_REGION)
         elif plan.drawn is None:
             # One label's regions have no neighbors in the answer, and somebody waits for it.
             found = session.segment_label(vocabulary, values.index(plan.label))
@@ -208,14 +211,16 @@ class Predictor:
                 return regions
         return []
 
-    def _regions(self, segmentation: Segmentation, tolerance: str | float | None, *, shared: bool) -> list[Region]:
+    def _regions(
+        self, segmentation: Segmentation, tolerance: str | float | None, *, shared: bool, specks: int = 1
+    ) -> list[Region]:
         """Regions, found in the part of the image that has any: a prompt often concerns a small part."""
         rows = np.flatnonzero(segmentation.label_map.any(axis=1))
         columns = np.flatnonzero(segmentation.label_map.any(axis=0))
         if not rows.size:
             return []
         wanted = self.options.min_area
-        min_area = self.segmenter.speck_area(segmentation.size) if wanted == "auto" else wanted
+        min_area = specks * self.segmenter.speck_area(segmentation.size) if wanted == "auto" else wanted
         # A margin, so that only the image's own frame is taken for a frame, and that none of the background around is
         # taken for a speck.
         shorter = min(int(np.ptp(rows)), int(np.ptp(columns))) + 1

@@ -161,7 +161,7 @@ def read_context(context: Mapping[str, Any] | None, project: ProjectConfig) -> A
         return None
     if not results:
         return Asked(Context(), project.images[0])
-    known = join_labels(results)
+    known = _without_labeled_texts(join_labels(results))
     if not known:
         raise SettingsError("the request holds nothing that was typed or drawn")
     last = known[-1]
@@ -176,6 +176,12 @@ def read_context(context: Mapping[str, Any] | None, project: ProjectConfig) -> A
         # A choice or a note of the annotator's own: Label Studio tells of these too, but nothing is asked.
         return Asked(Context(), config, item_index)
     return Asked(Context(drawn=_read_drawn(known, config)), config, item_index)
+
+
+def _without_labeled_texts(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out the labels of texts: Label Studio gives whatever it accepts the label that is selected at the time."""
+    texts = {str(result.get("id")) for result in results if result.get("type") == "textarea"}
+    return [result for result in results if result.get("type") == "textarea" or str(result.get("id")) not in texts]
 
 
 def _value(result: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -83,9 +83,12 @@ def text_result(config: LabelingConfig, lines: Sequence[str]) -> list[dict[str, 
 
 
 def overall_score(drawn: Sequence[tuple[str, Region]]) -> float:
-    """Score of a prediction: the mean over its regions weighted by area, 0 without regions."""
-    area = sum(region.area for _, region in drawn)
-    return _score(sum(region.score * region.area for _, region in drawn) / area) if area else 0.0
+    """Score of a prediction: the mean over its regions, 0 without regions.
+
+    Each region counts the same, because each may have to be corrected: a large background that is certain would hide
+    how uncertain the objects on it are.
+    """
+    return _score(sum(region.score for _, region in drawn) / len(drawn)) if drawn else 0.0
 
 
 def _results(
