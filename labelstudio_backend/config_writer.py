@@ -22,6 +22,16 @@ _TOOLS: dict[Shape, tuple[tuple[str, str, dict[str, str]], ...]] = {
     "brush": (("Brush", "brush", {"smart": "false"}),),
     "box": (("Rectangle", "box", {"smart": "false"}),),
 }
+_HINTS = (
+    (
+        "With Auto-Annotation on: type a prompt; or choose a label and the last tool, and draw a box around an object.",
+        "Over a region: hold Ctrl (Mac: Cmd). Before you accept the answer to a prompt: no label may be chosen.",
+    ),
+    (
+        "With Auto-Annotation on: type a prompt; or choose a label and the last tool, and click on an object.",
+        "Over a region: hold Ctrl (Mac: Cmd). Before you accept the answer to a prompt: no label may be chosen.",
+    ),
+)
 _ASKING: dict[Shape, tuple[tuple[str, str], ...]] = {
     "polygon": (("Rectangle", "smart-box"), ("KeyPoint", "smart-point")),
     "brush": (("Rectangle", "smart-box"), ("KeyPoint", "smart-point")),
@@ -80,6 +90,8 @@ def labeling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> str
     for tag, name in _ASKING[shape]:
         SubElement(main, tag, name=name, toName="image", smart="true", smartOnly="true")
     SubElement(main, "Image", name="image", value="$image", zoom="true", zoomControl="true", maxHeight=_HEIGHT)
+    for line in _HINTS[shape == "box"]:
+        SubElement(main, "Header", value=line, size="6", style="margin: 4px 0; font-weight: normal")
     indent(view)
     return tostring(view, encoding="unicode")
 

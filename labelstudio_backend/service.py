@@ -29,9 +29,10 @@ from labelstudio_backend.requests import Asked, Context, freeze, read_context
 from labelstudio_backend.results import text_result
 from labelstudio_backend.schemas import PredictRequest, SetupRequest, TaskData, project_number
 from labelstudio_backend.settings import ServerSettings
-from labelstudio_backend.supervisor import ModelUnavailableError, Supervisor, WorkerDiedError
+from labelstudio_backend.supervisor import ModelUnavailableError, WorkerDiedError
 from labelstudio_backend.task_answer import asked_images, field_of_unusable, prompt_field, put_together
 from labelstudio_backend.worker import Failed, Job, Reply
+from labelstudio_backend.worker_pool import WorkerPool
 from tcl_core.caching import ByteBoundedCache
 from tcl_core.errors import SettingsError, TclError, VocabularyError
 
@@ -84,8 +85,12 @@ class Service:
         self.metrics = Metrics()
         self.fetcher = settings.images.fetcher(settings.token)
         self.prompts = PromptStore(settings.state_dir / "prompts.json")
-        self.supervisor = Supervisor(
-            settings.model, settings.feature_cache_bytes, settings.job_seconds, self.metrics.restarts.inc
+        self.supervisor = WorkerPool(
+            settings.workers,
+            settings.model,
+            settings.feature_cache_bytes,
+            settings.job_seconds,
+            self.metrics.restarts.inc,
         )
         self._requests = 0
         self._replies = ByteBoundedCache[tuple[str, str], Reply](
@@ -174,7 +179,8 @@ class Service:
             "state": supervisor.state,
             "reason": supervisor.reason,
             "device": supervisor.device,
-            "worker_pid": supervisor.pid,
+            "worker_pid": next(iter(supervisor.pids), None),
+            "worker_pids": supervisor.pids,
             "worker_restarts": supervisor.restarts,
             "requests": self._requests,
             "queue": self.settings.queue,
