@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import unquote, urlsplit
 
 import httpx
 
@@ -143,9 +144,14 @@ class LabelStudioClient:
         Raises:
             LabelStudioError: they cannot be read.
         """
-        pages = self.tasks(project)
-        names = (str(task.get("file_upload") or "") for page in pages for task in page)
-        return frozenset(uploaded_name(name.rsplit("/", 1)[-1].partition("-")[2]) for name in names)
+        found = set()
+        for page in self.tasks(project):
+            for task in page:
+                for value in (task.get("data") or {}).values():
+                    place = unquote(urlsplit(value).path) if isinstance(value, str) else ""
+                    if "/data/upload/" in place:
+                        found.add(uploaded_name(place.rpartition("/")[2].partition("-")[2]))
+        return frozenset(found)
 
     def connect_backend(self, project: int, url: str, title: str, credentials: str | None = None) -> None:
         """Connect an ML backend for default and interactive predictions.
