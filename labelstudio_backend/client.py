@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import unquote, urlsplit
 
 import httpx
 
@@ -19,7 +21,7 @@ from labelstudio_backend.image_fetch.tokens import REFUSED, Token
 from tcl_core.errors import SettingsError
 from tcl_core.images import SUPPORTED_EXTENSIONS
 
-__all__ = ["GoneError", "LabelStudioClient", "LabelStudioError", "Project", "SignInError"]
+__all__ = ["GoneError", "LabelStudioClient", "LabelStudioError", "Project", "SignInError", "uploaded_name"]
 
 _TRIES = 4
 _PAUSE_SECONDS = 1.0
@@ -98,6 +100,58 @@ class LabelStudioClient:
             LabelStudioError: it cannot be made.
         """
         return _project(self._json("POST", "/api/projects/", json={"title": title, "label_config": label_config}))
+
+    def find_project(self, title: str, label_config: str) -> Project | None:
+        """The newest project of a title, if it has the same labeling configuration.
+
+        Raises:
+            LabelStudioError: they cannot be read.
+            SettingsError: the newest one of this title has another configuration.
+        """
+        answer = self._json("GET", "/api/projects/", params={"title": title, "page_size": 100, "ordering": "-id"})
+        same = [each for each in answer["results"] if each.get("title") == title]
+        if not same:
+            return None
+        project = _project(max(same, key=lambda each: int(each["id"])))
+        if project.label_config.strip() == label_config.strip():
+            return project
+        raise SettingsError(
+            f"project {project.id} is called {title!r} already and has other labels; pass --project {project.id} to "
+            "connect it as it is, or another --title"
+        )
+
+    def add_uncertain_tab(self, project: int) -> None:
+        """Give the data manager a tab that lists the tasks with the lowest prediction score first.
+
+        Raises:
+            LabelStudioError: it cannot be made.
+        """
+        data = {"type": "list", "title": "Uncertain first", "ordering": ["tasks:predictions_score"]}
+        self._json("POST", "/api/dm/views/", json={"project": project, "data": data})
+
+    def backend_urls(self, project: int) -> frozenset[str]:
+        """Addresses of the backends that are connected to a project.
+
+        Raises:
+            LabelStudioError: they cannot be read.
+        """
+        backends = self._json("GET", "/api/ml/", params={"project": project})
+        return frozenset(str(backend.get("url", "")).rstrip("/") for backend in backends)
+
+    def uploaded_names(self, project: int) -> frozenset[str]:
+        """File names of a project's uploaded images, as Label Studio spells them.
+
+        Raises:
+            LabelStudioError: they cannot be read.
+        """
+        found = set()
+        for page in self.tasks(project):
+            for task in page:
+                for value in (task.get("data") or {}).values():
+                    place = unquote(urlsplit(value).path) if isinstance(value, str) else ""
+                    if "/data/upload/" in place:
+                        found.add(uploaded_name(place.rpartition("/")[2].partition("-")[2]))
+        return frozenset(found)
 
     def connect_backend(self, project: int, url: str, title: str, credentials: str | None = None) -> None:
         """Connect an ML backend for default and interactive predictions.
@@ -348,6 +402,16 @@ class LabelStudioClient:
         self._token.accept(access)
 
 
+def uploaded_name(name: str) -> str:
+    """How Label Studio spells the name of an uploaded file, without what it puts in front.
+
+    Example:
+        >>> uploaded_name("my cat (2).png")
+        'my_cat_2.png'
+    """
+    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
+
+
 def _with_version(model_version: str) -> dict[str, Any]:
     """A query of the data manager. Its "contains" looks inside each version, so none may be a part of another."""
     item = {
@@ -375,6 +439,11 @@ def _refusal(url: str, method: str, path: str, response: httpx.Response) -> str:
             f"{url}: Label Studio refused the token (401); legacy tokens are disabled by default, so use a personal "
             "access token"
         )
+    if path.startswith("/api/ml") and method == "POST" and "connect to ML backend" in response.text:
+        return (
+            f"{url}: Label Studio cannot reach the backend's address; give --backend-url as Label Studio sees it, and "
+            "--auth-file if the backend asks for a password"
+        )
     if response.status_code == httpx.codes.FORBIDDEN and path.startswith("/api/ml"):
         return (
             f"{url}: Label Studio refuses the backend's address (403); to allow private addresses, start it with "
@@ -384,11 +453,24 @@ def _refusal(url: str, method: str, path: str, response: httpx.Response) -> str:
 
 
 def _reason(response: httpx.Response) -> str:
-    """What Label Studio says, out of the many fields that it says it in."""
+    """What Label Studio says, out of the many fields that it says it in, as a sentence."""
     try:
         said = response.json()
-        errors = said.get("validation_errors")
-        text = json.dumps(errors, ensure_ascii=False) if errors else str(said.get("detail") or said)
-    except (ValueError, AttributeError):
-        text = response.text
-    return " ".join(text.split())[:_SHOWN]
+    except ValueError:
+        said = response.text
+    if isinstance(said, Mapping):
+        said = said.get("validation_errors") or said.get("detail") or said
+    text = " ".join("; ".join(_sentences(said)).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN].rsplit(' ', 1)[0]} ..."
+
+
+def _sentences(said: object, field: str = "") -> Iterator[str]:
+    """The texts in an answer, each with the field that it is about."""
+    if isinstance(said, Mapping):
+        for name, value in said.items():
+            yield from _sentences(value, "" if name == "non_field_errors" else str(name))
+    elif isinstance(said, Sequence) and not isinstance(said, str):
+        for value in said:
+            yield from _sentences(value, field)
+    elif said not in (None, ""):
+        yield f"{field}: {said}" if field else str(said)

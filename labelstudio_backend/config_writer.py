@@ -14,14 +14,41 @@ Shape = Literal["polygon", "brush", "box"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 
 
+_HEIGHT = "calc(100vh - 165px)"
+"""What Label Studio's own bars leave of the window, so that nothing has to be scrolled to see the image."""
+_ASIDE = "flex: 0 0 205px; max-height: {height}; display: flex; flex-direction: column"
+_TOOLS: dict[Shape, tuple[tuple[str, str, dict[str, str]], ...]] = {
+    "polygon": (("Polygon", "polygon", {"strokeWidth": "2", "pointSize": "small", "opacity": "0.4"}),),
+    "brush": (("Brush", "brush", {"smart": "false"}),),
+    "box": (("Rectangle", "box", {"smart": "false"}),),
+}
+_HINTS = (
+    (
+        "With Auto-Annotation on: type a prompt; or choose a label and the last tool, and draw a box around an object.",
+        "Over a region: hold Ctrl (Mac: Cmd). Before you accept the answer to a prompt: no label may be chosen.",
+    ),
+    (
+        "With Auto-Annotation on: type a prompt; or choose a label and the last tool, and click on an object.",
+        "Over a region: hold Ctrl (Mac: Cmd). Before you accept the answer to a prompt: no label may be chosen.",
+    ),
+)
+_ASKING: dict[Shape, tuple[tuple[str, str], ...]] = {
+    "polygon": (("Rectangle", "smart-box"), ("KeyPoint", "smart-point")),
+    "brush": (("Rectangle", "smart-box"), ("KeyPoint", "smart-point")),
+    # A second kind of rectangle would be one too many to tell apart.
+    "box": (("KeyPoint", "smart-point"),),
+}
+
+
 def labeling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> str:
-    """Write a configuration with which every region is drawn once, and prompts can be typed.
+    """Write a configuration with one set of labels, one tool to draw with, and smart tools to ask with.
 
-    * ``polygon``: polygons, and brush masks for what has a hole.
-    * ``brush``: brush masks.
-    * ``box``: boxes.
+    * ``polygon``: regions are polygons; a hole is kept by a bridge.
+    * ``brush``: regions are exact masks.
+    * ``box``: regions are boxes.
 
-    But for ``box``, a rectangle can be drawn to have a label found inside it.
+    Labels and the prompt field stand beside the image, so that the image is seen whole in a small window, however many
+    labels there are. Colors are written where the vocabulary has them; the others, and the hotkeys, are Label Studio's.
 
     Args:
         vocabulary: labels, prompts, thresholds and colors.
@@ -43,32 +70,38 @@ def labeling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> str
         view.set("model_background", f"{vocabulary.background_threshold:g}")
     if vocabulary.background_names is not None:
         view.set("model_background_names", ",".join(vocabulary.background_names) or "none")
+    columns = SubElement(view, "View", style="display: flex; gap: 12px; align-items: flex-start")
+    aside = SubElement(columns, "View", style=_ASIDE.format(height=_HEIGHT))
+    field = SubElement(aside, "View", style="flex: 0 0 auto; max-height: 40%; overflow-y: auto")
     SubElement(
-        view,
+        field,
         "TextArea",
         name="prompt",
         toName="image",
-        editable="true",
         rows="1",
-        showSubmitButton="true",
-        placeholder="Type a prompt for a label, such as  Label: other words",
+        showSubmitButton="false",
+        placeholder="Type a prompt, press Enter",
     )
-    if shape == "polygon":
-        _add_labels(view, "PolygonLabels", "polygons", vocabulary, strokeWidth="2", opacity="0.4")
-        _add_labels(view, "BrushLabels", "brushes", vocabulary, model_regions="holes")
-    elif shape == "brush":
-        _add_labels(view, "BrushLabels", "brushes", vocabulary)
-    boxes = {} if shape == "box" else {"smart": "true", "model_skip": "true"}
-    _add_labels(view, "RectangleLabels", "boxes", vocabulary, **boxes)
-    SubElement(view, "Image", name="image", value="$image", zoom="true", zoomControl="true", maxWidth="900px")
+    labels = SubElement(aside, "View", style="flex: 1 1 auto; overflow-y: auto")
+    _add_labels(labels, vocabulary)
+    main = SubElement(columns, "View", style="flex: 1 1 auto; min-width: 0")
+    for tag, name, attributes in _TOOLS[shape]:
+        SubElement(main, tag, {"name": name, "toName": "image", **attributes})
+    for tag, name in _ASKING[shape]:
+        SubElement(main, tag, name=name, toName="image", smart="true", smartOnly="true")
+    SubElement(main, "Image", name="image", value="$image", zoom="true", zoomControl="true", maxHeight=_HEIGHT)
+    for line in _HINTS[shape == "box"]:
+        SubElement(main, "Header", value=line, size="6", style="margin: 4px 0; font-weight: normal")
     indent(view)
     return tostring(view, encoding="unicode")
 
 
-def _add_labels(view: Element, tag: str, name: str, vocabulary: Vocabulary, **attributes: str) -> None:
-    control = SubElement(view, tag, {"name": name, "toName": "image", **attributes})
-    for label, color in zip(vocabulary.labels, vocabulary.colors, strict=True):
-        element = SubElement(control, "Label", value=label.name, background="#{:02x}{:02x}{:02x}".format(*color))
+def _add_labels(view: Element, vocabulary: Vocabulary) -> None:
+    control = SubElement(view, "Labels", name="labels", toName="image")
+    for label in vocabulary.labels:
+        element = SubElement(control, "Label", value=label.name)
+        if label.color is not None:
+            element.set("background", "#{:02x}{:02x}{:02x}".format(*label.color))
         if label.prompts != (label.name,):
             if with_comma := [prompt for prompt in label.prompts if "," in prompt]:
                 raise VocabularyError(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelstudio_backend.export import image_name
+from labelstudio_backend.labeled_shapes import join_labels
 from labelstudio_backend.labeling_config import BACKGROUND_NAMES
 from labelstudio_backend.shapes import mask_of_value
 from tcl_core.errors import DataSetError
@@ -77,7 +78,7 @@ class LabelStudioDataSet(FolderDataSet):
             DataSetError: its place on the image is not known.
         """
         newest = _newest(task) or {}
-        for result in newest.get("result") or []:
+        for result in join_labels(newest.get("result") or []):
             kind = result.get("type")
             if kind not in _KINDS:
                 continue

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelstudio_backend.image_fetch.locations import cloud_key
+from labelstudio_backend.labeled_shapes import join_labels
 from labelstudio_backend.labeling_config import BACKGROUND_NAMES, LabelingConfig, ProjectConfig
 from labelstudio_backend.shapes import mask_of_value, polygon_of_value
 from tcl_core.errors import CocoError, SettingsError, TclError
@@ -89,7 +90,13 @@ def export_tasks(
     if annotators not in ANNOTATORS:
         raise SettingsError(f"annotators is {annotators!r}; give one of {', '.join(ANNOTATORS)}")
     project = config if isinstance(config, ProjectConfig) else ProjectConfig((config,))
-    values = [value for value in project.values if value.casefold() != "background"]
+    if project.dynamic:
+        tasks = list(tasks)
+        named = [image.values for task in tasks for image, _ in project.images_of(task.get("data") or {})]
+        names_there = tuple(dict.fromkeys(value for values in named for value in values))
+    else:
+        names_there = project.values
+    values = [value for value in names_there if value.casefold() != "background"]
     if not values:
         raise CocoError("the project has no labels to export")
     vocabulary = Vocabulary(tuple(Label(value) for value in values))
@@ -160,7 +167,7 @@ def _read(
     """The regions of one annotation, and the sizes that they were drawn at."""
     drawn: list[_Drawn] = []
     sizes: set[tuple[int, int]] = set()
-    for result in annotation.get("result") or []:
+    for result in join_labels(annotation.get("result") or []):
         kind = result.get("type")
         if kind not in _KINDS or result.get("to_name") != config.image_name:
             continue

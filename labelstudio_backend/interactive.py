@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from labelstudio_backend.labeling_config import LabelingConfig
 from labelstudio_backend.predictor import Prediction, Predictor
@@ -22,11 +23,13 @@ class Question:
         config: the project's labeling configuration.
         added: the project's typed prompts so far, by label.
         context: what an annotator typed or drew; ``None`` asks for the default prediction.
+        known: results that the task has already, see :func:`labelstudio_backend.known_regions.results_of_task`.
     """
 
     config: LabelingConfig
     added: Added
     context: Context | None = None
+    known: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ def answer(predictor: Predictor, question: Question, image: bytes) -> Answer:
     if context is None:
         return Answer(predictor.predict(image, Plan(config, added)))
     if context.drawn is not None:
-        return Answer(predictor.predict(image, Plan(config, added, label=context.drawn.label, drawn=context.drawn)))
+        drawn = context.drawn
+        return Answer(predictor.predict(image, Plan(config, added, drawn.label, drawn=drawn, known=question.known)))
     if context.text is None:
         return Answer(Prediction([], 0.0, (0, 0)))
     typed = read_typed(context.text, config, question.added)
@@ -63,7 +67,8 @@ def answer(predictor: Predictor, question: Question, image: bytes) -> Answer:
         routed = predictor.route(str(prompt), config, question.added)
         label = routed.label
         note = f"The prompt {prompt!r} was added to the nearest label, {label!r} (similarity {routed.similarity:.2f})."
-    plan = Plan(config, added, label=label, prompts=None if prompt is None else (prompt,), note=note)
+    prompts = None if prompt is None else (prompt,)
+    plan = Plan(config, added, label=label, prompts=prompts, note=note, known=question.known)
     prediction = predictor.predict(image, plan)
     learned = (str(label), str(prompt)) if typed.action in ("add", "nearest") else None
     return Answer(prediction, learned)

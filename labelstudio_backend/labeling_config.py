@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element
 
-import defusedxml.ElementTree
-from defusedxml import DefusedXmlException
-
+from labelstudio_backend.config_tags import (
+    DRAWING_TAGS,
+    KIND_OF_SHAPE,
+    KIND_OF_TAG,
+    POINTING_TAGS,
+    Kind,
+    fill_dynamic_labels,
+    has_dynamic_labels,
+    is_false,
+    is_true,
+    labels_of,
+    parse_xml,
+    prompts_of,
+    tag_of,
+    targets_of,
+    threshold_of,
+    value_of_label,
+)
 from labelstudio_backend.image_source import ImageSource
-from tcl_core.errors import ImageError, SettingsError, VocabularyError
+from tcl_core.errors import ImageError, SettingsError, TclError, VocabularyError
 from tcl_core.vocabulary import Label, Vocabulary
 from tcl_core.vocabulary.files import background_names_from_text
 
@@ -28,20 +41,10 @@ __all__ = [
     "parse_project_config",
 ]
 
-Kind = Literal["polygon", "brush", "rectangle"]
-
-_KIND_OF_TAG: dict[str, Kind] = {
-    "polygonlabels": "polygon",
-    "brushlabels": "brush",
-    "rectanglelabels": "rectangle",
-}
-_POINTING_TAGS = frozenset({*_KIND_OF_TAG, "keypointlabels", "ellipselabels", "bitmasklabels", "labels"})
-"""Tags whose labels can stand in what an annotator draws."""
 BACKGROUND_NAMES = frozenset({"background", "bg"})
 """Labels of these names (in any case) without prompts stand for what no other label wins."""
 
 _INDEX_FLAG = "{{idx}}"
-_MAX_CHARACTERS = 1 << 20
 _MOST_PAIRS = 300_000
 """Images times tags: each image is read by a look at every tag."""
 
@@ -58,6 +61,8 @@ class Control:
         holes_only: ``model_regions="holes"``: only regions with a hole are predicted for it.
         written: what stands in a result for each label: the alias or the value, exactly as in the configuration; by
             default the values.
+        labels_name: the ``Labels`` tag that holds the labels of a ``Polygon``, ``Brush`` or ``Rectangle``; ``None``
+            for a tag with labels of its own.
     """
 
     name: str
@@ -66,6 +71,7 @@ class Control:
     skipped: bool = False
     holes_only: bool = False
     written: tuple[str, ...] = ()
+    labels_name: str | None = None
 
     def written_as(self, label: str) -> str:
         """What stands in this tag's results for one of its labels."""
@@ -87,7 +93,7 @@ class LabelingConfig:
         background_names: prompts that compete and leave what they win without a label (``model_background_names`` of
             the outermost tag); ``None`` takes the method's.
         background_label: the label that stands for what no other label wins, if there is one.
-        background_skipped: whether nothing is drawn for it.
+        background_skipped: whether nothing is drawn for it, which is the default.
         prompt_name: name of the ``TextArea`` for prompts, if there is one.
         spellings: label by what stands for it in results, by the tag's name.
         item_index: number of the page, where the image is one of several in one tag.
@@ -160,9 +166,26 @@ class ProjectConfig:
 
     Attributes:
         images: every ``Image`` tag that something is drawn on, in the order of the configuration.
+        dynamic: the configuration itself, where labels come from each task's data (``<Labels value="$labels">``).
+        max_names: most labels and prompts together; ``None`` takes any number.
     """
 
     images: tuple[LabelingConfig, ...]
+    dynamic: str = ""
+    max_names: int | None = None
+
+    def for_task(self, data: Mapping[str, object]) -> ProjectConfig:
+        """The configuration with the labels of a task; itself, where all tasks have the same.
+
+        Raises:
+            SettingsError: the task's data has no such labels.
+            VocabularyError: a label or prompt cannot be used.
+        """
+        if not self.dynamic:
+            return self
+        root = parse_xml(self.dynamic)
+        fill_dynamic_labels(root, data)
+        return _read_project(root, self.max_names)
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -194,10 +217,14 @@ class ProjectConfig:
         """The images of a task, each with its configuration and with what the task says about where it is.
 
         Pages of one tag, and the images of a ``Repeater``, come one by one. Where the task does not say where the image
-        of a tag is, an `ImageError` stands in its place.
+        of a tag is, an `ImageError` stands in its place, and a `SettingsError` where it does not say its labels.
         """
         found: list[tuple[LabelingConfig, object]] = []
-        for image in self.images:
+        try:
+            images = self.for_task(data).images
+        except TclError as error:
+            return [(self.images[0], error)]
+        for image in images:
             try:
                 for index, page, url in image.source.places(data, image.image_name):
                     found.append((replace(_renamed(image, index), item_index=page), url))
@@ -229,7 +256,9 @@ def parse_project_config(xml: str, max_names: int | None = None) -> ProjectConfi
     """Read a labeling configuration.
 
     The labels of an ``Image`` are those of all ``PolygonLabels``, ``BrushLabels`` and ``RectangleLabels`` that point to
-    it. A label's prompts are in its ``predicted_values`` (separated by commas), its threshold in its own
+    it. Where there are none, they are those of its ``Labels``, which its ``Polygon``, ``Brush`` or ``Rectangle`` draws:
+    the first of them that is not ``smartOnly``, unless ``model_skip`` says otherwise. A label's
+    prompts are in its ``predicted_values`` (separated by commas), its threshold in its own
     ``model_score_threshold`` or that of its tag; a label of several tags unites their prompts. The outermost tag may
     say ``model_background="false"`` or give the threshold of the background, and ``model_background_names`` may say
     auto, none, or names separated by commas.
@@ -243,21 +272,34 @@ def parse_project_config(xml: str, max_names: int | None = None) -> ProjectConfi
             number from 0 to 1.
         VocabularyError: a label or prompt cannot be used.
     """
-    root = _parse(xml)
+    root = parse_xml(xml)
+    project = _read_project(root, max_names)
+    return replace(project, dynamic=xml, max_names=max_names) if has_dynamic_labels(root) else project
+
+
+def _read_project(root: Element, max_names: int | None) -> ProjectConfig:
     if max_names is not None:
         _check_names(root, max_names)
     repeaters = _repeaters(root)
-    tags = [tag for tag in root.iter() if _tag(tag) in _KIND_OF_TAG]
+    tags = [tag for tag in root.iter() if tag_of(tag) in (*KIND_OF_TAG, *KIND_OF_SHAPE, "labels")]
     images = []
     for image in root.iter():
         name = image.get("name", "")
-        if _tag(image) == "image" and (found := [tag for tag in tags if name in _targets(tag)]):
+        if tag_of(image) == "image" and (found := _drawing([tag for tag in tags if name in targets_of(tag)])):
             images.append(_read_image(root, image, found, repeaters.get(image)))
     if not images:
         raise SettingsError(
-            "the labeling configuration has no PolygonLabels, BrushLabels or RectangleLabels for an Image; add one"
+            "the labeling configuration has no PolygonLabels, BrushLabels or RectangleLabels for an Image, and no "
+            "Labels with a Polygon, Brush or Rectangle; add one"
         )
     return ProjectConfig(tuple(images))
+
+
+def _drawing(tags: list[Element]) -> list[tuple[Element, Element]]:
+    """The tags that draw on an image, each with the tag that holds its labels."""
+    own = [(tag, tag) for tag in tags if tag_of(tag) in KIND_OF_TAG]
+    held = [tag for tag in tags if tag_of(tag) == "labels"]
+    return own or [(tag, labels) for tag in tags if tag_of(tag) in KIND_OF_SHAPE for labels in held]
 
 
 def find_prompt_field(xml: str) -> tuple[str, str] | None:
@@ -270,15 +312,15 @@ def find_prompt_field(xml: str) -> tuple[str, str] | None:
         The names that they have in the first image of a ``Repeater``; ``None`` where there is no such text area.
     """
     try:
-        root = _parse(xml)
+        root = parse_xml(xml)
         repeaters = _repeaters(root)
     except SettingsError:
         return None
-    images = {tag.get("name", ""): tag for tag in root.iter() if _tag(tag) == "image"}
+    images = {tag.get("name", ""): tag for tag in root.iter() if tag_of(tag) == "image"}
     for tag in root.iter():
-        if _tag(tag) != "textarea" or _is_true(tag, "perRegion") or not tag.get("name"):
+        if tag_of(tag) != "textarea" or is_true(tag, "perRegion") or not tag.get("name"):
             continue
-        for target in _targets(tag):
+        for target in targets_of(tag):
             if target in images:
                 repeater = repeaters.get(images[target])
                 flag = None if repeater is None else repeater.get("indexFlag") or _INDEX_FLAG
@@ -289,14 +331,14 @@ def find_prompt_field(xml: str) -> tuple[str, str] | None:
 
 def _check_names(root: Element, max_names: int) -> None:
     """Refuse what would take minutes, before anything is made of it."""
-    names = sum(1 + label.get("predicted_values", "").count(",") for label in root.iter() if _tag(label) == "label")
+    names = sum(1 + label.get("predicted_values", "").count(",") for label in root.iter() if tag_of(label) == "label")
     if names > max_names:
         raise SettingsError(
             f"the labeling configuration has {names} labels and prompts, more than {max_names}; remove some, or raise "
             "max_names in the server's settings"
         )
     tags = sum(1 for _ in root.iter())
-    images = sum(_tag(tag) == "image" for tag in root.iter())
+    images = sum(tag_of(tag) == "image" for tag in root.iter())
     if images * tags > _MOST_PAIRS:
         raise SettingsError(
             f"the labeling configuration has {images} images among {tags} tags, which takes too long to read; use a "
@@ -312,18 +354,20 @@ def _repeaters(root: Element) -> dict[Element, Element]:
     """
     inside: dict[Element, Element] = {}
     for repeater in root.iter():
-        if _tag(repeater) != "repeater":
+        if tag_of(repeater) != "repeater":
             continue
         for tag in repeater.iter():
             if tag is repeater:
                 continue
-            if _tag(tag) == "repeater":
+            if tag_of(tag) == "repeater":
                 raise SettingsError("the labeling configuration: a <Repeater> in another one is not supported")
             inside[tag] = repeater
     return inside
 
 
-def _read_image(root: Element, image: Element, tags: list[Element], repeater: Element | None) -> LabelingConfig:
+def _read_image(
+    root: Element, image: Element, tags: list[tuple[Element, Element]], repeater: Element | None
+) -> LabelingConfig:
     image_name = image.get("name", "")
     source = ImageSource.read(
         image_name,
@@ -334,41 +378,43 @@ def _read_image(root: Element, image: Element, tags: list[Element], repeater: El
     labels: dict[str, tuple[tuple[str, ...], float | None]] = {}
     controls: list[Control] = []
     background: tuple[str, float | None, bool] | None = None
-    for tag in tags:
+    skipped = _skipped(tags)
+    for tag, holder in tags:
         written: dict[str, str] = {}
-        for label in _labels(tag):
-            value = _value(label)
+        for label in labels_of(holder):
+            value = value_of_label(label)
             if source.repeated is not None and source.repeated[1] in value:
                 raise SettingsError(
                     f"the labeling configuration: <Label value={value!r}> changes with the {source.repeated[1]} of its "
                     "<Repeater>, which is not supported; give all pages the same labels"
                 )
-            prompts = _prompts(label)
-            threshold = _threshold(label, f"<Label value={value!r}>")
+            prompts = prompts_of(label)
+            threshold = threshold_of(label, f"<Label value={value!r}>")
             written.setdefault(value, label.get("alias") or label.get("value") or "")
             if value.casefold() in BACKGROUND_NAMES and not prompts:
-                background = background or (value, threshold, _is_true(label, "model_skip"))
+                background = background or (value, threshold, not is_false(label, "model_skip"))
                 continue
             if threshold is None:
-                threshold = _threshold(tag, f"<{tag.tag} name={tag.get('name')!r}>")
+                threshold = threshold_of(holder, f"<{holder.tag} name={holder.get('name')!r}>")
             known = labels.get(value, ((), None))
             united = tuple(dict.fromkeys((*known[0], *prompts)))
             labels[value] = (united, known[1] if known[1] is not None else threshold)
         controls.append(
             Control(
                 name=tag.get("name", ""),
-                kind=_KIND_OF_TAG[_tag(tag)],
+                kind={**KIND_OF_TAG, **KIND_OF_SHAPE}[tag_of(tag)],
                 labels=tuple(written),
-                skipped=_is_true(tag, "model_skip"),
+                skipped=tag in skipped,
                 holes_only=tag.get("model_regions", "all").strip().lower() == "holes",
                 written=tuple(written.values()),
+                labels_name=None if holder is tag else holder.get("name", ""),
             )
         )
-    if not labels:
+    if not labels and not has_dynamic_labels(root):
         raise SettingsError("the labeling configuration has no label to predict; add a <Label value=...>")
     spoken = root.get("model_background", "").strip().lower()
     without = spoken == "false"
-    threshold = None if spoken in ("true", "false") else _threshold(root, "the outermost tag", "model_background")
+    threshold = None if spoken in ("true", "false") else threshold_of(root, "the outermost tag", "model_background")
     config = LabelingConfig(
         image_name=image_name,
         source=source,
@@ -382,81 +428,51 @@ def _read_image(root: Element, image: Element, tags: list[Element], repeater: El
         prompt_name=_prompt_name(root, image_name),
         spellings=_spellings(root, image_name),
     )
-    config.vocabulary()
+    if labels:
+        config.vocabulary()
     return config
+
+
+def _skipped(tags: list[tuple[Element, Element]]) -> list[Element]:
+    """Tags that nothing is predicted for: of several shapes for the same labels, all but the first."""
+    skipped: list[Element] = []
+    drawn: Element | None = None
+    for tag, holder in tags:
+        if is_true(tag, "model_skip"):
+            skipped.append(tag)
+        elif holder is not tag and not is_false(tag, "model_skip"):
+            if is_true(tag, "smartOnly") or drawn not in (None, tag):
+                skipped.append(tag)
+            else:
+                drawn = tag
+    return skipped
 
 
 def _spellings(root: Element, image_name: str) -> dict[str, dict[str, str]]:
     """What stands for each label in the results of each tag on an image, also of tags that nothing is drawn with."""
     found: dict[str, dict[str, str]] = {}
-    for tag in root.iter():
-        if _tag(tag) in _POINTING_TAGS and image_name in _targets(tag):
+    pointing = [tag for tag in root.iter() if image_name in targets_of(tag)]
+    shared: dict[str, str] = {}
+    for tag in pointing:
+        if tag_of(tag) in POINTING_TAGS:
             names = found.setdefault(tag.get("name", ""), {})
-            for label in _labels(tag):
-                for spelling in (label.get("alias"), label.get("value"), _value(label)):
+            for label in labels_of(tag):
+                for spelling in (label.get("alias"), label.get("value"), value_of_label(label)):
                     if spelling:
-                        names.setdefault(spelling, _value(label))
-                        names.setdefault(spelling.strip(), _value(label))
+                        names.setdefault(spelling, value_of_label(label))
+                        names.setdefault(spelling.strip(), value_of_label(label))
+            if tag_of(tag) == "labels":
+                shared |= {spelling: name for spelling, name in names.items() if spelling not in shared}
+    if shared:
+        # What is drawn with these has the label that is chosen in a Labels.
+        found |= {tag.get("name", ""): shared for tag in pointing if tag_of(tag) in DRAWING_TAGS}
     return found
-
-
-def _parse(xml: str) -> Element:
-    if len(xml) > _MAX_CHARACTERS:
-        raise SettingsError("the labeling configuration is longer than a million characters")
-    try:
-        # A document type could define entities; Label Studio's configurations have none.
-        return defusedxml.ElementTree.fromstring(xml, forbid_dtd=True)
-    except (ParseError, DefusedXmlException, ValueError) as error:
-        raise SettingsError(f"the labeling configuration is not valid XML ({error})") from error
-
-
-def _tag(element: Element) -> str:
-    return element.tag.lower() if isinstance(element.tag, str) else ""
-
-
-def _targets(element: Element) -> list[str]:
-    return [name.strip() for name in element.get("toName", "").split(",")]
-
-
-def _labels(control: Element) -> Iterator[Element]:
-    for element in control.iter():
-        if _tag(element) == "label" and _value(element):
-            yield element
-
-
-def _value(label: Element) -> str:
-    """What people read: the value; an alias is a key for programs, and may differ from tag to tag."""
-    return (label.get("value") or label.get("alias") or "").strip()
-
-
-def _prompts(label: Element) -> tuple[str, ...]:
-    written = tuple(dict.fromkeys(part.strip() for part in label.get("predicted_values", "").split(",")))
-    return tuple(prompt for prompt in written if prompt)
-
-
-def _threshold(element: Element, where: str, attribute: str = "model_score_threshold") -> float | None:
-    text = element.get(attribute)
-    if text is None or not text.strip():
-        return None
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise SettingsError(
-            f"the labeling configuration: {where} has the {attribute} {text!r}; give a number from 0 to 1"
-        )
-    return number
-
-
-def _is_true(element: Element, attribute: str) -> bool:
-    return element.get(attribute, "").strip().lower() == "true"
 
 
 def _prompt_name(root: Element, image_name: str) -> str | None:
     """The text area for prompts: the first on the image that does not describe single regions."""
     for tag in root.iter():
-        if _tag(tag) == "textarea" and image_name in _targets(tag) and not _is_true(tag, "perRegion"):
+        if tag_of(tag) == "textarea" and image_name in targets_of(tag) and not is_true(tag, "perRegion"):
             return tag.get("name")
     return None
 

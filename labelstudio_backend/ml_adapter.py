@@ -14,6 +14,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from label_studio_ml.model import LabelStudioMLBase
 
 from labelstudio_backend.image_fetch.locations import Owner
 from labelstudio_backend.interactive import Question, answer, answer_command
+from labelstudio_backend.known_regions import results_of_task
 from labelstudio_backend.labeling_config import ProjectConfig, parse_project_config
 from labelstudio_backend.model_options import FAILED_VERSION, ModelOptions, model_version
 from labelstudio_backend.predictor import Prediction, Predictor
@@ -80,7 +82,10 @@ class _Engine:
                         raise url
                     owner = Owner(task.get("id"), project_number(project))
                     encoded = asyncio.run_coroutine_threadsafe(self._fetcher.fetch(url, owner), self._loop).result()
-                    question = Question(image, added, None if asked is None else asked.context)
+                    question = Question(image, added)
+                    if asked is not None:
+                        known = results_of_task(task.get("drafts"), task.get("annotations"), task.get("predictions"))
+                        question = replace(question, context=asked.context, known=known)
                     answered = answer(self._predictor, question, encoded)
                 except TclError as error:
                     found.append(str(error))
@@ -149,6 +154,8 @@ class TclModel(LabelStudioMLBase):
         for task in tasks:
             asked = None
             try:
+                if context is not None:
+                    config = config.for_task(task.get("data") or {})
                 asked = read_context(context, config)
                 lines = answer_command(asked, engine.store, project)
                 if lines is not None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FAILED_VERSION", "ModelOptions", "model_version"]
 
-_RESULTS_FORMAT = 3
+_RESULTS_FORMAT = 4
 """Raise it when equal settings begin to give other regions."""
 
 FAILED_VERSION = "tcl-annotate-failed"
@@ -42,7 +42,7 @@ class ModelOptions:
         batch_size: most windows that go through the network together.
         tolerance: of the polygons, see :func:`tcl_core.polygons.tolerance_in_pixels`.
         min_area: regions of fewer pixels are merged into their surroundings; ``"auto"`` takes what follows from the
-            model's patch, 0 keeps all.
+            model's patch (two patches for a task, a quarter of one for what an annotator asks for), 0 keeps all.
         max_pixels: larger images are refused.
 
     Raises:

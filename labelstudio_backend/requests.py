@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from labelstudio_backend.labeled_shapes import join_labels
 from labelstudio_backend.labeling_config import Control, LabelingConfig, ProjectConfig
 from labelstudio_backend.prompts import Added
 from labelstudio_backend.shapes import ellipse_points, polygon_of_value, rectangle_points
@@ -113,6 +114,7 @@ class Plan:
         drawn: the label is looked for there: inside an area, in which it competes with nothing but the background, or
             under marks.
         note: stands in the regions' ``meta``.
+        known: results that the task has already; regions of the same label in the same place take over their ids.
     """
 
     config: LabelingConfig
@@ -121,6 +123,7 @@ class Plan:
     prompts: tuple[str, ...] | None = None
     drawn: Drawn | None = None
     note: str | None = None
+    known: tuple[Mapping[str, Any], ...] = ()
 
     def controls(self) -> Sequence[Control]:
         """Tags to draw the answer with; what was drawn is drawn again only where nothing else can be."""
@@ -158,7 +161,7 @@ def read_context(context: Mapping[str, Any] | None, project: ProjectConfig) -> A
         return None
     if not results:
         return Asked(Context(), project.images[0])
-    known = [result for result in results if isinstance(result, Mapping)]
+    known = _without_labeled_texts(join_labels(results))
     if not known:
         raise SettingsError("the request holds nothing that was typed or drawn")
     last = known[-1]
@@ -173,6 +176,12 @@ def read_context(context: Mapping[str, Any] | None, project: ProjectConfig) -> A
         # A choice or a note of the annotator's own: Label Studio tells of these too, but nothing is asked.
         return Asked(Context(), config, item_index)
     return Asked(Context(drawn=_read_drawn(known, config)), config, item_index)
+
+
+def _without_labeled_texts(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out the labels of texts: Label Studio gives whatever it accepts the label that is selected at the time."""
+    texts = {str(result.get("id")) for result in results if result.get("type") == "textarea"}
+    return [result for result in results if result.get("type") == "textarea" or str(result.get("id")) not in texts]
 
 
 def _value(result: Mapping[str, Any]) -> Mapping[str, Any]:

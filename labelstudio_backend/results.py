@@ -13,16 +13,13 @@ from numpy.typing import NDArray
 from shapely import Polygon
 
 from labelstudio_backend.brush_rle import encode_brush
+from labelstudio_backend.known_regions import KnownRegions
 from labelstudio_backend.labeling_config import Control, LabelingConfig
 from tcl_core.export.coco.geometry import has_hole, pixel_outline
 from tcl_core.export.coco.keyhole import keyhole_ring
-from tcl_core.polygons.rasterize import polygon_iou
 from tcl_core.types import Region
 
-__all__ = ["MIN_POLYGON_IOU", "overall_score", "region_results", "text_result"]
-
-MIN_POLYGON_IOU = 0.98
-"""A polygon that follows its mask less closely is replaced by the mask's exact outline."""
+__all__ = ["overall_score", "region_results", "text_result"]
 
 _SCORE_DECIMALS = 4
 
@@ -34,6 +31,7 @@ def region_results(
     *,
     controls: Sequence[Control] | None = None,
     meta: Mapping[str, Any] | None = None,
+    known: KnownRegions | None = None,
 ) -> list[dict[str, Any]]:
     """Draw regions with every tag that has their label.
 
@@ -46,9 +44,11 @@ def region_results(
         size: ``(height, width)`` of the upright image.
         controls: the tags to draw with; by default all that are not skipped.
         meta: stands in every result.
+        known: regions whose ids are taken over by those that replace them.
 
     Returns:
-        Results of type ``polygonlabels``, ``brushlabels`` and ``rectanglelabels``, each with an id of its own.
+        Results of type ``polygonlabels``, ``brushlabels`` and ``rectanglelabels``; or pairs of a ``polygon``, ``brush``
+        or ``rectangle`` and its ``labels``. Each region has an id of its own.
     """
     chosen = config.drawing if controls is None else controls
     results: list[dict[str, Any]] = []
@@ -61,7 +61,8 @@ def region_results(
                 continue
             if control.kind == "polygon" and holed and brushed:
                 continue
-            results.append(_result(control, config, value, region, size, meta))
+            number = (known.take(control, value, region) if known is not None else None) or _new_id()
+            results += _results(number, control, config, value, region, size, meta)
     return results
 
 
@@ -82,47 +83,58 @@ def text_result(config: LabelingConfig, lines: Sequence[str]) -> list[dict[str, 
 
 
 def overall_score(drawn: Sequence[tuple[str, Region]]) -> float:
-    """Score of a prediction: the mean over its regions weighted by area, 0 without regions."""
-    area = sum(region.area for _, region in drawn)
-    return _score(sum(region.score * region.area for _, region in drawn) / area) if area else 0.0
+    """Score of a prediction: the mean over its regions, 0 without regions.
+
+    Each region counts the same, because each may have to be corrected: a large background that is certain would hide
+    how uncertain the objects on it are.
+    """
+    return _score(sum(region.score for _, region in drawn) / len(drawn)) if drawn else 0.0
 
 
-def _result(
+def _results(
+    number: str,
     control: Control,
     config: LabelingConfig,
     value: str,
     region: Region,
     size: tuple[int, int],
     meta: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    kind = f"{control.kind}labels"
+) -> list[dict[str, Any]]:
+    """A region: one result, or a shape and its label where these are of two tags, as Label Studio writes them."""
     geometry: dict[str, Any]
     if control.kind == "brush":
         geometry = {"format": "rle", "rle": encode_brush(region.full_mask(size))}
     elif control.kind == "polygon":
-        geometry = {"points": _percent(keyhole_ring(_faithful_polygon(region)), size), "closed": True}
+        geometry = {"points": _percent(keyhole_ring(_outline(region)), size), "closed": True}
     else:
         x, y, width, height = region.bbox
         (left, top), (across, down) = _percent(np.array([[x, y], [width, height]], dtype=np.float64), size)
         geometry = {"x": left, "y": top, "width": across, "height": down, "rotation": 0}
-    result = {
-        "id": _new_id(),
-        "from_name": control.name,
+    common = {
+        "id": number,
         "to_name": config.image_name,
-        "type": kind,
         "original_width": size[1],
         "original_height": size[0],
         "image_rotation": 0,
         "score": _score(region.score),
-        "value": {**geometry, kind: [control.written_as(value)]},
     }
     if config.item_index is not None:
-        result["item_index"] = config.item_index
-    return result if meta is None else {**result, "meta": dict(meta)}
+        common["item_index"] = config.item_index
+    if meta is not None:
+        common["meta"] = dict(meta)
+    label = [control.written_as(value)]
+    if control.labels_name is None:
+        kind = f"{control.kind}labels"
+        return [{**common, "from_name": control.name, "type": kind, "value": {**geometry, kind: label}}]
+    return [
+        {**common, "from_name": control.name, "type": control.kind, "value": geometry},
+        {**common, "from_name": control.labels_name, "type": "labels", "value": {**geometry, "labels": label}},
+    ]
 
 
-def _faithful_polygon(region: Region) -> Polygon:
-    if region.polygon is not None and region.polygon.is_valid and polygon_iou(region) >= MIN_POLYGON_IOU:
+def _outline(region: Region) -> Polygon:
+    # How far an outline may leave its mask is the tolerance's business.
+    if region.polygon is not None and region.polygon.is_valid:
         return region.polygon
     (outline,) = shapely.get_parts(pixel_outline(region.mask, region.bbox[:2]))
     return outline

@@ -22,6 +22,8 @@ class TaskData(_Request):
     id: int | None = None
     data: dict[str, Any] = Field(description="The task's data; the labeling configuration says where the image is.")
     predictions: Any = Field(None, description="The task's predictions so far, which new ones replace.")
+    annotations: Any = Field(None, description="The task's annotations.")
+    drafts: Any = Field(None, description="What the annotator has drawn and not submitted yet.")
 
 
 class Parameters(_Request):

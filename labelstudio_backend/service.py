@@ -17,6 +17,7 @@ from anyio import CapacityLimiter, create_task_group
 from labelstudio_backend.image_fetch.locations import Owner, origin_of
 from labelstudio_backend.image_fetch.tokens import Token, is_token
 from labelstudio_backend.interactive import Question, answer_command
+from labelstudio_backend.known_regions import results_of_task
 from labelstudio_backend.labeling_config import LabelingConfig, ProjectConfig, parse_project_config
 from labelstudio_backend.metrics import Metrics
 from labelstudio_backend.model_options import FAILED_VERSION, model_version
@@ -28,9 +29,10 @@ from labelstudio_backend.requests import Asked, Context, freeze, read_context
 from labelstudio_backend.results import text_result
 from labelstudio_backend.schemas import PredictRequest, SetupRequest, TaskData, project_number
 from labelstudio_backend.settings import ServerSettings
-from labelstudio_backend.supervisor import ModelUnavailableError, Supervisor, WorkerDiedError
+from labelstudio_backend.supervisor import ModelUnavailableError, WorkerDiedError
 from labelstudio_backend.task_answer import asked_images, field_of_unusable, prompt_field, put_together
 from labelstudio_backend.worker import Failed, Job, Reply
+from labelstudio_backend.worker_pool import WorkerPool
 from tcl_core.caching import ByteBoundedCache
 from tcl_core.errors import SettingsError, TclError, VocabularyError
 
@@ -41,6 +43,8 @@ logger = logging.getLogger(__name__)
 _TASKS_AT_ONCE = 4
 """So many of a batch's images are fetched while the model works on another."""
 _VERSIONS_KEPT = 100
+_SUGGESTIONS_KEPT = 10
+_SUGGESTED_BYTES = 32 << 20
 _UNCONFIGURED = "unconfigured"
 
 parse_config = lru_cache(maxsize=64)(parse_project_config)
@@ -81,12 +85,19 @@ class Service:
         self.metrics = Metrics()
         self.fetcher = settings.images.fetcher(settings.token)
         self.prompts = PromptStore(settings.state_dir / "prompts.json")
-        self.supervisor = Supervisor(
-            settings.model, settings.feature_cache_bytes, settings.job_seconds, self.metrics.restarts.inc
+        self.supervisor = WorkerPool(
+            settings.workers,
+            settings.model,
+            settings.feature_cache_bytes,
+            settings.job_seconds,
+            self.metrics.restarts.inc,
         )
         self._requests = 0
         self._replies = ByteBoundedCache[tuple[str, str], Reply](
             settings.result_cache_bytes, lambda reply: len(reply.results)
+        )
+        self._suggested = ByteBoundedCache[tuple[str, int | None], tuple[bytes, ...]](
+            _SUGGESTED_BYTES, lambda suggested: sum(map(len, suggested))
         )
         self.reports = Reports()
         self.replacer = Replacer(settings.images.label_studio_url, self._token_text)
@@ -139,6 +150,8 @@ class Service:
                 return self._response(self._all_failed(request.tasks, field, context, str(error), project))
             version = FAILED_VERSION
             try:
+                if context is not None and request.tasks:
+                    config = config.for_task(request.tasks[0].data)
                 asked = read_context(context, config)
                 lines = answer_command(asked, self.prompts, project, remember=self.settings.remember_prompts)
                 if asked is not None and asked.context == Context():
@@ -166,7 +179,8 @@ class Service:
             "state": supervisor.state,
             "reason": supervisor.reason,
             "device": supervisor.device,
-            "worker_pid": supervisor.pid,
+            "worker_pid": next(iter(supervisor.pids), None),
+            "worker_pids": supervisor.pids,
             "worker_restarts": supervisor.restarts,
             "requests": self._requests,
             "queue": self.settings.queue,
@@ -227,7 +241,9 @@ class Service:
         except TclError as error:
             replies = [str(error)]
         for image, url in images:
-            question = Question(image, added, None if asked is None else asked.context)
+            question = Question(image, added)
+            if asked is not None:
+                question = replace(question, context=asked.context, known=self._known(task, project))
             try:
                 if isinstance(url, TclError):
                     raise url
@@ -266,9 +282,20 @@ class Service:
         elif lines and (field is None or field.prompt_name is None):
             raise RefusedError("; ".join(lines))
         parts = [reply.results[1:-1] for reply in answer.drawn]
+        if asked is not None and parts:
+            self._remember(task, project, b"[%b]" % b",".join(parts))
         if field is not None:
             parts += [json.dumps(result).encode() for result in text_result(field, lines)]
         return _Outcome(b"[%b]" % b",".join(parts), answer.score, answer.failed and asked is None)
+
+    def _known(self, task: TaskData, project: str) -> tuple[Mapping[str, Any], ...]:
+        """What the task has already, with what was suggested since Label Studio saved the annotator's draft."""
+        suggested = [{"result": json.loads(results)} for results in self._suggested.get((project, task.id)) or ()]
+        return results_of_task(task.drafts, suggested, task.annotations, task.predictions)
+
+    def _remember(self, task: TaskData, project: str, results: bytes) -> None:
+        key = (project, task.id)
+        self._suggested.put(key, (results, *(self._suggested.get(key) or ())[: _SUGGESTIONS_KEPT - 1]))
 
     async def _reply(self, task: TaskData, url: object, question: Question, project: str) -> Reply:
         image = await self.fetcher.fetch(url, Owner(task.id, project_number(project)))

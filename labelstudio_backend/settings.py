@@ -31,10 +31,13 @@ __all__ = [
     "ImageSettings",
     "ServerSettings",
     "default_state_dir",
+    "merged_settings",
     "read_settings_file",
     "settings_from",
+    "settings_from_environment",
 ]
 
+_PREFIX = "TCL_BACKEND__"
 DEFAULT_URL = "http://localhost:8080"
 MAX_PIXELS = 64_000_000
 """Largest image that the server takes unless its settings say otherwise: about ten seconds of a small CPU."""
@@ -153,6 +156,7 @@ class ServerSettings:
         credentials: ``name:password`` pairs that may use the server; none lets everybody in.
         token: Label Studio's token for images.
         queue: most requests that are worked on or wait; one more is refused.
+        workers: processes that each hold the model, for a machine whose GPU or memory has room for several.
         feature_cache_bytes: bound of what the model keeps of images.
         result_cache_bytes: bound of default predictions kept for a repeated batch.
         job_seconds: longest time for one image.
@@ -171,6 +175,7 @@ class ServerSettings:
     credentials: tuple[str, ...] = ()
     token: str | None = None
     queue: _Count = 16
+    workers: _Count = 1
     feature_cache_bytes: WholeNumber = 1 << 30
     result_cache_bytes: WholeNumber = 256 << 20
     job_seconds: _Seconds = 300.0
@@ -196,12 +201,56 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise SettingsError(f"{path}: expected a mapping of settings")
+    _refuse_secrets(data, str(path))
+    return data
+
+
+def settings_from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Settings in variables such as ``TCL_BACKEND__QUEUE=32`` or ``TCL_BACKEND__IMAGES__SECONDS=60``.
+
+    Args:
+        environment: all variables; the others are passed over.
+
+    Returns:
+        The same as :func:`read_settings_file`; values are read as in the file.
+
+    Raises:
+        SettingsError: a value is not valid YAML, a setting is below one that is no section, or is a secret.
+
+    Example:
+        >>> settings_from_environment({"TCL_BACKEND__MODEL__MIN_AREA": "64", "HOME": "/"})
+        {'model': {'min_area': 64}}
+    """
+    found: dict[str, Any] = {}
+    for name, text in sorted(environment.items()):
+        if not name.startswith(_PREFIX):
+            continue
+        *sections, key = name.removeprefix(_PREFIX).lower().split("__")
+        place = found
+        try:
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[key] = yaml.safe_load(text)
+        except (yaml.YAMLError, TypeError, AttributeError) as error:
+            raise SettingsError(f"{name}: cannot be read ({' '.join(str(error).split())})") from error
+    _refuse_secrets(found, "the environment")
+    return found
+
+
+def _refuse_secrets(data: Mapping[str, Any], where: str) -> None:
     for forbidden in ("credentials", "token"):
         if forbidden in data:
-            raise SettingsError(
-                f"{path}: {forbidden} is not allowed in the settings file; use --auth-file and --token-file"
-            )
-    return data
+            raise SettingsError(f"{where}: {forbidden} is not allowed there; use --auth-file and --token-file")
+
+
+def merged_settings(file: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a file, with those of the environment in their place, section by section."""
+    result = dict(file)
+    for key, value in environment.items():
+        mine = result.get(key)
+        both = isinstance(mine, Mapping) and isinstance(value, Mapping)
+        result[key] = merged_settings(mine, value) if both else value  # type: ignore[arg-type]
+    return result
 
 
 def settings_from(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,12 @@ from typing import Any
 import click
 
 from labelstudio_backend.cli.options import TOKEN_VARIABLE, image_options, read_token
-from labelstudio_backend.settings import read_settings_file, settings_from
+from labelstudio_backend.settings import (
+    merged_settings,
+    read_settings_file,
+    settings_from,
+    settings_from_environment,
+)
 from tcl_core.cli.main import EXIT_FINE
 from tcl_core.cli.options import min_area_option, model_options
 from tcl_core.cli.places import INPUT_PATH
@@ -33,7 +39,13 @@ A settings file:
     label_studio_url: http://label-studio:8080
     label_studio_aliases: [http://localhost:8080]
     allow_hosts: [images.example.org]
-  queue: 16""",
+  queue: 16
+
+\b
+Environment variables: TCL_BACKEND_PORT=9091 for --port, and so on for all options; TCL_BACKEND__QUEUE=32 or
+TCL_BACKEND__IMAGES__SECONDS=60 for the keys of a settings file. Options come before variables, variables before the
+file.""",
+    context_settings={"auto_envvar_prefix": "TCL_BACKEND"},
 )
 @model_options
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
@@ -66,6 +78,19 @@ A settings file:
     metavar="N",
     help="Maximum number of running and queued requests. Default: 16.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of processes that each hold the model. Default: 1; more than one speeds up a GPU that is not busy.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="Least important messages to log; info logs every request.",
+)
 @click.option("--state-dir", type=INPUT_PATH, metavar="DIR", help="Folder for typed prompts.")
 @click.option(
     "--remember-prompts/--no-remember-prompts",
@@ -92,6 +117,8 @@ def command(
     min_area: Any,
     tolerance: str | None,
     queue: int | None,
+    workers: int | None,
+    log_level: str,
     state_dir: Path | None,
     remember_prompts: bool | None,
     config_file: Path | None,
@@ -104,6 +131,7 @@ def command(
     from labelstudio_backend.middleware import read_auth_file
 
     file = read_settings_file(config_file) if config_file is not None else {}
+    file = merged_settings(file, settings_from_environment(os.environ))
     given = _given(
         model=model,
         refine=refine,
@@ -118,7 +146,7 @@ def command(
         "credentials": read_auth_file(auth_file) if auth_file is not None else (),
         "token": read_token(token_file, needed=False),
     }
-    chosen = {"queue": queue, "state_dir": state_dir, "remember_prompts": remember_prompts}
+    chosen = {"queue": queue, "workers": workers, "state_dir": state_dir, "remember_prompts": remember_prompts}
     top |= {key: value for key, value in chosen.items() if value is not None}
     images = {
         "label_studio_url": url,
@@ -131,7 +159,7 @@ def command(
     settings = settings_from(top, {**given, "tolerance": tolerance}, images, config_file)
     # Reads the file once: a wrong name ends here, and the hash is known before the first request.
     settings.model.identity()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if not settings.credentials and host not in ("127.0.0.1", "::1", "localhost"):

@@ -11,6 +11,7 @@ from labelstudio_backend.cli.options import read_token, server_options
 from tcl_core.cli.main import EXIT_FINE
 from tcl_core.cli.options import make_vocabulary, vocabulary_options
 from tcl_core.cli.places import INPUT_PATH
+from tcl_core.errors import SettingsError
 
 __all__ = ["command"]
 
@@ -23,10 +24,18 @@ _BACKEND_TITLE = "tcl-annotate"
     epilog="""\b
 Examples:
   tcl-annotate label-studio setup --token-file token.txt --labels labels.yaml --upload photos
+  tcl-annotate label-studio setup --token-file token.txt --project 3
   tcl-annotate label-studio setup --token-file token.txt --label "Sofa=sofa,couch" --label Lamp --no-backend""",
 )
 @vocabulary_options
 @server_options
+@click.option(
+    "--project",
+    "number",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Connect this project instead of creating one; its labels and tasks stay as they are.",
+)
 @click.option(
     "--title", default="Pre-labeled with tcl-annotate", show_default=True, metavar="TEXT", help="Title of the project."
 )
@@ -35,7 +44,7 @@ Examples:
     type=click.Choice(["polygon", "brush", "box"]),
     default="polygon",
     show_default=True,
-    help="Shape of predictions; polygon draws regions with holes as brush masks.",
+    help="Shape of predictions.",
 )
 @click.option(
     "--backend-url",
@@ -43,6 +52,14 @@ Examples:
     show_default=True,
     metavar="URL",
     help="URL at which Label Studio reaches the backend.",
+)
+@click.option(
+    "--wait",
+    type=click.IntRange(min=0),
+    default=120,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for the backend to listen.",
 )
 @click.option("--no-backend", is_flag=True, help="Do not connect a backend; predict only with 'label-studio prelabel'.")
 @click.option("--auth-file", type=INPUT_PATH, metavar="FILE", help="The backend's file with name:password lines.")
@@ -57,41 +74,66 @@ def command(
     templates: str | None,
     url: str,
     token_file: Path | None,
+    number: int | None,
     title: str,
     shape: Any,
     backend_url: str,
+    wait: int,
     no_backend: bool,
     auth_file: Path | None,
     upload: tuple[Path, ...],
     local_files: str | None,
 ) -> int:
-    """Create a project with labels, connect the backend to it, and print its URL."""
-    from labelstudio_backend.client import LabelStudioClient
+    """Create a project with labels, connect the backend to it, and print its URL.
+
+    Run again, the command goes on with the project of the same title and labels: the backend is not connected twice,
+    and images that the project has already are not uploaded again.
+    """
+    from labelstudio_backend.client import LabelStudioClient, uploaded_name
     from labelstudio_backend.config_writer import labeling_config_xml
+    from labelstudio_backend.labeling_config import parse_project_config
     from labelstudio_backend.middleware import read_auth_file
+    from labelstudio_backend.waiting import wait_for_backend
     from tcl_core.jobs.inputs import find_images
 
-    vocabulary = make_vocabulary(
-        labels_file, label_options, background, background_threshold, background_names, templates
-    )
-    xml = labeling_config_xml(vocabulary, shape)
+    xml = ""
+    if number is None:
+        vocabulary = make_vocabulary(
+            labels_file, label_options, background, background_threshold, background_names, templates
+        )
+        xml = labeling_config_xml(vocabulary, shape)
+    elif labels_file is not None or label_options:
+        raise SettingsError("--project keeps the project's own labels; leave out --labels and --label")
     credentials = read_auth_file(auth_file)[0] if auth_file is not None else None
     images = find_images([str(path) for path in upload]) if upload else None
     if images is not None and images.left_out:
         click.echo(images.left_out_message(), err=True)
     token = read_token(token_file)
     with LabelStudioClient(url, str(token)) as client:
-        project = client.create_project(title, xml)
+        known = client.project(number) if number is not None else client.find_project(title, xml)
+        if known is not None:
+            # A project whose labels cannot be predicted would only ever say so, task by task.
+            parse_project_config(known.label_config)
+        if not no_backend:
+            wait_for_backend(backend_url, wait)
+        project = known or client.create_project(title, xml)
+        if known is None:
+            client.add_uncertain_tab(project.id)
         click.echo(f"project {project.id}: {client.url}/projects/{project.id}")
         if images is not None:
-            client.upload(project.id, [images.path(index) for index in range(len(images))])
-            click.echo(f"{len(images):,} images uploaded")
+            there = client.uploaded_names(project.id) if known is not None else frozenset()
+            paths = [images.path(index) for index in range(len(images))]
+            new = [path for path in paths if uploaded_name(path.name) not in there]
+            client.upload(project.id, new)
+            kept = f", {len(paths) - len(new):,} were there already" if len(new) < len(paths) else ""
+            click.echo(f"{len(new):,} images uploaded{kept}")
         if local_files is not None:
             client.add_local_storage(project.id, local_files)
             click.echo(f"tasks imported from {local_files}")
-        # Last, because it fails most easily, and can then be done in the project's settings.
+        # Last, because it fails most easily, and the command can be repeated.
         if not no_backend:
-            client.connect_backend(project.id, backend_url, _BACKEND_TITLE, credentials)
+            if backend_url.rstrip("/") not in client.backend_urls(project.id):
+                client.connect_backend(project.id, backend_url, _BACKEND_TITLE, credentials)
             client.use_model(project.id, _BACKEND_TITLE)
             click.echo(f"connected to backend {backend_url}")
     return EXIT_FINE

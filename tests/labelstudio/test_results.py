@@ -95,13 +95,13 @@ def test_ragged_regions_keep_their_shape() -> None:
         assert mask_iou(mask_of_value("polygonlabels", result["value"], SIZE), region.full_mask(SIZE)) >= 0.98
 
 
-def test_scores_are_finite_and_weighted_by_area() -> None:
+def test_scores_are_finite_and_count_every_region_the_same() -> None:
     one = Region(1, "cat", float("nan"), 4, (0, 0, 2, 2), np.ones((2, 2), dtype=bool))
     (result,) = region_results(config("RectangleLabels"), [("cat", one)], SIZE)
     assert result["score"] == 0
     small = Region(1, "cat", 0.9, 1, (0, 0, 1, 1), np.ones((1, 1), dtype=bool))
     large = Region(1, "cat", 0.5, 3, (0, 0, 3, 1), np.ones((1, 3), dtype=bool))
-    assert overall_score([("cat", small), ("cat", large)]) == 0.6
+    assert overall_score([("cat", small), ("cat", large)]) == 0.7
     assert overall_score([]) == 0
 
 

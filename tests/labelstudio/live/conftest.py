@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from selenium import webdriver
 
 from labelstudio_backend.model_options import ModelOptions
 from labelstudio_backend.predictor import Predictor
+from tests.chromium import chromium
 from tests.labelstudio.live.environment import (
     REPOSITORY,
     TOKEN,
@@ -23,6 +25,14 @@ from tests.labelstudio.live.s3 import S3Server, s3_python
 from tests.missing import missing
 from tests.ports import free_port
 
+SECONDS = 900
+BROWSER_ARGUMENTS = (
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1500,1100",
+)
 BACKEND_USER = "label-studio:backend-secret"
 
 
@@ -83,6 +93,15 @@ def backend_url(
     url = f"http://127.0.0.1:{port}"
     with Process(words, folder / "backend.log", f"{url}/health", environment, folder):
         yield url
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    """A browser; its pages may take long on a busy machine."""
+    with chromium(tmp_path_factory.mktemp("chromium"), BROWSER_ARGUMENTS) as started:
+        started.set_page_load_timeout(SECONDS)
+        started.set_script_timeout(SECONDS)
+        yield started
 
 
 @pytest.fixture(scope="session")
