@@ -1,7 +1,7 @@
 r"""The decoder's branch :math:`x + \tanh(g)\,\text{Conv}(\text{GELU}(\text{LN}(x)))`.
 
-Where it is trained, autograd would keep four tensors of the size of ``x`` for each branch. Norm and activation cost next to nothing beside
-the convolution, so they are computed again in the backward pass, and only ``x`` is kept.
+In training autograd would keep four tensors of the size of ``x`` for each branch. Norm and activation cost next to
+nothing beside the convolution, so they are computed again in the backward pass, and only ``x`` is kept.
 
 Where a branch follows a nearest-neighbor up-sampling by two, everything before the convolution can be done before it,
 and a 3 x 3 kernel over the up-sampled map is one of four 2 x 2 kernels over the small one: 16 products instead of 36
