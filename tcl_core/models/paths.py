@@ -21,6 +21,7 @@ __all__ = [
     "home_folder",
     "mirrored",
     "models_folder",
+    "networks_folder",
     "texts_folder",
     "write_atomically",
 ]
@@ -50,6 +51,11 @@ def download_folder() -> Path:
 def models_folder() -> Path:
     """Model files by name, made from downloads or imported."""
     return home_folder() / "models"
+
+
+def networks_folder() -> Path:
+    """Networks that were exported for a backend, which may be deleted at any time."""
+    return home_folder() / "networks"
 
 
 def texts_folder() -> Path | None:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tcl_core.devices import autocast, precision_name, to_device
+from tcl_core.devices import precision_name, to_device
 from tcl_core.errors import SettingsError
 from tcl_core.images import resize_bilinear
 from tcl_core.methods.base import Features, PromptEmbeddings
@@ -108,9 +108,18 @@ class Segmenter:
                 "refiner": None if self.refiner is None else dict(self.refiner.identity()),
                 "precision": precision_name(model.precision),
                 "device": str(model.device),
+                "backend": model.backend.name,
             },
             sort_keys=True,
         )
+        network = {
+            "model": model.name,
+            "weights": model.weights_sha256,
+            "method": self.method.name,
+            "options": self.method.options.affecting("features"),
+        }
+        identity = json.dumps(network, sort_keys=True)
+        self._encode_windows = model.backend.encoder(self.method, identity, model.precision)
 
     def settings(self) -> dict[str, Any]:
         """What a result depends on besides image and vocabulary, as plain JSON values (for COCO's ``info``)."""
@@ -126,6 +135,7 @@ class Segmenter:
             "background_names": f"common names, version {common_names_version()}" if source == "common" else source,
             "templates": self.model.templates,
             "precision": precision_name(self.model.precision),
+            "backend": self.model.backend.name,
             "preprocess": self.model.preprocess.to_dict(),
         }
 
@@ -279,8 +289,7 @@ class Segmenter:
         guides: list[Guide] = []
         while batch := list(islice(queue, self.batch_size)):
             windows = to_device(torch.stack([image.windows[index] for image, index in batch]), self.model.device)
-            with autocast(self.model.device, self.model.precision):
-                encoded = self.method.encode(windows)
+            encoded = self._encode_windows(windows)
             guide = None if self.refiner is None else self.method.window_guide(self.refiner, windows)
             start = 0
             for stop in range(1, len(batch) + 1):

@@ -90,7 +90,7 @@ def bicubic_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def scaled_bicubic_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
     """Resize with the scale factors ``(n + 0.1) / trained`` that SCLIP and its successors give."""
-    scale = ((grid[0] + 0.1) / table.shape[-2], (grid[1] + 0.1) / table.shape[-1])
+    scale = ((grid[0] + 0.1) / int(table.shape[-2]), (grid[1] + 0.1) / int(table.shape[-1]))
     return F.interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False, recompute_scale_factor=False)
 
 
@@ -345,7 +345,8 @@ class FrozenClip(nn.Module):
         Raises:
             ValueError: H or W is not a positive multiple of the patch size.
         """
-        height, width = image.shape[-2:]
+        # Plain numbers, also where a network is traced for export.
+        height, width = int(image.shape[-2]), int(image.shape[-1])
         patch = self.patch_size
         if height % patch or width % patch or not height or not width:
             raise ValueError(f"image size {height}x{width} is not a positive multiple of the patch size {patch}")
