@@ -44,6 +44,7 @@ class ModelOptions:
         min_area: regions of fewer pixels are merged into their surroundings; ``"auto"`` takes what follows from the
             model's patch (two patches for a task, a quarter of one for what an annotator asks for), 0 keeps all.
         max_pixels: larger images are refused.
+        backend: see :func:`tcl_core.backends.select_backend`.
 
     Raises:
         SettingsError: a value is out of range.
@@ -58,6 +59,7 @@ class ModelOptions:
     tolerance: str | float = "easy-to-edit"
     min_area: MinArea = "auto"
     max_pixels: int = DEFAULT_MAX_PIXELS
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         check_min_area(self.min_area)
@@ -70,7 +72,7 @@ class ModelOptions:
         from tcl_core.models import load_model
         from tcl_core.segmentation.segmenter import Segmenter
 
-        loaded = load_model(self.model, device=self.device, precision=self.precision)
+        loaded = load_model(self.model, self.device, self.precision, self.backend)
         return Segmenter(loaded, refine=self.refine, options=self.options, batch_size=self.batch_size)
 
     def identity(self) -> str:

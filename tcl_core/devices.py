@@ -16,6 +16,8 @@ __all__ = [
     "autocast",
     "available_devices",
     "available_precisions",
+    "has_native_bfloat16",
+    "has_wide_vectors",
     "precision_name",
     "select_device",
     "select_precision",
@@ -97,6 +99,17 @@ def select_precision(name: str = "auto", device: torch.device | str = "cpu") -> 
     if name == "bfloat16" and device.type == "mps":
         raise SettingsError("precision bfloat16 is not supported on mps; use float32.")
     return PRECISIONS[name]
+
+
+def has_wide_vectors() -> bool:
+    """Whether the CPU computes with vectors of 512 bits or with matrices (AVX-512, AMX)."""
+    return "AVX512" in torch.backends.cpu.get_cpu_capability() or has_native_bfloat16()
+
+
+def has_native_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 without converting it (AMX, AVX-512 BF16)."""
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in names)
 
 
 def available_devices() -> tuple[str, ...]:

@@ -19,6 +19,9 @@ _GIGABYTES_PER_WORKER = 3  # of memory: PyTorch, a model, and the programs that 
 # An installable package of its own, which has to be unknown until ``tests/contract`` installs it.
 collect_ignore = ["example_method"]
 
+# What one test embeds should not be there already for the next; the store's own tests name a folder.
+os.environ.setdefault("TCL_ANNOTATE_TEXT_CACHE", "off")
+
 # A busy machine is no fault of the code.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")

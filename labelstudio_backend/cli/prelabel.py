@@ -53,6 +53,7 @@ def command(
     option_values: Mapping[str, str],
     device: str,
     precision: str,
+    backend: str,
     batch_size: int,
     allow_hosts: tuple[str, ...],
     allow_addresses: tuple[str, ...],
@@ -74,7 +75,9 @@ def command(
     from labelstudio_backend.settings import ImageSettings, default_state_dir
 
     token = str(read_token(token_file))
-    options = ModelOptions(model, refine, dict(option_values), device, precision, batch_size, tolerance, min_area)
+    options = ModelOptions(
+        model, refine, dict(option_values), device, precision, batch_size, tolerance, min_area, backend=backend
+    )
     # Reads the file once: a wrong name ends here.
     options.identity()
     images = ImageSettings(url, (), allow_hosts, allow_addresses, local_root)

@@ -105,6 +105,7 @@ def command(
     option_values: Mapping[str, str],
     device: str,
     precision: str,
+    backend: str,
     batch_size: int,
     host: str,
     port: int,
@@ -138,6 +139,7 @@ def command(
         option_values=option_values,
         device=device,
         precision=precision,
+        backend=backend,
         batch_size=batch_size,
         min_area=min_area,
     )

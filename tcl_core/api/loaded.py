@@ -42,6 +42,7 @@ def loaded_segmenter(
     *,
     device: str,
     precision: str,
+    backend: str,
     refine: bool,
     options: Mapping[str, Any] | None,
     batch_size: int,
@@ -59,6 +60,7 @@ def loaded_segmenter(
         vocabulary: the vocabulary that the segmenter will be used with.
         device: where the model runs.
         precision: of the matrix products.
+        backend: what runs the network.
         refine: fit the masks to the edges in the image.
         options: options of the method.
         batch_size: maximum number of windows per forward pass.
@@ -69,14 +71,14 @@ def loaded_segmenter(
         SettingsError: a setting is out of range.
     """
     name = os.fspath(model)
-    which = (name, _stamp(name), device, precision)
+    which = (name, _stamp(name), device, precision, backend)
     how = (refine, repr(sorted((options or {}).items())), batch_size, keep_features, vocabulary)
     if options:
         # Before the weights are loaded, which takes a while.
         check_options(name, options)
     with _lock:
         if which not in _kept:
-            _kept[which] = _Kept(load_model(name, device=device, precision=precision))
+            _kept[which] = _Kept(load_model(name, device, precision, backend))
         entry = _kept[which]
         if how not in entry.segmenters:
             cache = entry.cache if keep_features else None

@@ -34,6 +34,7 @@ def prelabel(
     options: Mapping[str, Any] | None = None,
     device: str = "auto",
     precision: str = "auto",
+    backend: str = "auto",
     batch_size: int = 8,
     resume: bool = False,
     overwrite: bool = False,
@@ -57,10 +58,11 @@ def prelabel(
         tolerance: of the polygons; see `tcl_core.polygons.tolerance_in_pixels`.
         min_area: minimum area of a region in pixels; ``"auto"`` derives it from the model's patch size.
         small: what happens to smaller regions: ``"merge"`` into their surroundings, or ``"drop"``.
-        refine: see `tcl_core.segment`, also for the next four arguments.
+        refine: see `tcl_core.segment`, also for the next five arguments.
         options: options of the method.
         device: where the model runs.
         precision: of the matrix products.
+        backend: what runs the network.
         batch_size: maximum number of images and windows per forward pass.
         resume: continue a run that was stopped, or a finished run with additional images.
         overwrite: replace existing output.
@@ -103,6 +105,7 @@ def prelabel(
         options=options,
         device=device,
         precision=precision,
+        backend=backend,
         batch_size=batch_size,
     )
     # In the order of the command: texts that are embedded in one batch differ from single ones in the last bits.

@@ -33,6 +33,7 @@ class Segmenter(segmenter.Segmenter):
         *,
         device: str = "auto",
         precision: str = "auto",
+        backend: str = "auto",
         refine: bool = True,
         options: Mapping[str, Any] | None = None,
         cache: FeatureCache | None = None,
@@ -45,6 +46,7 @@ class Segmenter(segmenter.Segmenter):
                 path of a model file; see `tcl_core.load_model`.
             device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
             precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+            backend: what runs the network: ``"auto"``, ``"torch"``, ``"compile"`` or ``"openvino"``.
             refine: fit the masks to the edges in the image (PAMR).
             options: options of the method, such as ``{"kp_weight": 0.2}``.
             cache: cache for image features; ``None`` caches nothing.
@@ -57,5 +59,5 @@ class Segmenter(segmenter.Segmenter):
         if options:
             # Before the weights are loaded, which takes a while.
             check_options(model, options)
-        loaded = load_model(model, device=device, precision=precision)
+        loaded = load_model(model, device, precision, backend)
         return cls(loaded, refine=refine, options=options, cache=cache, batch_size=batch_size)

@@ -23,6 +23,7 @@ _DEFAULTS: dict[str, Any] = {
     "options": None,
     "device": "auto",
     "precision": "auto",
+    "backend": "auto",
     "batch_size": 8,
 }
 
@@ -38,6 +39,7 @@ def segment(
     options: Mapping[str, Any] | None = ...,
     device: str = ...,
     precision: str = ...,
+    backend: str = ...,
     batch_size: int = ...,
 ) -> Result: ...
 
@@ -53,6 +55,7 @@ def segment(
     options: Mapping[str, Any] | None = ...,
     device: str = ...,
     precision: str = ...,
+    backend: str = ...,
     batch_size: int = ...,
 ) -> list[Result]: ...
 
@@ -67,6 +70,7 @@ def segment(
     options: Mapping[str, Any] | None = None,
     device: str = "auto",
     precision: str = "auto",
+    backend: str = "auto",
     batch_size: int = 8,
 ) -> Result | list[Result]:
     """Segment one or more images from text.
@@ -89,6 +93,7 @@ def segment(
         options: options of the method, such as ``{"kp_weight": 0.2}``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
         precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        backend: what runs the network: ``"auto"``, ``"torch"``, ``"compile"`` or ``"openvino"``.
         batch_size: maximum number of images and windows per forward pass; memory grows with it.
 
     Returns:
@@ -121,6 +126,7 @@ def segment(
         options=options,
         device=device,
         precision=precision,
+        backend=backend,
         batch_size=batch_size,
     )
     # Unknown words are found in a moment, whereas images take seconds. The order is that of the command.
@@ -148,7 +154,7 @@ def segmenter_of(
         model: see `segment`.
         vocabulary: the vocabulary that the segmenter will be used with.
         keep_features: see `tcl_core.api.loaded.loaded_segmenter`.
-        **settings: ``refine``, ``options``, ``device``, ``precision`` and ``batch_size``; see `segment`.
+        **settings: ``refine``, ``options``, ``device``, ``precision``, ``backend`` and ``batch_size``; see `segment`.
 
     Raises:
         WeightsError: there is no such model, or it has not been fetched.

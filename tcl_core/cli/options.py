@@ -31,6 +31,7 @@ __all__ = [
     "max_pixels_option",
     "min_area_option",
     "model_options",
+    "backend_option",
     "precision_option",
     "read_options",
     "vocabulary_options",
@@ -98,6 +99,16 @@ precision_option = click.option(
     "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16 or float16."
 )
 """``--precision``: what the network computes in."""
+
+
+backend_option = click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="What runs the network: auto, torch, compile or openvino (extra 'openvino').",
+)
+"""``--backend``: what runs the network."""
 
 
 def batch_size_option(what: str) -> Callable[[F], F]:
@@ -215,7 +226,7 @@ def read_options(_: click.Context, __: click.Parameter, given: tuple[str, ...]) 
 
 
 def model_options(function: F) -> F:
-    """``--model``, ``--refine``, ``--option``, ``--device``, ``--precision`` and ``--batch-size``."""
+    """``--model``, ``--refine``, ``--option``, ``--device``, ``--precision``, ``--backend`` and ``--batch-size``."""
     for option in reversed(
         [
             click.option(
@@ -242,6 +253,7 @@ def model_options(function: F) -> F:
             ),
             device_option,
             precision_option,
+            backend_option,
             batch_size_option("Images and windows per forward pass; larger batches need more memory."),
         ]
     ):
@@ -250,13 +262,19 @@ def model_options(function: F) -> F:
 
 
 def make_segmenter(
-    model: str, refine: bool, option_values: Mapping[str, str], device: str, precision: str, batch_size: int
+    model: str,
+    refine: bool,
+    option_values: Mapping[str, str],
+    device: str,
+    precision: str,
+    batch_size: int,
+    backend: str = "auto",
 ) -> Segmenter:
     """Load the model of the shared options.
 
     Raises:
         WeightsError: if there is no such model, or its file cannot be used.
-        SettingsError: if the device, the precision or a number is out of range.
+        SettingsError: if the device, the precision, the backend or a number is out of range.
     """
     from tcl_core.models import load_model
     from tcl_core.models.registry import check_options
@@ -265,5 +283,5 @@ def make_segmenter(
     if option_values:
         # Before the weights are read, which takes a while.
         check_options(model, option_values)
-    loaded = load_model(model, device=device, precision=precision)
+    loaded = load_model(model, device=device, precision=precision, backend=backend)
     return Segmenter(loaded, refine=refine, options=option_values, batch_size=batch_size)

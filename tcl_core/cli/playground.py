@@ -198,6 +198,7 @@ def projects_command(
     option_values: Mapping[str, str],
     device: str,
     precision: str,
+    backend: str,
     batch_size: int,
     scenes: int,
     draws: int,
@@ -219,7 +220,7 @@ def projects_command(
     )
     from tcl_core.segmentation.background_names import NEAR
 
-    segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size)
+    segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size, backend)
     name = segmenter.model.name
     with tqdm(total=scenes, unit="scene", desc=f"scoring {name}", mininterval=1) as bar:
         rows = evaluate_projects(segmenter, scenes, draws, seed, background_threshold, progress=partial(_advance, bar))

@@ -117,6 +117,7 @@ def command(
     option_values: Mapping[str, str],
     device: str,
     precision: str,
+    backend: str,
     batch_size: int,
     out: Path,
     preview: Path | None,
@@ -176,7 +177,7 @@ def command(
     settings = PrelabelSettings(tolerance, min_area, small, max_pixels, bit_depth)
     # From here on a polite kill (SIGTERM) ends like Ctrl-C.
     with InterruptGuard():
-        segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size)
+        segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size, backend)
         if not quiet:
             click.echo(
                 f"{_count(len(images), 'image')}, {_count(len(vocabulary.labels), 'label')}, "

@@ -72,6 +72,7 @@ def command(
     option_values: Mapping[str, str],
     device: str,
     precision: str,
+    backend: str,
     batch_size: int,
     out: Path | None,
     json_file: Path | None,
@@ -95,7 +96,7 @@ def command(
     from tcl_core.regions import label_map_to_regions
 
     image = load_image(path, max_pixels=max_pixels, bit_depth=bit_depth, on_warning=_warn)
-    segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size)
+    segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size, backend)
     if groups_file is not None:
         _draw_groups(segmenter, image, groups_file)
     # Wrong words are found in a moment, the image takes seconds.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tcl_core.methods.semantic_unit import UnitOptions
 
-__all__ = ["DenseEmbedding", "Fitted", "Segments"]
+__all__ = ["DenseEmbedding", "Exportable", "Fitted", "Segments"]
 
 
 @runtime_checkable
@@ -35,6 +35,19 @@ class DenseEmbedding(Protocol):
 
     def score(self, pixels: Tensor, rows: Tensor) -> Tensor:
         """Scores ``[B, P, h, w]`` in ``[0, 1]`` of pixels and rows."""
+        ...
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """A method whose encoder is a network of tensors alone; `tcl_core.methods.exportable.ExportableMethod` is one."""
+
+    def network(self) -> nn.Module:
+        """From padded windows float32 ``[B, 3, H, W]`` to a tuple of tensors ``[B, ...]``."""
+        ...
+
+    def encode_through(self, run: Callable[[Tensor], tuple[Tensor, ...]], windows: Tensor) -> Any:
+        """The method's `encode` with ``run`` in the place of its network."""
         ...
 
 

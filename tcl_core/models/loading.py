@@ -7,21 +7,23 @@ import itertools
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from tcl_core.devices import select_device, select_precision
+from tcl_core.backends import Backend, make_backend, select_backend
+from tcl_core.backends.base import TorchBackend
+from tcl_core.devices import has_native_bfloat16, select_device, select_precision
 from tcl_core.errors import SettingsError, VocabularyError, WeightsError
 from tcl_core.methods import Method, MethodOptions, create_method, list_methods, method_class
 from tcl_core.models.clips import ClipName, FoundClip, check_clip, clip_preprocess, clip_tokenizer_file, find_clip
 from tcl_core.models.image_encoders import load_image_encoder
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.models.modelfile import ModelFile, read_model_file
-from tcl_core.models.paths import texts_folder
+from tcl_core.models.paths import networks_folder, texts_folder
 from tcl_core.models.registry import ModelRow, fetch_model, find_model, list_models, named_clip, split_method
 from tcl_core.models.towers import build_clip, load_clip_file, load_referenced_clip
 from tcl_core.segmentation.text_debiasing import PromptDebiasing
@@ -62,6 +64,7 @@ class Model:
         debiasing: what is taken out of prompts that do not name it; ``None`` for nothing.
         background_names: everything that the model's world holds, where that is a closed one.
         text_folder: where embedded names are kept between runs; ``None`` for nowhere.
+        backend: what runs the method's network.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Model:
     debiasing: PromptDebiasing | None = None
     background_names: tuple[str, ...] = ()
     text_folder: Path | None = None
+    backend: Backend = field(default_factory=TorchBackend)
 
     def check_prompts(self, prompts: Iterable[str]) -> None:
         """Refuse prompts with words that the model never learned, because their scores would mean nothing.
@@ -96,7 +100,9 @@ class Model:
                 raise VocabularyError(f"prompt {prompt!r}: the model {self.name!r} {reason}")
 
 
-def load_model(name_or_path: str | os.PathLike[str], device: str = "auto", precision: str = "auto") -> Model:
+def load_model(
+    name_or_path: str | os.PathLike[str], device: str = "auto", precision: str = "auto", backend: str = "auto"
+) -> Model:
     """Load a model.
 
     Args:
@@ -106,19 +112,25 @@ def load_model(name_or_path: str | os.PathLike[str], device: str = "auto", preci
             own weights.
         device: see :func:`tcl_core.devices.select_device`.
         precision: see :func:`tcl_core.devices.select_precision`.
+        backend: see :func:`tcl_core.backends.select_backend`; a method without a network of its own runs in PyTorch.
 
     Raises:
         WeightsError: there is no such model, it has not been fetched, or its file is damaged or incompatible.
-        SettingsError: the device or precision is not available, or the method cannot run on this model.
+        SettingsError: the device, precision or backend is not available, or the method cannot run on this model.
     """
     # First what costs nothing: a wrong device should not be found out after reading a large file.
     chosen = select_device(device)
+    runs = select_backend(backend, chosen)
     number_format = select_precision(precision, chosen)
+    if runs == "openvino" and precision == "auto" and has_native_bfloat16():
+        number_format = torch.bfloat16
     method, model = split_method(name_or_path)
     clip = named_clip(name_or_path)
     if method is not None and clip is not None:
-        return _model_from_clip(method, clip, chosen, number_format)
-    return model_from_file(read_model_file(find_model(model)), chosen, number_format, method)
+        loaded = _model_from_clip(method, clip, chosen, number_format)
+    else:
+        loaded = model_from_file(read_model_file(find_model(model)), chosen, number_format, method)
+    return replace(loaded, backend=make_backend(runs, networks_folder()).for_method(loaded.method))
 
 
 def options_of(name: str) -> tuple[str, MethodOptions]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from tcl_core.errors import WeightsError
 from tcl_core.models.metadata import METADATA_KEY, ModelMetadata
 from tcl_core.models.paths import file_sha256, write_atomically
-from tcl_core.models.tensor_files import safetensors_entries, unchanged
+from tcl_core.models.tensor_files import mapped_entries, unchanged
 
 __all__ = ["CLIP_PREFIX", "ModelFile", "read_metadata", "read_model_file", "write_model_file"]
 
@@ -128,7 +128,7 @@ def read_model_file(path: str | os.PathLike[str]) -> ModelFile:
             sha256 = file_sha256(path)
             with safe_open(path, framework="pt") as handle:
                 metadata = _metadata(path, handle.metadata())
-            for name, tensor in safetensors_entries(path):
+            for name, tensor in mapped_entries(path):
                 _check_tensor(path, name, tensor)
                 group, key = (clip, name[len(CLIP_PREFIX) :]) if name.startswith(CLIP_PREFIX) else (learned, name)
                 group[key] = tensor

@@ -15,17 +15,20 @@ from tcl_core.errors import SettingsError, WeightsError
 __all__ = [
     "HOME_VARIABLE",
     "MIRROR_VARIABLE",
+    "TEXT_CACHE_VARIABLE",
     "download_folder",
     "file_sha256",
     "home_folder",
     "mirrored",
     "models_folder",
+    "networks_folder",
     "texts_folder",
     "write_atomically",
 ]
 
 HOME_VARIABLE = "TCL_ANNOTATE_HOME"
 MIRROR_VARIABLE = "TCL_ANNOTATE_MIRROR"
+TEXT_CACHE_VARIABLE = "TCL_ANNOTATE_TEXT_CACHE"
 
 
 def home_folder() -> Path:
@@ -50,9 +53,23 @@ def models_folder() -> Path:
     return home_folder() / "models"
 
 
-def texts_folder() -> Path:
-    """Embedded lists of names, which may be deleted at any time."""
-    return home_folder() / "texts"
+def networks_folder() -> Path:
+    """Networks that were exported for a backend, which may be deleted at any time."""
+    return home_folder() / "networks"
+
+
+def texts_folder() -> Path | None:
+    """Embedded prompts and lists of names, which may be deleted at any time.
+
+    ``None`` where ``TCL_ANNOTATE_TEXT_CACHE`` is ``off``.
+
+    Raises:
+        SettingsError: the variable is neither ``on`` nor ``off``.
+    """
+    switch = os.environ.get(TEXT_CACHE_VARIABLE) or "on"
+    if switch not in ("on", "off"):
+        raise SettingsError(f"{TEXT_CACHE_VARIABLE} is {switch!r}; set it to on or off, or leave it out.")
+    return home_folder() / "texts" if switch == "on" else None
 
 
 def mirrored(url: str) -> str | Path:

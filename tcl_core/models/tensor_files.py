@@ -1,4 +1,4 @@
-"""Reading tensors from files into memory of their own, with no more than that memory."""
+"""Reading tensors from files, into memory of their own with no more than that memory, or mapped."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import pickle
 import pickletools
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from tcl_core.errors import WeightsError
 
-__all__ = ["pytorch_entries", "read_pytorch_file", "safetensors_entries", "unchanged"]
+__all__ = ["mapped_entries", "pytorch_entries", "read_pytorch_file", "safetensors_entries", "unchanged"]
 
 # The file is mapped into memory as long as one of its tensors is held, and its pages count as the program's.
 _AT_ONCE = 32 << 20
@@ -44,6 +45,33 @@ def safetensors_entries(path: Path, prefix: str = "") -> Iterator[tuple[str, Ten
     """
     with unchanged(path):
         yield from _entries(path, prefix)
+
+
+def mapped_entries(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a safetensors file, which stay in the file where it stores them as float32.
+
+    Processes that read the same file share such tensors, and they take no time to be copied. Who replaces the file by
+    renaming another, as `tcl_core.models.paths.write_atomically` does, leaves them as they are; the same file must not
+    be written to. Windows does not let a mapped file be replaced, so there everything is copied.
+
+    Args:
+        path: the file.
+
+    Yields:
+        Name and tensor on the CPU: float32 where floating point is stored, and as it is stored otherwise.
+
+    Raises:
+        OSError: the file cannot be read.
+        SafetensorError: the file is damaged.
+        WeightsError: the file was replaced between its tensors.
+    """
+    if sys.platform == "win32":
+        yield from safetensors_entries(path)
+        return
+    with unchanged(path), safe_open(path, framework="pt") as handle:
+        for name in handle.keys():
+            stored = handle.get_tensor(name)
+            yield name, stored.float() if stored.is_floating_point() else stored
 
 
 def _entries(path: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -7,7 +7,7 @@ then to the earlier label; where nothing competes there is no label.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,16 @@ from torch import Tensor
 
 from tcl_core.vocabulary import Vocabulary
 
-__all__ = ["Background", "Contender", "Decision", "decide", "enlarge", "label_map_from_scores", "one_label_from_scores"]
+__all__ = [
+    "Background",
+    "Contender",
+    "Decision",
+    "decide",
+    "enlarge",
+    "label_map_from_parts",
+    "label_map_from_scores",
+    "one_label_from_scores",
+]
 
 SCORE_ROUNDING = 1e-5
 """By how much a resized score can exceed the scores around it."""
@@ -131,17 +140,44 @@ def label_map_from_scores(
     count = len(vocabulary.labels)
     if planes.ndim != 3 or len(planes) not in (count, count + 1):
         raise ValueError(f"expected score maps [{count}, h, w], got {list(planes.shape)}")
+    return label_map_from_parts([planes[:count]], vocabulary, background_threshold, size, planes[count:])
+
+
+@torch.no_grad()
+def label_map_from_parts(
+    parts: Iterable[Tensor],
+    vocabulary: Vocabulary,
+    background_threshold: float | None,
+    size: tuple[int, int],
+    names: Tensor,
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """`label_map_from_scores` of score maps that come in parts, so that they need not be there at once.
+
+    Args:
+        parts: float32 ``[k, h, w]``, of the labels in their order.
+        vocabulary: K labels, as many as planes come.
+        background_threshold: see `label_map_from_scores`.
+        size: height and width of the result.
+        names: float32 ``[1, h, w]``, the plane of the background's names, or ``[0, h, w]`` for none.
+
+    Returns:
+        See `label_map_from_scores`.
+    """
     floor = vocabulary.floor(background_threshold)
     labels: list[Contender] = [(None, label.threshold) for label in vocabulary.labels]
-    names = enlarge(planes[-1], size) if len(planes) > count else None
-    decision = _blank(labels, floor, size[0] * size[1], planes.device, names)
-    # Asked for all at once, because each answer has to wait until a GPU is done.
-    highest = planes[:count].flatten(1).amax(dim=1).tolist()
-    for place, (plane, (_, threshold)) in enumerate(zip(planes[:count], labels, strict=True)):
-        lowest = floor if threshold is None else max(floor, threshold)
-        # Interpolation exceeds no value by more than rounding, so most of a long vocabulary needs no more than this.
-        if highest[place] >= lowest - SCORE_ROUNDING:
-            _compete(decision, [enlarge(plane, size)], place)
+    plane = enlarge(names[0], size) if len(names) else None
+    decision = _blank(labels, floor, size[0] * size[1], names.device, plane)
+    first = 0
+    for part in parts:
+        # Asked for all at once, because each answer has to wait until a GPU is done.
+        highest = part.flatten(1).amax(dim=1).tolist()
+        for place, score in enumerate(part, start=first):
+            threshold = labels[place][1]
+            lowest = floor if threshold is None else max(floor, threshold)
+            # Interpolation exceeds no value by more than rounding, so most of a long vocabulary needs no more.
+            if highest[place - first] >= lowest - SCORE_ROUNDING:
+                _compete(decision, [enlarge(score, size)], place)
+        first += len(part)
     return decision.maps(size)
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from tcl_core.backends.base import Backend
 from tcl_core.methods.base import Method
 from tcl_core.segmentation.preprocess import Preprocess
 from tcl_core.segmentation.text_debiasing import PromptDebiasing
@@ -66,6 +67,11 @@ class SegmentationModel(Protocol):
     @property
     def precision(self) -> torch.dtype:
         """Number format of the matrix products."""
+        ...
+
+    @property
+    def backend(self) -> Backend:
+        """What runs its network."""
         ...
 
     @property

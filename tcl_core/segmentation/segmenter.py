@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tcl_core.devices import autocast, precision_name, to_device
+from tcl_core.devices import precision_name, to_device
 from tcl_core.errors import SettingsError
 from tcl_core.images import resize_bilinear
 from tcl_core.methods.base import Features, PromptEmbeddings
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
-from tcl_core.segmentation.argmax import label_map_from_scores
+from tcl_core.segmentation.argmax import label_map_from_parts
 from tcl_core.segmentation.background_names import BackgroundNames, NameChoice, owners, strongest_names
 from tcl_core.segmentation.features import (
     FeatureCache,
@@ -43,8 +43,10 @@ from tcl_core.vocabulary.common_names import common_names_version
 
 __all__ = ["Segmenter"]
 
-# Score maps of all prompts at once would grow with the vocabulary; beyond this they are worked off in groups.
-_SCORE_BYTES = 256 << 20
+# Score maps of all prompts at once would grow with the vocabulary; beyond this they are worked off in groups. A GPU
+# takes many as fast as a few.
+_SCORE_BYTES = {"cpu": 64 << 20}
+_SCORE_BYTES_ELSEWHERE = 256 << 20
 # Score maps made together: enough that fixed costs do not count, few enough that a cancelled work ends soon.
 _MAPS_TOGETHER = 64
 
@@ -106,9 +108,18 @@ class Segmenter:
                 "refiner": None if self.refiner is None else dict(self.refiner.identity()),
                 "precision": precision_name(model.precision),
                 "device": str(model.device),
+                "backend": model.backend.name,
             },
             sort_keys=True,
         )
+        network = {
+            "model": model.name,
+            "weights": model.weights_sha256,
+            "method": self.method.name,
+            "options": self.method.options.affecting("features"),
+        }
+        identity = json.dumps(network, sort_keys=True)
+        self._encode_windows = model.backend.encoder(self.method, identity, model.precision)
 
     def settings(self) -> dict[str, Any]:
         """What a result depends on besides image and vocabulary, as plain JSON values (for COCO's ``info``)."""
@@ -124,6 +135,7 @@ class Segmenter:
             "background_names": f"common names, version {common_names_version()}" if source == "common" else source,
             "templates": self.model.templates,
             "precision": precision_name(self.model.precision),
+            "backend": self.model.backend.name,
             "preprocess": self.model.preprocess.to_dict(),
         }
 
@@ -277,8 +289,7 @@ class Segmenter:
         guides: list[Guide] = []
         while batch := list(islice(queue, self.batch_size)):
             windows = to_device(torch.stack([image.windows[index] for image, index in batch]), self.model.device)
-            with autocast(self.model.device, self.model.precision):
-                encoded = self.method.encode(windows)
+            encoded = self._encode_windows(windows)
             guide = None if self.refiner is None else self.method.window_guide(self.refiner, windows)
             start = 0
             for stop in range(1, len(batch) + 1):
@@ -485,6 +496,20 @@ class Segmenter:
         on_progress: Callable[[int, int], None] | None = None,
     ) -> tuple[Tensor, NamePlane | None]:
         """The score maps, and what is known of the background's names where there are any."""
+        parts, names, plane = self._score_parts(features, vocabulary, on_progress)
+        kept = [*parts, names] if len(names) else list(parts)
+        return kept[0] if len(kept) == 1 else torch.cat(kept), plane
+
+    def _score_parts(
+        self,
+        features: ImageFeatures,
+        vocabulary: Vocabulary,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[Iterator[Tensor], Tensor, NamePlane | None]:
+        """Score maps of the labels in parts, each made when it is asked for, and that of the background's names.
+
+        Methods whose labels depend on each other make all of them at once.
+        """
         self._check_features(features)
         labels, choice = vocabulary.labels, self.background_names(vocabulary)
         texts = [prompt for label in labels for prompt in label.prompts]
@@ -502,16 +527,20 @@ class Segmenter:
             if names:
                 plane = NamePlane.of(names, merged[len(texts) :])
             planes = torch.cat([merged, *pooled]) if pooled else merged
-            return self.finish(features, planes, owners(labels, len(names) + len(pooled))), plane
+            scores = self.finish(features, planes, owners(labels, len(names) + len(pooled)))
+            return iter([scores[: len(labels)]]), scores[len(labels) :], plane
         prompts = self.embed_prompts(texts, vocabulary.templates)
-        parts, first = [], 0
-        for group in self._label_groups(labels, features):
-            places = owners(group)
-            merged = self.similarities(features, prompts[first : first + len(places)], on_progress)
-            parts.append(self.finish(features, merged, places))
-            first += len(places)
-        parts += [self.finish(features, best, [-1]) for best in pooled]
-        return parts[0] if len(parts) == 1 else torch.cat(parts), plane
+
+        def parts() -> Iterator[Tensor]:
+            first = 0
+            for group in self._label_groups(labels, features):
+                places = owners(group)
+                merged = self.similarities(features, prompts[first : first + len(places)], on_progress)
+                yield self.finish(features, merged, places)
+                first += len(places)
+
+        none = torch.zeros(0, *features.score_size, device=self.model.device)
+        return parts(), self.finish(features, pooled[0], [-1]) if pooled else none, plane
 
     def _name_plane(
         self,
@@ -543,9 +572,13 @@ class Segmenter:
             group.append(label)
         yield group
 
+    @property
+    def _score_bytes(self) -> int:
+        return _SCORE_BYTES.get(self.model.device.type, _SCORE_BYTES_ELSEWHERE)
+
     def _at_once(self, features: ImageFeatures) -> int:
         pixels = max(height * width for height, width in (features.working_size, features.score_size))
-        return max(1, _SCORE_BYTES // (4 * pixels))
+        return max(1, self._score_bytes // (4 * pixels))
 
     def _window_similarities(
         self, features: ImageFeatures, prompts: PromptEmbeddings, on_progress: Callable[[int, int], None] | None
@@ -561,7 +594,7 @@ class Segmenter:
         """Windows that are worked off together, so that their maps of so many planes stay small."""
         preprocess, (height, width) = self.model.preprocess, features.working_size
         pixels = min(preprocess.window, height) * min(preprocess.window, width)
-        at_once = max(1, min(_MAPS_TOGETHER, _SCORE_BYTES // (4 * pixels)) // planes)
+        at_once = max(1, min(_MAPS_TOGETHER, self._score_bytes // (4 * pixels)) // planes)
         for first in range(0, len(features.origins), at_once):
             if on_progress is not None:
                 on_progress(first, len(features.origins))
@@ -576,6 +609,7 @@ class Segmenter:
                 "these features come from another model or other settings; encode the image with this segmenter."
             )
 
+    @torch.no_grad()
     def segment(self, features: ImageFeatures, vocabulary: Vocabulary) -> Segmentation:
         """Decide each pixel's label, at the size of the original image.
 
@@ -587,8 +621,9 @@ class Segmenter:
             SettingsError: the features come from another model or other settings.
             VocabularyError: the model does not know a word of a prompt.
         """
-        scores = self.score_maps(features, vocabulary)
-        label_map, score_map = label_map_from_scores(scores, vocabulary, self.background_threshold, features.size)
+        parts, names, _ = self._score_parts(features, vocabulary)
+        height = self.background_threshold
+        label_map, score_map = label_map_from_parts(parts, vocabulary, height, features.size, names)
         return Segmentation(label_map, score_map, vocabulary)
 
     @torch.no_grad()
@@ -603,13 +638,13 @@ class Segmenter:
             SettingsError: the features come from another model or other settings.
             VocabularyError: the model does not know a word of a prompt.
         """
-        scores, names = self._score_maps(features, vocabulary)
+        parts, names, plane = self._score_parts(features, vocabulary)
         height = self.background_threshold
-        label_map, score_map = label_map_from_scores(scores, vocabulary, height, features.size)
-        if names is None:
+        label_map, score_map = label_map_from_parts(parts, vocabulary, height, features.size, names)
+        if plane is None:
             unlabeled = Unlabeled((), np.zeros(features.size, np.int32))
         else:
-            unlabeled = names.unlabeled(scores[-1], vocabulary.floor(height), label_map)
+            unlabeled = plane.unlabeled(names[-1], vocabulary.floor(height), label_map)
         return Segmentation(label_map, score_map, vocabulary), unlabeled
 
     def segment_image(self, image: NDArray[np.uint8], vocabulary: Vocabulary) -> Segmentation:

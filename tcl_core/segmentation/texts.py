@@ -10,15 +10,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tcl_core.caching import ByteBoundedCache
+from tcl_core.devices import autocast, precision_name
 from tcl_core.errors import VocabularyError
 from tcl_core.methods.base import Method, PromptEmbeddings
 from tcl_core.segmentation.model import SegmentationModel
+from tcl_core.segmentation.text_store import TextStore
 from tcl_core.vocabulary.templates import apply_templates, get_templates
 
 __all__ = ["Texts"]
@@ -27,6 +30,9 @@ _CACHE_BYTES = 64 << 20
 
 _FEWEST_KEPT = 64
 """Lists of fewer names are embedded anew by every process."""
+
+_VERSION = 2
+"""To be raised where the same prompt would be embedded otherwise."""
 
 _PART = 8
 """Names embedded between two reports of progress."""
@@ -43,6 +49,7 @@ class Texts:
     def __init__(self, model: SegmentationModel, method: Method) -> None:
         self._model = model
         self._method = method
+        self._stores: dict[str, TextStore] = {}
         self._cache = ByteBoundedCache[tuple[str, str], PromptEmbeddings](_CACHE_BYTES, lambda text: text.nbytes)
 
     @torch.no_grad()
@@ -59,10 +66,23 @@ class Texts:
         Raises:
             VocabularyError: the set is unknown, or the model does not know a word of a prompt or of the templates.
         """
+        return self._embed(prompts, templates, stored=True)
+
+    def _embed(self, prompts: Sequence[str], templates: str, *, stored: bool) -> PromptEmbeddings:
         if not prompts:
             return self._method.embed_prompts([], get_templates(templates))
         found = {prompt: self._cache.get((prompt, templates)) for prompt in dict.fromkeys(prompts)}
         missing = [prompt for prompt, embedding in found.items() if embedding is None]
+        if missing:
+            self._check(missing, templates)
+        store = self._store(templates) if missing and stored else None
+        if store is not None:
+            for prompt in missing:
+                kept = store.get(prompt)
+                if kept is not None:
+                    found[prompt] = kept = kept.to(self._model.device)
+                    self._cache.put((prompt, templates), kept)
+            missing = [prompt for prompt in missing if found[prompt] is None]
         if missing:
             embedded = self._compute(missing, templates)
             for place, prompt in enumerate(missing):
@@ -70,6 +90,8 @@ class Texts:
                 entry = type(embedded).join([embedded[place : place + 1]])
                 found[prompt] = entry
                 self._cache.put((prompt, templates), entry)
+                if store is not None:
+                    store.put(prompt, entry)
         entries = [entry for entry in (found[prompt] for prompt in prompts) if entry is not None]
         return type(entries[0]).join(entries)
 
@@ -77,6 +99,7 @@ class Texts:
         """Whether all of these prompts are in memory."""
         return all((prompt, templates) in self._cache for prompt in prompts)
 
+    @torch.no_grad()
     def embed_list(
         self, names: Sequence[str], templates: str, on_progress: Callable[[int, int], None] | None = None
     ) -> None:
@@ -95,16 +118,19 @@ class Texts:
         for first in range(0, len(names), _PART):
             if on_progress is not None:
                 on_progress(first, len(names))
-            self.embed(names[first : first + _PART], templates)
+            self._embed(names[first : first + _PART], templates, stored=False)
         if path is not None:
             self._write(path, self.embed(names, templates))
 
-    def _compute(self, prompts: list[str], templates: str) -> PromptEmbeddings:
+    def _check(self, prompts: list[str], templates: str) -> None:
         self._model.check_prompts(prompts)
         for prompt in prompts:
             # Templates can bring their own words, or make a new one of the prompt ("{}s").
             self._check_templates(prompt, apply_templates(prompt, templates), templates)
-        embedded = self._method.embed_prompts(prompts, get_templates(templates))
+
+    def _compute(self, prompts: list[str], templates: str) -> PromptEmbeddings:
+        with autocast(self._model.device, self._model.precision):
+            embedded = self._method.embed_prompts(prompts, get_templates(templates))
         debiasing = self._model.debiasing
         if debiasing is None:
             return embedded
@@ -119,19 +145,37 @@ class Texts:
                 f"{listed}; use its own templates, {self._model.templates!r}, or another model."
             )
 
-    # -- lists on disk -------------------------------------------------------------------------------------------
+    # -- on disk -------------------------------------------------------------------------------------------------
+
+    def _identity(self, templates: str) -> dict[str, Any]:
+        """What embeddings depend on beside their prompts."""
+        return {
+            "version": _VERSION,
+            # Its name holds the configuration under which a CLIP's file is used.
+            "model": self._model.name,
+            "weights": self._model.weights_sha256,
+            "method": self._method.name,
+            "templates": list(get_templates(templates)),
+            "debiased": self._model.debiasing is not None,
+            "precision": precision_name(self._model.precision),
+            "device": self._model.device.type,
+        }
+
+    def _store(self, templates: str) -> TextStore | None:
+        """Where single prompts are kept; closed lists of words come with towers that are faster than a disk."""
+        folder = self._model.text_folder
+        if folder is None or self._method.known_words() is not None:
+            return None
+        if templates not in self._stores:
+            kind = type(self._method.embed_prompts([], get_templates(templates)))
+            self._stores[templates] = TextStore(folder, self._identity(templates), kind)
+        return self._stores[templates]
 
     def _path(self, names: Sequence[str], templates: str) -> Path | None:
         folder = self._model.text_folder
         if folder is None or len(names) < _FEWEST_KEPT:
             return None
-        identity = {
-            "weights": self._model.weights_sha256,
-            "method": self._method.name,
-            "templates": list(get_templates(templates)),
-            "debiased": self._model.debiasing is not None,
-            "names": list(names),
-        }
+        identity = {**self._identity(templates), "names": list(names)}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return folder / f"{digest}.safetensors"
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["PrefixTree", "prefix_tree"]
+__all__ = ["PrefixTree", "prefix_tree", "prefix_trees"]
 
 
 @dataclass(frozen=True)
@@ -75,3 +75,43 @@ def prefix_tree(texts: Sequence[Sequence[int]], most: int) -> PrefixTree | None:
             return None
         tree.ends.append(node)
     return tree
+
+
+def prefix_trees(texts: Sequence[Sequence[int]], most: int) -> list[tuple[PrefixTree, list[int]]]:
+    """Put texts into trees of a bounded size, neighbors in the order of their tokens together.
+
+    Attention grows with the square of a tree's nodes, and texts that begin alike are neighbors, so that several small
+    trees cost less than a large one.
+
+    Args:
+        texts: token ids, at least one each.
+        most: nodes of a tree, unless it holds a single text.
+
+    Returns:
+        The trees, and the places in ``texts`` of the texts of each.
+
+    Example:
+        >>> trees = prefix_trees([[7, 1, 9], [8, 2], [7, 3, 9]], most=5)
+        >>> [(len(tree), places) for tree, places in trees]
+        [(5, [0, 2]), (2, [1])]
+    """
+    groups: list[list[int]] = []
+    nodes = most + 1
+    before: Sequence[int] = ()
+    for place in sorted(range(len(texts)), key=lambda place: tuple(texts[place])):
+        text = texts[place]
+        # In this order the longest beginning that was there already is that of the text before.
+        shared = next((depth for depth, (a, b) in enumerate(zip(before, text, strict=False)) if a != b), None)
+        shared = min(len(before), len(text)) if shared is None else shared
+        nodes += len(text) - shared
+        if nodes > most:
+            groups.append([])
+            nodes = len(text)
+        groups[-1].append(place)
+        before = text
+    found = []
+    for group in groups:
+        tree = prefix_tree([texts[place] for place in group], most=sum(len(texts[place]) for place in group))
+        assert tree is not None
+        found.append((tree, group))
+    return found

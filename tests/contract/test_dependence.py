@@ -69,5 +69,5 @@ def test_session_says_what_the_segmenter_says(kind: type[Method], monkeypatch: p
             assert (alone.label_map == again.label_map).all()
             assert torch.allclose(fresh.scores(vocabulary), expected, atol=2e-5)
         with monkeypatch.context() as patched:
-            patched.setattr(segmenter_module, "_SCORE_BYTES", 1)
+            patched.setattr(segmenter_module, "_SCORE_BYTES", {"cpu": 1})
             assert torch.allclose(segmenter.score_maps(features, vocabulary), expected, atol=2e-5)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +235,19 @@ def test_the_hash_is_that_of_the_tensors(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(modelfile, "file_sha256", hash_and_replace)
     with pytest.raises(WeightsError, match="was replaced while it was read"):
         read_model_file(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's map of memory")
+def test_weights_stay_in_the_file_and_survive_its_replacement(tmp_path: Path) -> None:
+    path, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors"
+    write_model_file(path, PLAIN, {"a": torch.full((1000, 100), 3.0)})
+    write_model_file(other, PLAIN, {"a": torch.zeros(10)})
+    tensor = read_model_file(path).learned["a"]
+    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
+    places = [tuple(int(part, 16) for part in line.split()[0].split("-")) for line in maps]
+    assert any(first <= tensor.data_ptr() < last for first, last in places)
+    os.replace(other, path)
+    assert bool((tensor == 3).all())
+    # What a program does to its weights is its own.
+    tensor.add_(1)
+    assert read_model_file(path).learned["a"].numel() == 10

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import tcl_core.towers.open_clip_vit as clip_module
 from tcl_core.towers.open_clip_vit import FrozenClip
-from tcl_core.towers.text_prefixes import prefix_tree
+from tcl_core.towers.text_prefixes import prefix_tree, prefix_trees
 from tests.tiny_model import CLIP_CONFIG, TEXT_CONFIG
 
 TEXTS = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1, max_size=8)
@@ -53,18 +53,33 @@ def test_embeddings_are_those_of_open_clip(
 ) -> None:
     rows = token_rows(count, shared)
     expected = clip.model.encode_text(rows)
-    trees = []
-    monkeypatch.setattr(clip.model.transformer, "forward", _recorded(clip.model.transformer.forward, trees))
+    trees: list[tuple[int, ...]] = []
+    monkeypatch.setattr(clip_module, "text_blocks", _recorded(clip_module.text_blocks, trees))
     torch.testing.assert_close(clip.encode_text(rows), expected, rtol=1e-4, atol=1e-5)
     assert (trees[0][0] == 1 and count > 1) == shares
-    monkeypatch.setattr(clip_module, "_MOST_NODES", 3)
+    trees.clear()
+    monkeypatch.setattr(clip_module, "_MOST_NODES", {"cpu": 3})
     torch.testing.assert_close(clip.encode_text(rows), expected, rtol=1e-4, atol=1e-5)
-    assert trees[1][0] == count
+    assert trees[0][0] == count
+    trees.clear()
+    monkeypatch.setattr(clip_module, "_MOST_NODES", {"cpu": 2 * shared + 6})
+    torch.testing.assert_close(clip.encode_text(rows), expected, rtol=1e-4, atol=1e-5)
+    assert all(size[1] <= 2 * shared + 6 for size in trees) or trees[0][0] == count
+
+
+@given(TEXTS, st.integers(1, 12))
+def test_trees_of_a_bounded_size_hold_every_text_once(texts: list[list[int]], most: int) -> None:
+    trees = prefix_trees(texts, most)
+    assert sorted(place for _, places in trees for place in places) == list(range(len(texts)))
+    for tree, places in trees:
+        assert len(tree) <= most or len({tuple(texts[place]) for place in places}) == 1
+        whole = prefix_tree([texts[place] for place in places], most=1000)
+        assert whole == tree
 
 
 def _recorded(forward, shapes):
-    def recorder(x, **options):
+    def recorder(model, x, *rest):
         shapes.append(tuple(x.shape))
-        return forward(x, **options)
+        return forward(model, x, *rest)
 
     return recorder

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Background, Features, PromptEmbeddings
+from tcl_core.methods.exportable import ExportableMethod, Run
 from tcl_core.methods.image_size import FinishedAtImageSize
 from tcl_core.methods.options import MethodOptions
 from tcl_core.methods.reco.config import ReCoConfig, ReCoOptions
@@ -74,7 +75,7 @@ class ReCoPrompts(PromptEmbeddings):
 
 
 @register_method("reco")
-class ReCo(FinishedAtImageSize):
+class ReCo(ExportableMethod, FinishedAtImageSize):
     """Two questions to every pixel: does it look like the reference of a word, and like the word itself?
 
     Args:
@@ -163,21 +164,28 @@ class ReCo(FinishedAtImageSize):
         """No threshold, as in the paper; one that the user sets is compared with the score."""
         return Background("plane", {"plain": 0.0})
 
-    @torch.no_grad()
-    def encode(self, windows: Tensor) -> ReCoFeatures:
-        """Look at windows float32 ``[B, 3, H, W]``, zero-padded to whole patches inside, with both encoders."""
-        padded, offset = pad_to_multiple(windows, self.clip.patch_size)
+    def window_tensors(self, padded: Tensor) -> tuple[Tensor, ...]:
+        """CLIP's dense embeddings ``[B, E, h, w]``, L2-normalized, and maps ``[B, C, h, w]`` of its tokens."""
         grid = self.clip.grid(padded)
         (tokens,) = self.clip.tokens(padded, (self.clip.depth - 1,))
         last = last_block(self.clip.visual.transformer.resblocks[-1], tokens[:, 1:], "identity", residual=True)
         dense = self.clip.project_dense(_as_maps(last, grid)).float()
+        return F.normalize(dense, dim=1), _as_maps(tokens[:, 1:], grid).float().contiguous()
+
+    def encode_through(self, run: Run, windows: Tensor) -> ReCoFeatures:
+        """Look at windows float32 ``[B, 3, H, W]``, zero-padded to whole patches inside, with both encoders.
+
+        An encoder of correspondences beside the CLIP is PyTorch's, whatever runs the CLIP.
+        """
+        padded, offset = pad_to_multiple(windows, self.clip.patch_size)
+        dense, image = run(padded)
         frame = (int(padded.shape[-2]), int(padded.shape[-1]), *offset)
-        image, image_frame = _as_maps(tokens[:, 1:], grid), frame
+        image_frame = frame
         if self.image is not None:
             padded, offset = pad_to_multiple(windows, self.image.patch_size)
             image, image_frame = self.image(padded), (int(padded.shape[-2]), int(padded.shape[-1]), *offset)
         size = (int(windows.shape[-2]), int(windows.shape[-1]))
-        return ReCoFeatures(F.normalize(dense, dim=1), image.float().contiguous(), size, frame, image_frame)
+        return ReCoFeatures(dense, image.float().contiguous(), size, frame, image_frame)
 
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-r"""The decoder's branch :math:`x + \tanh(g)\,\text{Conv}(\text{GELU}(\text{LN}(x)))` for training.
+r"""The decoder's branch :math:`x + \tanh(g)\,\text{Conv}(\text{GELU}(\text{LN}(x)))`.
 
-Autograd would keep four tensors of the size of ``x`` for each branch. Norm and activation cost next to nothing beside
-the convolution, so they are computed again in the backward pass, and only ``x`` is kept.
+In training autograd would keep four tensors of the size of ``x`` for each branch. Norm and activation cost next to
+nothing beside the convolution, so they are computed again in the backward pass, and only ``x`` is kept.
 
 Where a branch follows a nearest-neighbor up-sampling by two, everything before the convolution can be done before it,
 and a 3 x 3 kernel over the up-sampled map is one of four 2 x 2 kernels over the small one: 16 products instead of 36
@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["gated_conv"]
+from tcl_core.methods.tcl.winograd import saves_time, winograd_conv2d
+
+__all__ = ["gated_conv", "gated_conv_inference"]
 
 # Row p says which of three taps meet on each of two neighbors, for the upper (0) and the lower (1) of a pixel's halves.
 _TAPS = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
@@ -42,6 +44,28 @@ def gated_conv(
         # The compiler decides by itself what to keep.
         return _residual(x, upsample) + torch.tanh(gate) * _convolve(_activate(x, *norm), *conv, upsample)
     return _GatedConv.apply(x, norm[0], norm[1], conv[0], conv[1], gate, norm[2], upsample)
+
+
+def gated_conv_inference(
+    x: Tensor, norm: tuple[Tensor, Tensor, float], conv: tuple[Tensor, Tensor], gate: Tensor, upsample: bool
+) -> Tensor:
+    """`gated_conv` without gradients: on a CPU in float32 with fewer products, by `winograd_conv2d`.
+
+    Args:
+        x: float ``[B, C, h, w]``.
+        norm: as for `gated_conv`.
+        conv: as for `gated_conv`.
+        gate: g, a scalar.
+        upsample: double height and width first, by repeating pixels; the kernel is then one of 3 x 3.
+
+    Returns:
+        float ``[B, C, h, w]``, or ``[B, C, 2h, 2w]``.
+    """
+    branch = _faster_convolve(_activate(x, *norm), *conv, upsample)
+    if torch.jit.is_tracing():
+        return _residual(x, upsample) + torch.tanh(gate) * branch
+    # In place, because a map at the masks' resolution is the largest tensor of all.
+    return branch.mul_(torch.tanh(gate)).add_(_residual(x, upsample))
 
 
 def _activate(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
@@ -73,6 +97,25 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor, upsample: bool) -> Tensor
     halves = [torch.stack([parts[:, p, q, :, p : p + rows, q : q + columns] for q in (0, 1)], dim=-1) for p in (0, 1)]
     # [B, C, h, 2, w, 2]: to each row its two, to each column its two.
     return torch.stack(halves, dim=3).flatten(4).flatten(2, 3)
+
+
+def _faster_convolve(x: Tensor, weight: Tensor, bias: Tensor, upsample: bool) -> Tensor:
+    """`_convolve` with channels last, and with fewer products where that saves time; not differentiable by hand."""
+    if not upsample:
+        if saves_time(x, weight):
+            return winograd_conv2d(x, weight, bias)
+        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+    rows, columns = x.shape[-2:]
+    kernels, biases = _small_kernels(weight), bias.repeat(4)
+    if saves_time(x, kernels):
+        joint = winograd_conv2d(x, kernels, biases)
+    else:
+        joint = F.conv2d(x, kernels, biases, padding=1)
+    # [B, h + 1, w + 1, 2, 2, C]
+    parts = joint.permute(0, 2, 3, 1).unflatten(3, (2, 2, -1))
+    halves = [torch.stack([parts[:, p : p + rows, q : q + columns, p, q] for q in (0, 1)], dim=3) for p in (0, 1)]
+    # [B, h, 2, w, 2, C]
+    return torch.stack(halves, dim=2).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 def _convolve_backward(grad: Tensor, x: Tensor, weight: Tensor, upsample: bool) -> tuple[Tensor, Tensor, Tensor]:

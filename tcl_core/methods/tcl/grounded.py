@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tcl_core.errors import SettingsError
-from tcl_core.methods.base import Background, Features, Method, PromptEmbeddings
+from tcl_core.methods.base import Background, Features, PromptEmbeddings
+from tcl_core.methods.exportable import ExportableMethod, Run
 from tcl_core.methods.options import option
 from tcl_core.methods.prompts import texts_in_templates
 from tcl_core.methods.semantic_unit import UnitOptions, in_units
@@ -74,7 +75,7 @@ class InverseTemperature(nn.Module):
         return self.logit_scale.exp().clamp(max=_MAX_SCALE)
 
 
-class Grounded(Method):
+class Grounded(ExportableMethod):
     """A grounder on top of a frozen CLIP, and its inference.
 
     Args:
@@ -135,25 +136,22 @@ class Grounded(Method):
         """The paper's constant plane, with and without refinement."""
         return Background("plane", self.config.heights())
 
-    @torch.no_grad()
-    def encode(self, windows: Tensor) -> TCLFeatures:
-        """Embed windows for any number of prompts.
-
-        Args:
-            windows: float32 ``[B, 3, H, W]``, normalized; any H and W (zero-padded to whole patches inside).
-
-        Returns:
-            The embeddings, float32.
-        """
-        padded, offset = pad_to_multiple(windows, self.clip.patch_size)
+    def window_tensors(self, padded: Tensor) -> tuple[Tensor, ...]:
+        """The grounder's embeddings ``[B, E, mh, mw]`` and CLIP's own ``[B, E, h, w]``, both L2-normalized over E."""
         grid = self.clip.grid(padded)
         tokens, before_last = self.clip.tokens(padded, after=(self.first_block, self.clip.depth - 1))
         # The decoder's convolutions at sixteen times the patches set the peak of memory, not the tower.
         parts = [unit(self.masker.image_encoder(part, grid), dim=1) for part in tokens.split(_DECODED_TOGETHER)]
         dense = self.clip.project_dense(self.clip.last_block_diagonal(before_last, grid))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)), unit(dense, dim=1)
+
+    def encode_through(self, run: Run, windows: Tensor) -> TCLFeatures:
+        """Embed windows float32 ``[B, 3, H, W]`` for any number of prompts."""
+        padded, offset = pad_to_multiple(windows, self.clip.patch_size)
+        image_emb, dense = run(padded)
         return TCLFeatures(
-            image_emb=parts[0] if len(parts) == 1 else torch.cat(parts),
-            dense=unit(dense, dim=1),
+            image_emb=image_emb,
+            dense=dense,
             size=(int(windows.shape[-2]), int(windows.shape[-1])),
             padded=(int(padded.shape[-2]), int(padded.shape[-1])),
             offset=offset,

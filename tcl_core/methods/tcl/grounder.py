@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tcl_core.methods.tcl.config import GrounderConfig
-from tcl_core.methods.tcl.gated_conv import gated_conv
+from tcl_core.methods.tcl.gated_conv import gated_conv, gated_conv_inference
 from tcl_core.methods.tcl.losses import EPSILON
 from tcl_core.towers.open_clip_vit import FrozenClip, diagonal_attention_block, project_pixels, run_block
 
@@ -52,14 +52,11 @@ class GatedConv(nn.Module):
 
     def forward(self, x: Tensor, upsample: bool = False) -> Tensor:
         """Apply the block; with ``upsample`` to ``x`` of twice its height and width."""
-        if torch.is_grad_enabled():
-            norm = (self.norm.weight, self.norm.bias, self.norm.eps)
-            small = upsample and self.conv.kernel_size == (3, 3)
-            x = x if small or not upsample else F.interpolate(x, scale_factor=2, mode="nearest")
-            return gated_conv(x, norm, (self.conv.weight, cast(Tensor, self.conv.bias)), self.gate.gate, small)
-        if upsample:
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
-        return x + self.gate(self.conv(F.gelu(self.norm(x))))
+        norm = (self.norm.weight, self.norm.bias, self.norm.eps)
+        small = upsample and self.conv.kernel_size == (3, 3)
+        x = x if small or not upsample else F.interpolate(x, scale_factor=2, mode="nearest")
+        apply = gated_conv if torch.is_grad_enabled() else gated_conv_inference
+        return apply(x, norm, (self.conv.weight, cast(Tensor, self.conv.bias)), self.gate.gate, small)
 
 
 class UpsampleStage(nn.Module):

@@ -178,8 +178,13 @@ class TrainingFree(FinishedAtImageSize):
 
     def dense_features(self, tokens: Tensor, windows: Tensor, padded: Tensor, offset: tuple[int, int]) -> DenseFeatures:
         """Features of windows from the tokens ``[B, hw, C]`` of their patches."""
+        return self.features_from(self.projected(tokens, self.clip.grid(padded)), windows, padded, offset)
+
+    @staticmethod
+    def features_from(dense: Tensor, windows: Tensor, padded: Tensor, offset: tuple[int, int]) -> DenseFeatures:
+        """Features of windows from the embeddings ``[B, E, h, w]`` of their patches."""
         return DenseFeatures(
-            dense=self.projected(tokens, self.clip.grid(padded)),
+            dense=dense,
             size=(int(windows.shape[-2]), int(windows.shape[-1])),
             padded=(int(padded.shape[-2]), int(padded.shape[-1])),
             offset=offset,

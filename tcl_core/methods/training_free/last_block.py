@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tcl_core.methods.exportable import ExportableMethod, Run
 from tcl_core.methods.options import option, preset
 from tcl_core.methods.registry import register_method
 from tcl_core.methods.training_free.attention import Attention, gaussian_window, last_block
-from tcl_core.methods.training_free.base import DenseOptions, TrainingFree
+from tcl_core.methods.training_free.base import DenseFeatures, DenseOptions, TrainingFree
+from tcl_core.towers.padding import pad_to_multiple
 
 __all__ = ["ClearCLIP", "LastBlock", "LastBlockOptions", "MaskCLIP", "NACLIP", "SCLIP"]
 
@@ -31,7 +33,7 @@ class LastBlockOptions(DenseOptions):
     )
 
 
-class LastBlock(TrainingFree):
+class LastBlock(ExportableMethod, TrainingFree):
     """A CLIP whose last block attends otherwise; sub-classes are presets of the options."""
 
     options_class = LastBlockOptions
@@ -50,6 +52,15 @@ class LastBlock(TrainingFree):
     def patch_tokens(self, padded: Tensor) -> Tensor:
         """Tokens ``[B, hw, C]`` of the patches before the final layer norm."""
         return self.all_tokens(padded)[:, 1:]
+
+    def window_tensors(self, padded: Tensor) -> tuple[Tensor, ...]:
+        """The patches' embeddings ``[B, E, h, w]``, L2-normalized over E."""
+        return (self.projected(self.patch_tokens(padded), self.clip.grid(padded)),)
+
+    def encode_through(self, run: Run, windows: Tensor) -> DenseFeatures:
+        """Embed each patch of windows float32 ``[B, 3, H, W]``, zero-padded to whole patches inside."""
+        padded, offset = pad_to_multiple(windows, self.clip.patch_size)
+        return self.features_from(run(padded)[0], windows, padded, offset)
 
 
 @register_method("maskclip")

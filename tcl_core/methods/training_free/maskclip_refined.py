@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tcl_core.methods.base import Background, Features, PromptEmbeddings
+from tcl_core.methods.exportable import ExportableMethod, Run
 from tcl_core.methods.options import option, preset
 from tcl_core.methods.registry import register_method
 from tcl_core.methods.training_free.attention import last_block
@@ -93,7 +94,7 @@ def smooth_by_keys(shares: Tensor, affinity: Tensor, below: float) -> Tensor:
 
 
 @register_method("maskclip-refined")
-class MaskCLIPRefined(TrainingFree):
+class MaskCLIPRefined(ExportableMethod, TrainingFree):
     """MaskCLIP; prompts that the whole image does not show are dropped, and like patches share their scores.
 
     Example:
@@ -124,12 +125,16 @@ class MaskCLIPRefined(TrainingFree):
         keys = cast(Any, block).attn.out_proj(key.transpose(1, 2).flatten(2))
         return last_block(block, tokens[:, 1:], "identity", residual=True), keys
 
-    @torch.no_grad()
-    def encode(self, windows: Tensor) -> KeyedFeatures:
+    def window_tensors(self, padded: Tensor) -> tuple[Tensor, ...]:
+        """The patches' embeddings ``[B, E, h, w]``, L2-normalized over E, and their keys ``[B, hw, C]``."""
+        tokens, keys = self._tokens_and_keys(padded)
+        return self.projected(tokens, self.clip.grid(padded)), keys.float()
+
+    def encode_through(self, run: Run, windows: Tensor) -> KeyedFeatures:
         """Embed each patch of windows float32 ``[B, 3, H, W]``, zero-padded to whole patches inside."""
         padded, offset = pad_to_multiple(windows, self.clip.patch_size)
-        tokens, keys = self._tokens_and_keys(padded)
-        return KeyedFeatures(**vars(self.dense_features(tokens, windows, padded, offset)), keys=keys.float())
+        dense, keys = run(padded)
+        return KeyedFeatures(**vars(self.features_from(dense, windows, padded, offset)), keys=keys)
 
     def embed_prompts(self, prompts: Sequence[str], templates: Sequence[str]) -> JudgedPrompts:
         """Embed prompts; before an image is seen all of them are kept."""

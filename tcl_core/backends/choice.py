@@ -1,0 +1,82 @@
+"""Backends by name, and the one that ``auto`` means."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import torch
+
+from tcl_core.backends.base import BACKEND_VARIABLE, BACKENDS, Backend, CompiledBackend, TorchBackend
+from tcl_core.devices import has_wide_vectors
+from tcl_core.errors import SettingsError
+
+__all__ = ["available_backends", "make_backend", "select_backend"]
+
+
+def select_backend(name: str = "auto", device: torch.device | str = "cpu") -> str:
+    """Turn a backend's name into one that this machine has.
+
+    ``auto`` means what ``TCL_ANNOTATE_BACKEND`` names, where it is set. Otherwise it is the fastest of what is
+    installed: OpenVINO on CPUs with AVX-512 or AMX, and PyTorch everywhere else; with AVX2 alone OpenVINO is no faster
+    than PyTorch (see docs/speed.md).
+
+    Args:
+        name: ``auto``, ``torch``, ``compile`` or ``openvino``.
+        device: where it will run.
+
+    Raises:
+        SettingsError: the name is unknown, or the backend is not installed or does not run on the device.
+
+    >>> select_backend("torch")
+    'torch'
+    """
+    kind = torch.device(device).type
+    source = "--backend"
+    if name == "auto":
+        wanted = os.environ.get(BACKEND_VARIABLE) or "auto"
+        if wanted == "auto":
+            return "openvino" if kind == "cpu" and _has_openvino() and has_wide_vectors() else "torch"
+        name, source = wanted, BACKEND_VARIABLE
+    if name not in BACKENDS:
+        raise SettingsError(f"{source}: backend {name!r} is unknown; use auto, {', '.join(BACKENDS)}.")
+    if name == "openvino" and kind != "cpu":
+        if source == BACKEND_VARIABLE:
+            # What auto means on one device is no order for another.
+            return "torch"
+        raise SettingsError(f"backend openvino runs on the CPU, not on {device}; use --device cpu or --backend torch.")
+    if name == "openvino" and not _has_openvino():
+        raise SettingsError(
+            f"{source}: backend openvino is not installed; run pip install 'tcl-annotate[openvino]', or use --backend "
+            "torch."
+        )
+    return name
+
+
+def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
+    """Names of the backends that can be chosen on a device of this machine, without ``auto``.
+
+    >>> available_backends("cpu")[0]
+    'torch'
+    """
+    usable = torch.device(device).type == "cpu" and _has_openvino()
+    return tuple(name for name in BACKENDS if name != "openvino" or usable)
+
+
+def make_backend(name: str, folder: Path | None) -> Backend:
+    """A backend.
+
+    Args:
+        name: from `select_backend`.
+        folder: where exported networks are kept; ``None`` for nowhere.
+    """
+    if name == "openvino":
+        from tcl_core.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(folder)
+    return CompiledBackend() if name == "compile" else TorchBackend()
+
+
+def _has_openvino() -> bool:
+    return importlib.util.find_spec("openvino") is not None

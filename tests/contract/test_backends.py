@@ -1,0 +1,205 @@
+"""Every backend gives what PyTorch gives, for every method that has a network, and fails in one sentence."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import tcl_core.backends.choice as choice_module
+from tcl_core.backends import BACKENDS, Backend, available_backends, make_backend, select_backend
+from tcl_core.backends.base import CompiledBackend
+from tcl_core.backends.networks import NetworkStore
+from tcl_core.errors import SettingsError
+from tcl_core.methods import Method
+from tcl_core.methods.capabilities import Exportable
+from tcl_core.methods.tcl import TCL
+from tcl_core.models import load_model
+from tcl_core.segmentation.segmenter import Segmenter
+from tests.contract.examples import example_image, example_windows, model_of, vocabulary_of
+from tests.missing import missing
+
+WITHOUT_NETWORK = {"groupvit", "scclip"}
+"""Their encoders choose tokens by values, which a fixed network cannot."""
+
+
+@pytest.fixture(scope="module")
+def openvino() -> Any:
+    if importlib.util.find_spec("openvino") is None:
+        missing("the backend openvino needs openvino (pip install tcl-annotate[openvino])")
+    return make_backend("openvino", None)
+
+
+def test_methods_with_a_network(method: Method) -> None:
+    assert isinstance(method, Exportable) == (method.name not in WITHOUT_NETWORK)
+    for name in BACKENDS[:2]:
+        backend = make_backend(name, None).for_method(method)
+        assert backend.name == ("torch" if method.name in WITHOUT_NETWORK else name)
+
+
+@pytest.mark.slow
+def test_openvino_gives_the_same_features(method: Method, openvino: Backend) -> None:
+    if not isinstance(method, Exportable):
+        return
+    windows = example_windows(2, (40, 50))
+    expected = method.encode(windows)
+    found = openvino.encoder(method, "", torch.float32)(windows)
+    assert type(found) is type(expected) and found._numbers() == expected._numbers()
+    for name, tensor in expected.tensors().items():
+        torch.testing.assert_close(found.tensors()[name], tensor, rtol=1e-4, atol=1e-4)
+
+
+def test_a_segmenter_says_what_runs_it_and_decides_the_same(openvino: Backend) -> None:
+    model = model_of(TCL.example())
+    image, vocabulary = example_image(), vocabulary_of(model.method)
+    plain, other = Segmenter(model), Segmenter(replace(model, backend=openvino))
+    assert (plain.settings()["backend"], other.settings()["backend"]) == ("torch", "openvino")
+    features = other.encode(image)
+    with pytest.raises(SettingsError, match="another model or other settings"):
+        plain.segment(features, vocabulary)
+    difference = other.score_maps(features, vocabulary) - plain.score_maps(plain.encode(image), vocabulary)
+    assert difference.abs().max() < 1e-4
+
+
+def test_batches_and_threads_share_a_network(openvino: Backend) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    encode = openvino.encoder(TCL.example(), "", torch.float32)
+    windows = example_windows(6, (32, 32))
+    expected = encode(windows)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(encode, [window[None] for window in windows]))
+    assert torch.equal(torch.cat([part.image_emb for part in found]), expected.image_emb)
+
+
+def test_a_network_is_exported_once_and_mended(
+    openvino: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tcl_core.backends.openvino as module
+
+    exported: list[object] = []
+    export = module._Networks._export
+    monkeypatch.setattr(module._Networks, "_export", lambda self, shape: exported.append(shape) or export(self, shape))
+    method, windows = TCL.example(), example_windows(1, (32, 32))
+
+    def encode(identity: str = "a") -> torch.Tensor:
+        return make_backend("openvino", tmp_path).encoder(method, identity, torch.float32)(windows).image_emb
+
+    first = encode()
+    assert torch.equal(encode(), first) and len(exported) == 1
+    encode("other weights")
+    assert len(exported) == 2
+    for damage in (b"", b"<net/>"):
+        for place in tmp_path.iterdir():
+            (place / "network.xml").write_bytes(damage)
+        exported.clear()
+        assert torch.equal(encode(), first) and torch.equal(encode(), first) and len(exported) == 1
+
+
+def test_half_precision_on_a_gpu_is_not_openvinos(openvino: Backend) -> None:
+    with pytest.raises(SettingsError, match="float32 or bfloat16"):
+        openvino.encoder(TCL.example(), "", torch.float16)
+
+
+def test_the_folder_of_networks_is_bounded(tmp_path: Path) -> None:
+    store = NetworkStore(tmp_path, most=25_000)
+    left = tmp_path / "part-left"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    for number in range(5):
+        store.write(str(number), lambda path: path.write_bytes(b"x" * 10_000))
+        assert store.read(str(number), Path.read_bytes) == b"x" * 10_000
+        time.sleep(0.02)
+        store.read("0", Path.read_bytes)
+    kept = [str(number) for number in range(5) if store.read(str(number), Path.read_bytes) is not None]
+    assert kept == ["0", "4"] and not left.exists()
+
+
+def test_a_full_disk_costs_time_alone(tmp_path: Path) -> None:
+    def full(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("No space left on device\nand more")
+
+    with pytest.warns(UserWarning, match=r"cannot be cached \(No space left on device\)"):
+        NetworkStore(tmp_path).write("a", full)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "message"),
+    [
+        ("fast", "cpu", "--backend: backend 'fast' is unknown; use auto, torch, compile, openvino"),
+        ("openvino", "cpu", r"not installed; run pip install 'tcl-annotate\[openvino\]', or use --backend torch"),
+        ("openvino", "cuda", "runs on the CPU, not on cuda"),
+    ],
+)
+def test_backends_that_cannot_be(name: str, device: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice_module, "_has_openvino", lambda: False)
+    with pytest.raises(SettingsError, match=message):
+        select_backend(name, device)
+    assert available_backends() == ("torch", "compile")
+
+
+@pytest.mark.parametrize(
+    ("variable", "installed", "wide", "device", "chosen"),
+    [
+        ("", True, True, "cpu", "openvino"),
+        ("", True, False, "cpu", "torch"),
+        ("", False, True, "cpu", "torch"),
+        ("", True, True, "cuda", "torch"),
+        ("torch", True, True, "cpu", "torch"),
+        ("openvino", True, False, "cpu", "openvino"),
+        ("openvino", True, False, "cuda", "torch"),
+        ("compile", True, True, "cpu", "compile"),
+    ],
+)
+def test_what_auto_means(
+    variable: str, installed: bool, wide: bool, device: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TCL_ANNOTATE_BACKEND", variable)
+    monkeypatch.setattr(choice_module, "_has_openvino", lambda: installed)
+    monkeypatch.setattr(choice_module, "has_wide_vectors", lambda: wide)
+    assert select_backend("auto", device) == chosen
+
+
+def test_a_variable_that_names_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TCL_ANNOTATE_BACKEND", "quick")
+    with pytest.raises(SettingsError, match="TCL_ANNOTATE_BACKEND: backend 'quick' is unknown"):
+        select_backend()
+
+
+def test_a_compiler_that_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(network: object, **settings: object) -> Callable[..., object]:
+        def run(padded: torch.Tensor) -> object:
+            raise type("InvalidCxxCompiler", (RuntimeError,), {"__module__": "torch._inductor.exc"})("No C++ compiler")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(SettingsError, match=r"cannot compile the network \(No C\+\+ compiler\); install a C\+\+"):
+        CompiledBackend().encoder(TCL.example(), "", torch.float32)(example_windows(1))
+
+
+def test_commands_take_a_backend(tiny_model_path: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from tcl_core.cli.main import cli
+
+    image = tmp_path / "image.png"
+    Image.fromarray(example_image()).save(image)
+    words = ["segment", str(image), "--label", "cat", "--model", str(tiny_model_path), "--backend", "fast"]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code and "backend 'fast' is unknown" in result.output + str(result.exception)
+
+
+def test_a_model_has_the_backend_that_was_asked_for(tiny_model_path: Path, openvino: Backend) -> None:
+    assert load_model(tiny_model_path, backend="torch").backend.name == "torch"
+    assert load_model(tiny_model_path, backend="openvino").backend.name == "openvino"
