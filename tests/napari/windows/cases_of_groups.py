@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from tests.napari.steps import wait_until
+from tests.napari.steps import register_plugin, wait_until
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -38,13 +38,18 @@ def test_groups_are_named_and_saved(
 ) -> None:
     from napari.layers import Labels
 
-    from napari_tcl.groups import GroupsWidget, groups_of
+    from napari_tcl.groups import groups_of
 
-    widget = GroupsWidget(viewer)
-    viewer.window.add_dock_widget(widget, name="Name groups")
+    register_plugin()
+    widget: Any
+    _, widget = viewer.window.add_plugin_dock_widget("tcl-annotate", "Name groups")
     widget.start()
     assert "Select an image layer" in widget.state.text()
-    viewer.add_image(image, name="photo")
+    viewer.add_image(np.stack([image] * 2), name="stack")
+    widget.start()
+    assert "'stack' is a stack" in widget.state.text()
+    viewer.layers.clear()
+    photo = viewer.add_image(image, name="photo", rotate=30, scale=(2, 3), translate=(5, 7))
     widget.model.setText(str(tiny_model_path))
     widget.start()
     wait_until(widget.find_button.isEnabled, "the work ends")
@@ -55,6 +60,7 @@ def test_groups_are_named_and_saved(
     wait_until(lambda: len(viewer.layers) == 2, f"groups are there; the widget says: {widget.state.text()}")
     layer = viewer.layers[-1]
     assert isinstance(layer, Labels) and layer.name == "Groups of photo"
+    assert np.allclose(layer.data_to_world((3, 4)), photo.data_to_world((3, 4)))
     expected = groups_of(str(model), image)
     assert np.array_equal(np.asarray(layer.data), expected) and expected.min() == 1
     assert widget.table.rowCount() == expected.max()
