@@ -13,7 +13,7 @@ from napari_tcl.layers import reader_of
 from napari_tcl.metadata import METADATA_KEY
 from napari_tcl.model_cache import ModelChoice
 from napari_tcl.placement import check_shown_plane, current_index, frame_of, lies_on
-from napari_tcl.slices import Index, SliceReader
+from napari_tcl.slices import Index, SliceReader, axis_of
 from napari_tcl.widget.long_names import show_long_names
 from napari_tcl.widget.wheel import guard_wheel
 from tcl_core.devices import available_devices, available_precisions
@@ -125,7 +125,7 @@ class ImageForm(Container):
             raise ImageError("no image is open; open one (File > Open), or a sample (File > Open Sample)")
         axis = None
         if self.axis.value != _NO_AXIS and not layer.rgb:
-            axis = int(self.axis.value) % layer.ndim
+            axis = axis_of(self.axis.value, layer.ndim)
         others = [box.value for box in (self.second, self.third) if box.value is not None]
         return layer, reader_of(layer, axis, self._channels() if axis is not None else (0,), others)
 
