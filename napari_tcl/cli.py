@@ -91,7 +91,8 @@ def command(
     A single folder is opened in the widget's Folder tab. Without labels, the widget shows those of the last time.
     """
     _check_installed()
-    folder = images[0] if len(images) == 1 and _is_folder(images[0]) else None
+    # Its masks lie beside it, under its name, which "." does not say.
+    folder = Path(os.path.abspath(images[0])) if len(images) == 1 and _is_folder(images[0]) else None
     if folder is None:
         for path in images:
             _check_image(path)
@@ -101,7 +102,7 @@ def command(
         vocabulary = make_vocabulary(
             labels_file, label_options, background, background_threshold, background_names, templates
         )
-    _check_model(model, device, precision, option_values)
+    model = _checked_model(model, device, precision, option_values)
     pixels = None if tolerance is None else _pixels(tolerance)
 
     from napari_tcl.window import Wishes, open_window, run
@@ -173,8 +174,11 @@ def _pixels(tolerance: str) -> float:
     return pixels
 
 
-def _check_model(model: str | None, device: str | None, precision: str | None, options: dict[str, str]) -> None:
+def _checked_model(model: str | None, device: str | None, precision: str | None, options: dict[str, str]) -> str | None:
     """Refuse before the window opens what the widget could not load.
+
+    Returns:
+        The model; a file with its whole path, for the widget remembers it.
 
     Raises:
         WeightsError: there is no such model.
@@ -184,12 +188,14 @@ def _check_model(model: str | None, device: str | None, precision: str | None, o
         from tcl_core.models.clips import find_clip
         from tcl_core.models.registry import find_model, named_clip, split_method
 
+        method, name = split_method(model)
         clip = named_clip(model)
-        if clip is None:
-            find_model(split_method(model)[1])
-        else:
+        if clip is not None:
             # The widget shows the progress of downloads that it is asked for, and starts none by itself.
             find_clip(clip, fetch=False)
+        elif find_model(name) == Path(name):
+            whole = os.path.abspath(name)
+            model = whole if method is None else f"{method}:{whole}"
         if options:
             from tcl_core.models.registry import check_options
 
@@ -198,3 +204,4 @@ def _check_model(model: str | None, device: str | None, precision: str | None, o
         from tcl_core.devices import select_device, select_precision
 
         select_precision(precision or "auto", select_device(device or "auto"))
+    return model

@@ -29,7 +29,7 @@ from tcl_core.segmentation.specks import MinArea, without_specks
 from tcl_core.types import Segmentation
 from tcl_core.vocabulary import Vocabulary
 
-__all__ = ["FolderJob", "ImageState", "JobChangedError"]
+__all__ = ["FolderJob", "ImageState", "JobChangedError", "beside"]
 
 _FORMAT = 1
 _JOB_FILE = "job.json"
@@ -292,6 +292,22 @@ class FolderJob:
             f"{self.work}: was started with {' and '.join(parts)}; restore them, or choose another folder",
             before if len(parts) == 1 else None,
         )
+
+
+def beside(folder: Path, kind: str) -> Path:
+    """Where files of a kind that belong to a folder of images lie: next to it, as ``FOLDER.KIND``.
+
+    Raises:
+        SettingsError: nothing lies next to the folder.
+
+    Example:
+        >>> beside(Path("/data/photos"), "masks").as_posix()
+        '/data/photos.masks'
+    """
+    whole = Path(os.path.abspath(folder))
+    if not whole.name:
+        raise SettingsError(f"{folder}: masks cannot be stored next to it; choose a folder inside it")
+    return whole.with_name(f"{whole.name}.{kind}")
 
 
 def _read_arrays(path: Path, *names: str) -> list[NDArray[Any]]:

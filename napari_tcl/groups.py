@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import napari
 import numpy as np
 from napari.layers import Image, Labels
 from numpy.typing import NDArray
@@ -25,6 +26,10 @@ from qtpy.QtWidgets import (
 from napari_tcl.layers import reader_of
 from napari_tcl.placement import frame_of, placement
 from napari_tcl.widget.tasks import Outcome, TaskList
+from tcl_core.errors import ImageError, TclError
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
 
 __all__ = ["GroupsWidget", "groups_of"]
 
@@ -56,13 +61,13 @@ class GroupsWidget(QWidget):
     COCO writes them.
 
     Args:
-        napari_viewer: the window's; napari finds the argument by this name.
+        napari_viewer: the window's; by this name napari knows that it is wanted.
     """
 
-    def __init__(self, napari_viewer: napari.Viewer) -> None:
+    def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
-        # The menu hands over a proxy, see `SegmentWidget`.
-        self._viewer: napari.Viewer = inspect.unwrap(napari_viewer)
+        # The menu hands over a proxy, which wraps a layer anew each time it is asked for it.
+        self._viewer: Viewer = inspect.unwrap(napari_viewer)
         self._layer: Labels | None = None
         self._filling = False
         self._tasks = TaskList()
@@ -86,46 +91,46 @@ class GroupsWidget(QWidget):
     def start(self) -> None:
         """Look at the active image in a thread."""
         layer = self._viewer.layers.selection.active
-        if not isinstance(layer, Image) or layer.rgb is not True or layer.data.ndim != 3 or layer.multiscale:
-            self.state.setText("Select an image layer with one RGB image.")
+        if not isinstance(layer, Image):
+            self.state.setText("Select an image layer.")
             return
-        pixels = np.ascontiguousarray(np.asarray(layer.data)[..., :3])
-        if pixels.dtype != np.uint8:
-            self.state.setText("Select an image of 8 bits; convert it first.")
+        try:
+            reader = reader_of(layer)
+            if reader.stack_shape:
+                raise ImageError(f"{layer.name!r} is a stack; select a layer with one image")
+            pixels = reader.read()
+        except TclError as error:
+            self.state.setText(str(error))
             return
+        place = placement(layer, frame_of(layer, reader))
         self.find_button.setEnabled(False)
         self.state.setText("Finding groups ...")
         model = self.model.text().strip()
-        self._tasks.start(lambda _: groups_of(model, pixels), partial(self._end, layer))
+        self._tasks.start(lambda _: groups_of(model, pixels), partial(self._end, layer.name, place))
 
     def closeEvent(self, event: QCloseEvent | None) -> None:  # noqa: N802 - Qt's name
         """Let work that still runs end unheard."""
         self._tasks.close()
         super().closeEvent(event)
 
-    def _end(self, image: Image, outcome: Outcome) -> None:
+    def _end(self, name: str, place: Mapping[str, Any], outcome: Outcome) -> None:
         self.find_button.setEnabled(True)
         if outcome.error is not None:
             self.state.setText(outcome.error)
         elif outcome.result is not None:
-            self._show(image, outcome.result)
+            self._show(name, place, outcome.result)
 
-    def _show(self, image: Image, groups: NDArray[np.int32]) -> None:
+    def _show(self, name: str, place: Mapping[str, Any], groups: NDArray[np.int32]) -> None:
         count = int(groups.max())
         names = [f"group {number}" for number in range(1, count + 1)]
         features = {"index": list(range(1, count + 1)), "label": names}
         # Each window of groups stays, with the names that it was given.
-        self._layer = self._viewer.add_labels(
-            groups,
-            name=f"Groups of {image.name}",
-            features=features,
-            **placement(image, frame_of(image, reader_of(image))),
-        )
+        self._layer = self._viewer.add_labels(groups, name=f"Groups of {name}", features=features, **place)
         shares = np.bincount(groups.ravel(), minlength=count + 1)[1:] / groups.size
         self._filling = True
         self.table.setRowCount(count)
-        for row, (name, share) in enumerate(zip(names, shares.tolist(), strict=True)):
-            for column, text in enumerate((str(row + 1), f"{share:.1%}", name)):
+        for row, (group, share) in enumerate(zip(names, shares.tolist(), strict=True)):
+            for column, text in enumerate((str(row + 1), f"{share:.1%}", group)):
                 item = QTableWidgetItem(text)
                 if column != _NAME:
                     item.setFlags(item.flags() & ~Qt.ItemFlag.ItemIsEditable)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tcl_core.errors import ImageError
 
-__all__ = ["MAX_CHANNELS", "Index", "SliceReader", "scale_to_8_bit"]
+__all__ = ["MAX_CHANNELS", "Index", "SliceReader", "axis_of", "scale_to_8_bit"]
 
 MAX_CHANNELS = 3
 """An image is shown to the model as red, green and blue, so at most three channels can be chosen."""
@@ -146,6 +146,22 @@ class SliceReader:
         if channel is not None and self.channel_axis is not None:
             selection[self.channel_axis] = channel
         return np.asarray(self.data[tuple(selection)])
+
+
+def axis_of(text: str, ndim: int) -> int:
+    """The axis that a text names, counted from 0 or, with a minus, from the end.
+
+    Raises:
+        ImageError: an array of so many axes has no such axis.
+
+    Example:
+        >>> axis_of("2", 4), axis_of("-1", 4)
+        (2, 3)
+    """
+    axis = int(text)
+    if not -ndim <= axis < ndim:
+        raise ImageError(f"there is no channel axis {axis}; the layer has the axes 0 to {ndim - 1}")
+    return axis % ndim
 
 
 def scale_to_8_bit(values: NDArray[Any], limits: tuple[float, float] | None = None) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ from qtpy.QtWidgets import QFileDialog, QGridLayout, QLabel, QListWidget, QListW
 from qtpy.QtWidgets import QWidget as Widget
 
 from napari_tcl.feature_store import MAX_FOLDER_BYTES, MAX_IMAGE_BYTES, FeatureFolder
-from napari_tcl.folder import FolderJob, ImageState, JobChangedError
+from napari_tcl.folder import FolderJob, ImageState, JobChangedError, beside
 from napari_tcl.results import Results
 from napari_tcl.widget.buttons import tool_button
 from napari_tcl.widget.tasks import Outcome, Reporter
@@ -116,7 +116,11 @@ class FolderTab(Widget):
             self.owner.fail("the folder does not exist; choose the folder that contains the images")
             return
         engine = self.owner.engine
-        kept = FeatureFolder(folder.with_name(f"{folder.name}.features")) if self.keep_features.value else None
+        try:
+            kept = FeatureFolder(beside(folder, "features")) if self.keep_features.value else None
+        except TclError as error:
+            self.owner.fail(str(error))
+            return
         self._features = kept
 
         def work(reporter: Reporter) -> FolderJob:
@@ -412,7 +416,7 @@ def open_job(
     """
     changed: JobChangedError | None = None
     for number in count(1):
-        masks = folder.with_name(f"{folder.name}.masks" + (f"-{number}" if number > 1 else ""))
+        masks = beside(folder, "masks" if number == 1 else f"masks-{number}")
         if changed is not None and not masks.exists() and not new_folder:
             raise changed
         try:

@@ -10,7 +10,7 @@ from napari.layers import Image
 from napari_tcl.layers import reader_of
 from napari_tcl.metadata import METADATA_KEY
 from napari_tcl.placement import check_shown_plane, current_index, frame_of, lies_on
-from napari_tcl.slices import Index, SliceReader
+from napari_tcl.slices import Index, SliceReader, axis_of
 from napari_tcl.user_settings import LARGEST_TOLERANCE
 from napari_tcl.widget.form import finish_form
 from napari_tcl.words import background_names, background_text
@@ -115,7 +115,7 @@ class ImageForm(Container):
             raise ImageError("no image is open; open one (File > Open), or a sample (File > Open Sample)")
         axis = None
         if self.axis.value != _NO_AXIS and not layer.rgb:
-            axis = int(self.axis.value) % layer.ndim
+            axis = axis_of(self.axis.value, layer.ndim)
         others = [box.value for box in (self.second, self.third) if box.value is not None]
         return layer, reader_of(layer, axis, self._channels() if axis is not None else (0,), others)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
+from tcl_core.errors import SettingsError
 from tcl_core.methods.reco import ReCo
 from tcl_core.models import Model, load_model
 from tcl_core.models.image_encoders import FoundEncoder, find_image_encoder, load_image_encoder
@@ -57,10 +58,13 @@ def load_base(name: str, device: str = "auto", precision: str = "auto", encoder:
 
     Raises:
         WeightsError: there is no such model or encoder, or it cannot be had.
-        SettingsError: a setting is not available.
+        SettingsError: a setting is not available, or the model has no CLIP of its own.
     """
     plain = split_method(name)[1]
     model = load_model(f"maskclip:{plain}", device=device, precision=precision)
+    if lender := model.metadata.clip.get("model"):
+        # References would borrow the CLIP of a file that has none.
+        raise SettingsError(f"--model {plain}: borrows the CLIP of {lender}; pass --model {lender}")
     found = find_image_encoder(encoder)
     image = (
         None

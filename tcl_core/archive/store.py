@@ -7,10 +7,9 @@ their last change. A later part replaces what an earlier one says of the same im
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import torch
@@ -250,8 +249,8 @@ def _read_entries(path: Path) -> list[Entry]:
 
 def _leads_out(name: str) -> bool:
     """Whether a name of a file that came from elsewhere leaves the archive's root."""
-    parts = name.split("/")
-    return not name or os.path.isabs(name) or ".." in parts or "\0" in name
+    path = PurePath(name)
+    return not path.parts or bool(path.anchor) or ".." in path.parts or "\0" in name
 
 
 def _read_embeddings(path: Path, width: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -77,7 +78,7 @@ def build_command(
     from tcl_core.jobs.inputs import find_images
     from tcl_core.jobs.progress import Progress
 
-    folder = Path(f"{inputs[0].rstrip('/')}-archive") if out is None else out
+    folder = _beside(inputs[0]) if out is None else out
     check_archive_folder(folder)
     images = find_images(inputs, exclude=[folder])
     if images.left_out and not quiet:
@@ -101,6 +102,20 @@ def build_command(
     for reason in list(summary.failed.values())[:20] if quiet else ():
         click.echo(f"  {reason}", err=True)
     return EXIT_ISSUES if summary.failed else EXIT_FINE
+
+
+def _beside(first: str) -> Path:
+    """The folder of an archive whose place nobody says.
+
+    Raises:
+        SettingsError: nothing lies beside the first folder of images.
+    """
+    path = Path(first)
+    if path.name in ("", ".."):
+        path = Path(os.path.abspath(first))
+    if not path.name:
+        raise SettingsError(f"{first}: has no folder beside it for the archive; pass --out DIR")
+    return path.with_name(f"{path.name}-archive")
 
 
 @command.command(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tcl_core.archive import building
+from tcl_core.archive import building, store
 from tcl_core.archive.base import Base, load_base
 from tcl_core.archive.building import build_archive
 from tcl_core.archive.doubt import better_names
@@ -21,6 +21,7 @@ from tcl_core.archive.page import write_page
 from tcl_core.archive.pixels import middle_square
 from tcl_core.archive.references import find_references, write_references
 from tcl_core.archive.store import ArchiveFolder
+from tcl_core.cli.archive import _beside as place_beside
 from tcl_core.cli.main import run
 from tcl_core.errors import SettingsError, WeightsError
 from tcl_core.jobs.inputs import find_images
@@ -152,6 +153,23 @@ def test_archives_that_cannot_be_used(scenes: Path, archive: Path, base: Base, t
         ArchiveFolder(other)
 
 
+def test_names_that_leave_the_root_on_any_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not store._leads_out("deeper/a b.png") and all(map(store._leads_out, ("", ".", "a/../../b", "/b", "a\0")))
+    monkeypatch.setattr(store, "PurePath", PureWindowsPath)
+    assert not store._leads_out("deeper/a b.png")
+    assert all(map(store._leads_out, (r"a\..\..\b", r"\b", "C:b", r"C:\b", r"\\server\share\b", "../b")))
+
+
+def test_an_archive_lies_beside_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "photos")
+    given = [place_beside(name) for name in ("more", "more/", ".", "..", "more/..")]
+    beside = [tmp_path.with_name(f"{tmp_path.name}-archive"), tmp_path / "photos-archive"]
+    assert given == [Path("more-archive"), Path("more-archive"), beside[1], beside[0], beside[1]]
+    with pytest.raises(SettingsError, match="pass --out DIR"):
+        place_beside("/")
+
+
 # -- references ------------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +210,13 @@ def test_the_borrowed_clip_must_be_the_same(references: Path, tmp_path: Path) ->
         replace(file.metadata, clip={"model": "playground"})
     with pytest.raises(SettingsError, match="needs learned tensors.*'tcl-annotate archive fit' makes"):
         load_model("reco:playground")
+
+
+def test_references_are_no_base(references: Path) -> None:
+    with pytest.raises(
+        SettingsError, match=r"mine.safetensors: borrows the CLIP of playground; pass --model playground"
+    ):
+        load_base(str(references), device="cpu")
 
 
 def test_struck_out_images_and_names_that_are_wrong(archive: Path, base: Base) -> None:

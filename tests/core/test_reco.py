@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -189,12 +191,14 @@ def tiny_clip() -> FrozenClip:
 
 def test_encoders_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     mean, std = IMAGENET_MEAN, IMAGENET_STD
-    devices, create = [], timm.create_model
-    monkeypatch.setattr(
-        timm,
-        "create_model",
-        lambda *names, **sizes: devices.append(torch.get_default_device()) or create(*names, **sizes),
-    )
+    devices: list[torch.device] = []
+    create = timm.create_model
+
+    def noted(*names: Any, **settings: Any) -> Any:
+        devices.append(torch.get_default_device())
+        return create(*names, **settings)
+
+    monkeypatch.setattr(timm, "create_model", noted)
     with pytest.raises(WeightsError, match="file: timm has no vision transformer 'no_such'"):
         build_timm_vit("no_such", {}, "file", mean, std)
     with pytest.raises(WeightsError, match="do not fit vit_tiny_patch16_224.*missing: "):

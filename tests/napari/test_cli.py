@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +57,27 @@ def test_what_is_wrong_is_said_before_a_window_opens(photo: Path, tmp_path: Path
         ((photo, "--device", "cpu", "--precision", "float16"), "needs a CUDA device"),
     ):
         assert message in refusal(*words), words
+
+
+def test_paths_stay_right_in_another_folder(
+    photo: Path, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The widget stores masks beside the folder, and remembers the model file."""
+    wishes: list[tuple[Any, ...]] = []
+    window = SimpleNamespace(Wishes=lambda *wished: wished, open_window=wishes.append, run=lambda: None)
+    monkeypatch.setitem(sys.modules, "napari_tcl.window", window)
+    model = shutil.copy(tiny_model_path, tmp_path / "own.safetensors")
+    monkeypatch.chdir(tmp_path)
+    for words in ((".", "--model", "own.safetensors"), ("a.png", "--model", "maskclip:own.safetensors"), ("a.png",)):
+        assert CliRunner().invoke(napari_tcl.cli.command, words, standalone_mode=False).return_value == 0
+    assert [(wished[1], wished[3]) for wished in wishes] == [
+        (tmp_path, str(model)),
+        (None, f"maskclip:{model}"),
+        (None, None),
+    ]
+    wishes.clear()
+    assert CliRunner().invoke(napari_tcl.cli.command, ["a.png", "--model", "playground"]).exit_code == 0
+    assert wishes[0][3] == "playground"
 
 
 def test_what_is_not_installed_is_named(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from napari_tcl.folder import FolderJob, JobChangedError
+from napari_tcl.folder import FolderJob, JobChangedError, beside
 from tcl_core.errors import SettingsError, VocabularyError
 from tcl_core.export.coco import validate_coco
 from tcl_core.models import Model, load_model
@@ -222,3 +222,12 @@ def test_one_label_does_not_cover_images(photos: Path, tiny_model_path: Path, tm
         assert [state.state for state in job.run(method)] == ["labeled"] * 3
         shares.append(np.mean([job.load(state.file_name).label_map > 0 for state in job.states()]))
     assert 0 < shares[0] < 1 and shares[1] == 1
+
+
+def test_work_lies_beside_every_folder_but_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "photos")
+    for name in (".", "../photos", "more/..", str(tmp_path / "photos")):
+        assert beside(Path(name), "masks") == tmp_path / "photos.masks"
+    with pytest.raises(SettingsError, match="choose a folder inside it"):
+        beside(Path(tmp_path.anchor), "features")

@@ -33,6 +33,20 @@ def test_manifest_is_valid_and_its_commands_exist() -> None:
     assert project["entry-points"]["tcl_annotate.commands"]["napari"] == "napari_tcl.cli:command"
 
 
+def test_widgets_are_given_the_viewer() -> None:
+    """napari passes it on by this name, or where the annotation is its class, and else makes the widget without it."""
+    manifest = PluginManifest.from_file(MANIFEST)
+    modules = {command.id: str(command.python_name) for command in manifest.contributions.commands or []}
+    for widget in manifest.contributions.widgets or []:
+        module, _, name = modules[widget.command].partition(":")
+        sources = [REPOSITORY / f"{module.replace('.', '/')}{ending}" for ending in (".py", "/main.py")]
+        source = next(path for path in sources if path.is_file())
+        classes = [node for node in ast.walk(ast.parse(source.read_text("utf-8"))) if isinstance(node, ast.ClassDef)]
+        (made,) = [node for node in classes if node.name == name]
+        (start,) = [node for node in made.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+        assert [argument.arg for argument in start.args.args] == ["self", "napari_viewer"], name
+
+
 def test_no_qt_binding_is_asked_for() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = [*project["dependencies"], *project["optional-dependencies"]["napari"]]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from napari_tcl.slices import SliceReader, scale_to_8_bit
+from napari_tcl.slices import SliceReader, axis_of, scale_to_8_bit
 from tcl_core.errors import ImageError
 from tcl_core.images import load_image
 
@@ -106,3 +106,9 @@ def test_complex_numbers_are_no_image() -> None:
 def test_no_such_slice(index: tuple[int, ...]) -> None:
     with pytest.raises(ImageError, match="no slice"):
         SliceReader(np.zeros((3, 4, 4), np.uint8)).read(index)
+
+
+def test_an_axis_that_is_not_there_is_no_other_axis() -> None:
+    assert [axis_of(text, 3) for text in ("0", "2", "-1")] == [0, 2, 2]
+    with pytest.raises(ImageError, match="no channel axis 3; the layer has the axes 0 to 2"):
+        axis_of("3", 3)
