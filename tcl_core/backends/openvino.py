@@ -116,4 +116,10 @@ class _Networks:
             # Sizes become constants, which is what is wanted.
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(self._network, torch.zeros(shape), check_trace=False, strict=False)
-            return self._openvino.convert_model(traced, input=list(shape))
+            try:
+                return self._openvino.convert_model(traced, input=list(shape))
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[-1]
+                raise SettingsError(
+                    f"backend openvino cannot export this network ({reason}); use --backend torch."
+                ) from error
