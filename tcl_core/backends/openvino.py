@@ -95,6 +95,8 @@ class _Networks:
             model = self._export(shape)
             if self._store is not None:
                 self._store.write(identity, partial(self._openvino.save_model, model, compress_to_fp16=False))
+                # As later runs read it, so that all of them give the same, and without the weights in memory twice.
+                model = self._store.read(identity, core.read_model) or model
         settings = {
             "INFERENCE_PRECISION_HINT": self._precision,
             # OpenVINO counts the machine's processors, and not those that this process may use.
@@ -114,4 +116,10 @@ class _Networks:
             # Sizes become constants, which is what is wanted.
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(self._network, torch.zeros(shape), check_trace=False, strict=False)
-            return self._openvino.convert_model(traced, input=list(shape))
+            try:
+                return self._openvino.convert_model(traced, input=list(shape))
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[-1]
+                raise SettingsError(
+                    f"backend openvino cannot export this network ({reason}); use --backend torch."
+                ) from error

@@ -38,7 +38,8 @@ def gaussian_window(grid: tuple[int, int], sigma: float, device: torch.device | 
     """
     rows = torch.arange(grid[0], device=device, dtype=torch.float32)
     columns = torch.arange(grid[1], device=device, dtype=torch.float32)
-    place = torch.cartesian_prod(rows, columns)
+    # Not cartesian_prod, which cannot be exported.
+    place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
     squared = (place[:, None] - place[None]).square().sum(dim=-1)
     return F.pad(torch.exp(-squared / (2 * sigma * sigma)), (1, 0, 1, 0))
 
