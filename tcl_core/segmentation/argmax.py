@@ -63,9 +63,9 @@ class Decision:
 
     def maps(self, size: tuple[int, int]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The winners int32 ``[H, W]``, and their scores float32 ``[H, W]``, 0 where there is none."""
-        winner = self.winner.to(torch.int32, copy=True)
-        scores = self.best.masked_fill(winner == 0, 0)
-        return winner.view(size).cpu().numpy(), scores.view(size).cpu().numpy()
+        winner, scores = self.winner.cpu().numpy().astype(np.int32), self.best.cpu().numpy().copy()
+        scores[winner == 0] = 0
+        return winner.reshape(size), scores.reshape(size)
 
 
 def decide(
@@ -95,7 +95,8 @@ def decide(
             _compete(decision, planes[known:], known)
             return decision
         moved = [place for place, (old, new) in enumerate(zip(before.labels, labels, strict=False)) if old != new]
-        if known == len(labels) and len(moved) == 1 and before.labels[moved[0]][0] == labels[moved[0]][0]:
+        same = known == len(labels) and len(moved) == 1 and before.labels[moved[0]][0] == labels[moved[0]][0]
+        if same and before.best.device.type == "cpu":
             return _move(before, planes, labels, moved[0], plane)
     decision = replace(_blank(labels, floor, planes[0].numel(), planes[0].device, plane), names=names)
     _compete(decision, planes, 0)
@@ -268,23 +269,29 @@ def _compete(decision: Decision, planes: Sequence[Tensor], first: int) -> None:
 def _move(
     before: Decision, planes: Sequence[Tensor], labels: list[Contender], place: int, names: Tensor | None
 ) -> Decision:
-    """Give one label another threshold."""
+    """Give one label another threshold, on a CPU.
+
+    NumPy compares a plane, and finds the few pixels that differ, several times as quickly as PyTorch.
+    """
     old, new = (_least(contenders[place]) for contenders in (before.labels, labels))
-    best, winner, score = before.best, before.winner, planes[place]
+    best, winner, score = before.best.numpy(), before.winner.numpy(), planes[place].numpy()
     decision = replace(before, labels=labels)
     number = place + 1
     if new > old:
-        lost = ((winner == number) & (score < new)).nonzero().flatten()
+        lost = torch.from_numpy(np.flatnonzero((winner == number) & (score < new)))
         # In parts, because all planes at all these pixels could be as much again as the planes.
         for part in lost.split(_BLOCK):
             background = None if names is None else (None, names[part])
             again = decide([plane[part] for plane in planes], labels, before.floor, background=background)
-            best[part], winner[part] = again.best, again.winner
+            before.best[part], before.winner[part] = again.best, again.winner
         return decision
-    wins = (score > best) | ((score == best) & (winner > number))
-    wins &= (score >= new) & (score < old)
-    torch.where(wins, score, best, out=best)
-    winner.masked_fill_(wins, number)
+    for start in range(0, len(best), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        top, who, own = best[block], winner[block], score[block]
+        wins = (own > top) | ((own == top) & (who > number))
+        wins &= (own >= new) & (own < old)
+        np.copyto(top, own, where=wins)
+        who[wins] = number
     return decision
 
 
