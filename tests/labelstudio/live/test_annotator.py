@@ -231,8 +231,19 @@ def test_the_way_of_a_new_annotator(
 
     # A correction: a region is picked in the list and deleted.
     kept = len(regions(browser))
-    outliner = wait(lambda: browser.find_elements(By.CSS_SELECTOR, ".lsf-outliner-item"), "the list of regions")
-    outliner[-1].click()
+    rows = wait(
+        lambda: [
+            each
+            for each in browser.find_elements(By.CSS_SELECTOR, "[class*=outliner-item__title]")
+            if each.is_displayed() and each.text.strip() in drawn
+        ],
+        "the list of regions",
+    )
+    ActionChains(browser).move_to_element(rows[0]).click().perform()
+    wait(
+        lambda: browser.execute_script("return Htx.annotationStore.selected.selectedRegions.length") == 1,
+        "selecting a region",
+    )
     ActionChains(browser).send_keys(Keys.BACKSPACE).perform()
     wait(lambda: len(regions(browser)) == kept - 1, "deleting a region")
     keep_screenshot(browser, "annotator-5-corrected.png")
