@@ -25,9 +25,11 @@ from labelstudio_backend.shapes import mask_of_value
 from tcl_core.export.coco.geometry import has_hole, pixel_outline
 from tcl_core.export.coco.keyhole import keyhole_ring
 from tcl_core.images import load_image
-from tcl_core.playground.export import write_scenes
+from tcl_core.playground.export import sample_scene, write_scenes
+from tcl_core.playground.scenes import CLASS_NAMES
 from tcl_core.polygons.rasterize import polygon_iou
 from tcl_core.regions import label_map_to_regions
+from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Vocabulary
 
@@ -72,6 +74,24 @@ def add_after(counts: Counts, found: Prediction) -> None:
         counts.areas.append(int(mask_of_value(result["type"], result["value"], found.size).sum()))
 
 
+def print_right(segmenter: Segmenter, scenes: int, seed: int) -> None:
+    """How many regions have the label that most of their pixels have in the ground truth, by size in patches."""
+    found: dict[str, list[bool]] = {"a quarter of a patch to two patches": [], "two patches and more": []}
+    small, large = found
+    with TemporaryDirectory() as folder:
+        for index, path in enumerate(write_scenes(Path(folder), scenes, seed, SIZE)):
+            vocabulary = Vocabulary.from_file(Path(folder) / "labels.yaml")
+            segmentation = segmenter.segment(segmenter.encode(load_image(path)), vocabulary)
+            truth = np.array(["", *CLASS_NAMES])[sample_scene(seed, index, SIZE).label_map]
+            least = segmenter.speck_area(SIZE)
+            for region in label_map_to_regions(segmentation, min_area=least, small="merge", tolerance=None):
+                x, y, width, height = region.bbox
+                own = truth[y : y + height, x : x + width][region.mask]
+                found[large if region.area >= 8 * least else small].append((own == region.label).mean() > 0.5)
+    for size, right in found.items():
+        print(f"{size}: {len(right)} regions, {np.mean(right):.0%} right")
+
+
 def _outline_before(region: Region) -> shapely.Polygon:
     if region.polygon is not None and region.polygon.is_valid and polygon_iou(region) >= MIN_IOU_BEFORE:
         return region.polygon
@@ -84,9 +104,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--right", action="store_true", help="count how many regions are right, by their size")
     chosen = parser.parse_args()
     options = ModelOptions()
     segmenter = options.load()
+    if chosen.right:
+        print_right(segmenter, chosen.scenes, chosen.seed)
+        return
     predictor = Predictor(segmenter, options, cache_bytes=256 << 20)
     before, after = Counts(chosen.scenes), Counts(chosen.scenes)
     with TemporaryDirectory() as folder:

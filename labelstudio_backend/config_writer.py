@@ -91,7 +91,7 @@ def labeling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> str
         SubElement(main, tag, name=name, toName="image", smart="true", smartOnly="true")
     SubElement(main, "Image", name="image", value="$image", zoom="true", zoomControl="true", maxHeight=_HEIGHT)
     for line in _HINTS[shape == "box"]:
-        SubElement(main, "Header", value=line, size="6", style="margin: 4px 0; font-weight: normal")
+        SubElement(main, "Header", value=line, size="6", style="margin: 4px 0; font-size: 13px; line-height: 17px")
     indent(view)
     return tostring(view, encoding="unicode")
 

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("labelstudio_backend.cli.export", "Write a project's annotations as COCO."),
     "clean": ("labelstudio_backend.cli.clean", "Remove predictions of old model versions."),
     "prompts": ("labelstudio_backend.cli.prompts", "List or clear typed prompts."),
+    "compose": ("labelstudio_backend.cli.compose", "Write a compose file and a Dockerfile."),
     "benchmark": ("labelstudio_backend.cli.benchmark", "Measure the server under load on this machine."),
 }
 """Name of each command, with the module that defines it and its line in the list of commands."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import re
-import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import yaml
 
+from labelstudio_backend.cli.compose import FILES
 from labelstudio_backend.cli.serve import command as serve
-from labelstudio_backend.settings import read_settings_file, settings_from
+from labelstudio_backend.settings import settings_from, settings_from_environment
+from tcl_core.cli.main import run
 from tests.labelstudio.live.environment import REPOSITORY, VERSION, server_variables
 
-FOLDER = REPOSITORY / "labelstudio_backend"
+FOLDER = REPOSITORY / "labelstudio_backend" / "container"
 # Of the compose specification, as far as the file may need them.
 SERVICE_KEYS = {
-    "command",
+    "build",
     "depends_on",
     "environment",
     "expose",
@@ -37,16 +39,6 @@ PORT = re.compile(r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}:)?\d+:\d+")
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
     return yaml.safe_load((FOLDER / "docker-compose.yml").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def serve_words(compose: dict[str, Any]) -> list[str]:
-    """Arguments of ``serve`` in the backend's shell command."""
-    shell, option, text = compose["services"]["backend"]["command"]
-    assert (shell, option) == ("sh", "-c")
-    words = shlex.split(text.rpartition("&&")[2])
-    assert words[:4] == ["exec", "tcl-annotate", "label-studio", "serve"]
-    return words[4:]
 
 
 def mounts(service: dict[str, Any]) -> dict[str, str]:
@@ -70,7 +62,7 @@ def test_keys_and_references(compose: dict[str, Any]) -> None:
         assert all(port.isdigit() for port in service.get("expose", []))
         for source in mounts(service).values():
             if source.startswith("."):
-                assert source == "./files" or (FOLDER / source).resolve() == REPOSITORY
+                assert source == "./files"
             else:
                 used.add(source)
         check = service.get("healthcheck", {"test": ["CMD", "true"]})
@@ -90,35 +82,61 @@ def test_label_studio_is_the_one_that_is_tested(compose: dict[str, Any]) -> None
     assert service["environment"]["LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"] in mounts(service)
 
 
-def test_the_backend_is_started_with_options_that_exist(compose: dict[str, Any], serve_words: list[str]) -> None:
-    service = compose["services"]["backend"]
-    options = serve.make_context("serve", list(serve_words)).params
-    assert options["host"] == "0.0.0.0" and [str(options["port"])] == service["expose"]
-    assert f":{options['port']}/health" in service["healthcheck"]["test"][-1]
-    assert {str(options["local_root"]), str(options["state_dir"])} <= mounts(service).keys()
-    assert mounts(service)["/files"] == mounts(compose["services"]["label-studio"])["/label-studio/files"]
-    assert service["environment"].keys() == {"LABEL_STUDIO_TOKEN"}
-
-
-def test_the_backend_is_installed_from_what_is_mounted(compose: dict[str, Any]) -> None:
-    service = compose["services"]["backend"]
-    install = shlex.split(service["command"][2].partition("&&")[0])
-    assert install[:2] == ["pip", "install"]
-    (package,) = [word for word in install if word.startswith(service["working_dir"])]
-    folder, _, extra = package.partition("[")
-    assert mounts(service)[folder] == ".."
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert extra.rstrip("]") in project["optional-dependencies"]
-    assert (REPOSITORY / install[install.index("--constraint") + 1]).is_file()
-    python = re.fullmatch(r"python:(\d+)\.(\d+)-slim", service["image"])
-    assert python and (int(python[1]), int(python[2])) >= (3, 11)
-
-
-def test_the_backend_reaches_label_studio_by_its_service_name(compose: dict[str, Any], serve_words: list[str]) -> None:
-    inside = Path(serve_words[serve_words.index("--config") + 1])
-    file = REPOSITORY / inside.relative_to(compose["services"]["backend"]["working_dir"])
-    settings = settings_from(read_settings_file(file), {}, {})
-    assert settings.images.label_studio_url == "http://label-studio:8080"
+def test_the_backend_is_set_up_with_variables_that_exist(compose: dict[str, Any]) -> None:
+    service, docker = compose["services"]["backend"], dockerfile()
+    variables = {**docker_variables(docker), **service["environment"]}
+    prefix = serve.context_settings["auto_envvar_prefix"]
+    options = {f"{prefix}_{parameter.name}".upper() for parameter in serve.params}
+    for name in variables:
+        if not name.startswith(f"{prefix}__"):
+            assert name in {*options, "LABEL_STUDIO_TOKEN", "TCL_ANNOTATE_HOME"}, name
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(f"{prefix}_HOST", variables[f"{prefix}_HOST"])
+        assert serve.make_context("serve", []).params["host"] == "0.0.0.0"
+    settings = settings_from(settings_from_environment(variables), {}, {})
+    assert settings.images.label_studio_aliases == ("http://localhost:8080",)
     label_studio = compose["services"]["label-studio"]
-    assert settings.images.label_studio_aliases == (label_studio["environment"]["LABEL_STUDIO_HOST"],)
-    assert label_studio["ports"][0].endswith(":8080")
+    assert label_studio["environment"]["LABEL_STUDIO_HOST"] in settings.images.label_studio_aliases
+    assert variables[f"{prefix}_URL"] == "http://label-studio:8080" and label_studio["ports"][0].endswith(":8080")
+    assert {variables[f"{prefix}_LOCAL_ROOT"], variables[f"{prefix}_STATE_DIR"]} <= mounts(service).keys()
+    assert mounts(service)["/files"] == mounts(label_studio)["/label-studio/files"]
+
+
+def test_the_image_is_built_from_what_the_dockerfile_takes(compose: dict[str, Any]) -> None:
+    text = dockerfile()
+    build = compose["services"]["backend"]["build"]
+    defaults = dict(re.findall(r"^ARG (\w+)=(.+)$", text, re.MULTILINE))
+    assert build["context"] == "." and build["args"].keys() == defaults.keys()
+    for name, written in build["args"].items():
+        assert re.fullmatch(r"\$\{\w+:-(.+)\}", written)[1] == defaults[name]  # type: ignore[index]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    name, _, extra = defaults["PACKAGE"].partition("[")
+    assert name == project["name"] and extra.rstrip("]") in project["optional-dependencies"]
+    python = re.search(r"^FROM python:(\d+)\.(\d+)-slim$", text, re.MULTILINE)
+    assert python and (int(python[1]), int(python[2])) >= (3, 11)
+    (words,) = re.findall(r"^ENTRYPOINT (.+)$", text, re.MULTILINE)
+    assert json.loads(words) == ["tcl-annotate", "label-studio", "serve"]
+    (port,) = re.findall(r"^EXPOSE (\d+)$", text, re.MULTILINE)
+    assert int(port) == serve.make_context("serve", []).params["port"]
+    assert [port] == compose["services"]["backend"]["expose"] and f":{port}/health" in text
+    # Whoever gets into the container is nobody there.
+    assert text.index("\nUSER ") < text.index("\nENTRYPOINT ")
+
+
+def test_the_files_come_with_the_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "here"
+    assert run(["label-studio", "compose", "--out", str(out)]) == 0
+    for name in FILES:
+        assert (out / name).read_text() == (FOLDER / name).read_text()
+    assert run(["label-studio", "compose", "--out", str(out)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert run(["label-studio", "compose", "--out", str(out), "--overwrite"]) == 0
+
+
+def dockerfile() -> str:
+    return (FOLDER / "Dockerfile").read_text(encoding="utf-8")
+
+
+def docker_variables(text: str) -> dict[str, str]:
+    (block,) = re.findall(r"^ENV ((?:.*\\\n)*.*)$", text, re.MULTILINE)
+    return dict(word.split("=", 1) for word in block.replace("\\\n", " ").split())

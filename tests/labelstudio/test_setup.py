@@ -38,7 +38,7 @@ def test_every_region_is_drawn_once() -> None:
     drawn = {
         shape: parse_labeling_config(labeling_config_xml(VOCABULARY, shape)).drawing for shape in ("polygon", "box")
     }  # type: ignore[arg-type]
-    assert [(control.kind, control.holes_only) for control in drawn["polygon"]] == [("polygon", False), ("brush", True)]
+    assert [(control.kind, control.holes_only) for control in drawn["polygon"]] == [("polygon", False)]
     assert [control.kind for control in drawn["box"]] == ["rectangle"]
 
 

@@ -23,7 +23,7 @@ def main() -> None:
     for prediction in given["predictions"]:
         errors += interface.validate_prediction(prediction, return_errors=True)
         for region in prediction["result"]:
-            if region["type"] != "brushlabels":
+            if region["type"] not in ("brush", "brushlabels"):
                 continue
             pixels = decode_rle(region["value"]["rle"]).reshape(-1, 4)
             assert all(np.array_equal(pixels[:, 3], pixels[:, channel]) for channel in range(3))

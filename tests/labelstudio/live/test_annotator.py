@@ -101,6 +101,17 @@ def box_of(results: list[dict[str, Any]], label: str) -> tuple[float, float, flo
     return max(found, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
 
 
+def surest_objects(results: list[dict[str, Any]]) -> list[str]:
+    """Labels of objects, which do not reach across the image, those with the highest score first."""
+    found: dict[str, float] = {}
+    for result in join_labels(results):
+        (label,) = result["value"]["polygonlabels"]
+        left, _, right, _ = box_of(results, label)
+        if right - left < 0.6:
+            found[label] = max(found.get(label, 0), result["score"])
+    return sorted(found, key=lambda label: -found[label])
+
+
 def inner_point(results: list[dict[str, Any]], label: str) -> tuple[float, float]:
     """A point inside the largest region of a label."""
     from shapely import Polygon
@@ -181,8 +192,7 @@ def test_the_way_of_a_new_annotator(
     keep_screenshot(browser, "annotator-1-opened.png")
 
     # First prompt, second prompt: no click between answer and next prompt but the one that accepts.
-    first = max(set(drawn), key=lambda label: -drawn.count(label))
-    second = next(label for label in drawn if label != first)
+    first, second = surest_objects(predicted["result"])[:2]
     for number, label in enumerate((first, second), start=1):
         type_prompt(browser, label)
         wait(lambda label=label: set(suggestions(browser)) == {label}, f"an answer to {label!r}")  # type: ignore[misc]
@@ -196,6 +206,7 @@ def test_the_way_of_a_new_annotator(
     # Smart box: label, last tool, drag. The box itself is no annotation.
     count = len(regions(browser))
     left, top, right, below = box_of(predicted["result"], first)
+    left, top, right, below = max(left - 0.02, 0.01), max(top - 0.02, 0.01), min(right + 0.02, 0.99), min(below, 0.98)
     choose_label(browser, first)
     choose_smart_tool(browser, "RectangleTool")
     action = ActionChains(browser, duration=50).key_down(Keys.CONTROL)
@@ -220,8 +231,19 @@ def test_the_way_of_a_new_annotator(
 
     # A correction: a region is picked in the list and deleted.
     kept = len(regions(browser))
-    outliner = wait(lambda: browser.find_elements(By.CSS_SELECTOR, ".lsf-outliner-item"), "the list of regions")
-    outliner[-1].click()
+    rows = wait(
+        lambda: [
+            each
+            for each in browser.find_elements(By.CSS_SELECTOR, "[class*=outliner-item__title]")
+            if each.is_displayed() and each.text.strip() in drawn
+        ],
+        "the list of regions",
+    )
+    ActionChains(browser).move_to_element(rows[0]).click().perform()
+    wait(
+        lambda: browser.execute_script("return Htx.annotationStore.selected.selectedRegions.length") == 1,
+        "selecting a region",
+    )
     ActionChains(browser).send_keys(Keys.BACKSPACE).perform()
     wait(lambda: len(regions(browser)) == kept - 1, "deleting a region")
     keep_screenshot(browser, "annotator-5-corrected.png")

@@ -22,6 +22,7 @@ from pycocotools.coco import COCO
 from labelstudio_backend.config_writer import labeling_config_xml
 from labelstudio_backend.export import image_name
 from labelstudio_backend.image_fetch.locations import Owner
+from labelstudio_backend.labeled_shapes import join_labels
 from labelstudio_backend.labeling_config import parse_labeling_config
 from labelstudio_backend.predictor import Prediction, Predictor
 from labelstudio_backend.requests import Plan
@@ -123,6 +124,7 @@ def expected(predictor: Predictor, config: str, seed: int) -> Prediction:
 
 def assert_same_regions(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
     """Compare what two runs of the model drew: scores that tie to the last bit may fall either way."""
+    found, wanted = join_labels(found), join_labels(wanted)
     assert found and wanted
     for label in {each["value"][each["type"]][0] for each in (*found, *wanted)}:
         covered = []
@@ -172,10 +174,11 @@ def test_retrieve_predictions_fills_every_task(
         (prediction,) = task["predictions"]
         assert prediction["model_version"] == version and prediction["result"]
         checked.append({"result": prediction["result"], "score": prediction["score"]})
-        wanted = expected(predictor, config, seed_of(task)).results
-        exact = expected(predictor, BRUSHES, seed_of(task)).results
-        assert [r["value"][r["type"]] for r in prediction["result"]] == [r["value"][r["type"]] for r in wanted]
-        for region, brushed in zip(prediction["result"], exact, strict=True):
+        found = join_labels(prediction["result"])
+        wanted = join_labels(expected(predictor, config, seed_of(task)).results)
+        exact = join_labels(expected(predictor, BRUSHES, seed_of(task)).results)
+        assert [r["value"][r["type"]] for r in found] == [r["value"][r["type"]] for r in wanted]
+        for region, brushed in zip(found, exact, strict=True):
             mask = mask_of_value("brushlabels", brushed["value"], SIZE)
             # Polygons are those that a hand can drag; a region of 45 pixels that loses one has 0.978.
             assert mask_iou(mask_of_value(region["type"], region["value"], SIZE), mask) >= 0.9
@@ -228,7 +231,7 @@ def test_bulk_names_three_of_sixty_and_delivers_the_rest(
 ) -> None:
     write_images(label_studio.files / "bulk", range(57))
     server = ["--url", label_studio.url, "--token-file", secrets / "token.txt"]
-    code, printed = command(capfd, "setup", *server, *LABELS, "--shape", "brush", "--no-backend")
+    code, printed = command(capfd, "setup", *server, *LABELS, "--shape", "brush", "--no-backend", "--title", "batch")
     assert code == 0, printed
     number = project_of(printed)
     (tmp_path / "broken.png").write_bytes(encoded(1)[:60])
@@ -255,7 +258,7 @@ def test_bulk_names_three_of_sixty_and_delivers_the_rest(
     predictions = [task["predictions"][0] for task in good]
     said = sdk_says(server_python, config, [{"result": p["result"], "score": p["score"]} for p in predictions])
     assert said["errors"] == []
-    ours = [region for prediction in predictions for region in prediction["result"]]
+    ours = [region for prediction in predictions for region in join_labels(prediction["result"])]
     assert len(said["masks"]) == len(ours) > 57
     for task, prediction in zip(good, predictions, strict=True):
         assert_same_regions(prediction["result"], expected(predictor, config, seed_of(task)).results)
@@ -283,7 +286,7 @@ def test_names_compete_as_on_the_command_line(
     labels += ["--background-names", names]
     write_images(tmp_path / "images", range(6))
     server = ["--url", label_studio.url, "--token-file", secrets / "token.txt"]
-    words = [*labels, "--shape", "brush", "--no-backend", "--upload", tmp_path / "images"]
+    words = [*labels, "--shape", "brush", "--no-backend", "--title", f"names {names}", "--upload", tmp_path / "images"]
     code, printed = command(capfd, "setup", *server, *words)
     assert code == 0, printed
     number = project_of(printed)
@@ -298,7 +301,7 @@ def test_names_compete_as_on_the_command_line(
     coco = COCO(out)
     for task in tasks_of(label_studio, number):
         found = np.zeros(SIZE, np.uint8)
-        for region in task["predictions"][0]["result"]:
+        for region in join_labels(task["predictions"][0]["result"]):
             place = ["Sofa", "cat"].index(region["value"]["brushlabels"][0]) + 1
             found[mask_of_value("brushlabels", region["value"], SIZE)] = place
         (image,) = [entry for entry in coco.imgs.values() if f"image-{seed_of(task):03d}" in entry["file_name"]]
@@ -323,9 +326,9 @@ def test_accepted_regions_are_exported(
     for task in tasks:
         result = expected(predictor, config, seed_of(task)).results
         # Two annotators: the first one's annotation is not the latest.
-        for regions in (result[:1], result):
+        for regions in (result[:2], result):
             label_studio.api("POST", f"/api/tasks/{task['id']}/annotations/", json={"result": regions})
-        wanted[task["data"]["image"].rpartition("/")[2]] = result
+        wanted[task["data"]["image"].rpartition("/")[2]] = join_labels(result)
     out = tmp_path / "coco.json"
     server = ["--url", label_studio.url, "--token-file", secrets / "token.txt"]
     code, printed = command(capfd, "export", *server, "--project", project, "--out", out)
@@ -356,10 +359,12 @@ def test_accepted_regions_are_exported(
 def test_a_private_backend_is_named_as_the_trouble(
     label_studio: LabelStudioServer, secrets: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Nobody listens on this port; the message must name the backend, not our program."""
+    """Nobody listens on this port; the message must name the backend, and no project is made."""
     server = ["--url", label_studio.url, "--token-file", secrets / "token.txt"]
-    code, printed = command(capfd, "setup", *server, "--label", "cat", "--backend-url", "http://127.0.0.1:9")
-    assert code == 2 and "/api/ml/" in printed
+    code, printed = command(
+        capfd, "setup", *server, "--label", "cat", "--backend-url", "http://127.0.0.1:9", "--wait", "0"
+    )
+    assert code == 2 and "no backend listens at http://127.0.0.1:9" in printed and "project" not in printed
 
 
 def test_a_wrong_token_is_explained(
