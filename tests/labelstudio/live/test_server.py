@@ -180,8 +180,9 @@ def test_retrieve_predictions_fills_every_task(
         assert [r["value"][r["type"]] for r in found] == [r["value"][r["type"]] for r in wanted]
         for region, brushed in zip(found, exact, strict=True):
             mask = mask_of_value("brushlabels", brushed["value"], SIZE)
-            # Polygons are those that a hand can drag; a region of 45 pixels that loses one has 0.978.
-            assert mask_iou(mask_of_value(region["type"], region["value"], SIZE), mask) >= 0.9
+            # Polygons are those that a hand can drag; specks lose more, as the documentation of tolerances says.
+            least = 0.9 if mask.sum() >= 64 else 0.75
+            assert mask_iou(mask_of_value(region["type"], region["value"], SIZE), mask) >= least
     assert sdk_says(server_python, config, checked)["errors"] == []
 
 
@@ -361,9 +362,8 @@ def test_a_private_backend_is_named_as_the_trouble(
 ) -> None:
     """Nobody listens on this port; the message must name the backend, and no project is made."""
     server = ["--url", label_studio.url, "--token-file", secrets / "token.txt"]
-    code, printed = command(
-        capfd, "setup", *server, "--label", "cat", "--backend-url", "http://127.0.0.1:9", "--wait", "0"
-    )
+    words = ["--label", "cat", "--title", "nobody listens", "--backend-url", "http://127.0.0.1:9", "--wait", "0"]
+    code, printed = command(capfd, "setup", *server, *words)
     assert code == 2 and "no backend listens at http://127.0.0.1:9" in printed and "project" not in printed
 
 
