@@ -25,11 +25,11 @@ _TOOLS: dict[Shape, tuple[tuple[str, str, dict[str, str]], ...]] = {
 _HINTS = (
     (
         "With Auto-Annotation on: type a prompt; or choose a label and the last tool, and draw a box around an object.",
-        "Over a region: hold Ctrl (Mac: Cmd). Before you accept the answer to a prompt: no label may be chosen.",
+        "To draw over a region, hold Ctrl (Cmd on a Mac). Deselect any label before you accept an answer to a prompt.",
     ),
     (
         "With Auto-Annotation on: type a prompt; or choose a label and the last tool, and click on an object.",
-        "Over a region: hold Ctrl (Mac: Cmd). Before you accept the answer to a prompt: no label may be chosen.",
+        "To draw over a region, hold Ctrl (Cmd on a Mac). Deselect any label before you accept an answer to a prompt.",
     ),
 )
 _ASKING: dict[Shape, tuple[tuple[str, str], ...]] = {
