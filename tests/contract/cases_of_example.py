@@ -148,7 +148,10 @@ def test_background_label_is_drawn(predictor: Any, png: bytes, pixels: NDArray[n
     from labelstudio_backend.interactive import Question, answer
     from labelstudio_backend.labeling_config import parse_labeling_config
 
-    labels = '<Label value="sky"/><Label value="sofa"/><Label value="Background" model_score_threshold="0.55"/>'
+    labels = (
+        '<Label value="sky"/><Label value="sofa"/>'
+        '<Label value="Background" model_score_threshold="0.55" model_skip="false"/>'
+    )
     parsed = parse_labeling_config(
         '<View model_background_names="none"><Image name="image" value="$image"/>'
         '<BrushLabels name="brush" toName="image">'
