@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_tcl.history import History, MapChange, Runs, SliceChange, Step, Stroke, StrokePart
+from napari_tcl.rendering import Box, changed_box, draft_of, whole_box
 from napari_tcl.slices import Index
 
 __all__ = ["Annotation", "LabelMap", "MapName"]
@@ -46,14 +47,14 @@ class Annotation:
 
     Examples:
         >>> note = Annotation(np.zeros((1, 3), np.uint16), np.zeros((1, 3), np.uint16))
-        >>> note.propose((), np.array([[1, 1, 2]], np.uint16))
+        >>> _ = note.propose((), np.array([[1, 1, 2]], np.uint16))
         >>> note.draft[0, 0] = 2  # a person's brush
-        >>> note.propose((), np.array([[1, 1, 1]], np.uint16))
+        >>> _ = note.propose((), np.array([[1, 1, 1]], np.uint16))
         >>> note.draft.tolist()
         [[2, 1, 1]]
         >>> note.accept((), [2])
         1
-        >>> note.propose((), np.array([[1, 1, 1]], np.uint16))
+        >>> _ = note.propose((), np.array([[1, 1, 1]], np.uint16))
         >>> note.draft.tolist(), note.accepted.tolist(), note.combined(()).tolist()
         ([[0, 1, 1]], [[2, 0, 0]], [[2, 1, 1]])
     """
@@ -100,7 +101,7 @@ class Annotation:
         proposal: LabelMap,
         scores: NDArray[np.uint8] | None = None,
         step: Step | None = None,
-    ) -> None:
+    ) -> Box | None:
         """Put the model's result into a slice of the draft; corrections and accepted pixels stay.
 
         Args:
@@ -109,6 +110,9 @@ class Annotation:
             scores: uint8 ``[H, W]``, 255 for a score of 1.
             step: of `begin`, if the result can be undone; without one it only changes what the last run found, as a
                 threshold does.
+
+        Returns:
+            The part of the slice that may look different now, ``None`` if none does.
         """
         self.notice(index)
         known = self._scores.get(index)
@@ -121,11 +125,15 @@ class Annotation:
             )
             step.slices[index] = change
             self._history.begin(step)
-        np.copyto(self._model[index], proposal)
+        model = self._model[index]
+        box = changed_box(model, proposal) if step is None else whole_box(model)
         if scores is not None:
             self._scores[index] = scores
         self._segmented.add(index)
-        self._render(index)
+        if box is not None:
+            model[box] = proposal[box]
+            self._render(index, box)
+        return box
 
     def attribute(self, index: Index, proposal: LabelMap) -> None:
         """Say what the model proposes for a slice, without changing what is shown: the rest was changed by a person.
@@ -310,19 +318,9 @@ class Annotation:
         change.scores, change.segmented = scores, segmented
 
     @property
-    def last_step(self) -> Step | None:
-        """What `undo` would take back."""
-        return self._history.last
-
-    @property
-    def next_step(self) -> Step | None:
-        """What `redo` would do again."""
-        return self._history.next
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """All steps that `undo` and `redo` know."""
-        return self._history.steps
+    def history(self) -> History:
+        """What `undo` and `redo` know."""
+        return self._history
 
     def forget_labels(self, ids: Sequence[int], what: str = "the removal of the label", beside: object = None) -> None:
         """Remove labels from both maps, everywhere, as one step.
@@ -440,18 +438,15 @@ class Annotation:
         values[where] = after
         return part
 
-    def _expected(self, index: Index) -> LabelMap:
-        """The draft as it was last put there."""
-        hand = self._hand[index]
-        shown = self._model[index].copy()
-        by_hand = hand > 0
-        shown[by_hand] = hand[by_hand] - 1
-        shown[self._seen_accepted[index] > 0] = 0
-        return shown
+    def _expected(self, index: Index, box: Box | None = None) -> LabelMap:
+        """The draft, or a part of it, as it was last put there."""
+        maps = (self._model[index], self._hand[index], self._seen_accepted[index])
+        return draft_of(*(maps if box is None else (values[box] for values in maps)))
 
     def _changed(self, index: Index) -> NDArray[np.bool_]:
         """Pixels of the draft that somebody changed unnoticed; below accepted ones it is nothing but paint on paint."""
         return np.asarray((self.draft[index] != self._expected(index)) & (self._seen_accepted[index] == 0))
 
-    def _render(self, index: Index) -> None:
-        np.copyto(self.draft[index], self._expected(index))
+    def _render(self, index: Index, box: Box | None = None) -> None:
+        draft = self.draft[index]
+        np.copyto(draft if box is None else draft[box], self._expected(index, box))

@@ -11,10 +11,12 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import napari
 import numpy as np
 import psutil
+from napari.layers import Labels
 from numpy.typing import NDArray
 from qtpy.QtCore import QTimer
 from qtpy.QtOpenGLWidgets import QOpenGLWidget
@@ -37,6 +39,7 @@ _SEED = 1
 _SMALL, _LARGE, _MEGAPIXEL = (200, 300), (1024, 4096), (1000, 1000)
 _LABELS = 10
 _TIMES = 3
+_STEPS = 31
 _RUNS, _RUNS_BEFORE = 50, 5
 _MIB = 1 << 20
 
@@ -91,9 +94,13 @@ class _Benchmark:
         self._clock.setInterval(_TICK)
         self._clock.timeout.connect(self._tick)
         self._frames = 0
+        # The frame in which the latest change of a labels layer is seen.
+        self._due = 0
+        viewer.layers.events.inserted.connect(self._follow)
         window = self.widget.window()
         assert window is not None
-        for canvas in window.findChildren(QOpenGLWidget):
+        self._canvases = window.findChildren(QOpenGLWidget)
+        for canvas in self._canvases:
             canvas.frameSwapped.connect(self._count_frame)
 
     def rows(self, runs: int) -> list[BenchmarkRow]:
@@ -154,13 +161,16 @@ class _Benchmark:
             self.widget.labels.remove_current()
             self._segment()
         first, prompt = statistics.median(firsts), statistics.median(prompts)
-        steps = [self._threshold(value) for value in np.linspace(0.2, 0.8, 31)]
+        steps = self._thresholds()
         return [
             BenchmarkRow("  from the click until it is drawn", _ms(prompt), f"first run: {_ms(first)}"),
             BenchmarkRow(
                 f"threshold, 1 megapixel, {_LABELS} labels, until it is drawn",
                 _ms(statistics.median(steps)),
-                f"slowest: {_ms(max(steps))}; target: under 50 ms",
+                f"slowest of {len(steps)}: {_ms(max(steps))}; target: under 50 ms",
+            ),
+            BenchmarkRow(
+                "  of which napari takes to draw its canvas, though unchanged", _ms(self._frame()), "median of as many"
             ),
         ]
 
@@ -188,17 +198,56 @@ class _Benchmark:
         self._wait(lambda: not self.widget.busy)
         return seconds
 
-    def _threshold(self, value: float) -> float:
-        """Seconds from a step of a threshold until the labels are drawn."""
-        return self._until_drawn(lambda: self.widget.labels.set_threshold(0, float(value)))
+    def _thresholds(self) -> list[float]:
+        """Seconds of each step of a threshold that changes pixels: of the largest label, over all of its scores."""
+        current = self.widget.current()
+        assert current is not None
+        results, index = current
+        draft = results.annotation.draft[index]
+        number = int(np.bincount(draft[draft > 0]).argmax())
+        row = self.widget.labels.ids.index(number)
+        scores = results.annotation.scores(index)
+        assert scores is not None
+        lowest, highest = (float(np.percentile(scores[draft == number], share)) / 255 for share in (1, 99))
+        steps = []
+        for value in np.unique(np.round(np.linspace(lowest, highest, _STEPS), 2)):
+            before = draft.copy()
+            step = self._until_drawn(partial(self.widget.labels.set_threshold, row, float(value)))
+            if not np.array_equal(draft, before):
+                steps.append(step)
+            # Polygons follow, and would slow down what comes next.
+            self._wait(lambda: not self.widget.busy)
+        return steps
 
     def _until_drawn(self, action: Callable[[], None]) -> float:
         begun = time.perf_counter()
         action()
         self._wait(lambda: self.widget.idle)
-        frame = self._frames
-        self._wait(lambda: self._frames > frame)
+        self._wait(lambda: self._frames >= self._due)
         return time.perf_counter() - begun
+
+    def _frame(self) -> float:
+        """Seconds until napari has drawn the canvas again, though nothing changed: what no plugin can save."""
+        (canvas,) = self._canvases
+        seconds = []
+        for _ in range(_STEPS):
+            frame, begun = self._frames, time.perf_counter()
+            canvas.update()
+            self._wait(partial(self._drawn_after, frame))
+            seconds.append(time.perf_counter() - begun)
+        return statistics.median(seconds)
+
+    def _follow(self, event: object) -> None:
+        for layer in self.viewer.layers:
+            if isinstance(layer, Labels):
+                for change in (layer.events.set_data, layer.events.labels_update):
+                    change.connect(self._expect_frame)
+
+    def _expect_frame(self, _: object) -> None:
+        self._due = self._frames + 1
+
+    def _drawn_after(self, frame: int) -> bool:
+        return self._frames > frame
 
     def _count_frame(self) -> None:
         self._frames += 1

@@ -14,7 +14,8 @@ from napari_tcl.export import AnnotatedImage, to_positions
 from napari_tcl.history import Step
 from napari_tcl.layers import ShownLabel, image_name, style_labels
 from napari_tcl.metadata import ANNOTATION, FILE_NAMES, METADATA_KEY, Link
-from napari_tcl.placement import PLACEMENT, Frame, frame_of, place, placement
+from napari_tcl.placement import PLACEMENT, Frame, current_index, frame_of, place, placement
+from napari_tcl.rendering import Box
 from napari_tcl.sessions import SessionStore
 from napari_tcl.slices import Index, SliceReader
 
@@ -216,6 +217,25 @@ class Results:
         for layer in self._layers.values():
             layer.refresh(extent=False)
 
+    def draw(self, index: Index, box: Box) -> None:
+        """Draw a part of a slice of the draft anew, which takes a fraction of the time of `refresh`.
+
+        The layer's thumbnail stays as it was.
+        """
+        layer = self.draft
+        shown = self.viewer.dims
+        rows, columns = self.frame.plane_axes
+        if not layer.visible or not layer.loaded:
+            return
+        displayed = [axis - (shown.ndim - layer.ndim) for axis in shown.displayed]
+        # Contours reach beyond the part, a volume has no plane of its own, and the viewer may show axes the other way
+        # round. Only what the viewer shows now is in its texture.
+        if layer.contour or displayed != [rows, columns] or current_index(self.viewer, self.image, self.frame) != index:
+            layer.refresh(thumbnail=False, highlight=False, extent=False)
+            return
+        offset = [each.start for each in box]
+        layer.events.labels_update(data=self.annotation.draft[index][box], offset=offset)
+
     # -- the labels ------------------------------------------------------------------------------------------------
 
     @property
@@ -249,7 +269,7 @@ class Results:
         score_map: NDArray[np.float32],
         ids: Sequence[int],
         step: Step | None = None,
-    ) -> None:
+    ) -> Box | None:
         """Put the model's result for a slice into the draft.
 
         Args:
@@ -258,15 +278,18 @@ class Results:
             score_map: float32 ``[H, W]`` in ``[0, 1]``.
             ids: of the vocabulary's labels, in its order.
             step: of a run that can be undone, see `Annotation.propose`.
+
+        Returns:
+            The part of the slice to draw anew with `draw`, ``None`` for nothing.
         """
-        table = np.array([0, *ids], dtype=np.uint16)
-        scores = (score_map * _SCORE_STEPS + 0.5).astype(np.uint8)
+        scores = score_map * _SCORE_STEPS
+        scores += 0.5
         self.show_layers()
-        self.annotation.propose(index, table[label_map], scores, step)
+        return self.annotation.propose(index, _with_ids(label_map, ids), scores.astype(np.uint8), step)
 
     def attribute(self, index: Index, label_map: NDArray[np.int32], ids: Sequence[int]) -> None:
         """Say what the model proposes for a slice that holds corrections already; see `Annotation.attribute`."""
-        self.annotation.attribute(index, np.array([0, *ids], dtype=np.uint16)[label_map])
+        self.annotation.attribute(index, _with_ids(label_map, ids))
 
     def accept(self, indices: Sequence[Index], ids: Sequence[int]) -> int:
         """Move regions of labels in some slices to the accepted layer, as one step; returns the number of pixels."""
@@ -335,6 +358,15 @@ class Results:
         score_map[note.confirmed(index)] = 1
         score_map[label_map == 0] = 0
         return AnnotatedImage(image_name(self.image, index), label_map, score_map)
+
+
+def _with_ids(label_map: NDArray[np.int32], ids: Sequence[int]) -> NDArray[np.uint16]:
+    """Ids of labels in the place of their positions, which are counted from 1."""
+    table = np.array([0, *ids], dtype=np.uint16)
+    if np.array_equal(table, np.arange(len(table))):
+        # As long as no label was removed, and quicker than looking up each pixel.
+        return label_map.astype(np.uint16)
+    return table[label_map]
 
 
 def placement_events(image: Image) -> list[Any]:

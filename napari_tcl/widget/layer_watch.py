@@ -116,7 +116,9 @@ class LayerWatch:
 
     def _take_ids(self, note: Annotation, layers: list[Labels]) -> None:
         """Number the rows as the layers do, because other numbers would cost all that can be undone."""
-        removed = [row for step in note.steps if isinstance(step.beside, LabelRemoval) for row in step.beside.rows]
+        removed = [
+            row for step in note.history.steps if isinstance(step.beside, LabelRemoval) for row in step.beside.rows
+        ]
         known = {label.name: number for layer in layers for number, label in known_labels(layer).items()}
         self._owner.labels.take_ids(known, [row.number for row in removed])
 

@@ -282,11 +282,12 @@ class SegmentWidget(QWidget):
 
         def on_news(news: object) -> None:
             if isinstance(news, SliceDone) and results.alive:
-                results.show(news.index, news.found.label_map, news.found.score_map, self._still_there(ids))
+                found = news.found
+                box = results.show(news.index, found.label_map, found.score_map, self._still_there(ids))
                 # Drawing takes longer than all else, and the slider may have moved.
                 here = self.current()
-                if here is None or here[1] == news.index:
-                    results.draft.refresh(extent=False)
+                if box is not None and (here is None or here[1] == news.index):
+                    results.draw(news.index, box)
 
         def on_end(outcome: Outcome) -> None:
             if outcome.result is not None and results.present:

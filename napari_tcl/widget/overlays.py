@@ -97,8 +97,9 @@ class Overlays(QObject):
             self._stale = True
             return
         results, index = current
-        # Counting is too slow for every step of a slider, and this waits until it rests.
+        # Counting and thumbnails are too slow for every step of a slider, and this waits until it rests.
         self._owner.summarize(results.image)
+        results.draft.refresh(extent=False)
         try:
             vocabulary = self._owner.vocabulary()
             image = results.annotated(index, self._owner.labels.ids, vocabulary.names)

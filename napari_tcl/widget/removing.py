@@ -68,7 +68,7 @@ class LabelRemover:
             return None
         if isinstance(step.beside, LabelRemoval):
             for other in self._alive:
-                last = other.annotation.last_step
+                last = other.annotation.history.last
                 if last is not None and last.beside is step.beside:
                     other.undo()
             self._owner.labels.restore_rows(step.beside.rows)
@@ -86,7 +86,7 @@ class LabelRemover:
             return None
         if isinstance(step.beside, LabelRemoval):
             for other in self._alive:
-                following = other.annotation.next_step
+                following = other.annotation.history.next
                 if following is not None and following.beside is step.beside:
                     other.redo()
             self._owner.labels.withdraw_rows(step.beside.rows)
@@ -126,7 +126,7 @@ class LabelRemover:
 
 
 def _last_step(results: Results | None) -> Step | None:
-    return None if results is None else results.annotation.last_step
+    return None if results is None else results.annotation.history.last
 
 
 def _told(step: Step) -> str:

@@ -7,10 +7,10 @@ from types import ModuleType
 
 import pytest
 
-from napari_tcl import annotation, export, slices, words
+from napari_tcl import annotation, export, rendering, slices, words
 
 
-@pytest.mark.parametrize("module", [annotation, export, slices, words], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [annotation, export, rendering, slices, words], ids=lambda module: module.__name__)
 def test_examples_in_docstrings(module: ModuleType) -> None:
     found = doctest.testmod(module)
     assert found.attempted > 0 and found.failed == 0

@@ -187,6 +187,16 @@ def test_threshold_does_not_run_the_network(
     before = results.draft.data.copy()
     loaded = widget.engine.loaded
     assert loaded is not None
+    viewer = widget.viewer
+    # No polygons and thumbnails that would draw the whole layer anew.
+    monkeypatch.setattr(widget.overlays, "follow", lambda: None)
+    thumbnail = results.draft.thumbnail.copy()
+
+    def drawn_right() -> bool:
+        """Whether the canvas shows what it shows when all is drawn anew."""
+        seen = viewer.screenshot(flash=False)
+        results.draft.refresh()
+        return np.array_equal(seen, viewer.screenshot(flash=False))
 
     def refuse(*_: object) -> None:
         raise AssertionError("the network ran")
@@ -196,9 +206,23 @@ def test_threshold_does_not_run_the_network(
     widget.labels.set_threshold(0, 1.0)
     idle(widget)
     assert (results.draft.data[before == 1] == 2).all()
+    assert np.array_equal(results.draft.thumbnail, thumbnail) and drawn_right()
     widget.labels.set_threshold(0, 0.0)
     idle(widget)
-    assert np.array_equal(results.draft.data, before)
+    assert np.array_equal(results.draft.data, before) and drawn_right()
+    # Where napari shows something else than the plain plane, or strokes were made meanwhile, it is right as well.
+    brush(viewer, results.draft, 2, 30, 40)
+    for change in (lambda: setattr(results.draft, "contour", 3), viewer.dims.transpose):
+        change()
+        for threshold in (1.0, 0.0):
+            widget.labels.set_threshold(0, threshold)
+            idle(widget)
+            assert drawn_right()
+    results.draft.visible = False
+    widget.labels.set_threshold(0, 1.0)
+    idle(widget)
+    results.draft.visible = True
+    assert drawn_right() and not (results.draft.data == 1).any()
 
 
 def test_removed_and_added_labels_keep_their_pixels(widget: SegmentWidget, image: NDArray[np.uint8]) -> None:
