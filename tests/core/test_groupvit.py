@@ -97,7 +97,9 @@ def test_checkpoints_are_imported(
     assert model.background_threshold == {"pamr": 0.5, "plain": 0.5}
     windows = example_windows(1)
     expected, found = small.encode(windows), model.method.encode(windows)
-    assert all(torch.equal(x, found.tensors()[name]) for name, x in expected.tensors().items())
+    # Mapped weights lie elsewhere in memory, where the processor may add in another order.
+    for name, tensor in expected.tensors().items():
+        torch.testing.assert_close(found.tensors()[name], tensor, rtol=0, atol=1e-6)
     row = next(row for row in list_models() if row.name == "mine")
     assert row.installed and row.description == "imported"
     prompts = model.method.embed_prompts(["a cat", "grass"], ("a photo of a {}.",))
