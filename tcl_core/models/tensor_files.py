@@ -24,6 +24,8 @@ __all__ = ["mapped_entries", "pytorch_entries", "read_pytorch_file", "safetensor
 
 # The file is mapped into memory as long as one of its tensors is held, and its pages count as the program's.
 _AT_ONCE = 32 << 20
+# Floating point that is not float32, in the words of safetensors.
+_COPIED = frozenset({"F64", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 
 
 def safetensors_entries(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -48,11 +50,12 @@ def safetensors_entries(path: Path, prefix: str = "") -> Iterator[tuple[str, Ten
 
 
 def mapped_entries(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of a safetensors file, which stay in the file where it stores them as float32.
+    """Names and tensors of a safetensors file, which stay in the file if it stores float32.
 
     Processes that read the same file share such tensors, and they take no time to be copied. Who replaces the file by
     renaming another, as `tcl_core.models.paths.write_atomically` does, leaves them as they are; the same file must not
-    be written to. Windows does not let a mapped file be replaced, so there everything is copied.
+    be written to. Windows does not let a mapped file be replaced, so there everything is copied. So are the tensors of
+    a file with numbers of other kinds: its pages would be held beside the copies that have to be made anyway.
 
     Args:
         path: the file.
@@ -65,13 +68,12 @@ def mapped_entries(path: Path) -> Iterator[tuple[str, Tensor]]:
         SafetensorError: the file is damaged.
         WeightsError: the file was replaced between its tensors.
     """
-    if sys.platform == "win32":
-        yield from safetensors_entries(path)
-        return
     with unchanged(path), safe_open(path, framework="pt") as handle:
-        for name in handle.keys():
-            stored = handle.get_tensor(name)
-            yield name, stored.float() if stored.is_floating_point() else stored
+        if sys.platform != "win32" and not any(handle.get_slice(name).get_dtype() in _COPIED for name in handle.keys()):
+            for name in handle.keys():
+                yield name, handle.get_tensor(name)
+            return
+    yield from safetensors_entries(path)
 
 
 def _entries(path: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
