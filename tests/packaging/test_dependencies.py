@@ -56,7 +56,9 @@ def declared_distributions(*extras: str) -> set[str]:
 
 
 def test_dependencies_are_those_that_are_imported() -> None:
-    assert imported_distributions("tcl_core") == declared_distributions("groupvit", "heif", "hub-tokenizers", "reco")
+    assert imported_distributions("tcl_core") == declared_distributions(
+        "groupvit", "heif", "hub-tokenizers", "openvino", "reco"
+    )
 
 
 def test_the_napari_extra_has_all_that_the_plugin_imports() -> None:
