@@ -99,7 +99,7 @@ class Overlays(QObject):
         results, index = current
         # Counting and thumbnails are too slow for every step of a slider, and this waits until it rests.
         self._owner.summarize(results.image)
-        results.draft.refresh(extent=False)
+        results.finish_drawing()
         try:
             vocabulary = self._owner.vocabulary()
             image = results.annotated(index, self._owner.labels.ids, vocabulary.names)
