@@ -69,6 +69,7 @@ class Results:
         self.score_layers: dict[str, Image] = {}
         self.sessions = SessionStore()
         self._on_layer = on_layer
+        self._in_part = False
         self._names: dict[MapName, str] = {name: layer_name(image, name) for name in SUFFIXES}
         self._layers: dict[MapName, Labels] = {}
         for name, layer in (found or {}).items():
@@ -220,9 +221,10 @@ class Results:
     def draw(self, index: Index, box: Box) -> None:
         """Draw a part of a slice of the draft anew, which takes a fraction of the time of `refresh`.
 
-        The layer's thumbnail stays as it was.
+        The layer's thumbnail stays as it was until `finish_drawing`.
         """
         layer = self.draft
+        self._in_part = True
         shown = self.viewer.dims
         rows, columns = self.frame.plane_axes
         if not layer.visible or not layer.loaded:
@@ -235,6 +237,12 @@ class Results:
             return
         offset = [each.start for each in box]
         layer.events.labels_update(data=self.annotation.draft[index][box], offset=offset)
+
+    def finish_drawing(self) -> None:
+        """Draw all that `draw` left out, if there is something."""
+        if self._in_part:
+            self._in_part = False
+            self.draft.refresh(extent=False)
 
     # -- the labels ------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from napari.layers import Image, Labels
+from qtpy.QtCore import QTimer
 
 from napari_tcl.adoption import Found, find_layers, fit, known_labels
 from napari_tcl.annotation import Annotation
@@ -174,6 +175,8 @@ class LayerWatch:
         owner.image_form.refill()
         owner.stop_if_removed()
         self._show_scope()
+        # Later, because layers that are removed together are told of one by one, and ours are forgotten afterwards.
+        QTimer.singleShot(0, partial(owner.tasks.while_open(owner.overlays.follow_deleted), None))
 
     def _on_selected(self) -> None:
         active = self._owner.viewer.layers.selection.active

@@ -59,6 +59,17 @@ class Overlays(QObject):
         """Make polygons anew once nothing has changed for a moment."""
         self._timer.start()
 
+    def follow_deleted(self) -> None:
+        """Clear the check box of layers that somebody deleted while their image stays, so that they do not return."""
+        layers, form = self._owner.viewer.layers, self._owner.polygons
+        for results in self._owner.results:
+            if not results.alive:
+                continue
+            if results.polygons is not None and results.polygons not in layers:
+                form.polygons.value = False
+            if results.score_layers and not any(layer in layers for layer in results.score_layers.values()):
+                form.scores.value = False
+
     def show_scores(self) -> None:
         """Show the score maps of the slice that is shown if they are wanted, and remove those that are not."""
         current = self._owner.current()
@@ -99,7 +110,7 @@ class Overlays(QObject):
         results, index = current
         # Counting and thumbnails are too slow for every step of a slider, and this waits until it rests.
         self._owner.summarize(results.image)
-        results.draft.refresh(extent=False)
+        results.finish_drawing()
         try:
             vocabulary = self._owner.vocabulary()
             image = results.annotated(index, self._owner.labels.ids, vocabulary.names)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from tests.napari.steps import PATIENCE, brush, dock, idle, press_key, segmented, wait_until
@@ -82,7 +83,12 @@ def test_labels_layer_removed_meanwhile(widget: SegmentWidget, image: NDArray[np
 
 
 def test_model_that_cannot_be_loaded(
-    widget: SegmentWidget, image: NDArray[np.uint8], errors: list[str], tmp_path: Path
+    widget: SegmentWidget,
+    image: NDArray[np.uint8],
+    errors: list[str],
+    tmp_path: Path,
+    tiny_model_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     results = segmented(widget, image)
     before = results.draft.data.copy()
@@ -96,6 +102,17 @@ def test_model_that_cannot_be_loaded(
     widget.labels.set_threshold(0, 1.0)
     idle(widget)
     assert not (results.draft.data == 1).any()
+    # An error ends the progress bar, and everything can be clicked again.
+    loaded, buttons = widget.engine.loaded, widget.buttons
+    assert loaded is not None
+    widget.model.file.value = tiny_model_path
+    monkeypatch.setattr(type(loaded.model.method), "encode", _full)
+    widget.viewer.add_image(image[::-1], name="other", rgb=True)
+    widget.segment()
+    idle(widget)
+    assert "not enough memory" in errors[-1]
+    assert (buttons.progress.maximum(), buttons.progress.value()) == (100, 0)
+    assert buttons.segment.isEnabled() and not buttons.cancel.isEnabled()
 
 
 def test_export_folder_that_cannot_be_used(
@@ -198,3 +215,7 @@ def test_widget_that_is_gone_while_work_goes_on(
     viewer.add_image(image, rgb=True)
     assert not results.accepted.data.any()
     assert heard == errors == []
+
+
+def _full(*_: object) -> None:
+    raise MemoryError

@@ -14,7 +14,7 @@ from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.specks import without_specks
 from tcl_core.vocabulary import Vocabulary
 from tests.napari.coco_pixels import label_maps_of
-from tests.napari.steps import brush, idle, press_key, segmented
+from tests.napari.steps import brush, idle, press_key, segmented, settle
 
 if TYPE_CHECKING:
     from napari_tcl.widget import SegmentWidget
@@ -206,7 +206,11 @@ def test_threshold_does_not_run_the_network(
     widget.labels.set_threshold(0, 1.0)
     idle(widget)
     assert (results.draft.data[before == 1] == 2).all()
-    assert np.array_equal(results.draft.thumbnail, thumbnail) and drawn_right()
+    assert np.array_equal(results.draft.thumbnail, thumbnail)
+    seen = viewer.screenshot(flash=False)
+    results.finish_drawing()
+    assert not np.array_equal(results.draft.thumbnail, thumbnail)
+    assert np.array_equal(seen, viewer.screenshot(flash=False)) and drawn_right()
     widget.labels.set_threshold(0, 0.0)
     idle(widget)
     assert np.array_equal(results.draft.data, before) and drawn_right()
@@ -294,9 +298,28 @@ def test_polygons_and_scores(widget: SegmentWidget, image: NDArray[np.uint8]) ->
     # Drawn by napari itself, the exact outlines are the labels.
     drawn = widget.viewer.layers["image polygons"].to_labels(results.draft.data.shape) > 0
     assert np.mean(drawn == (results.draft.data > 0)) > 0.95
+    # What somebody deletes does not return with the next run, and what goes together with its image does.
+    layers = widget.viewer.layers
+    layers.remove(polygons)
+    for name in ("score: Cat", "score: Sky"):
+        layers.remove(name)
+    settle()
+    assert not widget.polygons.polygons.value and not widget.polygons.scores.value
+    widget.segment()
+    idle(widget)
+    assert len(layers) == 3
+    widget.polygons.polygons.value = widget.polygons.scores.value = True
+    idle(widget)
+    assert len(layers) == 6
+    layers.clear()
+    settle()
+    assert widget.polygons.polygons.value and widget.polygons.scores.value
+    segmented(widget, image)
+    idle(widget)
+    assert len(layers) == 6
     widget.polygons.polygons.value = widget.polygons.scores.value = False
     idle(widget)
-    assert len(widget.viewer.layers) == 3
+    assert len(layers) == 3
 
 
 def test_every_control_has_a_tooltip(widget: SegmentWidget) -> None:
