@@ -22,16 +22,8 @@ _TOOLS: dict[Shape, tuple[tuple[str, str, dict[str, str]], ...]] = {
     "brush": (("Brush", "brush", {"smart": "false"}),),
     "box": (("Rectangle", "box", {"smart": "false"}),),
 }
-_HINTS = (
-    (
-        "With Auto-Annotation on: type a prompt; or choose a label and the last tool, and draw a box around an object.",
-        "To draw over a region, hold Ctrl (Cmd on a Mac). Deselect any label before you accept an answer to a prompt.",
-    ),
-    (
-        "With Auto-Annotation on: type a prompt; or choose a label and the last tool, and click on an object.",
-        "To draw over a region, hold Ctrl (Cmd on a Mac). Deselect any label before you accept an answer to a prompt.",
-    ),
-)
+_ASK = "With Auto-Annotation on: type a prompt; or choose a label and the last tool, and"
+_HINT = "To draw over a region, hold Ctrl (Cmd on a Mac). Deselect any label before you accept an answer to a prompt."
 _ASKING: dict[Shape, tuple[tuple[str, str], ...]] = {
     "polygon": (("Rectangle", "smart-box"), ("KeyPoint", "smart-point")),
     "brush": (("Rectangle", "smart-box"), ("KeyPoint", "smart-point")),
@@ -90,7 +82,8 @@ def labeling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> str
     for tag, name in _ASKING[shape]:
         SubElement(main, tag, name=name, toName="image", smart="true", smartOnly="true")
     SubElement(main, "Image", name="image", value="$image", zoom="true", zoomControl="true", maxHeight=_HEIGHT)
-    for line in _HINTS[shape == "box"]:
+    last_tool = "click on an object." if shape == "box" else "draw a box around an object."
+    for line in (f"{_ASK} {last_tool}", _HINT):
         SubElement(main, "Header", value=line, size="6", style="margin: 4px 0; font-size: 13px; line-height: 17px")
     indent(view)
     return tostring(view, encoding="unicode")

@@ -7,7 +7,7 @@ from typing import Any
 
 from labelstudio_backend.config_tags import DRAWING_TAGS
 
-__all__ = ["join_labels"]
+__all__ = ["join_labels", "value_of_result"]
 
 
 def join_labels(results: Iterable[object]) -> list[dict[str, Any]]:
@@ -32,14 +32,14 @@ def join_labels(results: Iterable[object]) -> list[dict[str, Any]]:
     shapes = {result.get("id") for result in known if _is_shape(result)}
     for result in known:
         if result.get("type") == "labels" and _hashable(result.get("id")):
-            labels[result.get("id")] = _value(result).get("labels")
+            labels[result.get("id")] = value_of_result(result).get("labels")
     joined = []
     for result in known:
         if result.get("type") == "labels" and _hashable(result.get("id")) and result.get("id") in shapes:
             continue
         if _is_shape(result) and labels.get(result.get("id")):
             kind = f"{result['type']}labels"
-            result |= {"type": kind, "value": {**_value(result), kind: labels[result.get("id")]}}
+            result |= {"type": kind, "value": {**value_of_result(result), kind: labels[result.get("id")]}}
         joined.append(result)
     return joined
 
@@ -48,7 +48,8 @@ def _is_shape(result: Mapping[str, Any]) -> bool:
     return isinstance(result.get("type"), str) and result["type"] in DRAWING_TAGS and _hashable(result.get("id"))
 
 
-def _value(result: Mapping[str, Any]) -> Mapping[str, Any]:
+def value_of_result(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The value of a result, empty where it is no mapping."""
     value = result.get("value")
     return value if isinstance(value, Mapping) else {}
 

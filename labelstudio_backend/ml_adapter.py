@@ -14,7 +14,6 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -73,6 +72,7 @@ class _Engine:
             Results, the score, and whether an image of the task could not be predicted.
         """
         images = asked_images(config, task.get("data") or {}, asked)
+        context, known = (None, ()) if asked is None else (asked.context, _known(task))
         found: list[Prediction | str] = []
         with self._lock:
             added = freeze(self.store.get(project))
@@ -82,11 +82,7 @@ class _Engine:
                         raise url
                     owner = Owner(task.get("id"), project_number(project))
                     encoded = asyncio.run_coroutine_threadsafe(self._fetcher.fetch(url, owner), self._loop).result()
-                    question = Question(image, added)
-                    if asked is not None:
-                        known = results_of_task(task.get("drafts"), task.get("annotations"), task.get("predictions"))
-                        question = replace(question, context=asked.context, known=known)
-                    answered = answer(self._predictor, question, encoded)
+                    answered = answer(self._predictor, Question(image, added, context, known), encoded)
                 except TclError as error:
                     found.append(str(error))
                     continue
@@ -110,6 +106,10 @@ class _Engine:
 @lru_cache(maxsize=1)
 def _engine() -> _Engine:
     return _Engine()
+
+
+def _known(task: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    return results_of_task(task.get("drafts"), task.get("annotations"), task.get("predictions"))
 
 
 class TclModel(LabelStudioMLBase):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from labelstudio_backend.labeled_shapes import join_labels
+from labelstudio_backend.labeled_shapes import join_labels, value_of_result
 from labelstudio_backend.labeling_config import Control, LabelingConfig, ProjectConfig
 from labelstudio_backend.prompts import Added
 from labelstudio_backend.shapes import ellipse_points, polygon_of_value, rectangle_points
@@ -170,7 +170,7 @@ def read_context(context: Mapping[str, Any] | None, project: ProjectConfig) -> A
     item_index = page if isinstance(page, int) and not isinstance(page, bool) else None
     tag = str(last.get("type"))
     if tag == "textarea" and last.get("from_name") in (None, config.prompt_name):
-        texts = _texts(_value(last).get("text"))
+        texts = _texts(value_of_result(last).get("text"))
         return Asked(Context(text=texts[-1] if texts else None), config, item_index, crowded=len(texts) > 1)
     if not tag.endswith("labels") and tag not in _BARE:
         # A choice or a note of the annotator's own: Label Studio tells of these too, but nothing is asked.
@@ -182,11 +182,6 @@ def _without_labeled_texts(results: list[dict[str, Any]]) -> list[dict[str, Any]
     """Leave out the labels of texts: Label Studio gives whatever it accepts the label that is selected at the time."""
     texts = {str(result.get("id")) for result in results if result.get("type") == "textarea"}
     return [result for result in results if result.get("type") == "textarea" or str(result.get("id")) not in texts]
-
-
-def _value(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    value = result.get("value")
-    return value if isinstance(value, Mapping) else {}
 
 
 def _texts(text: object) -> list[str]:
@@ -209,17 +204,17 @@ def _read_drawn(results: Sequence[Mapping[str, Any]], config: LabelingConfig) ->
     from_name = str(last.get("from_name"))
     try:
         if kind in _AREAS:
-            return Drawn(label, from_name, kind, outline=_outline(kind, _value(last)))
+            return Drawn(label, from_name, kind, outline=_outline(kind, value_of_result(last)))
         marks = [each for each in results if each.get("type") == tag and _label(each, tag, config) == label]
         if kind == "keypoint":
-            return Drawn(label, from_name, kind, points=tuple(_point(_value(each)) for each in marks))
+            return Drawn(label, from_name, kind, points=tuple(_point(value_of_result(each)) for each in marks))
         return Drawn(label, from_name, kind, strokes=tuple(_stroke(each) for each in marks))
     except ValueError as error:
         raise SettingsError(f"the {_WORDS[kind]} cannot be used: {error}") from error
 
 
 def _label(result: Mapping[str, Any], tag: str, config: LabelingConfig) -> str:
-    labels = _value(result).get(tag)
+    labels = value_of_result(result).get(tag)
     written = labels[0] if isinstance(labels, Sequence) and not isinstance(labels, str) and labels else None
     what = _WORDS[tag.removesuffix("labels")]
     if not isinstance(written, str):
@@ -257,7 +252,7 @@ def _point(value: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _stroke(result: Mapping[str, Any]) -> Stroke:
-    rle = _value(result).get("rle")
+    rle = value_of_result(result).get("rle")
     if not isinstance(rle, Sequence) or isinstance(rle, str) or not all(isinstance(byte, int) for byte in rle):
         raise ValueError("it has no rle")
     try:

@@ -29,7 +29,7 @@ from labelstudio_backend.requests import Asked, Context, freeze, read_context
 from labelstudio_backend.results import text_result
 from labelstudio_backend.schemas import PredictRequest, SetupRequest, TaskData, project_number
 from labelstudio_backend.settings import ServerSettings
-from labelstudio_backend.supervisor import ModelUnavailableError, WorkerDiedError
+from labelstudio_backend.supervisor import ModelUnavailableError, Supervisor, WorkerDiedError
 from labelstudio_backend.task_answer import asked_images, field_of_unusable, prompt_field, put_together
 from labelstudio_backend.worker import Failed, Job, Reply
 from labelstudio_backend.worker_pool import WorkerPool
@@ -85,12 +85,10 @@ class Service:
         self.metrics = Metrics()
         self.fetcher = settings.images.fetcher(settings.token)
         self.prompts = PromptStore(settings.state_dir / "prompts.json")
+        share = settings.feature_cache_bytes // settings.workers
+        restarted = self.metrics.restarts.inc
         self.supervisor = WorkerPool(
-            settings.workers,
-            settings.model,
-            settings.feature_cache_bytes,
-            settings.job_seconds,
-            self.metrics.restarts.inc,
+            [Supervisor(settings.model, share, settings.job_seconds, restarted) for _ in range(settings.workers)]
         )
         self._requests = 0
         self._replies = ByteBoundedCache[tuple[str, str], Reply](
@@ -240,10 +238,9 @@ class Service:
             images = asked_images(config, task.data, asked)
         except TclError as error:
             replies = [str(error)]
+        context, known = (None, ()) if asked is None else (asked.context, self._known(task, project))
         for image, url in images:
-            question = Question(image, added)
-            if asked is not None:
-                question = replace(question, context=asked.context, known=self._known(task, project))
+            question = Question(image, added, context, known)
             try:
                 if isinstance(url, TclError):
                     raise url

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from labelstudio_backend.model_options import ModelOptions
-from labelstudio_backend.supervisor import PAUSES, State, Supervisor
+from labelstudio_backend.supervisor import State, Supervisor
 from labelstudio_backend.worker import Failed, Job, Reply
 
 __all__ = ["WorkerPool"]
@@ -21,26 +20,12 @@ class WorkerPool:
     An image goes to the worker that had it last, which still knows its features, unless another one has less to do.
 
     Args:
-        workers: how many.
-        options: the model.
-        cache_bytes: bound of what all workers together keep of images.
-        job_seconds: a job that takes longer costs its worker its life.
-        on_restart: called whenever a worker has died.
-        pauses: see :class:`labelstudio_backend.supervisor.Supervisor`.
+        workers: at least one, none of them started.
     """
 
-    def __init__(
-        self,
-        workers: int,
-        options: ModelOptions,
-        cache_bytes: int,
-        job_seconds: float,
-        on_restart: Callable[[], None] | None = None,
-        pauses: Sequence[float] = PAUSES,
-    ) -> None:
-        share = cache_bytes // workers
-        self._workers = [Supervisor(options, share, job_seconds, on_restart, pauses) for _ in range(workers)]
-        self._running = [0] * workers
+    def __init__(self, workers: Sequence[Supervisor]) -> None:
+        self._workers = tuple(workers)
+        self._running = [0] * len(self._workers)
         self._last: dict[bytes, int] = {}
 
     @property
@@ -94,7 +79,8 @@ class WorkerPool:
             self._running[place] -= 1
 
     def _place(self, image: bytes) -> int:
-        able = [place for place, worker in enumerate(self._workers) if worker.state == self.state]
+        best = self.state
+        able = [place for place, worker in enumerate(self._workers) if worker.state == best]
         place = min(able, key=lambda each: self._running[each])
         last = self._last.pop(image, place)
         if last in able and self._running[last] <= self._running[place]:

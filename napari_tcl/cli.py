@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tcl_core.cli.main import EXIT_FINE
-from tcl_core.cli.options import GEOMETRIES, MinAreaType, make_vocabulary, read_options, vocabulary_options
+from tcl_core.cli.options import GEOMETRIES, MinAreaType, make_vocabulary, method_option, vocabulary_options
 from tcl_core.cli.places import INPUT_PATH
 from tcl_core.errors import SettingsError
 
@@ -41,14 +41,9 @@ Examples:
     help="Name of a model (see 'tcl-annotate models list') or path of a model file. Default: the last one used.",
 )
 @click.option("--refine/--no-refine", default=None, help="Refine masks along image edges. Default: as last time.")
-@click.option(
-    "--option",
-    "option_values",
-    multiple=True,
-    callback=read_options,
-    metavar="NAME=VALUE",
-    help="Option of the model's method, such as kp_weight=0.2; repeatable. Default: as last time; with --model, the "
-    "method's own.",
+@method_option(
+    "Option of the model's method, such as kp_weight=0.2; repeatable. Default: as last time; with --model, the "
+    "method's own."
 )
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps. Default: as last time.")
 @click.option("--precision", metavar="NAME", help="auto, float32, bfloat16 or float16. Default: as last time.")

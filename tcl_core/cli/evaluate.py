@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tcl_core.cli.main import EXIT_FINE
-from tcl_core.cli.options import DEFAULT_MODEL, batch_size_option, device_option, precision_option, read_options
+from tcl_core.cli.options import DEFAULT_MODEL, batch_size_option, device_option, method_option, precision_option
 from tcl_core.cli.places import INPUT_PATH, OUTPUT_PATH, check_file, check_folder
 from tcl_core.errors import SettingsError
 from tcl_core.vocabulary import Vocabulary
@@ -89,14 +89,7 @@ To resume a stopped run, run the same command again.""",
     show_default=True,
     help="Refinement along image edges; repeatable.",
 )
-@click.option(
-    "--option",
-    "option_values",
-    multiple=True,
-    callback=read_options,
-    metavar="NAME=VALUE",
-    help="Option of the model's method, such as kp_weight=0.3; repeatable.",
-)
+@method_option("Option of the model's method, such as kp_weight=0.3; repeatable.")
 @click.option(
     "--short-side", type=click.IntRange(min=1), metavar="N", help="Short side of resized images. Default: the model's."
 )

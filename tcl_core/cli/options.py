@@ -29,11 +29,11 @@ __all__ = [
     "make_segmenter",
     "make_vocabulary",
     "max_pixels_option",
+    "method_option",
     "min_area_option",
     "model_options",
     "backend_option",
     "precision_option",
-    "read_options",
     "vocabulary_options",
 ]
 
@@ -218,11 +218,18 @@ def make_vocabulary(
     return vocabulary
 
 
-def read_options(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+def _read_options(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
     """``NAME=VALUE`` texts as a mapping; the method judges names and values."""
     from tcl_core.methods.options import values_from_texts
 
     return values_from_texts(given, "--option")
+
+
+def method_option(what: str) -> Callable[[F], F]:
+    """``--option``, repeatable, as a dict of texts by name; the help says what it is for."""
+    return click.option(
+        "--option", "option_values", multiple=True, callback=_read_options, metavar="NAME=VALUE", help=what
+    )
 
 
 def model_options(function: F) -> F:
@@ -242,14 +249,9 @@ def model_options(function: F) -> F:
                 help="Refine masks along image edges (PAMR); on by default. --no-refine gives coarser masks and saves "
                 "little time unless the model is small.",
             ),
-            click.option(
-                "--option",
-                "option_values",
-                multiple=True,
-                callback=read_options,
-                metavar="NAME=VALUE",
-                help="Option of the model's method, such as kp_weight=0.2; repeatable. 'tcl-annotate models options "
-                "NAME' lists the options.",
+            method_option(
+                "Option of the model's method, such as kp_weight=0.2; repeatable. 'tcl-annotate models options NAME' "
+                "lists the options."
             ),
             device_option,
             precision_option,

@@ -18,6 +18,7 @@ from labelstudio_backend.model_options import ModelOptions
 from labelstudio_backend.predictor import Predictor
 from labelstudio_backend.requests import Plan
 from labelstudio_backend.settings import merged_settings, settings_from, settings_from_environment
+from labelstudio_backend.supervisor import Supervisor
 from labelstudio_backend.waiting import wait_for_backend
 from labelstudio_backend.worker import Job, Reply
 from labelstudio_backend.worker_pool import WorkerPool
@@ -96,7 +97,7 @@ def test_two_workers_answer_as_one(model_path: Path) -> None:
     images = [encoded(seed) for seed in range(4)]
 
     async def answers() -> list[Reply]:
-        pool = WorkerPool(2, options, 64 << 20, 300.0)
+        pool = WorkerPool([Supervisor(options, 32 << 20, 300.0) for _ in range(2)])
         pool.start()
         try:
             jobs = [pool.submit(Job(Question(config, {}), image), urgent=False) for image in images * 2]
