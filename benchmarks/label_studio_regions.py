@@ -19,7 +19,7 @@ from labelstudio_backend.config_writer import labeling_config_xml
 from labelstudio_backend.labeled_shapes import join_labels
 from labelstudio_backend.labeling_config import parse_labeling_config
 from labelstudio_backend.model_options import ModelOptions
-from labelstudio_backend.predictor import Prediction, Predictor
+from labelstudio_backend.predictor import SPECKS_OF_A_REGION, Prediction, Predictor
 from labelstudio_backend.requests import Plan
 from labelstudio_backend.shapes import mask_of_value
 from tcl_core.export.coco.geometry import has_hole, pixel_outline
@@ -87,7 +87,9 @@ def print_right(segmenter: Segmenter, scenes: int, seed: int) -> None:
             for region in label_map_to_regions(segmentation, min_area=least, small="merge", tolerance=None):
                 x, y, width, height = region.bbox
                 own = truth[y : y + height, x : x + width][region.mask]
-                found[large if region.area >= 8 * least else small].append((own == region.label).mean() > 0.5)
+                found[large if region.area >= SPECKS_OF_A_REGION * least else small].append(
+                    (own == region.label).mean() > 0.5
+                )
     for size, right in found.items():
         print(f"{size}: {len(right)} regions, {np.mean(right):.0%} right")
 

@@ -32,11 +32,11 @@ from tcl_core.segmentation.session import ImageSession, SimilarityCache
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Label, Vocabulary
 
-__all__ = ["Prediction", "Predictor", "Routed", "image_digest"]
+__all__ = ["SPECKS_OF_A_REGION", "Prediction", "Predictor", "Routed", "image_digest"]
 
 _PNG = b"\x89PNG"
 _WORDS_SHOWN = 5
-_SPECKS_OF_A_REGION = 8
+SPECKS_OF_A_REGION = 8
 """Two patches: of smaller regions that nobody asked for, most are wrong (docs/label-studio.md), and each has to be
 removed by hand."""
 _PLANES_SHARE = 8
@@ -157,7 +157,7 @@ class Predictor:
         values = list(known.values)
         if plan.label is None:
             found = self._with_background(session, session.segment(vocabulary), plan.config, values)
-            regions = self._regions(found, tolerance, shared=True, specks=_SPECKS_OF_A_REGION)
+            regions = self._regions(found, tolerance, shared=True, specks=SPECKS_OF_A_REGION)
         elif plan.drawn is None:
             # One label's regions have no neighbors in the answer, and somebody waits for it.
             found = session.segment_label(vocabulary, values.index(plan.label))

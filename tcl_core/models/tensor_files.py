@@ -24,8 +24,6 @@ __all__ = ["mapped_entries", "pytorch_entries", "read_pytorch_file", "safetensor
 
 # The file is mapped into memory as long as one of its tensors is held, and its pages count as the program's.
 _AT_ONCE = 32 << 20
-# Floating point that is not float32, in the words of safetensors.
-_COPIED = frozenset({"F64", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 
 
 def safetensors_entries(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -69,7 +67,9 @@ def mapped_entries(path: Path) -> Iterator[tuple[str, Tensor]]:
         WeightsError: the file was replaced between its tensors.
     """
     with unchanged(path), safe_open(path, framework="pt") as handle:
-        if sys.platform != "win32" and not any(handle.get_slice(name).get_dtype() in _COPIED for name in handle.keys()):
+        kinds = {handle.get_slice(name).get_dtype() for name in handle.keys()}
+        # Safetensors calls floating point F64, F16, BF16, F8_E4M3 and so on.
+        if sys.platform != "win32" and not any(kind.startswith(("F", "BF")) for kind in kinds - {"F32"}):
             for name in handle.keys():
                 yield name, handle.get_tensor(name)
             return

@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 
 from tcl_core.methods.base import PromptEmbeddings
 
-__all__ = ["TextStore"]
+__all__ = ["TextStore", "write_embeddings"]
 
 _MOST_FILES = 16_384
 """Of some kilobytes each, in all folders together: 64 MB where a file takes 4 KB of the disk."""
@@ -76,13 +76,8 @@ class TextStore:
         """Keep the embedding of a prompt; where the folder cannot be written to, a warning is given once."""
         if self._broken:
             return
-        content = save({name: tensor.cpu().contiguous() for name, tensor in embedding.to_tensors().items()})
-        path = self._path(prompt)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".part", delete=False) as part:
-                part.write(content)
-            os.replace(part.name, path)
+            write_embeddings(self._path(prompt), embedding)
             self._bound()
         except FileNotFoundError:
             # Somebody deletes the folder at this moment, which is allowed.
@@ -124,6 +119,28 @@ class TextStore:
                 elif entry.name.endswith(".part") and used < time.time() - _ABANDONED_SECONDS:
                     Path(entry.path).unlink(missing_ok=True)
         return found
+
+
+def write_embeddings(path: Path, embeddings: PromptEmbeddings) -> None:
+    """Write embeddings to a safetensors file that appears under its name only when it is complete.
+
+    Args:
+        path: of the file; its folder is made if need be.
+        embeddings: of one or more prompts.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = save({name: tensor.cpu().contiguous() for name, tensor in embeddings.to_tensors().items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False)
+    try:
+        with part:
+            part.write(content)
+        os.replace(part.name, path)
+    except OSError:
+        Path(part.name).unlink(missing_ok=True)
+        raise
 
 
 def _digest(text: str) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,14 +12,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tcl_core.caching import ByteBoundedCache
 from tcl_core.devices import autocast, precision_name
 from tcl_core.errors import VocabularyError
 from tcl_core.methods.base import Method, PromptEmbeddings
 from tcl_core.segmentation.model import SegmentationModel
-from tcl_core.segmentation.text_store import TextStore
+from tcl_core.segmentation.text_store import TextStore, write_embeddings
 from tcl_core.vocabulary.templates import apply_templates, get_templates
 
 __all__ = ["Texts"]
@@ -194,12 +192,8 @@ class Texts:
         return True
 
     def _write(self, path: Path, embedded: PromptEmbeddings) -> None:
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in embedded.to_tensors().items()}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as place:
-                save_file(tensors, Path(place) / path.name)
-                os.replace(Path(place) / path.name, path)
+            write_embeddings(path, embedded)
         except OSError as error:
             warnings.warn(
                 f"{path}: the embedded background names cannot be cached ({error.strerror}), so the next run embeds "
