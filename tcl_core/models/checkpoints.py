@@ -24,7 +24,7 @@ from tcl_core.models.manifest import load_manifest
 from tcl_core.models.metadata import METADATA_KEY, ModelMetadata, Preprocess
 from tcl_core.models.modelfile import write_model_file
 from tcl_core.models.paths import file_sha256, models_folder
-from tcl_core.models.tensor_files import read_pytorch_file, safetensors_entries
+from tcl_core.models.tensor_files import all_finite, read_pytorch_file, safetensors_entries
 from tcl_core.models.towers import check_clip_tensors, read_clip_tensors
 
 __all__ = ["import_checkpoint", "read_checkpoint"]
@@ -224,5 +224,5 @@ def _not_dense(tensors: Mapping[str, Tensor]) -> list[str]:
 def _not_finite(tensors: Mapping[str, Tensor]) -> str:
     """What is wrong with the values, empty if nothing is."""
     odd = set(_not_dense(tensors))
-    values = [key for key, tensor in tensors.items() if key not in odd and not torch.isfinite(tensor).all()]
+    values = [key for key, tensor in tensors.items() if key not in odd and not all_finite(tensor)]
     return f"tensors with values that are not finite (NaN or infinity): {', '.join(values)}" if values else ""

@@ -22,7 +22,7 @@ from torch import Tensor
 from tcl_core.errors import WeightsError
 from tcl_core.models.metadata import METADATA_KEY, ModelMetadata
 from tcl_core.models.paths import file_sha256, write_atomically
-from tcl_core.models.tensor_files import mapped_entries, unchanged
+from tcl_core.models.tensor_files import all_finite, mapped_entries, unchanged
 
 __all__ = ["CLIP_PREFIX", "ModelFile", "read_metadata", "read_model_file", "write_model_file"]
 
@@ -171,7 +171,7 @@ def _storable(path: Path, name: str, tensor: Tensor, half: bool) -> Tensor:
     dtype = torch.float16 if half and tensor.dim() else torch.float32
     # A clone, because safetensors refuses tensors that share memory (tied weights, views).
     result = tensor.detach().to("cpu", dtype, copy=True).contiguous()
-    if not torch.isfinite(result).all():
+    if not all_finite(result):
         remedy = "; store it as float32" if dtype == torch.float16 else ""
         raise WeightsError(f"{path}: tensor {name} has values too large for {str(dtype)[6:]}{remedy}")
     return result
@@ -180,7 +180,7 @@ def _storable(path: Path, name: str, tensor: Tensor, half: bool) -> Tensor:
 def _check_tensor(path: Path, name: str, tensor: Tensor) -> None:
     if not tensor.is_floating_point():
         raise WeightsError(f"{path}: tensor {name} must be floating point, not {tensor.dtype}")
-    if not torch.isfinite(tensor).all():
+    if not all_finite(tensor):
         raise WeightsError(f"{path}: tensor {name} has values that are not finite (NaN or infinity)")
 
 

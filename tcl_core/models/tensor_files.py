@@ -20,10 +20,15 @@ from torch import Tensor
 
 from tcl_core.errors import WeightsError
 
-__all__ = ["mapped_entries", "pytorch_entries", "read_pytorch_file", "safetensors_entries", "unchanged"]
+__all__ = ["all_finite", "mapped_entries", "pytorch_entries", "read_pytorch_file", "safetensors_entries", "unchanged"]
 
 # The file is mapped into memory as long as one of its tensors is held, and its pages count as the program's.
 _AT_ONCE = 32 << 20
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a floating-point tensor holds neither NaN nor infinity, found without a copy of it."""
+    return not tensor.numel() or all(bool(torch.isfinite(bound)) for bound in torch.aminmax(tensor))
 
 
 def safetensors_entries(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

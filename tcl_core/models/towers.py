@@ -15,7 +15,7 @@ from tcl_core.errors import WeightsError
 from tcl_core.models.download import check_file
 from tcl_core.models.manifest import RemoteFile, load_manifest
 from tcl_core.models.paths import download_folder
-from tcl_core.models.tensor_files import pytorch_entries, safetensors_entries, unchanged
+from tcl_core.models.tensor_files import all_finite, pytorch_entries, safetensors_entries, unchanged
 from tcl_core.tensors import state_faults
 from tcl_core.towers.open_clip_vit import FrozenClip, clip_config_from_state_dict
 
@@ -110,7 +110,7 @@ def _weight(path: Path, name: str, tensor: Tensor) -> Tensor:
     # A few bytes can be declared to be any number of equal values.
     elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         fault = "has more values than the file holds"
-    elif tensor.numel() and not all(bool(torch.isfinite(bound)) for bound in torch.aminmax(tensor)):
+    elif not all_finite(tensor):
         fault = "has values that are not finite (NaN or infinity)"
     if fault:
         raise WeightsError(f"{path}: the tensor {name} {fault}; give a CLIP's own weights")
