@@ -246,4 +246,6 @@ def _surroundings() -> dict[str, Any]:
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "load": round(os.getloadavg()[0], 2),
     }
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
     return {"machine": machine, "python": platform.python_version(), "packages": packages}

@@ -94,11 +94,13 @@ class Interruption:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Move the tensors of a batch, which is a mapping or a dataclass."""
+    """Move the tensors of a batch, which is a mapping, a list or a dataclass."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
         return {name: to_device(value, device) for name, value in batch.items()}
+    if isinstance(batch, list):
+        return [to_device(value, device) for value in batch]
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         moved = {field.name: to_device(getattr(batch, field.name), device) for field in dataclasses.fields(batch)}
         return dataclasses.replace(batch, **moved)

@@ -20,13 +20,18 @@ from tcl_core.errors import SettingsError
 from tcl_core.evaluation.playground import evaluate_playground
 from tcl_core.models import load_model
 from tcl_core.models.modelfile import read_model_file
+from tcl_core.playground import caption_words
 from tcl_core.segmentation.segmenter import Segmenter
+from tcl_core.towers.tokenizer import WordTokenizer
 from tcl_core.vocabulary import Vocabulary
 from tests.docs.pages import REPOSITORY
-from tests.training.tiny_playground import TRUTH, short
+from tests.training.tiny_playground import READER, TINY, TRUTH, short
 from training.journal import Code, read_journal, spent
-from training.phase import Interruption, StoppedError
+from training.phase import Interruption, StoppedError, to_device
 from training.playground import tables
+from training.playground.clip import ClipBatch, clip_batches
+from training.playground.data import draw_images
+from training.playground.feed import StepFeed
 from training.playground.pages import parts_of, with_parts
 from training.playground.recipe import RECIPE
 from training.playground.run import begin, ground, run
@@ -102,6 +107,31 @@ def test_a_run_makes_a_model_and_records_itself(whole: Path) -> None:
     steps = {entry["part"]: entry for entry in entries if entry["event"] == "step"}
     assert list(steps) == [name for name in PARTS if name.startswith(("clip", "tcl"))]
     assert all(entry["step"] == 3 and entry["total"] > 0 for entry in steps.values())
+
+
+def test_batches_are_the_same_whichever_process_makes_them() -> None:
+    tokenizer = WordTokenizer(caption_words(()), 16)
+    images = draw_images(TINY, READER, workers=0)
+    phase = short(RECIPE).clip_phases[2]
+    make = clip_batches(phase, lambda _: images, tokenizer, (), 7, 8)
+    own, forked = StepFeed(make, 3, 0, 1), StepFeed(make, 3, 2, 1)
+    for _ in range(2):
+        one, other = next(own), next(forked)
+        assert torch.equal(one.images, other.images) and one.shift == other.shift
+        for name in ("captions", "negatives"):
+            assert all(map(torch.equal, getattr(one, name), getattr(other, name)))
+
+
+def test_a_process_that_makes_batches_and_ends_is_told_of() -> None:
+    feed = StepFeed(lambda step: os._exit(1), 3, 1, 0)
+    with pytest.raises(SettingsError, match="use fewer --feeders"):
+        next(feed)
+
+
+def test_all_tensors_of_a_batch_go_to_the_device() -> None:
+    tokens = torch.zeros(2, 3)
+    moved = to_device(ClipBatch(tokens, [tokens, tokens], negatives=[tokens]), torch.device("meta"))
+    assert {part.device.type for part in (moved.images, *moved.captions, *moved.negatives)} == {"meta"}
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from training.data.augment import Transform
 from training.data.order import Order
 from training.data.source import Source
 
-__all__ = ["Batches", "PairDataset"]
+__all__ = ["Batches", "PairDataset", "start_worker", "worker_error"]
 
 _log = logging.getLogger(__name__)
 _MOST_ATTEMPTS = 100
@@ -160,7 +160,7 @@ class Batches:
             collate_fn=_Collate(method),
             prefetch_factor=_PREFETCH if workers else None,
             multiprocessing_context=("fork" if forks else "spawn") if workers else None,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
         )
         self._batches: Iterator[Any] | None = None
 
@@ -180,18 +180,24 @@ class Batches:
                 self._batches = iter(self._loader)
             batch, replaced = next(self._batches)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise SettingsError(
-                "A process that decodes images ended unexpectedly, most often because memory, or shared memory "
-                "(/dev/shm), ran out; use fewer --workers."
-            ) from error
+            found = worker_error(error, "--workers")
+            raise found from (None if found is error else error)
         finally:
             self.waited += time.perf_counter() - began
         if isinstance(batch, _Failure):
             raise SettingsError(batch.message)
         self.replaced += replaced
         return batch
+
+
+def worker_error(error: RuntimeError, option: str) -> Exception:
+    """What to raise for an error of a loader: its own, unless one of its processes ended; ``option`` sets how many."""
+    if "DataLoader worker" not in str(error):
+        return error
+    return SettingsError(
+        "A process that makes batches ended unexpectedly, most often because memory, or shared memory (/dev/shm), ran "
+        f"out; use fewer {option}."
+    )
 
 
 class _Collate:
@@ -205,7 +211,8 @@ class _Collate:
         return self._method.collate(samples), replaced
 
 
-def _start_worker(number: int) -> None:
+def start_worker(number: int) -> None:
+    """Prepare a process that makes batches."""
     # The main process decides when to stop; torchrun and job schedulers signal all processes at once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """Train the embedded model: ``python -m training.playground``.
 
-Runs on two CPU cores, shows progress, can be interrupted and resumes where it stopped. Checkpoints, the record of the
-run (``run.jsonl``) and the model file are kept in one folder.
+Runs on two CPU cores or on a GPU, shows progress, can be interrupted and resumes where it stopped. Checkpoints, the
+record of the run (``run.jsonl``) and the model file are kept in one folder.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import cast
 
 import torch
 
+from tcl_core.devices import precision_name, select_device, select_precision
 from tcl_core.errors import SettingsError, TclError
 from training.cpu import Precision, native_precision
 from training.journal import code_of, read_journal, spent
 from training.phase import Interruption, StoppedError
+from training.playground.data import WORKERS
 from training.playground.estimate import estimate
 from training.playground.recipe import RECIPE
 from training.playground.run import begin, ground, ground_folder, run
@@ -55,6 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="auto",
         help="auto: that of the run if it is resumed, else bfloat16 where the processor has it in hardware",
     )
+    parser.add_argument("--device", default="cpu", help="cpu, or the GPU that trains: auto, cuda or cuda:N")
+    parser.add_argument("--workers", type=int, default=WORKERS, help="processes that draw images")
+    parser.add_argument(
+        "--feeders", type=int, default=0, help="processes that make batches (Linux); 4 keep a GPU from waiting for them"
+    )
     parser.add_argument(
         "--ground-seed", type=int, metavar="N", help="train the TCL stage of a finished run anew, with another seed"
     )
@@ -65,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     folder = options.work if options.ground_seed is None else ground_folder(options.work, options.ground_seed)
     try:
-        precision = _precision(options.precision, options.work)
+        device = select_device(options.device)
+        precision = _precision(options.precision, options.work, device)
         if options.estimate:
             _print_estimate(precision)
             return 0
@@ -76,7 +84,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "the record of the run names the code that ran."
             )
         with Interruption().listening() as interruption:
-            session = begin(RECIPE, options.work, precision, code, interruption, ground_seed=options.ground_seed)
+            session = begin(
+                RECIPE,
+                options.work,
+                precision,
+                code,
+                interruption,
+                ground_seed=options.ground_seed,
+                workers=options.workers,
+                device=device,
+                feeders=options.feeders,
+            )
             sha256 = run(session) if options.ground_seed is None else ground(session, options.ground_seed)
     except StoppedError as error:
         print(error, file=sys.stderr)
@@ -93,11 +111,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _precision(wanted: str, folder: Path) -> Precision:
+def _precision(wanted: str, folder: Path, device: torch.device) -> Precision:
     if wanted != "auto":
         return cast(Precision, wanted)
     entries = read_journal(folder / "run.jsonl")
-    return cast(Precision, entries[0]["about"]["precision"]) if entries else native_precision()
+    if entries:
+        return cast(Precision, entries[0]["about"]["precision"])
+    return (
+        native_precision()
+        if device.type == "cpu"
+        else cast(Precision, precision_name(select_precision("auto", device)))
+    )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -30,6 +31,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from tcl_core.devices import select_device
 from tcl_core.errors import TclError
 from tcl_core.evaluation.playground import Split, evaluate_playground, rows_to_json
 from tcl_core.methods.code.nouns import find_nouns
@@ -93,14 +95,15 @@ RUNS = {
 _DEFAULT_RUNS = ("tcl", "tcl-two", "code")
 
 
-def extended_clip(path: Path, positions: int) -> Path:
-    """Write the embedded model with a longer text tower, see the module's description.
+def extended_clip(path: Path, positions: int, source: Path | None = None) -> Path:
+    """Write a model with a longer text tower, see the module's description.
 
     Args:
         path: the model file to write.
         positions: of its text tower.
+        source: a model file that holds its CLIP, as `training.playground` makes them; ``None`` for the embedded one.
     """
-    file = read_model_file(find_model("playground"))
+    file = read_model_file(source or find_model("playground"))
     metadata, config = file.metadata, json.loads(json.dumps(file.metadata.clip["config"]))
     known = config["text_cfg"]["context_length"]
     config["text_cfg"]["context_length"] = positions
@@ -238,12 +241,17 @@ def recipe_of(
 
 
 def score(
-    model: Path, out: Path, scenes: int, split: Split = "validation", options: Mapping[str, Any] | None = None
+    model: Path,
+    out: Path,
+    scenes: int,
+    split: Split = "validation",
+    options: Mapping[str, Any] | None = None,
+    device: str = "cpu",
 ) -> None:
     """Score a model file on the playground, once."""
     if out.is_file():
         return
-    loaded = load_model(model, device="cpu")
+    loaded = load_model(model, device=device, precision="float32")
     loaded = dataclasses.replace(loaded, method=loaded.method.configured(options or {}))
     with tqdm(total=2 * scenes, desc=f"scoring {out.stem}", mininterval=5) as bar:
         rows = evaluate_playground(loaded, scenes, lambda done, _: bar.update(done - bar.n), split)
@@ -287,6 +295,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
+    parser.add_argument("--device", default="cpu", help="cpu, or the GPU that trains and scores: auto, cuda or cuda:N")
+    parser.add_argument("--feeders", type=int, default=0, help="processes that prepare batches")
+    parser.add_argument("--clip", type=Path, help="model file whose CLIP is trained on; by default the embedded one")
     parser.add_argument(
         "--precision",
         choices=("float32", "bfloat16"),
@@ -304,10 +315,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draw(work / "images", images, options.workers)
     clip = work / "clip.safetensors"
     if not clip.is_file():
-        extended_clip(clip, _POSITIONS)
+        extended_clip(clip, _POSITIONS, options.clip)
     scores = _scores(work, options.split)
     scores.mkdir(exist_ok=True)
     try:
+        device = select_device(options.device)
         with Interruption().listening() as interruption:
             for seed in options.seeds:
                 for run in options.runs:
@@ -318,10 +330,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     ending = f"{options.name}-{options.steps}-{seed}"
                     recipe = recipe.model_copy(update={"name": f"{trained}{ending}"})
                     source = SceneSource(work / "images", RUNS[run].captions)
-                    settings = Options(work / recipe.name, torch.device("cpu"))
-                    with fast_attention(options.precision):
+                    settings = Options(work / recipe.name, device, options.feeders)
+                    with fast_attention(options.precision) if device.type == "cpu" else nullcontext():
                         model = run_recipe(recipe, source, settings, interruption)
-                    score(model, scores / f"{run}{ending}.json", options.scenes, options.split, RUNS[run].options)
+                    score(
+                        model,
+                        scores / f"{run}{ending}.json",
+                        options.scenes,
+                        options.split,
+                        RUNS[run].options,
+                        str(device),
+                    )
     except StoppedError as error:
         print(error)
         return 130

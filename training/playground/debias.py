@@ -35,13 +35,14 @@ def grounded(tcl: TCL, tokenizer: Tokenizer, images: Images) -> Iterator[tuple[s
     """
     words = images.reader.words
     names = list(words.things)
+    device = next(tcl.masker.parameters()).device
     for first in range(0, len(images), _BATCH):
-        embedded = tcl.encode(normalize(images.pixels[first : first + _BATCH])).image_emb
+        embedded = tcl.encode(normalize(images.pixels[first : first + _BATCH]).to(device)).image_emb
         for found, image_emb in zip(images.things[first : first + _BATCH], embedded, strict=True):
             if not found:
                 continue
             pairs = [(words.colors[color], names[thing]) for thing, color in found]
-            text = tcl.clip.encode_text(tokenizer([f"a {color} {thing}" for color, thing in pairs]))
+            text = tcl.clip.encode_text(tokenizer([f"a {color} {thing}" for color, thing in pairs]).to(device))
             masks = tcl.masker.sim2mask(image_emb[None], F.normalize(text, dim=-1)).sigmoid()
             inside = (masks >= masks.amax(dim=(2, 3), keepdim=True) / 2).float()
             means = pool_by_masks(image_emb[None], inside)[0]

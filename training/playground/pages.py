@@ -177,9 +177,10 @@ def _run(table: Mapping[str, Any]) -> str:
     if run is None:
         return "\n".join(table["remarks"]["run"])
     machine, total = run["machine"], _total(run)
+    device = f", on one {machine['gpu']} with" if machine.get("gpu") else " on"
     lines = [
         _paragraph(
-            f"The embedded weights come from one run at commit `{run['commit'][:12]}`, in {run['precision']} on "
+            f"The embedded weights come from one run at commit `{run['commit'][:12]}`, in {run['precision']}{device} "
             f"{machine['threads']} cores ({machine['processor']}, {machine['vectors']}). It took "
             f"{total['wall'] / 60:.0f} minutes and was interrupted {_times(run['interruptions'])}; "
             "[`run.jsonl`](../training/playground/results/run.jsonl) is its record."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,8 @@ class Session:
         interruption: asked after each step.
         quiet: no progress bars.
         workers: processes that draw images; 0 draws them in this one.
+        device: that trains.
+        feeders: processes that make batches, which a GPU would wait for; 0 makes them in this one.
     """
 
     recipe: Recipe
@@ -63,6 +66,8 @@ class Session:
     interruption: Interruption
     quiet: bool = False
     workers: int = WORKERS
+    device: torch.device = _CPU
+    feeders: int = 0
     _reader: Reader | None = None
     _drawn: dict[ImageSet, Images] = field(default_factory=dict)
 
@@ -109,12 +114,15 @@ class Session:
         self, phase: TrainPhase, method: Any, make: Callable[[int], Any], seed: int, decisive: str, folder: Path
     ) -> None:
         """Run a phase of the engine, from the beginning or from its checkpoint."""
-        stepper = Stepper(method, phase, _CPU, seed=seed)
+        method.to(self.device)
+        stepper = Stepper(method, phase, self.device, seed=seed)
         shown = phase.model_dump(mode="json", exclude={"log_every", "save_every", "evaluation"})
         identity = Identity(json.dumps({"recipe": json.loads(decisive), "seed": seed, "phase": shown}), "playground")
-        options = Options(folder, _CPU, quiet=self.quiet, observer=self.journal.step)
-        with self.journal.part(phase.name), fast_attention(self.precision):
-            PhaseRun(phase, method, stepper, partial(StepFeed, make), identity, options, self.interruption).run()
+        options = Options(folder, self.device, quiet=self.quiet, observer=self.journal.step)
+        feed = partial(StepFeed, make, phase.steps, self.feeders)
+        attention = fast_attention(self.precision) if self.device.type == "cpu" else nullcontext()
+        with self.journal.part(phase.name), attention:
+            PhaseRun(phase, method, stepper, feed, identity, options, self.interruption).run()
 
 
 def begin(
@@ -126,12 +134,14 @@ def begin(
     quiet: bool = False,
     ground_seed: int | None = None,
     workers: int = WORKERS,
+    device: torch.device = _CPU,
+    feeders: int = 0,
 ) -> Session:
     """Open the record of a run, see `Journal`."""
-    about = {"recipe": asdict(recipe), "precision": precision, "ground_seed": ground_seed}
+    about = {"recipe": asdict(recipe), "precision": precision, "ground_seed": ground_seed, "device": device.type}
     place = folder if ground_seed is None else ground_folder(folder, ground_seed)
     journal = Journal(place / "run.jsonl", code, json.loads(json.dumps(about)))
-    return Session(recipe, folder, precision, journal, interruption or Interruption(), quiet, workers)
+    return Session(recipe, folder, precision, journal, interruption or Interruption(), quiet, workers, device, feeders)
 
 
 def ground_folder(folder: Path, seed: int) -> Path:
@@ -162,6 +172,10 @@ def run(session: Session) -> str:
         with session.journal.part("whitening"):
             whiten_towers(clip, batch.images, torch.cat(batch.captions), recipe.seed)
     for number, phase in enumerate(recipe.clip_phases):
+        if session.feeders:
+            for view in phase.views:
+                # Else each of the processes would draw them.
+                session.images(view.images)
         make = clip_batches(
             phase,
             session.images,
@@ -219,6 +233,8 @@ def _ground(session: Session, clip: Any, seed: int, folder: Path) -> str:
     start = _copy(tcl.learned_state_dict())
     ends = []
     templates = get_templates(CAPTION_TEMPLATES)
+    if session.feeders:
+        session.images(stage.images)
     for name, brief in stage.copies().items():
         tcl.load_learned_state_dict(start)
         make = tcl_batches(stage, brief, session.images, session.tokenizer, templates, seed)
