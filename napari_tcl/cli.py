@@ -47,6 +47,7 @@ Examples:
 )
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps. Default: as last time.")
 @click.option("--precision", metavar="NAME", help="auto, float32, bfloat16 or float16. Default: as last time.")
+@click.option("--backend", metavar="NAME", help="auto, torch, compile or openvino. Default: as last time.")
 @click.option(
     "--min-area",
     type=MinAreaType(),
@@ -76,6 +77,7 @@ def command(
     refine: bool | None,
     device: str | None,
     precision: str | None,
+    backend: str | None,
     option_values: dict[str, str],
     min_area: MinArea | None,
     tolerance: str | None,
@@ -97,7 +99,7 @@ def command(
         vocabulary = make_vocabulary(
             labels_file, label_options, background, background_threshold, background_names, templates
         )
-    model = _checked_model(model, device, precision, option_values)
+    model = _checked_model(model, device, precision, backend, option_values)
     pixels = None if tolerance is None else _pixels(tolerance)
 
     from napari_tcl.window import Wishes, open_window, run
@@ -109,6 +111,7 @@ def command(
         model,
         device,
         precision,
+        backend,
         refine,
         option_values or None,
         min_area,
@@ -169,7 +172,9 @@ def _pixels(tolerance: str) -> float:
     return pixels
 
 
-def _checked_model(model: str | None, device: str | None, precision: str | None, options: dict[str, str]) -> str | None:
+def _checked_model(
+    model: str | None, device: str | None, precision: str | None, backend: str | None, options: dict[str, str]
+) -> str | None:
     """Refuse before the window opens what the widget could not load.
 
     Returns:
@@ -177,7 +182,7 @@ def _checked_model(model: str | None, device: str | None, precision: str | None,
 
     Raises:
         WeightsError: there is no such model.
-        SettingsError: the device or the precision is not available, or the method has no such option.
+        SettingsError: the device, the precision or the backend is not available, or the method has no such option.
     """
     if model is not None:
         from tcl_core.models.clips import find_clip
@@ -199,4 +204,9 @@ def _checked_model(model: str | None, device: str | None, precision: str | None,
         from tcl_core.devices import select_device, select_precision
 
         select_precision(precision or "auto", select_device(device or "auto"))
+    if backend is not None:
+        from tcl_core.backends import select_backend
+        from tcl_core.devices import select_device
+
+        select_backend(backend, select_device(device or "auto"))
     return model

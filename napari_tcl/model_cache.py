@@ -30,6 +30,7 @@ class ModelChoice:
         model: name or path, see `tcl_core.models.load_model`.
         device: see `tcl_core.devices.select_device`.
         precision: see `tcl_core.devices.select_precision`.
+        backend: see `tcl_core.backends.select_backend`.
         refine: whether masks follow the image's edges.
         options: names and values of the method's options.
     """
@@ -37,6 +38,7 @@ class ModelChoice:
     model: str = "playground"
     device: str = "auto"
     precision: str = "auto"
+    backend: str = "auto"
     refine: bool = True
     options: tuple[tuple[str, str], ...] = ()
 
@@ -69,7 +71,7 @@ class Engine:
 
         Raises:
             WeightsError: the model cannot be loaded; the one before stays.
-            SettingsError: the device or precision is not available, or an option is unknown or out of range.
+            SettingsError: the device, precision or backend is not available, or an option is unknown or out of range.
         """
         if self._segmenter is None or choice != self._choice:
             options = dict(choice.options)
@@ -81,7 +83,7 @@ class Engine:
             if self._segmenter is not None and same:
                 model = cast(Model, self._segmenter.model)
             else:
-                model = load_model(choice.model, choice.device, choice.precision)
+                model = load_model(choice.model, choice.device, choice.precision, choice.backend)
             # On a processor the network gains nothing from company, and cancelling waits for a batch.
             batch = _CPU_BATCH if model.device.type == "cpu" else _GPU_BATCH
             self._segmenter = Segmenter(

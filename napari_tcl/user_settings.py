@@ -53,6 +53,7 @@ class UserSettings(BaseModel):
         templates: name of the template set, empty for the model's.
         device: name of the device, or ``auto``.
         precision: name of the precision, or ``auto``.
+        backend: name of what runs the network, or ``auto``.
         refine: whether masks follow the image's edges.
         labels: rows of the table.
         background: whether pixels may stay without a label.
@@ -78,6 +79,7 @@ class UserSettings(BaseModel):
     templates: str = ""
     device: str = "auto"
     precision: str = "auto"
+    backend: str = "auto"
     refine: bool = True
     labels: list[RememberedLabel] = Field(default=[], max_length=_MAX_LABELS)
     background: bool = True

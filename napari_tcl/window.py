@@ -37,6 +37,7 @@ class Wishes:
         model: name of a model or path of a model file, ``None`` for the remembered one.
         device: name of the device, ``None`` for the remembered one.
         precision: name of the precision, ``None`` for the remembered one.
+        backend: name of what runs the network, ``None`` for the remembered one.
         refine: whether masks follow the image's edges, ``None`` for what is remembered.
         options: values of the method's options by their names, ``None`` for those that are remembered, if the model is.
         min_area: pieces of fewer pixels join their surroundings, ``None`` for what is remembered.
@@ -50,6 +51,7 @@ class Wishes:
     model: str | None
     device: str | None
     precision: str | None
+    backend: str | None
     refine: bool | None
     options: Mapping[str, str] | None = None
     min_area: MinArea | None = None
@@ -95,7 +97,9 @@ def run() -> None:
 
 
 def _set(widget: SegmentWidget, wishes: Wishes) -> None:
-    widget.model.set_choice(wishes.model, wishes.device, wishes.precision, wishes.refine, wishes.options)
+    widget.model.set_choice(
+        wishes.model, wishes.device, wishes.precision, wishes.backend, wishes.refine, wishes.options
+    )
     if wishes.options:
         choice = widget.model.choice()
         check_options(choice.model, dict(choice.options))

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import limits, parity, speed
-from benchmarks.gpu.machine import describe_machine, loaded_distributions, revision
 from benchmarks.gpu.models import METHODS, ON_PLAYGROUND, RandomModels, Scale
 from benchmarks.gpu.sections import Result, Section, format_result, run_sections
+from tcl_core.benchmarks.machine import describe_machine, loaded_distributions, revision
 from tcl_core.devices import select_device
 from tcl_core.errors import SettingsError
 

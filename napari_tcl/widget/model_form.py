@@ -10,7 +10,8 @@ from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, LineEdit
 from napari_tcl.model_cache import ModelChoice
 from napari_tcl.widget.form import finish_form
 from napari_tcl.words import join_texts, split_texts
-from tcl_core.devices import available_devices, available_precisions
+from tcl_core.backends import available_backends
+from tcl_core.devices import available_devices, available_precisions, select_device
 from tcl_core.errors import SettingsError
 from tcl_core.methods import list_methods
 from tcl_core.methods.options import values_from_texts
@@ -54,6 +55,12 @@ class ModelForm(Container):
             choices=self._precisions,
             tooltip="Number format of the network on this device; auto is recommended.",
         )
+        self.backend = ComboBox(
+            label="Backend",
+            choices=self._backends,
+            tooltip="What runs the network on this device; auto is recommended. 'compile' needs a C++ compiler and a "
+            "minute for each new size of images.",
+        )
         self.refine = CheckBox(
             text="Refine edges (PAMR)",
             value=True,
@@ -78,14 +85,22 @@ class ModelForm(Container):
             self.templates,
             self.device,
             self.precision,
+            self.backend,
             self.refine,
         ]
         super().__init__(widgets=widgets, labels=True)
         finish_form(self)
-        self.device.changed.connect(lambda _: self.precision.reset_choices())
+        self.device.changed.connect(self._on_device)
+
+    def _on_device(self, _: object) -> None:
+        self.precision.reset_choices()
+        self.backend.reset_choices()
 
     def _precisions(self, _: object) -> list[str]:
         return ["auto", *available_precisions(self.device.value or "auto")]
+
+    def _backends(self, _: object) -> list[str]:
+        return ["auto", *available_backends(select_device(self.device.value or "auto"))]
 
     @property
     def summary(self) -> str:
@@ -119,6 +134,7 @@ class ModelForm(Container):
         model: str | None = None,
         device: str | None = None,
         precision: str | None = None,
+        backend: str | None = None,
         refine: bool | None = None,
         options: Mapping[str, str] | None = None,
     ) -> None:
@@ -129,11 +145,12 @@ class ModelForm(Container):
                 method before are cleared.
             device: name of a device.
             precision: name of a precision.
+            backend: name of what runs the network.
             refine: whether masks follow the image's edges.
             options: values of the method's options by their names, in place of all others.
 
         Raises:
-            SettingsError: the device or the precision is not offered on this computer.
+            SettingsError: the device, the precision or the backend is not offered on this computer.
         """
         if model is not None or options is not None:
             self.method_options.value = join_texts(f"{name}={value}" for name, value in (options or {}).items())
@@ -148,7 +165,11 @@ class ModelForm(Container):
                     self.file.value = Path(name)
                 else:
                     self.model.value, self.file.value = listed, None
-        for part, wanted, what in ((self.device, device, "device"), (self.precision, precision, "precision")):
+        for part, wanted, what in (
+            (self.device, device, "device"),
+            (self.precision, precision, "precision"),
+            (self.backend, backend, "backend"),
+        ):
             if wanted is None:
                 continue
             if wanted not in part.choices:
@@ -172,4 +193,6 @@ class ModelForm(Container):
             name = f"{self.own_method}:{split_method(name)[1]}"
         texts = [text for text in split_texts(self.method_options.value) if text.strip()]
         options = tuple(values_from_texts(texts, "options:").items())
-        return ModelChoice(name, self.device.value, self.precision.value, bool(self.refine.value), options)
+        return ModelChoice(
+            name, self.device.value, self.precision.value, self.backend.value, bool(self.refine.value), options
+        )

@@ -81,6 +81,7 @@ class Memory(QObject):
             templates=model.own_templates or "",
             device=model.device.value,
             precision=model.precision.value,
+            backend=model.backend.value,
             refine=bool(model.refine.value),
             labels=[
                 RememberedLabel(
@@ -113,6 +114,7 @@ class Memory(QObject):
         model, background, polygons = owner.model, owner.background, owner.polygons
         words = [_choose(model.model, settings.model, "model"), _choose(model.device, settings.device, "device")]
         words.append(_choose(model.precision, settings.precision, "precision"))
+        words.append(_choose(model.backend, settings.backend, "backend"))
         if settings.method:
             words.append(_choose(model.method, settings.method, "method"))
         if settings.model_file:

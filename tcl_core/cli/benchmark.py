@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from tcl_core.cli.main import EXIT_FINE
 from tcl_core.cli.options import DEFAULT_MODEL, batch_size_option, device_option, precision_option
-from tcl_core.cli.places import OUTPUT_PATH
+from tcl_core.cli.places import OUTPUT_PATH, check_file
 from tcl_core.errors import SettingsError
 
 __all__ = ["command"]
@@ -109,11 +111,22 @@ def polygons_command(
     epilog="""\b
 Examples:
   tcl-annotate benchmark segment
-  tcl-annotate benchmark segment --model tcl-vit-b16 --device cuda --images 32 --batch-size 16""",
+  tcl-annotate benchmark segment --model tcl-vit-b16 --device cuda --images 32 --batch-size 16
+  tcl-annotate benchmark segment --model tcl-vit-b16 --backend torch --backend openvino --json speed.json""",
 )
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="Name or path of a model.")
 @device_option
 @precision_option
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    default=["auto"],
+    show_default=True,
+    metavar="NAME",
+    help="What runs the network: auto, torch, compile or openvino; repeatable. The first is measured in full, and the "
+    "others are compared with it.",
+)
 @click.option(
     "--images", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Number of images."
 )
@@ -135,24 +148,72 @@ Examples:
     metavar="N",
     help="Number of repeats; the shortest time counts.",
 )
+@click.option(
+    "--json",
+    "json_path",
+    type=OUTPUT_PATH,
+    metavar="FILE",
+    help="Also write the figures to FILE, with the machine, the library versions and the commit.",
+)
 def segment_command(
     model: str,
     device: str,
     precision: str,
+    backends: tuple[str, ...],
     images: int,
     size: tuple[int, int],
     batch_size: int,
     refine: bool,
     repeats: int,
+    json_path: Path | None,
 ) -> int:
-    """Measure the time per stage, and the speedup from encoding an image once and from batches."""
-    from tcl_core.benchmarks.segment import format_rows, format_stages, run, run_stages
+    """Measure the time per stage, and the speedup from encoding an image once, from batches, and from a backend."""
+    if json_path is not None:
+        check_file("--json", json_path)
+
+    from tcl_core.benchmarks.machine import describe_machine, loaded_distributions, revision
+    from tcl_core.benchmarks.segment import format_rows, format_stages, run, run_backends, run_stages
+    from tcl_core.devices import precision_name
     from tcl_core.models import load_model
 
-    loaded = load_model(model, device=device, precision=precision)
+    models = {name: load_model(model, device=device, precision=precision, backend=name) for name in backends}
+    loaded = models[backends[0]]
+    if len({each.backend.name for each in models.values()}) < len(models):
+        raise SettingsError(f"--backend {', '.join(models)}: two of them are the same for {model}; leave one out")
     rows = run(loaded, count=images, size=size[::-1], batch_size=batch_size, refine=refine, repeats=repeats)
-    click.echo(f"model {loaded.name} on {loaded.device}, {images} images of {size[0]} x {size[1]}")
+    click.echo(
+        f"model {loaded.name} on {loaded.device} with {loaded.backend.name}, {images} images of {size[0]} x {size[1]}"
+    )
     click.echo(format_rows(rows))
     stages = run_stages(loaded, size=size[::-1], batch_size=batch_size, refine=refine, repeats=repeats)
     click.echo(f"\none new image, by stage\n{format_stages(stages)}")
+    compared = (
+        run_backends(list(models.values()), size=size[::-1], batch_size=batch_size, repeats=repeats)
+        if len(models) > 1
+        else []
+    )
+    if compared:
+        click.echo(f"\none new image, by backend\n{format_rows(compared)}")
+    if json_path is not None:
+        record = {
+            "commit": revision(),
+            "machine": describe_machine(loaded.device),
+            "versions": loaded_distributions(),
+            "model": loaded.name,
+            "weights_sha256": loaded.weights_sha256,
+            "precision": precision_name(loaded.precision),
+            "backend": loaded.backend.name,
+            "images": images,
+            "size": list(size),
+            "batch_size": batch_size,
+            "refine": refine,
+            "repeats": repeats,
+            "rows": [asdict(row) for row in rows],
+            "stages": [asdict(row) for row in stages],
+            "backends": [asdict(row) for row in compared],
+        }
+        try:
+            json_path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(f"--json {json_path}: cannot be written ({error.strerror})") from error
     return EXIT_FINE

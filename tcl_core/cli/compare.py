@@ -8,7 +8,14 @@ from pathlib import Path
 import click
 
 from tcl_core.cli.main import EXIT_FINE, EXIT_ISSUES
-from tcl_core.cli.options import device_option, make_segmenter, make_vocabulary, precision_option, vocabulary_options
+from tcl_core.cli.options import (
+    backend_option,
+    device_option,
+    make_segmenter,
+    make_vocabulary,
+    precision_option,
+    vocabulary_options,
+)
 from tcl_core.cli.places import OUTPUT_PATH
 from tcl_core.errors import SettingsError
 
@@ -39,6 +46,7 @@ Examples:
 @click.option("--refine/--no-refine", default=True, help="Refine masks along image edges (PAMR).")
 @device_option
 @precision_option
+@backend_option
 @click.option("--title", default="Models side by side", show_default=True, metavar="TEXT", help="Heading of the page.")
 @click.option("--overwrite", is_flag=True, help="Replace the page if it exists.")
 @click.option("--quiet", is_flag=True, help="Print only the summary.")
@@ -55,6 +63,7 @@ def command(
     refine: bool,
     device: str,
     precision: str,
+    backend: str,
     title: str,
     overwrite: bool,
     quiet: bool,
@@ -81,7 +90,10 @@ def command(
     if images.left_out:
         click.echo(images.left_out_message(), err=True)
     # One image at a time is encoded; what goes through the network together are its windows.
-    loaders = {name: partial(make_segmenter, name, refine, {}, device, precision, batch_size=8) for name in models}
+    loaders = {
+        name: partial(make_segmenter, name, refine, {}, device, precision, batch_size=8, backend=backend)
+        for name in models
+    }
     found = compare_models(images, loaders, vocabulary, preview, title=title, overwrite=overwrite, quiet=quiet)
     for name, share in found.agreement.items():
         click.echo(f"{name}: the same label as {models[0]} on {share:.1%} of the pixels")

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tcl_core.cli.main import EXIT_FINE
-from tcl_core.cli.options import DEFAULT_MODEL, batch_size_option, device_option, method_option, precision_option
+from tcl_core.cli.options import (
+    DEFAULT_MODEL,
+    backend_option,
+    batch_size_option,
+    device_option,
+    method_option,
+    precision_option,
+)
 from tcl_core.cli.places import INPUT_PATH, OUTPUT_PATH, check_file, check_folder
 from tcl_core.errors import SettingsError
 from tcl_core.vocabulary import Vocabulary
@@ -107,6 +114,7 @@ To resume a stopped run, run the same command again.""",
 @click.option("--templates", type=click.Choice(list(TEMPLATE_SETS)), help="Template set. Default: the model's.")
 @device_option
 @precision_option
+@backend_option
 @batch_size_option("Windows per forward pass.")
 @click.option(
     "--processes",
@@ -151,6 +159,7 @@ def command(
     templates: str | None,
     device: str,
     precision: str,
+    backend: str,
     batch_size: int,
     processes: int,
     out: Path,
@@ -191,6 +200,7 @@ def command(
         options=option_values,
         device=device,
         precision=precision,
+        backend=backend,
         batch_size=batch_size,
         preprocess=preprocess,
         background_threshold=background_threshold,

@@ -124,9 +124,9 @@ class PluginData:
 
 
 @lru_cache(maxsize=1)
-def _loaded(name: str, device: str, precision: str) -> Model:
+def _loaded(name: str, device: str, precision: str, backend: str) -> Model:
     """Consecutive evaluations share a model."""
-    return load_model(name, device=device, precision=precision)
+    return load_model(name, device=device, precision=precision, backend=backend)
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ class ModelSpec:
         options: values of the method's options.
         device: see `tcl_core.devices.select_device`.
         precision: see `tcl_core.devices.select_precision`.
+        backend: see `tcl_core.backends.select_backend`.
         batch_size: maximum number of windows per forward pass.
         preprocess: values of `Preprocess` that override the model's, such as ``{"short_side": 448}``.
         background_threshold: overrides the model's.
@@ -150,6 +151,7 @@ class ModelSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     precision: str = "auto"
+    backend: str = "auto"
     batch_size: int = 8
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     background_threshold: float | None = None
@@ -162,7 +164,7 @@ class ModelSpec:
             WeightsError: there is no such model, or it cannot be used.
             SettingsError: a setting is unknown or out of range.
         """
-        model = _loaded(self.name, self.device, self.precision)
+        model = _loaded(self.name, self.device, self.precision, self.backend)
         if self.preprocess:
             model = replace(model, preprocess=replace(model.preprocess, **self.preprocess))
         return Segmenter(model, refine=self.refine, options=self.options, batch_size=self.batch_size)

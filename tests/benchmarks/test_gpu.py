@@ -13,7 +13,6 @@ import torch
 
 from benchmarks.gpu import command, parity, speed
 from benchmarks.gpu.limits import scarce_memory
-from benchmarks.gpu.machine import describe_machine, loaded_distributions
 from benchmarks.gpu.models import (
     METHODS,
     ON_PLAYGROUND,
@@ -26,6 +25,7 @@ from benchmarks.gpu.models import (
 from benchmarks.gpu.sections import Figure, Section, format_result, run_sections
 from benchmarks.gpu.table import PAGE, page_with, table
 from benchmarks.gpu.timing import interleaved, mode, peak_memory
+from tcl_core.benchmarks.machine import describe_machine, loaded_distributions
 from tcl_core.methods.tcl.model import TCLFeatures
 from tcl_core.playground import CLASS_NAMES
 from tcl_core.vocabulary import Label, Vocabulary

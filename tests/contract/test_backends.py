@@ -188,16 +188,40 @@ def test_a_compiler_that_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPa
         CompiledBackend().encoder(TCL.example(), "", torch.float32)(example_windows(1))
 
 
-def test_commands_take_a_backend(tiny_model_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["segment", "image.png", "--label", "cat"],
+        ["prelabel", "image.png", "--label", "cat", "--out", "found.json"],
+        ["compare", "image.png", "--label", "cat", "--model", "maskclip:MODEL", "--preview", "page"],
+        ["evaluate", "playground", "--limit", "1"],
+        ["benchmark", "segment"],
+    ],
+)
+def test_commands_take_a_backend(
+    command: list[str], tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from PIL import Image
 
     from tcl_core.cli.main import cli
 
-    image = tmp_path / "image.png"
-    Image.fromarray(example_image()).save(image)
-    words = ["segment", str(image), "--label", "cat", "--model", str(tiny_model_path), "--backend", "fast"]
-    result = CliRunner().invoke(cli, words)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(example_image()).save("image.png")
+    words = [word.replace("MODEL", str(tiny_model_path)) for word in command]
+    result = CliRunner().invoke(cli, [*words, "--model", str(tiny_model_path), "--backend", "fast"])
     assert result.exit_code and "backend 'fast' is unknown" in result.output + str(result.exception)
+
+
+def test_the_benchmark_compares_backends(openvino: Backend) -> None:
+    from tcl_core.benchmarks.segment import format_rows, run_backends
+
+    model = model_of(TCL.example())
+    first, second = run_backends([model, replace(model, backend=openvino)], size=(40, 50), repeats=1)
+    assert (first.what, first.ratio, second.compared_with) == ("encode with torch", 1, "torch")
+    assert second.what == "encode with openvino" and second.ratio == pytest.approx(first.seconds / second.seconds)
+    assert "times as fast as torch" in format_rows([first, second])
+    with pytest.raises(SettingsError, match="at least 1"):
+        run_backends([model], repeats=0)
 
 
 def test_a_model_has_the_backend_that_was_asked_for(tiny_model_path: Path, openvino: Backend) -> None:

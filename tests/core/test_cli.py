@@ -238,13 +238,24 @@ def test_models_list_names_the_embedded_one(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.slow
-def test_benchmarks_print_figures(place: Path, tiny_model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmarks_print_figures(
+    place: Path, tiny_model_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TCL_ANNOTATE_BACKEND", "torch")
     assert run(["benchmark", "polygons", "--maps", "2", "--quiet", "--image", "p.png", "--part", "quality"]) in (0, 1)
     assert "IoU" in capsys.readouterr().out and (place / "p.png").is_file()
     small = ["--images", "2", "--size", "48", "40", "--repeats", "1", "--device", "cpu"]
-    assert run(["benchmark", "segment", "--model", str(tiny_model_path), *small]) == 0
+    assert run(["benchmark", "segment", "--model", str(tiny_model_path), *small, "--json", "speed.json"]) == 0
     shown = capsys.readouterr().out
     assert "2 images of 48 x 40" in shown and "times as fast" in shown
+    record = json.loads((place / "speed.json").read_text(encoding="utf-8"))
+    assert all(f"{row['what']} " in shown for row in (*record["rows"], *record["stages"])) and len(record["rows"]) == 6
+    assert record["machine"]["processor"] and record["versions"]["torch"] and record["commit"]
+    same = ["--backend", "torch", "--backend", "auto"]
+    assert run(["benchmark", "segment", "--model", str(tiny_model_path), *small, *same]) == 2
+    assert "two of them are the same" in capsys.readouterr().err
+    assert run(["benchmark", "segment", "--model", str(tiny_model_path), *small, "--json", "nowhere/speed.json"]) == 2
+    assert "--json nowhere" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -38,13 +38,19 @@ def cards(page: Path) -> list[dict[str, Any]]:
 
 
 def test_cards_are_what_the_models_find(
-    photos: Path, tiny_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path,
+    tiny_model_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     models = [str(tiny_model_path), f"maskclip:{tiny_model_path}"]
-    assert compare(photos, tmp_path / "page", models) == 0
+    with monkeypatch.context() as only_the_command:
+        only_the_command.setenv("TCL_ANNOTATE_BACKEND", "unknown")
+        assert compare(photos, tmp_path / "page", models, "--backend", "torch") == 0
     vocabulary = {"Seat": ["sofa", "couch"], "cat": "cat"}
     found = {
-        (name, model): tcl_core.segment(photos / name, vocabulary, model=model)
+        (name, model): tcl_core.segment(photos / name, vocabulary, model=model, backend="torch")
         for model in models
         for name in ("a.png", "b.png")
     }

@@ -270,17 +270,28 @@ def test_the_share_of_torchrun() -> None:
 
 
 def test_the_command(
-    data: Path, tiny_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], job: EvaluationJob
+    data: Path,
+    tiny_model_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    job: EvaluationJob,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Only what the command says counts.
+    monkeypatch.setenv("TCL_ANNOTATE_BACKEND", "unknown")
     words = ["evaluate", "--masks", str(data / "masks"), "--images", str(data / "images"), "--limit", "3"]
     words += ["--labels", str(data / "labels.yaml"), "--model", str(tiny_model_path), "--device", "cpu"]
     words += ["--refiner", "none", "--refiner", "pamr", "--out", str(tmp_path / "out"), "--no-page"]
     words += ["--short-side", "80", "--window", "48", "--stride", "24", "--background-threshold", "0.3"]
+    words += ["--backend", "torch"]
     assert run(words) == 0
     shown = capsys.readouterr().out
     assert shown.count("mIoU") == 3 and "| masks own | tiny | pamr |" in shown
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
-    assert [entry["model"]["refine"] for entry in summary] == [False, True]
+    assert [(entry["model"]["refine"], entry["model"]["backend"]) for entry in summary] == [
+        (False, "torch"),
+        (True, "torch"),
+    ]
     with (tmp_path / "out" / "summary.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["refiner"], float(row["mean_iou"])) for row in rows] == [

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from tcl_core.benchmarks import segment as segment_benchmark
 from tcl_core.benchmarks.segment import _vocabularies, format_rows, format_stages, run, run_stages
 from tcl_core.errors import SettingsError
 from tcl_core.models import Model, load_model
@@ -15,6 +20,23 @@ def test_rows_refer_to_each_other(model: Model) -> None:  # noqa: F811
     for reference, row in (rows[:2], rows[2:4], rows[4:]):
         assert reference.ratio == 1 and row.ratio == pytest.approx(reference.seconds / row.seconds)
     assert all(row.what in format_rows(rows) for row in rows)
+
+
+def test_texts_of_an_earlier_benchmark_are_not_read(
+    model: Model,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folders = []
+
+    class Recording(Segmenter):
+        def __init__(self, model: Model, **settings: Any) -> None:
+            folders.append(model.text_folder)
+            super().__init__(model, **settings)
+
+    monkeypatch.setattr(segment_benchmark, "Segmenter", Recording)
+    run(replace(model, text_folder=tmp_path), count=1, size=(50, 60), batch_size=2, repeats=1)
+    assert folders and set(folders) == {None}
 
 
 def test_numbers_under_one_are_errors(model: Model) -> None:  # noqa: F811

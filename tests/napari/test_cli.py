@@ -55,6 +55,7 @@ def test_what_is_wrong_is_said_before_a_window_opens(photo: Path, tmp_path: Path
         ((photo, "--tolerance", "9"), "the largest polygon tolerance in the widget is 8"),
         ((photo, "--device", "toaster"), "'toaster' is unknown"),
         ((photo, "--device", "cpu", "--precision", "float16"), "needs a CUDA device"),
+        ((photo, "--backend", "toaster"), "--backend: backend 'toaster' is unknown"),
     ):
         assert message in refusal(*words), words
 

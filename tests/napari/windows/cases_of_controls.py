@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tcl_core.devices import available_devices
+from tcl_core.backends import available_backends
+from tcl_core.devices import available_devices, select_device
 from tcl_core.export.coco import validate_coco
 from tests.napari.coco_pixels import label_maps_of
 from tests.napari.steps import brush, idle, settle
@@ -101,6 +102,7 @@ def test_typing_choosing_and_words(viewer: Viewer, widget: SegmentWidget, image:
     # Only devices and precisions that exist are offered.
     assert tuple(widget.model.device.choices) == ("auto", *available_devices())
     assert "float16" not in widget.model.precision.choices
+    assert tuple(widget.model.backend.choices) == ("auto", *available_backends(select_device()))
     words = {button.text() for button in widget.findChildren(QPushButton)} | {
         str(choice)
         for form in (widget.model, widget.polygons)

@@ -322,6 +322,7 @@ def test_command_line(
         return seen
 
     model = ["--model", f"naclip:{tiny_model_path}", "--device", "cpu", "--precision", "float32", "--no-refine"]
+    model += ["--backend", "compile"]
     options = ["--option", "unit_points=4", "--option", "softmax_over=labels"]
     result = ["--min-area", "12", "--tolerance", "fine", "--geometry", "rle"]
     monkeypatch.chdir(tmp_path)
@@ -331,7 +332,7 @@ def test_command_line(
     assert found["labels"] == [("Cat", ("cat", "dog"), 0.25), ("sky", ("sky",), None)] and found["threshold"] == 0.75
     choice = found["choice"]
     assert (choice.model, choice.device, choice.precision) == (f"naclip:{tiny_model_path}", "cpu", "float32")
-    assert not choice.refine
+    assert choice.backend == "compile" and not choice.refine
     assert choice.options == (("unit_points", "4"), ("softmax_over", "labels"))
     assert found["result"] == (12, 0.5, "rle")
 

@@ -57,6 +57,9 @@ def loaded_distributions() -> dict[str, str]:
 
 def revision() -> str:
     """The commit, with ``+`` if files differ from it; ``unknown`` outside a checkout."""
+    if not (_REPOSITORY / ".git").exists():
+        # An installed package can lie in the checkout of another project.
+        return os.environ.get("TCL_ANNOTATE_COMMIT", "unknown")
     try:
         commit = _git("rev-parse", "HEAD")
         return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
