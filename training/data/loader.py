@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from training.data.augment import Transform
 from training.data.order import Order
 from training.data.source import Source
 
-__all__ = ["Batches", "PairDataset", "start_worker", "worker_error"]
+__all__ = ["Batches", "PairDataset", "naming_dead_workers", "start_worker"]
 
 _log = logging.getLogger(__name__)
 _MOST_ATTEMPTS = 100
@@ -176,12 +177,10 @@ class Batches:
         """
         began = time.perf_counter()
         try:
-            if self._batches is None:
-                self._batches = iter(self._loader)
-            batch, replaced = next(self._batches)
-        except RuntimeError as error:
-            found = worker_error(error, "--workers")
-            raise found from (None if found is error else error)
+            with naming_dead_workers("--workers"):
+                if self._batches is None:
+                    self._batches = iter(self._loader)
+                batch, replaced = next(self._batches)
         finally:
             self.waited += time.perf_counter() - began
         if isinstance(batch, _Failure):
@@ -190,14 +189,22 @@ class Batches:
         return batch
 
 
-def worker_error(error: RuntimeError, option: str) -> Exception:
-    """What to raise for an error of a loader: its own, unless one of its processes ended; ``option`` sets how many."""
-    if "DataLoader worker" not in str(error):
-        return error
-    return SettingsError(
-        "A process that makes batches ended unexpectedly, most often because memory, or shared memory (/dev/shm), ran "
-        f"out; use fewer {option}."
-    )
+@contextmanager
+def naming_dead_workers(option: str) -> Iterator[None]:
+    """Say in a sentence that a process of a loader ended; ``option`` sets their number.
+
+    Raises:
+        SettingsError: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise SettingsError(
+            "A process that makes batches ended unexpectedly, most often because memory, or shared memory (/dev/shm), "
+            f"ran out; use fewer {option}."
+        ) from error
 
 
 class _Collate:

@@ -117,11 +117,9 @@ def _precision(wanted: str, folder: Path, device: torch.device) -> Precision:
     entries = read_journal(folder / "run.jsonl")
     if entries:
         return cast(Precision, entries[0]["about"]["precision"])
-    return (
-        native_precision()
-        if device.type == "cpu"
-        else cast(Precision, precision_name(select_precision("auto", device)))
-    )
+    if device.type == "cpu":
+        return native_precision()
+    return cast(Precision, precision_name(select_precision("auto", device)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -312,14 +311,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     work: Path = options.work
     images = dataclasses.replace(RECIPE.tcl_stage.images, count=options.images)
-    draw(work / "images", images, options.workers)
     clip = work / "clip.safetensors"
-    if not clip.is_file():
-        extended_clip(clip, _POSITIONS, options.clip)
     scores = _scores(work, options.split)
-    scores.mkdir(exist_ok=True)
     try:
+        # Before minutes are spent on drawing.
         device = select_device(options.device)
+        draw(work / "images", images, options.workers)
+        if not clip.is_file():
+            extended_clip(clip, _POSITIONS, options.clip)
+        scores.mkdir(exist_ok=True)
         with Interruption().listening() as interruption:
             for seed in options.seeds:
                 for run in options.runs:
@@ -331,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     recipe = recipe.model_copy(update={"name": f"{trained}{ending}"})
                     source = SceneSource(work / "images", RUNS[run].captions)
                     settings = Options(work / recipe.name, device, options.feeders)
-                    with fast_attention(options.precision) if device.type == "cpu" else nullcontext():
+                    with fast_attention(options.precision, device):
                         model = run_recipe(recipe, source, settings, interruption)
                     score(
                         model,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from training.data.loader import start_worker, worker_error
+from training.data.loader import naming_dead_workers, start_worker
 
 __all__ = ["StepFeed"]
 
@@ -57,12 +57,9 @@ class StepFeed:
     def __next__(self) -> Any:
         """The batch of the next step."""
         began = time.perf_counter()
-        try:
+        with naming_dead_workers("--feeders"):
             if self._batches is None:
                 self._batches = iter(self._loader)
             batch = next(self._batches)
-        except RuntimeError as error:
-            found = worker_error(error, "--feeders")
-            raise found from (None if found is error else error)
         self.waited += time.perf_counter() - began
         return batch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -120,8 +119,7 @@ class Session:
         identity = Identity(json.dumps({"recipe": json.loads(decisive), "seed": seed, "phase": shown}), "playground")
         options = Options(folder, self.device, quiet=self.quiet, observer=self.journal.step)
         feed = partial(StepFeed, make, phase.steps, self.feeders)
-        attention = fast_attention(self.precision) if self.device.type == "cpu" else nullcontext()
-        with self.journal.part(phase.name), attention:
+        with self.journal.part(phase.name), fast_attention(self.precision, self.device):
             PhaseRun(phase, method, stepper, feed, identity, options, self.interruption).run()
 
 
