@@ -67,7 +67,7 @@ class RunButtons(QWidget):
         self.cancel.setEnabled(running)
         self.progress.setRange(0, 0 if running else _STEPS)
         if not running:
-            self.progress.setValue(0)
+            self.progress.reset()
 
     def show_progress(self, text: str, share: float | None) -> None:
         """Show a step of the work; without a share the bar only moves to and fro."""

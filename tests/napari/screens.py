@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import napari
 from napari.settings import get_settings
 
+from napari_tcl.user_settings import CONFIG_VARIABLE
 from tests.napari.steps import dock, idle, settle
 
 __all__ = ["take"]
@@ -30,6 +33,8 @@ def take(folder: Path) -> None:
     for width, height in SIZES:
         for theme in THEMES:
             get_settings().appearance.theme = theme
+            # Else the window would open with what the one before it was closed with.
+            os.environ[CONFIG_VARIABLE] = tempfile.mkdtemp(dir=folder)
             viewer = napari.Viewer(show=True)
             viewer.window.resize(width, height)
             widget = dock(viewer)

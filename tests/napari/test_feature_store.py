@@ -17,6 +17,7 @@ from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession
 from tcl_core.vocabulary import Vocabulary
 from tests.contract.examples import example_of, model_of, vocabulary_of
+from tests.network import forbid_network
 
 VOCABULARY = Vocabulary.from_options(["Cat=cat,dog", "Sky=sky"])
 
@@ -24,13 +25,6 @@ VOCABULARY = Vocabulary.from_options(["Cat=cat,dog", "Sky=sky"])
 @pytest.fixture
 def features(segmenter: Segmenter, image: np.ndarray) -> ImageFeatures:
     return segmenter.encode(image)
-
-
-def forbid_network(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("the network ran")
-
-    monkeypatch.setattr(segmenter.method, "encode", refuse)
 
 
 @pytest.mark.parametrize("method", list_methods())
@@ -50,7 +44,7 @@ def test_another_day_gives_the_same_masks_without_the_network(
 
     cache = FolderFeatureCache()
     again = Segmenter(model, refine=refine, cache=cache, batch_size=2)
-    forbid_network(again, monkeypatch)
+    forbid_network(monkeypatch)
     with cache.beside(FeatureFolder(tmp_path / "photos.features")):
         session = ImageSession(again, image)
         second = session.segment(vocabulary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,51 @@ from tcl_core.backends import available_backends
 from tcl_core.devices import available_devices, select_device
 from tcl_core.export.coco import validate_coco
 from tests.napari.coco_pixels import label_maps_of
-from tests.napari.steps import brush, idle, settle
+from tests.napari.steps import brush, idle, register_plugin, settle
 
 if TYPE_CHECKING:
     from napari import Viewer
 
     from napari_tcl.widget import SegmentWidget
 
+_REPOSITORY = Path(__file__).resolve().parents[3]
 LONG = "a-very-long-name-of-an-image-that-no-widget-can-show-in-one-line-because-it-goes-on-and-on-and-on"
+
+
+def test_menu_paths_of_the_documents_exist(viewer: Viewer) -> None:
+    from qtpy.QtWidgets import QDockWidget
+
+    register_plugin()
+    menus = {
+        "File": viewer.window.file_menu,
+        "Layers": viewer.window.layers_menu,
+        "Plugins": viewer.window.plugins_menu,
+    }
+    pages = [_REPOSITORY / "README.md", *sorted((_REPOSITORY / "docs").glob("*.md"))]
+    written = {
+        path for page in pages for path in re.findall(r"\*\*(\w+ > [^*]+)\*\*", page.read_text(encoding="utf-8"))
+    }
+    paths = [path.split(" > ") for path in sorted(written) if path.split(" > ")[0] in menus]
+    assert ["Plugins", "TCL Annotate", "Segment from text"] in paths and ["Layers", "Segment"] in paths
+    for first, *rest in paths:
+        menu, entry = menus[first], None
+        for name in rest:
+            # Some menus are filled when they are opened.
+            menu.aboutToShow.emit()
+            entries = {_entry_name(action.text()): action for action in menu.actions()}
+            assert name in entries, f"{first} > {' > '.join(rest)}: {sorted(entries)}"
+            entry, menu = entries[name], entries[name].menu()
+        if entry is not None and rest[-1] == "Segment from text":
+            entry.trigger()
+    settle()
+    # The entry itself opens the widget.
+    titles = [dock.windowTitle() for dock in viewer.window._qt_window.findChildren(QDockWidget)]
+    assert any(title.startswith("Segment from text") for title in titles)
+
+
+def _entry_name(text: str) -> str:
+    """A menu entry as documents name it, without its mnemonic, its dots and its plugin."""
+    return text.replace("&", "").removesuffix("...").removesuffix(" (TCL Annotate)")
 
 
 def test_wheel_changes_only_what_has_the_focus(viewer: Viewer, widget: SegmentWidget) -> None:

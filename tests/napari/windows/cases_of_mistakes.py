@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tcl_core.segmentation.segmenter import Segmenter
 from tests.napari.steps import PATIENCE, brush, dock, idle, press_key, segmented, wait_until
 
 if TYPE_CHECKING:
@@ -103,15 +104,15 @@ def test_model_that_cannot_be_loaded(
     idle(widget)
     assert not (results.draft.data == 1).any()
     # An error ends the progress bar, and everything can be clicked again.
-    loaded, buttons = widget.engine.loaded, widget.buttons
-    assert loaded is not None
+    buttons = widget.buttons
     widget.model.file.value = tiny_model_path
-    monkeypatch.setattr(type(loaded.model.method), "encode", _full)
+    monkeypatch.setattr(Segmenter, "encode_batch", _full)
     widget.viewer.add_image(image[::-1], name="other", rgb=True)
     widget.segment()
     idle(widget)
     assert "not enough memory" in errors[-1]
-    assert (buttons.progress.maximum(), buttons.progress.value()) == (100, 0)
+    # An empty bar, without "0%".
+    assert (buttons.progress.maximum(), buttons.progress.text()) == (100, "")
     assert buttons.segment.isEnabled() and not buttons.cancel.isEnabled()
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.napari.coco_pixels import label_maps_of
 from tests.napari.steps import brush, idle, press_key, segmented, settle, wait_until
+from tests.network import forbid_network
 
 if TYPE_CHECKING:
     from napari_tcl.widget import SegmentWidget
@@ -54,7 +55,7 @@ def test_25_slices_from_the_first_run_to_the_next_day(
         raise AssertionError("the network ran")
 
     with monkeypatch.context() as without_network:
-        without_network.setattr(loaded.model.method, "encode", refuse)
+        forbid_network(without_network)
         without_network.setattr(loaded.model.method, "similarities", refuse)
         widget.labels.set_threshold(0, 1.0)
         idle(widget)

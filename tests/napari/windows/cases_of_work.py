@@ -15,6 +15,7 @@ from tcl_core.segmentation.specks import without_specks
 from tcl_core.vocabulary import Vocabulary
 from tests.napari.coco_pixels import label_maps_of
 from tests.napari.steps import brush, idle, press_key, segmented, settle
+from tests.network import forbid_network
 
 if TYPE_CHECKING:
     from napari_tcl.widget import SegmentWidget
@@ -201,7 +202,7 @@ def test_threshold_does_not_run_the_network(
     def refuse(*_: object) -> None:
         raise AssertionError("the network ran")
 
-    monkeypatch.setattr(loaded.model.method, "encode", refuse)
+    forbid_network(monkeypatch)
     monkeypatch.setattr(loaded.model.method, "similarities", refuse)
     widget.labels.set_threshold(0, 1.0)
     idle(widget)
