@@ -206,6 +206,8 @@ class SegmentWidget(QWidget):
                 self.buttons.say(_cancelled(len(step.slices), len(indices)))
             elif outcome.result is not None:
                 self._summary_stale = True
+                if self.engine.loaded is not None:
+                    self.background.show_default(self.engine.loaded.settings()["background_threshold"])
                 self.summarize(layer)
 
         self.start(run, on_end, on_news)

@@ -187,6 +187,16 @@ class BackgroundForm(Container):
         # Whoever moves the slider means it.
         self.own.value = True
 
+    def show_default(self, threshold: float | None) -> None:
+        """Let the slider start at the model's threshold.
+
+        Args:
+            threshold: in [0, 1]; ``None`` for a model without one, which changes nothing, as does a custom threshold.
+        """
+        if threshold is not None and not self.own.value:
+            with self.threshold.changed.blocked():
+                self.threshold.value = threshold
+
     @property
     def value(self) -> bool | float:
         """As in a label file: ``True``, ``False`` or a threshold."""

@@ -142,6 +142,27 @@ def test_competing_names_are_those_of_the_field(widget: SegmentWidget, image: ND
     assert (found["none"] > 0).all() and (found["auto"] == 0).any()
 
 
+def test_slider_starts_at_the_threshold_of_the_model(widget: SegmentWidget, image: NDArray[np.uint8]) -> None:
+    background = widget.background
+    background.on.value = True
+    background.threshold.value = 0.75
+    background.own.value = False
+    results = segmented(widget, image)
+    assert widget.engine.loaded is not None
+    default = widget.engine.loaded.settings()["background_threshold"]
+    assert background.threshold.value == pytest.approx(default)
+    assert background.own.value is False and widget.vocabulary().background_threshold is None
+    before = results.draft.data.copy()
+    background.own.value = True
+    idle(widget)
+    assert np.array_equal(results.draft.data, before)
+    # A threshold of one's own stays.
+    background.threshold.value = 0.75
+    widget.segment()
+    idle(widget)
+    assert background.threshold.value == 0.75 and background.own.value is True
+
+
 def test_corrections_survive_thresholds_and_runs(widget: SegmentWidget, image: NDArray[np.uint8]) -> None:
     results = segmented(widget, image)
     other = 3 - int(results.draft.data[30, 40])
