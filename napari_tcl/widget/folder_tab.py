@@ -12,13 +12,14 @@ from magicgui.types import FileDialogMode
 from magicgui.widgets import CheckBox, FileEdit
 from numpy.typing import NDArray
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QFileDialog, QGridLayout, QLabel, QListWidget, QListWidgetItem, QVBoxLayout
+from qtpy.QtWidgets import QGridLayout, QLabel, QListWidget, QListWidgetItem, QVBoxLayout
 from qtpy.QtWidgets import QWidget as Widget
 
 from napari_tcl.feature_store import MAX_FOLDER_BYTES, MAX_IMAGE_BYTES, FeatureFolder
 from napari_tcl.folder import FolderJob, ImageState, JobChangedError, beside
 from napari_tcl.results import Results
 from napari_tcl.widget.buttons import tool_button
+from napari_tcl.widget.save_dialog import ask_save_path
 from napari_tcl.widget.tasks import Outcome, Reporter
 from napari_tcl.widget.workers import Step
 from tcl_core.errors import SettingsError, TclError
@@ -372,8 +373,7 @@ class FolderTab(Widget):
         self.owner.question.ask("job", f"{changed}.", answers)
 
     def _ask_export(self) -> None:
-        path, _ = QFileDialog.getSaveFileName(self, "Export COCO", "labels.json", "COCO (*.json)")
-        if path:
+        if path := ask_save_path(self, "Export COCO", "labels.json", "COCO (*.json)"):
             self.export(path)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.napari.coco_pixels import label_maps_of
-from tests.napari.steps import brush, dock, idle, press_key, segmented, settle
+from tests.napari.steps import brush, close_dock, dock, idle, press_key, segmented, settle
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -282,13 +282,9 @@ def test_paint_with_a_new_number_is_seen_named_and_exported(
 
 def next_day(viewer: Viewer, widget: SegmentWidget, model: Path, forget: bool = False) -> tuple[SegmentWidget, str]:
     """Close the dock and open it again, perhaps with an empty table; also returns what it says at first."""
-    from qtpy.QtCore import QCoreApplication, QEvent
-
     from napari_tcl.user_settings import settings_path
 
-    viewer.window.remove_dock_widget(widget)
-    widget.deleteLater()
-    QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    close_dock(widget)
     if forget:
         settings_path().unlink()
     again = dock(viewer)
