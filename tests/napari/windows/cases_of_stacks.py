@@ -42,6 +42,9 @@ def test_25_slices_from_the_first_run_to_the_next_day(
     (results,) = widget.results
     first = results.draft.data.copy()
     assert all(labels.any() for labels in first)
+    # What is said is about all slices, not about the one that is shown.
+    shares_found = [f"{name} {np.mean(first == number):.1%}" for number, name in ((1, "Cat"), (2, "Sky"))]
+    assert buttons.message.text() == f"25 slices segmented: {', '.join(shares_found)}"
 
     # A stroke in one slice, then the threshold in all.
     start = next(column for column in range(30, 130) if len(set(first[7, 30, column : column + 9])) == 1)
@@ -79,6 +82,16 @@ def test_25_slices_from_the_first_run_to_the_next_day(
     widget.undo()
     assert not results.accepted.data.any() and np.array_equal(results.draft.data, moved)
     assert buttons.message.text() == "undone: the acceptance in 25 slices"
+    # What is accepted in one of them only is no acceptance in all.
+    widget.redo()
+    widget.accept()
+    assert buttons.message.text() == "Sky has nothing to accept in these slices; click the row of another label"
+    results.accepted.data[3] = 0
+    results.draft.data_setitem((np.full(9, 3), np.full(9, 60), np.arange(20, 29)), 2)
+    widget.accept()
+    assert "pixels accepted in 1 slice;" in buttons.message.text()
+    widget.undo()
+    widget.undo()
     widget.redo()
     assert np.array_equal(results.accepted.data, np.where(moved == 2, 2, 0))
     widget.undo()
