@@ -76,7 +76,9 @@ class FolderTab(Widget):
         self.save_button = tool_button(
             "Save and next", "Save the corrections of the current image and open the next one."
         )
-        self.export_button = tool_button("Export COCO...", "Write the labels of all finished images to one file.")
+        self.export_button = tool_button(
+            "Export folder...", "Write the labels of all finished images to one COCO file."
+        )
         layout = QVBoxLayout(self)
         layout.addWidget(QLabel("Folder of images"))
         layout.addWidget(self.folder.native)
@@ -286,12 +288,8 @@ class FolderTab(Widget):
 
     def export(self, path: str | Path) -> None:
         """Write one COCO file of all images that are done."""
-        job = self.job
+        job = self._exported_job()
         if job is None:
-            self.owner.fail("no folder is labeled yet; choose a folder and label it first")
-            return
-        if self._opened is not None and self._opened.unsaved:
-            self.owner.fail(f"your changes to {self._opened.name} are not saved; press Save and next, then export")
             return
         form = self.owner.polygons
         geometry, tolerance = form.geometry.value, float(form.tolerance.value)
@@ -301,6 +299,16 @@ class FolderTab(Widget):
                 self.owner.buttons.say(f"{Path(path).name}: {outcome.result} of {len(job.images)} images")
 
         self.owner.start(lambda reporter: job.export(path, geometry=geometry, tolerance=tolerance), on_end)
+
+    def _exported_job(self) -> FolderJob | None:
+        """The job to export; says why there is none."""
+        if self.job is None:
+            self.owner.fail("no folder is labeled yet; choose a folder and label it first")
+            return None
+        if self._opened is not None and self._opened.unsaved:
+            self.owner.fail(f"your changes to {self._opened.name} are not saved; press Save and next, then export")
+            return None
+        return self.job
 
     # -- reactions -----------------------------------------------------------------------------------------------
 
@@ -373,7 +381,9 @@ class FolderTab(Widget):
         self.owner.question.ask("job", f"{changed}.", answers)
 
     def _ask_export(self) -> None:
-        if path := ask_save_path(self, "Export COCO", "labels.json", "COCO (*.json)"):
+        if self._exported_job() is None:
+            return
+        if path := ask_save_path(self, "Export folder", "labels.json", "COCO (*.json)"):
             self.export(path)
 
 

@@ -62,7 +62,7 @@ class LabelTable(QWidget):
     """Edits a vocabulary's labels; every row keeps its id, so that layers stay right when rows come and go.
 
     Signals: ``words_changed`` for names, prompts and rows, ``thresholds_changed``, ``look_changed`` for colors and
-    visibility, ``label_chosen`` with an id, ``loaded`` with a vocabulary read from a file, ``failed`` and ``saved``
+    visibility, ``label_chosen`` with an id, ``loaded`` with a vocabulary read from a file, ``failed`` and ``said``
     with a sentence, ``labels_removed`` with a list of `LabelRow`.
 
     Attributes:
@@ -77,7 +77,7 @@ class LabelTable(QWidget):
     labels_removed = Signal(object)
     loaded = Signal(object)
     failed = Signal(str)
-    saved = Signal(str)
+    said = Signal(str)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -413,7 +413,7 @@ class LabelTable(QWidget):
             self.failed.emit(f"{path}: cannot be written ({error.strerror}); choose another folder")
             return
         count = len(data["labels"])
-        self.saved.emit(f"{Path(path).name}: {count} {'label' if count == 1 else 'labels'} saved")
+        self.said.emit(f"{Path(path).name}: {count} {'label' if count == 1 else 'labels'} saved")
 
     def _ask_load(self) -> None:
         path, _ = QFileDialog.getOpenFileName(self, "Load labels", "", "Labels (*.yaml *.yml)")

@@ -133,7 +133,7 @@ class SegmentWidget(QWidget):
     def _connect(self) -> None:
         self.labels.around = self._around_labels
         self.labels.failed.connect(self.fail)
-        self.labels.saved.connect(self.buttons.say)
+        self.labels.said.connect(self.buttons.say)
         self.labels.thresholds_changed.connect(self.relabel)
         self.labels.look_changed.connect(self._restyle)
         self.labels.words_changed.connect(self._restyle)
@@ -339,16 +339,10 @@ class SegmentWidget(QWidget):
 
     def export(self, path: str | Path) -> None:
         """Write the image's labels, or all labeled slices of a stack, to a COCO file."""
-        results = self.current_results()
-        if results is None or not results.labeled_slices():
-            self.fail("there is nothing to export; segment the image first")
+        exported = self._exported()
+        if exported is None:
             return
-        self.layers.name_painted(results)
-        try:
-            vocabulary = self.vocabulary()
-        except TclError as error:
-            self.fail(str(error))
-            return
+        results, vocabulary = exported
         # The model that made the draft, whatever is chosen in the form by now.
         loaded = self.engine.loaded
         settings = {} if loaded is None else loaded.settings()
@@ -367,6 +361,19 @@ class SegmentWidget(QWidget):
 
         self.start(work, on_end)
         self.buttons.show_progress(f"writing {Path(path).name}", None)
+
+    def _exported(self) -> tuple[Results, Vocabulary] | None:
+        """What is exported; says why there is nothing."""
+        results = self.current_results()
+        if results is None or not results.labeled_slices():
+            self.fail("there is nothing to export; segment the image first")
+            return None
+        self.layers.name_painted(results)
+        try:
+            return results, self.vocabulary()
+        except TclError as error:
+            self.fail(str(error))
+            return None
 
     def show_docs(self) -> None:
         """Open the documentation in a window of its own."""
@@ -539,6 +546,8 @@ class SegmentWidget(QWidget):
         self.background.set_value(vocabulary.background, vocabulary.background_threshold, vocabulary.background_names)
 
     def _ask_export(self) -> None:
+        if self._exported() is None:
+            return
         if path := ask_save_path(self, "Export COCO", "labels.json", "COCO (*.json)"):
             self.export(path)
 

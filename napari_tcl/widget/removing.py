@@ -119,10 +119,6 @@ class LabelRemover:
         # One object for all images, by which they know that their steps belong together.
         for results in used:
             results.forget_labels(ids, str(removal), removal)
-        noun = "label" if len(rows) == 1 else "labels"
-        self._owner.buttons.say(
-            f"removed the {noun} {_names(rows)}; Undo brings {'it' if len(rows) == 1 else 'them'} back"
-        )
 
     @property
     def _alive(self) -> list[Results]:

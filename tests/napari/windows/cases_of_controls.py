@@ -201,8 +201,13 @@ def test_what_is_saved_is_said_and_found_again(
     # Lines that fit have no arrows to scroll with.
     for message in (widget.buttons.message, widget.buttons.vertices):
         assert not message.verticalScrollBar().isVisible()
-    segmented(widget, image)
     buttons = {button.text(): button for button in widget.findChildren(QPushButton)}
+    # No file is asked for where there is nothing to write.
+    buttons["Export COCO..."].click()
+    buttons["Export folder..."].click()
+    assert [error.split(";")[0] for error in errors] == ["there is nothing to export", "no folder is labeled yet"]
+    errors.clear()
+    segmented(widget, image)
     for name, text, said in (
         ("mine.yaml", "Save...", "mine.yaml: 2 labels saved"),
         ("image.json", "Export COCO...", "image.json: 1 image written"),
