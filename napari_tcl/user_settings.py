@@ -27,10 +27,15 @@ LARGEST_TOLERANCE = 8.0
 
 _MAX_BYTES = 1 << 20
 _MAX_LABELS = 10_000
+_MAX_ID = 65_535
 
 
 class RememberedLabel(BaseModel):
-    """A row of the table of labels, also a half-typed one."""
+    """A row of the table of labels, also a half-typed one.
+
+    Attributes:
+        number: the label's id in the layers, so that layers which were saved without names mean the same labels.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -40,6 +45,7 @@ class RememberedLabel(BaseModel):
     threshold: float = Field(default=0, ge=0, le=1)
     visible: bool = True
     value: int | None = None
+    number: int | None = Field(default=None, ge=1, le=_MAX_ID)
 
 
 class UserSettings(BaseModel):

@@ -12,13 +12,14 @@ from magicgui.types import FileDialogMode
 from magicgui.widgets import CheckBox, FileEdit
 from numpy.typing import NDArray
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QFileDialog, QGridLayout, QLabel, QListWidget, QListWidgetItem, QVBoxLayout
+from qtpy.QtWidgets import QGridLayout, QLabel, QListWidget, QListWidgetItem, QVBoxLayout
 from qtpy.QtWidgets import QWidget as Widget
 
 from napari_tcl.feature_store import MAX_FOLDER_BYTES, MAX_IMAGE_BYTES, FeatureFolder
 from napari_tcl.folder import FolderJob, ImageState, JobChangedError, beside
 from napari_tcl.results import Results
 from napari_tcl.widget.buttons import tool_button
+from napari_tcl.widget.save_dialog import ask_save_path
 from napari_tcl.widget.tasks import Outcome, Reporter
 from napari_tcl.widget.workers import Step
 from tcl_core.errors import SettingsError, TclError
@@ -75,7 +76,9 @@ class FolderTab(Widget):
         self.save_button = tool_button(
             "Save and next", "Save the corrections of the current image and open the next one."
         )
-        self.export_button = tool_button("Export COCO...", "Write the labels of all finished images to one file.")
+        self.export_button = tool_button(
+            "Export folder...", "Write the labels of all finished images to one COCO file."
+        )
         layout = QVBoxLayout(self)
         layout.addWidget(QLabel("Folder of images"))
         layout.addWidget(self.folder.native)
@@ -285,12 +288,8 @@ class FolderTab(Widget):
 
     def export(self, path: str | Path) -> None:
         """Write one COCO file of all images that are done."""
-        job = self.job
+        job = self._exported_job()
         if job is None:
-            self.owner.fail("no folder is labeled yet; choose a folder and label it first")
-            return
-        if self._opened is not None and self._opened.unsaved:
-            self.owner.fail(f"your changes to {self._opened.name} are not saved; press Save and next, then export")
             return
         form = self.owner.polygons
         geometry, tolerance = form.geometry.value, float(form.tolerance.value)
@@ -300,6 +299,16 @@ class FolderTab(Widget):
                 self.owner.buttons.say(f"{Path(path).name}: {outcome.result} of {len(job.images)} images")
 
         self.owner.start(lambda reporter: job.export(path, geometry=geometry, tolerance=tolerance), on_end)
+
+    def _exported_job(self) -> FolderJob | None:
+        """The job to export; says why there is none."""
+        if self.job is None:
+            self.owner.fail("no folder is labeled yet; choose a folder and label it first")
+            return None
+        if self._opened is not None and self._opened.unsaved:
+            self.owner.fail(f"your changes to {self._opened.name} are not saved; press Save and next, then export")
+            return None
+        return self.job
 
     # -- reactions -----------------------------------------------------------------------------------------------
 
@@ -372,8 +381,9 @@ class FolderTab(Widget):
         self.owner.question.ask("job", f"{changed}.", answers)
 
     def _ask_export(self) -> None:
-        path, _ = QFileDialog.getSaveFileName(self, "Export COCO", "labels.json", "COCO (*.json)")
-        if path:
+        if self._exported_job() is None:
+            return
+        if path := ask_save_path(self, "Export folder", "labels.json", "COCO (*.json)"):
             self.export(path)
 
 

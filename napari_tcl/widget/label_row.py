@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import cast
 
@@ -9,7 +10,9 @@ from qtpy.QtWidgets import QPushButton, QWidget
 
 from tcl_core.vocabulary.colors import Color
 
-__all__ = ["LabelRow", "Surroundings", "button_color", "paint_button", "painted_name"]
+__all__ = ["LabelRow", "Surroundings", "button_color", "is_painted_name", "paint_button", "painted_name"]
+
+_PAINTED_NAME = re.compile("label [0-9]+")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class Surroundings:
 def painted_name(label_id: int) -> str:
     """What a label is called that somebody painted with before it had a row."""
     return f"label {label_id}"
+
+
+def is_painted_name(name: str) -> bool:
+    """Whether a label has a name from `painted_name`; its id may have changed since, as in another session."""
+    return _PAINTED_NAME.fullmatch(name) is not None
 
 
 def paint_button(button: QPushButton, color: Color) -> None:

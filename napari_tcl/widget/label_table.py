@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import cast
 
@@ -27,12 +28,21 @@ from qtpy.QtWidgets import (
 
 from napari_tcl.layers import ShownLabel
 from napari_tcl.widget.buttons import tool_button
-from napari_tcl.widget.label_row import LabelRow, Surroundings, button_color, paint_button, painted_name
+from napari_tcl.widget.label_row import (
+    LabelRow,
+    Surroundings,
+    button_color,
+    is_painted_name,
+    paint_button,
+    painted_name,
+)
+from napari_tcl.widget.save_dialog import ask_save_path
 from napari_tcl.widget.wheel import guard_wheel
 from napari_tcl.words import join_texts, split_texts
 from tcl_core.errors import TclError, VocabularyError
 from tcl_core.vocabulary import Label, Vocabulary, default_colors
 from tcl_core.vocabulary.colors import Color
+from tcl_core.vocabulary.labels import name_key
 
 __all__ = ["LabelTable"]
 
@@ -52,8 +62,8 @@ class LabelTable(QWidget):
     """Edits a vocabulary's labels; every row keeps its id, so that layers stay right when rows come and go.
 
     Signals: ``words_changed`` for names, prompts and rows, ``thresholds_changed``, ``look_changed`` for colors and
-    visibility, ``label_chosen`` with an id, ``loaded`` with a vocabulary read from a file, ``failed`` with a sentence,
-    ``labels_removed`` with a list of `LabelRow`.
+    visibility, ``label_chosen`` with an id, ``loaded`` with a vocabulary read from a file, ``failed`` and ``said``
+    with a sentence, ``labels_removed`` with a list of `LabelRow`.
 
     Attributes:
         guard: asked before labels are removed, with their rows; calls what it is given if they may go.
@@ -67,6 +77,7 @@ class LabelTable(QWidget):
     labels_removed = Signal(object)
     loaded = Signal(object)
     failed = Signal(str)
+    said = Signal(str)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -276,7 +287,8 @@ class LabelTable(QWidget):
         Raises:
             VocabularyError: there is none, one is empty or there twice, or a prompt is; the message names the row.
         """
-        labels = []
+        labels: list[Label] = []
+        rows: dict[str, int] = {}
         for row, color in enumerate(self._colors()):
             name, prompts = self._text(row, _NAME), self._text(row, _PROMPTS)
             threshold = self._spin(row).value() or None
@@ -285,6 +297,16 @@ class LabelTable(QWidget):
                 labels.append(Label(name, split_texts(prompts) if prompts else (), threshold, color, value))
             except VocabularyError as error:
                 raise VocabularyError(f"row {row + 1}: {error}") from error
+            key = name_key(labels[-1].name)
+            if key.casefold() == "background":
+                raise VocabularyError(
+                    f"row {row + 1}: {name!r} stands for pixels without a label; remove the row and turn on Background"
+                )
+            if key in rows:
+                raise VocabularyError(
+                    f"row {row + 1}: the label {name!r} is already in row {rows[key] + 1}; rename or remove one of them"
+                )
+            rows[key] = row
         if not labels:
             raise VocabularyError("there are no labels; add one to the table and type a name")
         around = self.around()
@@ -311,10 +333,13 @@ class LabelTable(QWidget):
         Returns:
             The names of the new rows; the model is not asked for such a label before somebody names it.
         """
-        new = sorted(set(ids) - set(self._ids))
-        for number in new:
-            self.add_row(painted_name(number), label_id=number)
-        return [painted_name(number) for number in new]
+        names = []
+        for number in sorted(set(ids) - set(self._ids)):
+            # Rows of another session may be called after other ids.
+            name = next(free for free in map(painted_name, count(number)) if free not in self.ids_by_name)
+            self.add_row(name, label_id=number)
+            names.append(name)
+        return names
 
     @property
     def ids_by_name(self) -> dict[str, int]:
@@ -332,7 +357,7 @@ class LabelTable(QWidget):
         self.add_row(label.name, prompts, color, label.threshold, value=label.value)
 
     def _is_painted(self, row: int) -> bool:
-        return self._text(row, _NAME) == painted_name(self._ids[row]) and not self._text(row, _PROMPTS)
+        return is_painted_name(self._text(row, _NAME)) and not self._text(row, _PROMPTS)
 
     def set_vocabulary(self, vocabulary: Vocabulary, then: Callable[[], None] | None = None) -> None:
         """Replace all rows, once `guard` agrees that labels which are gone may go; those of the same name keep ids.
@@ -386,6 +411,9 @@ class LabelTable(QWidget):
             Path(path).write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
         except OSError as error:
             self.failed.emit(f"{path}: cannot be written ({error.strerror}); choose another folder")
+            return
+        count = len(data["labels"])
+        self.said.emit(f"{Path(path).name}: {count} {'label' if count == 1 else 'labels'} saved")
 
     def _ask_load(self) -> None:
         path, _ = QFileDialog.getOpenFileName(self, "Load labels", "", "Labels (*.yaml *.yml)")
@@ -393,8 +421,7 @@ class LabelTable(QWidget):
             self.load(path)
 
     def _ask_save(self) -> None:
-        path, _ = QFileDialog.getSaveFileName(self, "Save labels", "labels.yaml", "Labels (*.yaml *.yml)")
-        if path:
+        if path := ask_save_path(self, "Save labels", "labels.yaml", "Labels (*.yaml *.yml)"):
             self.save(path)
 
     # -- cells ---------------------------------------------------------------------------------------------------

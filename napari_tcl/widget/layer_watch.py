@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["LayerWatch"]
 
 _ACCEPT_KEY = "c"
+_MOST_TOLD = 6
 
 
 class LayerWatch:
@@ -100,12 +101,21 @@ class LayerWatch:
         self.results.append(results)
         if kept.layers:
             self.name_painted(results)
+            # Later, because the viewer may be about to tell others of the image, which covers what lies below it.
+            QTimer.singleShot(0, partial(owner.tasks.while_open(partial(self._lift, results)), None))
         if owner.labels.ids:
             row = max(owner.labels.table.currentRow(), 0)
             results.draft.selected_label = owner.labels.ids[row]
         if not kept.layers:
             owner.viewer.layers.selection.active = results.draft
         return results
+
+    def _lift(self, results: Results) -> None:
+        """Move layers that lie below the image, where nobody sees them, above it."""
+        layers = self._owner.viewer.layers
+        for layer in (results.draft, results.accepted):
+            if results.image in layers and layer in layers and layers.index(layer) < layers.index(results.image):
+                layers.move(layers.index(layer), layers.index(results.image) + 1)
 
     def _taken(self) -> list[object]:
         return [layer for results in self.results for layer in (results.draft, results.accepted)]
@@ -274,11 +284,22 @@ class LayerWatch:
             self._go_on(layer, reader, kept)
         else:
             names = " and ".join(repr(each.name) for each in kept.layers.values())
+            told = self._told_numbers(list(kept.layers.values()))
             owner.question.ask(
                 topic,
-                f"Continue with the labels in {names}? Later runs keep them.",
+                f"Continue with the labels in {names}? {told} Later runs keep them.",
                 {"Continue": partial(self._go_on_if_there, layer, kept), "Leave them alone": lambda: None},
             )
+
+    def _told_numbers(self, layers: list[Labels]) -> str:
+        """What the numbers in layers without names will mean."""
+        names = {label.id: label.name for label in self._owner.labels.shown_labels()}
+        used = sorted({int(number) for layer in layers for number in np.unique(np.asarray(layer.data))} - {0})
+        if not used:
+            return "They are empty."
+        told = [f"{number} is {names[number]!r}" if number in names else f"{number} is a new row" for number in used]
+        more = ["..."] if len(told) > _MOST_TOLD else []
+        return f"Their numbers are taken as in the table: {', '.join([*told[:_MOST_TOLD], *more])}."
 
     def _go_on_if_there(self, layer: Image, kept: Found) -> None:
         owner = self._owner

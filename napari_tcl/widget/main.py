@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from napari.layers import Image
 from napari.utils.notifications import show_error
-from qtpy.QtCore import QSize, Qt
-from qtpy.QtWidgets import QApplication, QFileDialog, QScrollArea, QTabWidget, QVBoxLayout, QWidget
+from numpy.typing import NDArray
+from qtpy.QtCore import QEvent, QSize, Qt, QTimer
+from qtpy.QtWidgets import QApplication, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_tcl.docs_folder import docs_page
 from napari_tcl.export import export_coco
@@ -34,6 +36,7 @@ from napari_tcl.widget.overlays import Overlays
 from napari_tcl.widget.question import QuestionBar
 from napari_tcl.widget.remembering import Memory
 from napari_tcl.widget.removing import LabelRemover
+from napari_tcl.widget.save_dialog import ask_save_path
 from napari_tcl.widget.section import Section, stacked
 from napari_tcl.widget.tasks import OnEnd, OnNews, Outcome, Task, TaskList, Work
 from napari_tcl.widget.wheel import guard_wheel
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["SegmentWidget"]
 
 _WIDTH = 400
+_NOTHING_FOUND = "nothing found{}; try lower thresholds, other words, or no background"
 
 
 class SegmentWidget(QWidget):
@@ -129,6 +133,7 @@ class SegmentWidget(QWidget):
     def _connect(self) -> None:
         self.labels.around = self._around_labels
         self.labels.failed.connect(self.fail)
+        self.labels.said.connect(self.buttons.say)
         self.labels.thresholds_changed.connect(self.relabel)
         self.labels.look_changed.connect(self._restyle)
         self.labels.words_changed.connect(self._restyle)
@@ -152,6 +157,24 @@ class SegmentWidget(QWidget):
     def sizeHint(self) -> QSize:  # noqa: N802 - Qt's name
         """Somewhat wider than it must be, so that prompts can be read; a dock can be made narrower."""
         return super().sizeHint().expandedTo(QSize(_WIDTH, 0))
+
+    def changeEvent(self, event: QEvent | None) -> None:  # noqa: N802 - Qt's name
+        """Napari takes the widget out of a dock that is closed, but neither closes nor deletes it."""
+        super().changeEvent(event)
+        if event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            # Later, because a script may put it into another dock at once.
+            QTimer.singleShot(0, self._end_undocked)
+
+    def _end_undocked(self) -> None:
+        # The window may be gone by now.
+        with suppress(RuntimeError):
+            if self.parent() is None:
+                self.tasks.close()
+                # The layers keep their results, but the model must not stay with them.
+                for results in self.results:
+                    results.sessions.clear()
+                self.engine = Engine()
+                self.deleteLater()
 
     # -- what the buttons do -------------------------------------------------------------------------------------
 
@@ -187,10 +210,12 @@ class SegmentWidget(QWidget):
         self._outdated = False
         run = SegmentRun(self.engine, choice, reader, indices, vocabulary, least)
         step = Step("the run")
+        found = np.zeros(len(ids) + 1, np.int64)
 
         def on_news(news: object) -> None:
             if isinstance(news, SliceDone) and not self._outdated:
                 self._show_slice(layer, reader, news, ids, step)
+                found[:] += np.bincount(news.found.label_map.ravel(), minlength=len(found))
             elif isinstance(news, ProgressStep):
                 self.buttons.show_progress(news.text, news.share)
 
@@ -205,10 +230,13 @@ class SegmentWidget(QWidget):
             elif outcome.cancelled:
                 self.buttons.say(_cancelled(len(step.slices), len(indices)))
             elif outcome.result is not None:
-                self._summary_stale = True
                 if self.engine.loaded is not None:
                     self.background.show_default(self.engine.loaded.settings()["background_threshold"])
-                self.summarize(layer)
+                self._summary_stale = len(indices) == 1
+                if self._summary_stale:
+                    self.summarize(layer)
+                else:
+                    self.buttons.say(_found(found, vocabulary.names, len(indices)))
 
         self.start(run, on_end, on_news)
         self._task_layer = layer
@@ -232,7 +260,13 @@ class SegmentWidget(QWidget):
             self.fail("select the label to accept: click its row in the table")
             return
         moved = results.accept(indices, [chosen])
-        where = f" in {len(indices)} slices" if len(indices) > 1 else ""
+        if not moved:
+            what = "these slices" if len(indices) > 1 else "this slice" if results.is_stack else "this image"
+            self.buttons.say(f"{names[chosen]} has nothing to accept in {what}; click the row of another label")
+            return
+        step = results.annotation.history.last
+        count = 1 if step is None else len(step.slices)
+        where = "" if len(indices) == 1 else " in 1 slice" if count == 1 else f" in {count} slices"
         self.buttons.say(f"{names[chosen]}: {moved:,} pixels accepted{where}; later runs keep them")
         self.overlays.follow()
 
@@ -305,16 +339,10 @@ class SegmentWidget(QWidget):
 
     def export(self, path: str | Path) -> None:
         """Write the image's labels, or all labeled slices of a stack, to a COCO file."""
-        results = self.current_results()
-        if results is None or not results.labeled_slices():
-            self.fail("there is nothing to export; segment the image first")
+        exported = self._exported()
+        if exported is None:
             return
-        self.layers.name_painted(results)
-        try:
-            vocabulary = self.vocabulary()
-        except TclError as error:
-            self.fail(str(error))
-            return
+        results, vocabulary = exported
         # The model that made the draft, whatever is chosen in the form by now.
         loaded = self.engine.loaded
         settings = {} if loaded is None else loaded.settings()
@@ -333,6 +361,19 @@ class SegmentWidget(QWidget):
 
         self.start(work, on_end)
         self.buttons.show_progress(f"writing {Path(path).name}", None)
+
+    def _exported(self) -> tuple[Results, Vocabulary] | None:
+        """What is exported; says why there is nothing."""
+        results = self.current_results()
+        if results is None or not results.labeled_slices():
+            self.fail("there is nothing to export; segment the image first")
+            return None
+        self.layers.name_painted(results)
+        try:
+            return results, self.vocabulary()
+        except TclError as error:
+            self.fail(str(error))
+            return None
 
     def show_docs(self) -> None:
         """Open the documentation in a window of its own."""
@@ -478,7 +519,7 @@ class SegmentWidget(QWidget):
         labels = self.labels.shown_labels()
         counts = np.bincount(found.annotation.combined(index).ravel(), minlength=max(self.labels.ids, default=0) + 1)
         if not counts[1:].any():
-            self.buttons.say("nothing found; try lower thresholds, other words, or no background")
+            self.buttons.say(_NOTHING_FOUND.format(""))
             return
         shares = (f"{label.name} {counts[label.id] / counts.sum():.0%}" for label in labels)
         self.buttons.say(", ".join(shares))
@@ -505,9 +546,18 @@ class SegmentWidget(QWidget):
         self.background.set_value(vocabulary.background, vocabulary.background_threshold, vocabulary.background_names)
 
     def _ask_export(self) -> None:
-        path, _ = QFileDialog.getSaveFileName(self, "Export COCO", "labels.json", "COCO (*.json)")
-        if path:
+        if self._exported() is None:
+            return
+        if path := ask_save_path(self, "Export COCO", "labels.json", "COCO (*.json)"):
             self.export(path)
+
+
+def _found(counts: NDArray[np.int64], names: Sequence[str], slices: int) -> str:
+    """What a run over slices found: pixels without a label, then those of each label."""
+    if not counts[1:].any():
+        return _NOTHING_FOUND.format(f" in {slices} slices")
+    shares = (f"{name} {count / counts.sum():.1%}" for name, count in zip(names, counts[1:].tolist(), strict=True))
+    return f"{slices} slices segmented: {', '.join(shares)}"
 
 
 def _cancelled(done: int, total: int) -> str:

@@ -32,6 +32,10 @@ class Message(QTextEdit):
         document = self.document()
         assert document is not None
         document.setDocumentMargin(2)
+        layout = document.documentLayout()
+        assert layout is not None
+        # A style sheet may bring another font after the text was laid out.
+        layout.documentSizeChanged.connect(lambda _: self._fit())
         self.say(text)
 
     def say(self, text: str, error: bool = False) -> None:

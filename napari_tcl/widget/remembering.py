@@ -91,6 +91,7 @@ class Memory(QObject):
                     threshold=row.threshold,
                     visible=row.visible,
                     value=row.value,
+                    number=row.number,
                 )
                 for row in owner.labels.rows()
             ],
@@ -128,8 +129,9 @@ class Memory(QObject):
         model.refine.value = settings.refine
         for label in settings.labels:
             red, green, blue = label.color
+            number = None if label.number in owner.labels.ids else label.number
             owner.labels.add_row(
-                label.name, label.prompts, (red, green, blue), label.threshold, label.visible, value=label.value
+                label.name, label.prompts, (red, green, blue), label.threshold, label.visible, number, label.value
             )
         background.on.value = settings.background
         background.threshold.value = settings.threshold

@@ -138,9 +138,11 @@ class Texts:
         unknown = self._method.unknown_words
         if words := list(dict.fromkeys(word for text in filled for word in unknown(text))):
             listed = ("the word " if len(words) == 1 else "the words ") + ", ".join(repr(word) for word in words)
+            own = self._model.templates
+            remedy = f"its own templates, {own!r}, or another model" if templates != own else "another prompt or model"
             raise VocabularyError(
                 f"templates {templates!r} around the prompt {prompt!r}: the model {self._model.name} does not know "
-                f"{listed}; use its own templates, {self._model.templates!r}, or another model."
+                f"{listed}; use {remedy}"
             )
 
     # -- on disk -------------------------------------------------------------------------------------------------

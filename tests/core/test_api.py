@@ -270,6 +270,12 @@ def test_mistakes_are_named(image: Any, labels: Any, message: str, tiny_model_pa
         tcl_core.segment(image, labels, model=tiny_model_path)
 
 
+def test_a_models_own_templates_are_no_remedy_for_an_unknown_word() -> None:
+    image = Image.new("RGB", (64, 64))
+    with pytest.raises(tcl_core.TclError, match="word 'lawns'; use another prompt or model$"):
+        tcl_core.segment(image, ["lawn"], model="playground")
+
+
 def test_labels_are_those_of_a_label_file() -> None:
     made = tcl_core.Vocabulary.from_labels(
         {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PATIENCE",
     "brush",
+    "close_dock",
     "dock",
     "idle",
     "press_key",
@@ -74,6 +75,19 @@ def dock(viewer: Viewer) -> SegmentWidget:
     register_plugin()
     _, widget = viewer.window.add_plugin_dock_widget("tcl-annotate", "Segment from text")
     return cast("SegmentWidget", widget)
+
+
+def close_dock(widget: SegmentWidget) -> None:
+    """Click the cross of the widget's dock, and wait until the widget is gone."""
+    from qtpy.QtWidgets import QDockWidget, QPushButton
+
+    holder = widget.parent()
+    assert isinstance(holder, QDockWidget)
+    cross = holder.titleBarWidget().findChild(QPushButton, "QTitleBarCloseButton")
+    gone: list[object] = []
+    widget.destroyed.connect(gone.append)
+    cross.click()
+    wait_until(lambda: bool(gone), "the widget of a closed dock is gone")
 
 
 def prepared(viewer: Viewer, model: Path) -> SegmentWidget:

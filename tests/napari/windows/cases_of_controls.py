@@ -14,7 +14,7 @@ from tcl_core.backends import available_backends
 from tcl_core.devices import available_devices, select_device
 from tcl_core.export.coco import validate_coco
 from tests.napari.coco_pixels import label_maps_of
-from tests.napari.steps import brush, idle, register_plugin, settle
+from tests.napari.steps import brush, idle, register_plugin, segmented, settle
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -188,6 +188,42 @@ def test_small_screen(viewer: Viewer, widget: SegmentWidget, image: NDArray[np.u
     widget.sections["model"].folded = False
     settle()
     assert widget.model.native.isVisible() and widget.sections["channels"].folded
+
+
+def test_what_is_saved_is_said_and_found_again(
+    widget: SegmentWidget, image: NDArray[np.uint8], errors: list[str], tmp_path: Path
+) -> None:
+    """A name without a suffix gets one, for the dialogs that open files show no others."""
+    from qtpy.QtCore import QTimer
+    from qtpy.QtWidgets import QApplication, QFileDialog, QLineEdit, QPushButton
+
+    settle()
+    # Lines that fit have no arrows to scroll with.
+    for message in (widget.buttons.message, widget.buttons.vertices):
+        assert not message.verticalScrollBar().isVisible()
+    buttons = {button.text(): button for button in widget.findChildren(QPushButton)}
+    # No file is asked for where there is nothing to write.
+    buttons["Export COCO..."].click()
+    buttons["Export folder..."].click()
+    assert [error.split(";")[0] for error in errors] == ["there is nothing to export", "no folder is labeled yet"]
+    errors.clear()
+    segmented(widget, image)
+    for name, text, said in (
+        ("mine.yaml", "Save...", "mine.yaml: 2 labels saved"),
+        ("image.json", "Export COCO...", "image.json: 1 image written"),
+    ):
+
+        def fill(stem: str = Path(name).stem) -> None:
+            (dialog,) = [each for each in QApplication.topLevelWidgets() if isinstance(each, QFileDialog)]
+            dialog.findChild(QLineEdit).setText(str(tmp_path / stem))
+            dialog.accept()
+            dialog.deleteLater()
+
+        QTimer.singleShot(200, fill)
+        buttons[text].click()
+        idle(widget)
+        assert (tmp_path / name).is_file() and widget.buttons.message.text() == said
+    assert errors == []
 
 
 def test_removed_labels(viewer: Viewer, widget: SegmentWidget, image: NDArray[np.uint8], tmp_path: Path) -> None:

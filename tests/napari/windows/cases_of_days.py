@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from PIL import Image
 
 from tcl_core.vocabulary import Vocabulary
 from tests.core.hub_server import HubServer, serve_hub
-from tests.napari.steps import brush, dock, idle, prepared, settle, wait_until
+from tests.napari.steps import brush, close_dock, dock, idle, prepared, segmented, settle, wait_until
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -102,6 +104,32 @@ def test_settings_are_remembered(viewer: Viewer, tiny_model_path: Path, config: 
     assert "damaged" in fresh.buttons.message.text() and fresh.labels.rows() == []
     assert (config / "napari.json.bad").read_text() == "{"
     fresh.viewer.close()
+
+
+def test_closed_dock_does_nothing_any_more(
+    viewer: Viewer, image: NDArray[np.uint8], errors: list[str], tiny_model_path: Path
+) -> None:
+    """Napari only hides a plugin's widget whose dock is closed, and another one takes its place."""
+    widget = prepared(viewer, tiny_model_path)
+    segmented(widget, image)
+    assert widget.engine.loaded is not None
+    model = weakref.ref(widget.engine.loaded.model)
+    close_dock(widget)
+    del widget
+    again = dock(viewer)
+    again.model.file.value, again.model.device.value = tiny_model_path, "cpu"
+    gc.collect()
+    assert model() is None, "the closed widget keeps its model"
+    # A script may move it to another dock, which is no end.
+    viewer.window.remove_dock_widget(again)
+    viewer.window.add_dock_widget(again, name="moved")
+    settle()
+    viewer.layers.clear()
+    viewer.add_image(image[::-1], name="other", rgb=True)
+    again.segment()
+    idle(again)
+    assert [layer.name for layer in viewer.layers] == ["other", "other labels", "other accepted"]
+    assert errors == []
 
 
 def test_documentation(viewer: Viewer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.napari.coco_pixels import label_maps_of
-from tests.napari.steps import brush, dock, idle, press_key, segmented, settle
+from tests.napari.steps import brush, close_dock, dock, idle, press_key, segmented, settle
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -272,6 +272,12 @@ def test_paint_with_a_new_number_is_seen_named_and_exported(
     found = label_maps_of(tmp_path / "a.json")["image.png"]
     assert widget.labels.ids == (1, 2, 3, 77)
     assert (found[30, 40:50] == 3).all() and (found[80, 100:110] == 4).all()
+    # A row of another session may bear the name that the next one would get, and is not asked for either.
+    widget.labels.add_row("label 5")
+    (name,) = widget.labels.add_painted([5])
+    assert name == "label 6" and widget.searched()[1] == (1, 2)
+    for _ in range(2):
+        widget.labels.remove_current()
     # With a name it is a label like any other.
     widget.labels.table.item(2, 1).setText("Tree")
     widget.segment()
@@ -280,15 +286,43 @@ def test_paint_with_a_new_number_is_seen_named_and_exported(
     assert errors == []
 
 
+def test_numbers_in_saved_layers_mean_the_same_the_next_day(
+    widget: SegmentWidget, image: NDArray[np.uint8], errors: list[str], tmp_path: Path, tiny_model_path: Path
+) -> None:
+    viewer = widget.viewer
+    widget.labels.add_row("Tree")
+    widget.labels.table.setCurrentCell(1, 1)
+    widget.labels.remove_current()
+    assert widget.buttons.message.text() == "removed the label 'Sky'; Undo brings it back"
+    assert widget.labels.ids == (1, 3)
+    results = segmented(widget, image)
+    results.draft.data[:] = 3
+    results.draft.data[:5] = 9
+    results.draft.save(str(tmp_path / "image labels.tif"))
+    viewer.layers.clear()
+    widget, _ = next_day(viewer, widget, tiny_model_path)
+    assert widget.labels.ids == (1, 3)
+    # The image comes last, so it lies on top.
+    viewer.open(str(tmp_path / "image labels.tif"), layer_type="labels")
+    viewer.add_image(image, name="image", rgb=True)
+    assert "table: 3 is 'Tree', 9 is a new row." in widget.question.text.text()
+    widget.question.answer("Continue")
+    settle()
+    assert [layer.name for layer in viewer.layers] == ["image", "image labels", "image accepted"]
+    names = {label.id: label.name for label in widget.labels.shown_labels()}
+    assert names == {1: "Cat", 3: "Tree", 9: "label 9"}
+    shown = viewer.screenshot(canvas_only=True, flash=False)
+    viewer.layers["image labels"].visible = False
+    settle()
+    assert not np.array_equal(viewer.screenshot(canvas_only=True, flash=False), shown)
+    assert errors == []
+
+
 def next_day(viewer: Viewer, widget: SegmentWidget, model: Path, forget: bool = False) -> tuple[SegmentWidget, str]:
     """Close the dock and open it again, perhaps with an empty table; also returns what it says at first."""
-    from qtpy.QtCore import QCoreApplication, QEvent
-
     from napari_tcl.user_settings import settings_path
 
-    viewer.window.remove_dock_widget(widget)
-    widget.deleteLater()
-    QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    close_dock(widget)
     if forget:
         settings_path().unlink()
     again = dock(viewer)

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 WRONG_LABELS = (
     ("", "cat", "row 3: name: the label is empty"),
-    ("Cat", "dog", "'Cat' is already"),
+    ("Cat", "dog", "row 3: the label 'Cat' is already in row 1; rename or remove one of them"),
     ("Tree", "cat,,dog", "the prompt is empty"),
     ("Giraffe", "", "does not know the word 'giraffe'"),
-    ("background", "", "is not a label"),
+    ("background", "", "row 3: 'background' stands for pixels without a label; remove the row and turn on Background"),
 )
 
 

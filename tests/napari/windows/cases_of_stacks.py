@@ -42,6 +42,9 @@ def test_25_slices_from_the_first_run_to_the_next_day(
     (results,) = widget.results
     first = results.draft.data.copy()
     assert all(labels.any() for labels in first)
+    # What is said is about all slices, not about the one that is shown.
+    shares_found = [f"{name} {np.mean(first == number):.1%}" for number, name in ((1, "Cat"), (2, "Sky"))]
+    assert buttons.message.text() == f"25 slices segmented: {', '.join(shares_found)}"
 
     # A stroke in one slice, then the threshold in all.
     start = next(column for column in range(30, 130) if len(set(first[7, 30, column : column + 9])) == 1)
@@ -81,6 +84,16 @@ def test_25_slices_from_the_first_run_to_the_next_day(
     assert buttons.message.text() == "undone: the acceptance in 25 slices"
     widget.redo()
     assert np.array_equal(results.accepted.data, np.where(moved == 2, 2, 0))
+    widget.undo()
+    # Only slices in which something was accepted are counted.
+    buttons.every.setChecked(False)
+    widget.accept()
+    buttons.every.setChecked(True)
+    widget.accept()
+    assert buttons.message.text().endswith("pixels accepted in 24 slices; later runs keep them")
+    widget.accept()
+    assert buttons.message.text() == "Sky has nothing to accept in these slices; click the row of another label"
+    widget.undo()
     widget.undo()
     # The run too is one step, and the stroke stays.
     widget.undo()
