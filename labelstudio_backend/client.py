@@ -177,7 +177,9 @@ class LabelStudioClient:
         Raises:
             LabelStudioError: it cannot be done.
         """
-        body = {"model_version": title, "show_collab_predictions": True, "evaluate_predictions_automatically": True}
+        # Each task is predicted when it is opened. If predictions were "evaluated automatically", the list of tasks
+        # would wait for those of a whole page, and lose them all after 100 seconds.
+        body = {"model_version": title, "show_collab_predictions": True, "evaluate_predictions_automatically": False}
         self._json("PATCH", f"/api/projects/{project}/", json=body)
 
     def upload(self, project: int, paths: Sequence[Path]) -> None:
