@@ -379,7 +379,9 @@ class LabelStudioClient:
                     return response
             except httpx.ConnectError as error:
                 if attempt == _TRIES:
-                    raise LabelStudioError(f"{self.url}: Label Studio cannot be reached ({error})") from error
+                    raise LabelStudioError(
+                        f"{self.url}: Label Studio cannot be reached ({error}); start it, or give its URL as --url"
+                    ) from error
             except httpx.HTTPError as error:
                 if method == "POST" or attempt == _TRIES:
                     raise LabelStudioError(f"{self.url}{path}: no response ({type(error).__name__})") from error
@@ -396,6 +398,10 @@ class LabelStudioClient:
             raise SignInError(
                 f"{self.url}: Label Studio refused the personal access token ({response.status_code}), which may have "
                 "been revoked or have expired; create a new one under Account & Settings"
+            )
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise LabelStudioError(
+                f"{self.url}: this is not Label Studio, or it lies under another path (404); give its URL as --url"
             )
         if not isinstance(access, str):
             raise LabelStudioError(
