@@ -105,7 +105,9 @@ def command(
     elif labels_file is not None or label_options:
         raise SettingsError("--project keeps the project's own labels; leave out --labels and --label")
     credentials = read_auth_file(auth_file)[0] if auth_file is not None else None
-    images = find_images([str(path) for path in upload]) if upload else None
+    # The labels often lie beside the images; nobody has to be told that they are not one.
+    exclude = [labels_file] if labels_file is not None else []
+    images = find_images([str(path) for path in upload], exclude=exclude) if upload else None
     if images is not None and images.left_out:
         click.echo(images.left_out_message(), err=True)
     token = read_token(token_file)

@@ -70,19 +70,20 @@ def image_zoom(browser: webdriver.Chrome) -> float:
     )
 
 
-def select_region(browser: webdriver.Chrome, label: str) -> None:
-    """Click on the first region of a label in the list of regions."""
-    title = wait(
+def select_region(browser: webdriver.Chrome, labels: list[str], number: int) -> str:
+    """Click on a region in the list, of which the window shows a few; gives its label."""
+    shown = wait(
         lambda: [
             each
             for each in browser.find_elements(By.CSS_SELECTOR, "[class*=outliner-item__title]")
-            if each.text.strip() == label
+            if each.is_displayed() and each.text.strip() in labels
         ],
-        f"{label!r} in the list of regions",
-    )[0]
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", title)
-    ActionChains(browser).move_to_element(title).click().perform()
+        "the list of regions",
+    )
+    label = shown[number].text.strip()
+    ActionChains(browser).move_to_element(shown[number]).click().perform()
     wait(lambda: selected_polygon(browser) != [], "selecting a region")
+    return label
 
 
 def selected_polygon(browser: webdriver.Chrome) -> list[list[float]]:
@@ -199,7 +200,10 @@ def test_the_way_of_a_new_annotator(
     words = ["setup", *server, "--labels", str(scenes / "labels.yaml"), "--backend-url", playground_backend]
     words += ["--title", "a new annotator", "--upload", str(scenes)]
     assert run(["label-studio", *words]) == 0
-    project = project_of(capfd.readouterr().out)
+    first_run = capfd.readouterr()
+    # The list of labels lies beside the images.
+    assert "left out" not in first_run.err
+    project = project_of(first_run.out)
     # Again: the same project, one backend, no image twice.
     assert run(["label-studio", *words]) == 0
     printed = capfd.readouterr().out
@@ -277,7 +281,7 @@ def test_the_way_of_a_new_annotator(
     # A correction: a corner of a region that is picked in the list is dragged, and the others stay.
     kept = len(regions(browser))
     choose_tool_to_draw(browser)
-    select_region(browser, second)
+    corrected = select_region(browser, drawn, 1)
     corners = selected_polygon(browser)
     # One with room around it: what is pressed is the corner alone.
     number = max(range(len(corners)), key=lambda at: room(corners, at))
@@ -296,7 +300,7 @@ def test_the_way_of_a_new_annotator(
     keep_screenshot(browser, "annotator-5-corner.png")
 
     # Another one: the region is deleted, by the key that the page names.
-    select_region(browser, drawn[0])
+    deleted = select_region(browser, drawn, 0)
     ActionChains(browser).send_keys(Keys.BACKSPACE).perform()
     wait(lambda: len(regions(browser)) == kept - 1, "deleting a region")
     keep_screenshot(browser, "annotator-6-corrected.png")
@@ -307,7 +311,7 @@ def test_the_way_of_a_new_annotator(
         lambda: label_studio.api("GET", f"/api/tasks/{task}/annotations/"), "the annotation on the server"
     )
     shapes = [r["type"] for r in annotation["result"] if r["type"] not in ("labels", "textarea")]
-    if drawn[0] != second:
+    if corrected != deleted:
         exported = [r["value"]["points"] for r in annotation["result"] if r["type"] == "polygon"]
         assert any(points[number] == pytest.approx(moved[number]) for points in exported if len(points) > number)
     assert shapes == ["polygon"] * (kept - 1)
