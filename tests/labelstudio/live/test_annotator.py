@@ -70,15 +70,16 @@ def image_zoom(browser: webdriver.Chrome) -> float:
     )
 
 
+def region_titles(browser: webdriver.Chrome) -> list[WebElement]:
+    """The names in the list of regions, as far as the window shows them."""
+    titles = browser.find_elements(By.CSS_SELECTOR, "[class*=outliner-item__title]")
+    return [each for each in titles if each.is_displayed() and each.text.strip()]
+
+
 def select_region(browser: webdriver.Chrome, labels: list[str], number: int) -> str:
     """Click on a region in the list, of which the window shows a few; gives its label."""
     shown = wait(
-        lambda: [
-            each
-            for each in browser.find_elements(By.CSS_SELECTOR, "[class*=outliner-item__title]")
-            if each.is_displayed() and each.text.strip() in labels
-        ],
-        "the list of regions",
+        lambda: [each for each in region_titles(browser) if each.text.strip() in labels], "the list of regions"
     )
     label = shown[number].text.strip()
     ActionChains(browser).move_to_element(shown[number]).click().perform()
@@ -239,6 +240,15 @@ def test_the_way_of_a_new_annotator(
     # Nor does anything of the image lie outside: the toolbar takes its width before the image is scaled.
     assert image_zoom(browser) == 1
     keep_screenshot(browser, "annotator-1-opened.png")
+    # Regions are called what their label is called, and the keyboard goes from the prompt field to the tools.
+    assert {title.text for title in region_titles(browser)} <= set(drawn)
+    browser.find_element(By.CSS_SELECTOR, "input[name=prompt]").click()
+    for _ in range(3):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        reached = browser.switch_to.active_element.get_attribute("aria-label")
+        if reached:
+            break
+    assert reached == "polygon-tool"
 
     # First prompt, second prompt: no click between answer and next prompt but the one that accepts.
     first, second = surest_objects(predicted["result"])[:2]
