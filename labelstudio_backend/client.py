@@ -21,7 +21,15 @@ from labelstudio_backend.image_fetch.tokens import REFUSED, Token
 from tcl_core.errors import SettingsError
 from tcl_core.images import SUPPORTED_EXTENSIONS
 
-__all__ = ["GoneError", "LabelStudioClient", "LabelStudioError", "Project", "SignInError", "uploaded_name"]
+__all__ = [
+    "GoneError",
+    "LabelStudioClient",
+    "LabelStudioError",
+    "Project",
+    "RefusedError",
+    "SignInError",
+    "uploaded_name",
+]
 
 _TRIES = 4
 _PAUSE_SECONDS = 1.0
@@ -39,6 +47,10 @@ class GoneError(LabelStudioError):
 
 class SignInError(LabelStudioError):
     """Label Studio does not accept the token (401), perhaps not any more."""
+
+
+class RefusedError(LabelStudioError):
+    """Label Studio does not take what was sent (400), such as a kind of file that it cannot show."""
 
 
 @dataclass(frozen=True)
@@ -182,18 +194,26 @@ class LabelStudioClient:
         body = {"model_version": title, "show_collab_predictions": True, "evaluate_predictions_automatically": False}
         self._json("PATCH", f"/api/projects/{project}/", json=body)
 
-    def upload(self, project: int, paths: Sequence[Path]) -> None:
+    def upload(self, project: int, paths: Sequence[Path]) -> dict[Path, str]:
         """Upload images as tasks.
 
+        Returns:
+            Those that Label Studio does not take, each with what it says about it.
+
         Raises:
-            LabelStudioError: one cannot be read or is refused.
+            LabelStudioError: one cannot be read, or Label Studio cannot be reached.
         """
+        refused = {}
         for path in paths:
             try:
                 content = path.read_bytes()
             except OSError as error:
                 raise LabelStudioError(f"{path}: cannot be read ({error.strerror})") from error
-            self._json("POST", f"/api/projects/{project}/import", files={"file": (path.name, content)})
+            try:
+                self._json("POST", f"/api/projects/{project}/import", files={"file": (path.name, content)})
+            except RefusedError as error:
+                refused[path] = str(error).rpartition(" failed with 400: ")[2]
+        return refused
 
     def add_local_storage(self, project: int, path: str) -> None:
         """Add a folder of the server's as a source of tasks, and read it.
@@ -360,7 +380,7 @@ class LabelStudioClient:
         if response.status_code == httpx.codes.UNAUTHORIZED and self._token.reject():
             response = self._send(method, path, **content)
         if response.status_code >= httpx.codes.BAD_REQUEST:
-            kinds: dict[int, type[LabelStudioError]] = {401: SignInError, 404: GoneError}
+            kinds: dict[int, type[LabelStudioError]] = {400: RefusedError, 401: SignInError, 404: GoneError}
             kind = kinds.get(response.status_code, LabelStudioError)
             raise kind(_refusal(self.url, method, path, response))
         try:

@@ -84,8 +84,16 @@ def labeling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> str
         SubElement(main, tag, {"name": name, "toName": "image", **attributes})
     for tag, name in _ASKING[shape]:
         SubElement(main, tag, name=name, toName="image", smart="true", smartOnly="true")
-    size = {"maxWidth": _WIDTH, "maxHeight": _HEIGHT}
-    SubElement(main, "Image", name="image", value="$image", zoom="true", zoomControl="true", **size)
+    SubElement(
+        main,
+        "Image",
+        name="image",
+        value="$image",
+        zoom="true",
+        zoomControl="true",
+        maxWidth=_WIDTH,
+        maxHeight=_HEIGHT,
+    )
     last_tool = "click on an object." if shape == "box" else "draw a box around an object."
     for line in (f"{_ASK} {last_tool}", _HINT):
         SubElement(main, "Header", value=line, size="6", style="margin: 4px 0; font-size: 13px; line-height: 17px")

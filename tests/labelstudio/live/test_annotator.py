@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -205,10 +206,12 @@ def test_the_way_of_a_new_annotator(
     # The list of labels lies beside the images.
     assert "left out" not in first_run.err
     project = project_of(first_run.out)
-    # Again: the same project, one backend, no image twice.
-    assert run(["label-studio", *words]) == 0
-    printed = capfd.readouterr().out
-    assert project_of(printed) == project and "0 images uploaded, 1 were there already" in printed
+    # Again: the same project, one backend, no image twice. A file that Label Studio cannot show holds up nothing.
+    Image.new("RGB", (8, 8)).save(scenes / "scan.tif")
+    assert run(["label-studio", *words]) == 1
+    printed = capfd.readouterr()
+    assert project_of(printed.out) == project and "0 images uploaded, 1 were there already" in printed.out
+    assert f"failed: {scenes / 'scan.tif'}: Label Studio does not take it (.tif extension" in printed.err
     assert len(label_studio.api("GET", "/api/ml/", params={"project": project})) == 1
     # The list of tasks does not wait for predictions; the task that is opened gets its own.
     (listed,) = label_studio.api("GET", "/api/tasks/", params={"project": project})["tasks"]
