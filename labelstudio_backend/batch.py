@@ -289,6 +289,7 @@ class _Sender:
                 self.send()
             return
         lost = set() if created == len(batch) else {p["task"] for p in batch if not self._is_stored(p)}
+        stored = 0
         for prediction in batch:
             task = prediction["task"]
             if task in lost:
@@ -299,7 +300,8 @@ class _Sender:
                 self._summary.empty[task] = self._reasons.pop(task)
             if task in self._predicted:
                 self._replace(task)
-            self._progress.advance()
+            stored += 1
+        self._progress.advance(stored)
 
     def _is_stored(self, prediction: dict[str, Any]) -> bool:
         try:

@@ -21,7 +21,15 @@ from labelstudio_backend.image_fetch.tokens import REFUSED, Token
 from tcl_core.errors import SettingsError
 from tcl_core.images import SUPPORTED_EXTENSIONS
 
-__all__ = ["GoneError", "LabelStudioClient", "LabelStudioError", "Project", "SignInError", "uploaded_name"]
+__all__ = [
+    "GoneError",
+    "LabelStudioClient",
+    "LabelStudioError",
+    "Project",
+    "RefusedError",
+    "SignInError",
+    "uploaded_name",
+]
 
 _TRIES = 4
 _PAUSE_SECONDS = 1.0
@@ -39,6 +47,10 @@ class GoneError(LabelStudioError):
 
 class SignInError(LabelStudioError):
     """Label Studio does not accept the token (401), perhaps not any more."""
+
+
+class RefusedError(LabelStudioError):
+    """Label Studio does not take what was sent (400), such as a kind of file that it cannot show."""
 
 
 @dataclass(frozen=True)
@@ -177,21 +189,31 @@ class LabelStudioClient:
         Raises:
             LabelStudioError: it cannot be done.
         """
-        body = {"model_version": title, "show_collab_predictions": True, "evaluate_predictions_automatically": True}
+        # Each task is predicted when it is opened. If predictions were "evaluated automatically", the list of tasks
+        # would wait for those of a whole page, and lose them all after 100 seconds.
+        body = {"model_version": title, "show_collab_predictions": True, "evaluate_predictions_automatically": False}
         self._json("PATCH", f"/api/projects/{project}/", json=body)
 
-    def upload(self, project: int, paths: Sequence[Path]) -> None:
+    def upload(self, project: int, paths: Sequence[Path]) -> dict[Path, str]:
         """Upload images as tasks.
 
+        Returns:
+            Those that Label Studio does not take, each with what it says about it.
+
         Raises:
-            LabelStudioError: one cannot be read or is refused.
+            LabelStudioError: one cannot be read, or Label Studio cannot be reached.
         """
+        refused = {}
         for path in paths:
             try:
                 content = path.read_bytes()
             except OSError as error:
                 raise LabelStudioError(f"{path}: cannot be read ({error.strerror})") from error
-            self._json("POST", f"/api/projects/{project}/import", files={"file": (path.name, content)})
+            try:
+                self._json("POST", f"/api/projects/{project}/import", files={"file": (path.name, content)})
+            except RefusedError as error:
+                refused[path] = str(error).rpartition(" failed with 400: ")[2]
+        return refused
 
     def add_local_storage(self, project: int, path: str) -> None:
         """Add a folder of the server's as a source of tasks, and read it.
@@ -358,7 +380,7 @@ class LabelStudioClient:
         if response.status_code == httpx.codes.UNAUTHORIZED and self._token.reject():
             response = self._send(method, path, **content)
         if response.status_code >= httpx.codes.BAD_REQUEST:
-            kinds: dict[int, type[LabelStudioError]] = {401: SignInError, 404: GoneError}
+            kinds: dict[int, type[LabelStudioError]] = {400: RefusedError, 401: SignInError, 404: GoneError}
             kind = kinds.get(response.status_code, LabelStudioError)
             raise kind(_refusal(self.url, method, path, response))
         try:
@@ -377,7 +399,9 @@ class LabelStudioClient:
                     return response
             except httpx.ConnectError as error:
                 if attempt == _TRIES:
-                    raise LabelStudioError(f"{self.url}: Label Studio cannot be reached ({error})") from error
+                    raise LabelStudioError(
+                        f"{self.url}: Label Studio cannot be reached ({error}); start it, or give its URL as --url"
+                    ) from error
             except httpx.HTTPError as error:
                 if method == "POST" or attempt == _TRIES:
                     raise LabelStudioError(f"{self.url}{path}: no response ({type(error).__name__})") from error
@@ -394,6 +418,10 @@ class LabelStudioClient:
             raise SignInError(
                 f"{self.url}: Label Studio refused the personal access token ({response.status_code}), which may have "
                 "been revoked or have expired; create a new one under Account & Settings"
+            )
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise LabelStudioError(
+                f"{self.url}: this is not Label Studio, or it lies under another path (404); give its URL as --url"
             )
         if not isinstance(access, str):
             raise LabelStudioError(

@@ -16,9 +16,12 @@ SHAPES: tuple[Shape, ...] = get_args(Shape)
 
 _HEIGHT = "calc(100vh - 165px)"
 """What Label Studio's own bars leave of the window, so that nothing has to be scrolled to see the image."""
+_WIDTH = "calc(100% - 44px)"
+"""Leaves room for the toolbar. Without it Label Studio scales the image to a width that it takes back when the toolbar
+appears, and the margins of the image are cut off."""
 _ASIDE = "flex: 0 0 205px; max-height: {height}; display: flex; flex-direction: column"
 _TOOLS: dict[Shape, tuple[tuple[str, str, dict[str, str]], ...]] = {
-    "polygon": (("Polygon", "polygon", {"strokeWidth": "2", "pointSize": "small", "opacity": "0.4"}),),
+    "polygon": (("Polygon", "polygon", {"pointSize": "small"}),),
     "brush": (("Brush", "brush", {"smart": "false"}),),
     "box": (("Rectangle", "box", {"smart": "false"}),),
 }
@@ -81,7 +84,16 @@ def labeling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> str
         SubElement(main, tag, {"name": name, "toName": "image", **attributes})
     for tag, name in _ASKING[shape]:
         SubElement(main, tag, name=name, toName="image", smart="true", smartOnly="true")
-    SubElement(main, "Image", name="image", value="$image", zoom="true", zoomControl="true", maxHeight=_HEIGHT)
+    SubElement(
+        main,
+        "Image",
+        name="image",
+        value="$image",
+        zoom="true",
+        zoomControl="true",
+        maxWidth=_WIDTH,
+        maxHeight=_HEIGHT,
+    )
     last_tool = "click on an object." if shape == "box" else "draw a box around an object."
     for line in (f"{_ASK} {last_tool}", _HINT):
         SubElement(main, "Header", value=line, size="6", style="margin: 4px 0; font-size: 13px; line-height: 17px")
@@ -90,7 +102,8 @@ def labeling_config_xml(vocabulary: Vocabulary, shape: Shape = "polygon") -> str
 
 
 def _add_labels(view: Element, vocabulary: Vocabulary) -> None:
-    control = SubElement(view, "Labels", name="labels", toName="image")
+    # Regions take their style from here, and not from the tool that they are drawn with.
+    control = SubElement(view, "Labels", name="labels", toName="image", strokeWidth="2", opacity="0.3")
     for label in vocabulary.labels:
         element = SubElement(control, "Label", value=label.name)
         if label.color is not None:

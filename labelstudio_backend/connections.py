@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from labelstudio_backend.settings import ConnectionSettings
+from tcl_core.errors import SettingsError
 
-__all__ = ["BACKLOG", "RATE", "LogLimit", "connection_limit", "limited_protocol"]
+__all__ = ["BACKLOG", "RATE", "LogLimit", "check_address", "connection_limit", "limited_protocol"]
 
 logger = logging.getLogger(__name__)
 
@@ -141,3 +144,29 @@ class LogLimit(logging.Filter):
             record.msg = f"{record.getMessage()} (further lines like this one are left out for up to a minute)"
             record.args = None
         return count <= self._rate
+
+
+def check_address(host: str, port: int) -> None:
+    """Check that a server can listen at an address, before a model is loaded.
+
+    Args:
+        host: name or number; a name may stand for several addresses.
+        port: the port.
+
+    Raises:
+        SettingsError: it cannot.
+    """
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:
+                if os.name == "posix":
+                    # As the server does: connections that have just ended are no hindrance.
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen at {host}:{port} ({error.strerror}); if another backend runs there, stop it or choose "
+            "another --port"
+        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from labelstudio_backend.labeled_shapes import join_labels
 from labelstudio_backend.labeling_config import Control, LabelingConfig
-from labelstudio_backend.shapes import mask_of_value
+from labelstudio_backend.shapes import cropped_mask
 from tcl_core.types import Region
 
 __all__ = ["KnownRegions", "results_of_task"]
@@ -40,8 +41,38 @@ def results_of_task(*sources: object) -> tuple[dict[str, Any], ...]:
     return tuple(found.values())
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """A region that is drawn.
+
+    Attributes:
+        id: of its result.
+        corner: ``(x, y)`` of the mask's first pixel.
+        mask: bool ``[h, w]``, the region's part of the image.
+        area: number of pixels.
+    """
+
+    id: str
+    corner: tuple[int, int]
+    mask: NDArray[np.bool_]
+    area: int
+
+    def shared(self, region: Region) -> int:
+        """How many pixels it has in common with a region."""
+        x, y, width, height = region.bbox
+        left, top = max(x, self.corner[0]), max(y, self.corner[1])
+        right = min(x + width, self.corner[0] + self.mask.shape[1])
+        bottom = min(y + height, self.corner[1] + self.mask.shape[0])
+        if left >= right or top >= bottom:
+            return 0
+        own = self.mask[top - self.corner[1] : bottom - self.corner[1], left - self.corner[0] : right - self.corner[0]]
+        return int(np.count_nonzero(own & region.mask[top - y : bottom - y, left - x : right - x]))
+
+
 class KnownRegions:
     """The regions of one image that new ones may replace.
+
+    Only those of a label that is drawn anew are made into masks: a task may have hundreds of others.
 
     Args:
         results: see :func:`results_of_task`.
@@ -51,10 +82,12 @@ class KnownRegions:
 
     def __init__(self, results: Sequence[Mapping[str, Any]], config: LabelingConfig, size: tuple[int, int]) -> None:
         self._size = size
-        self._free: dict[tuple[str, str], list[tuple[str, NDArray[np.bool_]]]] = {}
+        self._unread: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        self._free: dict[tuple[str, str], list[_Drawn]] = {}
         for result in results:
-            for label, mask in self._read(result, config):
-                self._free.setdefault((str(result.get("from_name")), label), []).append((str(result["id"]), mask))
+            label = _label_of(result, config)
+            if label is not None:
+                self._unread.setdefault((str(result.get("from_name")), label), []).append(result)
 
     def take(self, control: Control, label: str, region: Region) -> str | None:
         """The id of the region that a new one replaces: in Label Studio, accepting it takes the place of that one.
@@ -67,30 +100,35 @@ class KnownRegions:
         Returns:
             An id, each only once; ``None`` for a region that is new.
         """
-        free = self._free.get((control.name, label), [])
-        x, y, width, height = region.bbox
-        best, place = 0.0, -1
-        for index, (_, mask) in enumerate(free):
-            shared = int((mask[y : y + height, x : x + width] & region.mask).sum())
-            part = shared / max(1, min(region.area, int(mask.sum())))
-            if part >= _SAME and shared > best:
+        key = control.name, label
+        free = self._free.setdefault(key, [])
+        free += self._read(self._unread.pop(key, []))
+        best, place = 0, -1
+        for index, drawn in enumerate(free):
+            shared = drawn.shared(region)
+            if shared > best and shared / max(1, min(region.area, drawn.area)) >= _SAME:
                 best, place = shared, index
-        return free.pop(place)[0] if place >= 0 else None
+        return free.pop(place).id if place >= 0 else None
 
-    def _read(self, result: Mapping[str, Any], config: LabelingConfig) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-        kind, value = str(result.get("type")), result.get("value")
-        if result.get("to_name") != config.image_name or not isinstance(value, Mapping):
-            return
-        if config.item_index is not None and (result.get("item_index") or 0) != config.item_index:
-            return
-        written = value.get(kind)
-        if not isinstance(written, list) or not written:
-            return
-        label = config.label_of(result.get("from_name"), str(written[0]))
-        try:
-            mask = mask_of_value(kind, value, self._size)
-        except (ValueError, TypeError):
-            # Drawn with a tool that nothing is predicted for, or on an image of another size.
-            return
-        if label is not None and mask.any():
-            yield label, mask
+    def _read(self, results: Sequence[Mapping[str, Any]]) -> Iterator[_Drawn]:
+        for result in results:
+            try:
+                corner, mask = cropped_mask(str(result["type"]), result["value"], self._size)
+            except (ValueError, TypeError):
+                # Drawn with a tool that nothing is predicted for, or on an image of another size.
+                continue
+            if mask.any():
+                yield _Drawn(str(result["id"]), corner, mask, int(np.count_nonzero(mask)))
+
+
+def _label_of(result: Mapping[str, Any], config: LabelingConfig) -> str | None:
+    """The label of a result of the configuration's image."""
+    value = result.get("value")
+    if result.get("to_name") != config.image_name or not isinstance(value, Mapping):
+        return None
+    if config.item_index is not None and (result.get("item_index") or 0) != config.item_index:
+        return None
+    written = value.get(str(result.get("type")))
+    if not isinstance(written, list) or not written:
+        return None
+    return config.label_of(result.get("from_name"), str(written[0]))

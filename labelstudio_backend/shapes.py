@@ -14,7 +14,7 @@ from shapely import Polygon
 from labelstudio_backend.brush_rle import decode_brush
 from tcl_core.polygons.rasterize import polygon_to_mask
 
-__all__ = ["ellipse_points", "mask_of_value", "polygon_of_value", "rectangle_points"]
+__all__ = ["cropped_mask", "ellipse_points", "mask_of_value", "polygon_of_value", "rectangle_points"]
 
 _ELLIPSE_CORNERS = 64
 
@@ -33,20 +33,52 @@ def mask_of_value(kind: str, value: Mapping[str, Any], size: tuple[int, int]) ->
     Raises:
         ValueError: the kind is another one, or the value does not hold such a region.
     """
+    (left, top), part = cropped_mask(kind, value, size)
+    mask = np.zeros(size, dtype=bool)
+    mask[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return mask
+
+
+def cropped_mask(
+    kind: str, value: Mapping[str, Any], size: tuple[int, int]
+) -> tuple[tuple[int, int], NDArray[np.bool_]]:
+    """The mask of a region without most of what lies around it, so that a small region of a large image costs little.
+
+    Args:
+        kind: ``polygonlabels``, ``brushlabels`` or ``rectanglelabels``.
+        value: the result's ``value``.
+        size: ``(height, width)`` of the upright image.
+
+    Returns:
+        ``(x, y)`` of the mask's first pixel in the image, and the mask, bool ``[h, w]``, which may be empty.
+
+    Raises:
+        ValueError: the kind is another one, or the value does not hold such a region.
+    """
     if kind == "brushlabels":
         rle = value.get("rle")
         if not isinstance(rle, Sequence) or isinstance(rle, str):
             raise ValueError("the brush region has no rle")
-        return decode_brush(rle, size)
+        mask = decode_brush(rle, size)
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if not len(rows):
+            return (0, 0), np.zeros((0, 0), dtype=bool)
+        return (int(columns[0]), int(rows[0])), mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
     polygon = polygon_of_value(kind, value, size)
     if not polygon.is_valid:
         # A ring with a bridge to its hole touches itself; pycocotools fills it rightly, shapely would tear it apart.
-        return polygon_to_mask(Polygon(np.clip(np.asarray(polygon.exterior.coords), 0, (size[1], size[0]))), size)
-    mask = np.zeros(size, dtype=bool)
-    for part in shapely.get_parts(shapely.intersection(polygon, shapely.box(0, 0, size[1], size[0]))):
-        if isinstance(part, Polygon):
-            mask |= polygon_to_mask(part, size)
-    return mask
+        parts = [Polygon(np.clip(np.asarray(polygon.exterior.coords), 0, (size[1], size[0])))]
+    else:
+        inside = shapely.get_parts(shapely.intersection(polygon, shapely.box(0, 0, size[1], size[0])))
+        parts = [part for part in inside if isinstance(part, Polygon) and not part.is_empty]
+    if not parts:
+        return (0, 0), np.zeros((0, 0), dtype=bool)
+    low_x, low_y, high_x, high_y = shapely.total_bounds(parts)
+    left, top = math.floor(low_x), math.floor(low_y)
+    mask = np.zeros((min(math.ceil(high_y) + 1, size[0]) - top, min(math.ceil(high_x) + 1, size[1]) - left), dtype=bool)
+    for part in parts:
+        mask |= polygon_to_mask(part, mask.shape, origin=(left, top))
+    return (left, top), mask
 
 
 def polygon_of_value(kind: str, value: Mapping[str, Any], size: tuple[int, int]) -> Polygon:

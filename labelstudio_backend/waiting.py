@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import httpx
 
@@ -32,8 +33,13 @@ def wait_for_backend(url: str, seconds: float) -> None:
         try:
             answer = httpx.get(health, timeout=_ANSWER_SECONDS)
             # With --auth-file it wants a password, which Label Studio has and this command need not know.
-            if answer.status_code in (httpx.codes.OK, httpx.codes.UNAUTHORIZED):
+            if answer.status_code == httpx.codes.UNAUTHORIZED or _is_backend(answer):
                 return
+            if answer.status_code == httpx.codes.OK:
+                raise SettingsError(
+                    f"what answers at {url} is no backend, but perhaps Label Studio itself; give the URL of "
+                    "'tcl-annotate label-studio serve' as --backend-url"
+                )
             raise SettingsError(
                 f"{health} answered with {answer.status_code}; is this the URL of 'tcl-annotate label-studio serve'?"
             )
@@ -44,3 +50,12 @@ def wait_for_backend(url: str, seconds: float) -> None:
                     "'tcl-annotate label-studio serve', give its URL as --backend-url, or pass --no-backend"
                 ) from None
         time.sleep(_PAUSE_SECONDS)
+
+
+def _is_backend(answer: httpx.Response) -> bool:
+    """Whether a health check was answered by an ML backend. Label Studio's own says that it is up, and no model."""
+    try:
+        said = answer.json() if answer.status_code == httpx.codes.OK else None
+    except ValueError:
+        return False
+    return isinstance(said, Mapping) and "model_class" in said

@@ -11,9 +11,11 @@ from tcl_core.cli.main import EXIT_FINE
 from tcl_core.cli.places import INPUT_PATH
 from tcl_core.errors import SettingsError
 
-__all__ = ["FILES", "command"]
+__all__ = ["FILES", "FOLDERS", "command"]
 
 FILES = ("docker-compose.yml", "Dockerfile")
+FOLDERS = ("files", "wheels")
+"""Images, mounted into both containers (Docker would make the folder as root), and packages to install."""
 
 
 @click.command(
@@ -31,8 +33,8 @@ def command(out: Path, overwrite: bool) -> int:
     if there and not overwrite:
         raise SettingsError(f"{out / there[0]} exists already; pass --overwrite to replace it")
     try:
-        # Mounted into both containers; Docker would make it as root.
-        (out / "files").mkdir(parents=True, exist_ok=True)
+        for folder in FOLDERS:
+            (out / folder).mkdir(parents=True, exist_ok=True)
         for name in FILES:
             text = files("labelstudio_backend").joinpath("container", name).read_text(encoding="utf-8")
             (out / name).write_text(text, encoding="utf-8")

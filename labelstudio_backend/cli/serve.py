@@ -128,7 +128,7 @@ def command(
     import uvicorn
 
     from labelstudio_backend.app import create_app
-    from labelstudio_backend.connections import BACKLOG, LogLimit, limited_protocol
+    from labelstudio_backend.connections import BACKLOG, LogLimit, check_address, limited_protocol
     from labelstudio_backend.middleware import read_auth_file
 
     file = read_settings_file(config_file) if config_file is not None else {}
@@ -161,6 +161,7 @@ def command(
     settings = settings_from(top, {**given, "tolerance": tolerance}, images, config_file)
     # Reads the file once: a wrong name ends here, and the hash is known before the first request.
     settings.model.identity()
+    check_address(host, port)
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

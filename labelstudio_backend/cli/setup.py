@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from labelstudio_backend.cli.options import read_token, server_options
-from tcl_core.cli.main import EXIT_FINE
+from tcl_core.cli.main import EXIT_FINE, EXIT_ISSUES
 from tcl_core.cli.options import make_vocabulary, vocabulary_options
 from tcl_core.cli.places import INPUT_PATH
 from tcl_core.errors import SettingsError
@@ -104,8 +104,11 @@ def command(
         xml = labeling_config_xml(vocabulary, shape)
     elif labels_file is not None or label_options:
         raise SettingsError("--project keeps the project's own labels; leave out --labels and --label")
+    refused: dict[Path, str] = {}
     credentials = read_auth_file(auth_file)[0] if auth_file is not None else None
-    images = find_images([str(path) for path in upload]) if upload else None
+    # The labels often lie beside the images; nobody has to be told that they are not one.
+    exclude = [labels_file] if labels_file is not None else []
+    images = find_images([str(path) for path in upload], exclude=exclude) if upload else None
     if images is not None and images.left_out:
         click.echo(images.left_out_message(), err=True)
     token = read_token(token_file)
@@ -124,9 +127,9 @@ def command(
             there = client.uploaded_names(project.id) if known is not None else frozenset()
             paths = [images.path(index) for index in range(len(images))]
             new = [path for path in paths if uploaded_name(path.name) not in there]
-            client.upload(project.id, new)
+            refused = client.upload(project.id, new)
             kept = f", {len(paths) - len(new):,} were there already" if len(new) < len(paths) else ""
-            click.echo(f"{len(new):,} images uploaded{kept}")
+            click.echo(f"{len(new) - len(refused):,} images uploaded{kept}")
         if local_files is not None:
             client.add_local_storage(project.id, local_files)
             click.echo(f"tasks imported from {local_files}")
@@ -136,4 +139,6 @@ def command(
                 client.connect_backend(project.id, backend_url, _BACKEND_TITLE, credentials)
             client.use_model(project.id, _BACKEND_TITLE)
             click.echo(f"connected to backend {backend_url}")
-    return EXIT_FINE
+    for path, reason in refused.items():
+        click.echo(f"failed: {path}: Label Studio does not take it ({reason}); convert it to PNG or JPEG", err=True)
+    return EXIT_ISSUES if refused else EXIT_FINE

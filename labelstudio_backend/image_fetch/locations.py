@@ -127,7 +127,7 @@ def origin_of(url: str) -> Origin:
     except ValueError as error:
         raise SettingsError(f"{url[:_SHOWN]!r} is not a valid URL ({error})") from error
     if parts.scheme not in _PORTS or not parts.hostname:
-        raise SettingsError(f"{url[:_SHOWN]!r} is not an http or https URL")
+        raise SettingsError(f"{url[:_SHOWN]!r} is not an http or https URL, such as http://localhost:8080")
     return parts.scheme, parts.hostname.lower(), port or _PORTS[parts.scheme]
 
 

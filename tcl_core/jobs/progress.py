@@ -34,11 +34,11 @@ class Progress:
                 total=total, initial=already, file=self._stream, unit=" images", smoothing=0.05, dynamic_ncols=True
             )
 
-    def advance(self) -> None:
-        """One more image is done."""
-        self._done += 1
+    def advance(self, count: int = 1) -> None:
+        """Some more images are done; those that were finished together count at once, for the sake of the rate."""
+        self._done += count
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(count)
         elif not self._quiet and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self.say(self._line())

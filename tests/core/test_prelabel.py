@@ -439,6 +439,17 @@ def test_progress_says_rate_time_left_and_skipped(monkeypatch: pytest.MonkeyPatc
     assert len(lines) == 3
 
 
+def test_images_that_were_stored_together_count_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one, the first of them would seem to have taken the time of all."""
+    clock = [100.0]
+    monkeypatch.setattr("tcl_core.jobs.progress.time.monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    progress = Progress(100, stream=stream)
+    clock[0] += 40
+    progress.advance(20)
+    assert stream.getvalue() == "20 of 100 images, 2.0 seconds each, about 2 min 40 s left\n"
+
+
 def test_progress_on_a_terminal_is_a_bar() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

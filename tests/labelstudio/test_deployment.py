@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from labelstudio_backend.client import LabelStudioClient, LabelStudioError
+from labelstudio_backend.connections import check_address
 from labelstudio_backend.interactive import Question
 from labelstudio_backend.labeling_config import parse_labeling_config
 from labelstudio_backend.model_options import ModelOptions
@@ -22,8 +24,11 @@ from labelstudio_backend.supervisor import Supervisor
 from labelstudio_backend.waiting import wait_for_backend
 from labelstudio_backend.worker import Job, Reply
 from labelstudio_backend.worker_pool import WorkerPool
+from tcl_core.cli.main import run
 from tcl_core.errors import SettingsError
+from tests.labelstudio.image_server import REFRESH_TOKEN, ImageServer
 from tests.labelstudio.live.test_server import encoded
+from tests.ports import free_port
 
 
 def test_every_setting_is_also_a_variable() -> None:
@@ -57,12 +62,17 @@ def test_variables_that_cannot_be_used(variables: dict[str, str], message: str) 
         settings_from(settings_from_environment(variables), {}, {})
 
 
+UP = b'{"status":"UP","model_class":"tcl-annotate"}'
+
+
 class _Answers(BaseHTTPRequestHandler):
-    codes: list[int] = []
+    answers: list[tuple[int, bytes]] = []
 
     def do_GET(self) -> None:
-        self.send_response(self.codes.pop(0))
+        code, content = self.answers.pop(0)
+        self.send_response(code)
         self.end_headers()
+        self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -77,13 +87,41 @@ def server() -> Iterator[str]:
 
 
 def test_setup_waits_for_a_backend(server: str) -> None:
-    _Answers.codes = [200, 401, 404]
+    _Answers.answers = [(200, UP), (401, b""), (404, b"")]
     wait_for_backend(server, 0)
     wait_for_backend(f"{server}/", 0)
     with pytest.raises(SettingsError, match="answered with 404; is this the URL of"):
         wait_for_backend(server, 60)
     with pytest.raises(SettingsError, match="no backend listens at http://127.0.0.1:9 "):
         wait_for_backend("http://127.0.0.1:9", 0)
+
+
+@pytest.mark.parametrize("content", [b'{"status": "UP"}', b"<html></html>", b"[]"])
+def test_label_studio_is_not_taken_for_a_backend(content: bytes, server: str) -> None:
+    """Its own health check is at the same path, and its address is the one that newcomers know."""
+    _Answers.answers = [(200, content)]
+    with pytest.raises(SettingsError, match="no backend, but perhaps Label Studio itself; .* --backend-url"):
+        wait_for_backend(server, 60)
+
+
+def test_a_backend_is_not_taken_for_label_studio(image_server: ImageServer) -> None:
+    image_server.token, image_server.refresh_status = "Bearer nobody-knows", 404
+    with LabelStudioClient(image_server.url, REFRESH_TOKEN) as client:
+        with pytest.raises(LabelStudioError, match="this is not Label Studio.* give its URL as --url"):
+            client.project(1)
+
+
+def test_a_port_that_is_taken_is_named(server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a traceback or the lines of a log: a second server was started, or the first never ended."""
+    port = server.rpartition(":")[2]
+    assert run(["label-studio", "serve", "--model", "playground", "--port", port]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1].startswith(f"error: cannot listen at 127.0.0.1:{port} (")
+    assert "--port" in printed.err and printed.out == ""
+    check_address("localhost", free_port())
+    check_address("0.0.0.0", free_port())
+    with pytest.raises(SettingsError, match="cannot listen at no-such-host.invalid:1 "):
+        check_address("no-such-host.invalid", 1)
 
 
 @pytest.mark.slow

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import shapely.affinity
 
 from labelstudio_backend.config_writer import SHAPES, Shape, labeling_config_xml
 from labelstudio_backend.export import export_tasks
@@ -16,8 +18,9 @@ from labelstudio_backend.labeled_shapes import join_labels
 from labelstudio_backend.labeling_config import parse_labeling_config, parse_project_config
 from labelstudio_backend.requests import Plan, read_context
 from labelstudio_backend.results import region_results
-from labelstudio_backend.shapes import mask_of_value
+from labelstudio_backend.shapes import cropped_mask, mask_of_value
 from tcl_core.errors import SettingsError
+from tcl_core.polygons.rasterize import polygon_to_mask
 from tcl_core.regions import label_map_to_regions
 from tcl_core.types import Region, Segmentation
 from tcl_core.vocabulary import Vocabulary
@@ -156,6 +159,58 @@ def test_what_is_drawn_already_is_replaced() -> None:
     ids = [result["id"] for result in region_results(CONFIG, new, SIZE, known=replaced)[::2]]
     # Of two that fit, the first one takes the place.
     assert ids[0] == cat and ids[3] == sofa and len(set(ids)) == 4
+
+
+def test_regions_of_other_labels_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large image with a hundred regions was made into a hundred masks of its size for every prompt."""
+    size, made = (6000, 8000), []
+
+    def counted(kind: str, value: Mapping[str, Any], size: tuple[int, int]) -> tuple[tuple[int, int], Any]:
+        corner, mask = cropped_mask(kind, value, size)
+        made.append(mask.size)
+        return corner, mask
+
+    monkeypatch.setattr("labelstudio_backend.known_regions.cropped_mask", counted)
+    square = block(0, 0, 20, 20)
+    assert square.polygon is not None
+    squares = [
+        replace(square, bbox=(50 * at, 0, 20, 20), polygon=shapely.affinity.translate(square.polygon, 50 * at))
+        for at in range(1, 100)
+    ]
+    old = region_results(CONFIG, [("Cat", square), *(("Sofa", each) for each in squares)], size)
+    replaced = KnownRegions(results_of_task([{"result": old}]), CONFIG, size)
+    assert replaced.take(CONFIG.drawing[0], "Cat", block(2, 2, 25, 22)) == old[0]["id"]
+    assert len(made) == 1 and made[0] <= 22 * 22
+    # Each is read once, whatever is asked for.
+    for each in squares[::10]:
+        assert replaced.take(CONFIG.drawing[0], "Sofa", each) is not None
+    assert len(made) == len(squares) + 1
+
+
+def test_a_cropped_mask_is_a_part_of_the_whole_one() -> None:
+    """Compared with a frame of the image's size, also for polygons that leave the image or cross themselves."""
+    rng = np.random.default_rng(5)
+    size = (60, 90)
+    for trial in range(200):
+        angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 12)))
+        radius = rng.uniform(2, 60, len(angles))
+        points = np.stack([radius * np.cos(angles), radius * np.sin(angles)], 1) + rng.uniform(-20, 120, 2)
+        if trial % 5 == 0:
+            points = np.concatenate([points, points[:1], points[:1] + 1])
+        value = {"points": points.tolist()}
+        polygon = shapely.Polygon(points / 100 * (size[1], size[0]))
+        if polygon.is_valid:
+            inside = shapely.get_parts(shapely.intersection(polygon, shapely.box(0, 0, size[1], size[0])))
+        else:
+            inside = [shapely.Polygon(np.clip(np.asarray(polygon.exterior.coords), 0, (size[1], size[0])))]
+        wanted = np.zeros(size, dtype=bool)
+        for part in inside:
+            if isinstance(part, shapely.Polygon):
+                wanted |= polygon_to_mask(part, size)
+        assert np.array_equal(mask_of_value("polygonlabels", value, size), wanted)
+        (left, top), part = cropped_mask("polygonlabels", value, size)
+        assert part.sum() == wanted.sum() and left >= 0 and top >= 0
+    assert cropped_mask("polygonlabels", {"points": [[200, 200], [210, 200], [210, 210]]}, size)[1].size == 0
 
 
 def test_regions_of_another_page_are_not_replaced() -> None:

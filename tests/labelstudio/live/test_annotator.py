@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -20,7 +22,7 @@ from labelstudio_backend.labeled_shapes import join_labels
 from tcl_core.cli.main import run
 from tests.labelstudio.live.environment import REPOSITORY, LabelStudioServer, Process, free_port
 from tests.labelstudio.live.test_browser import keep_screenshot, log_in, regions, suggestions, wait
-from tests.labelstudio.live.test_server import project_of, retrieve
+from tests.labelstudio.live.test_server import project_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.xdist_group("Label Studio")]
 
@@ -62,6 +64,38 @@ def canvas_of(browser: webdriver.Chrome) -> WebElement:
     return wait(lambda: browser.find_elements(By.CSS_SELECTOR, ".konvajs-content canvas"), "the image")[0]
 
 
+def image_zoom(browser: webdriver.Chrome) -> float:
+    """By how much the image is larger than its frame."""
+    return browser.execute_script(
+        "for (const tag of Htx.annotationStore.selected.names.values()) if (tag.type === 'image') return tag.zoomScale;"
+    )
+
+
+def region_titles(browser: webdriver.Chrome) -> list[WebElement]:
+    """The names in the list of regions, as far as the window shows them."""
+    titles = browser.find_elements(By.CSS_SELECTOR, "[class*=outliner-item__title]")
+    return [each for each in titles if each.is_displayed() and each.text.strip()]
+
+
+def select_region(browser: webdriver.Chrome, labels: list[str], number: int) -> str:
+    """Click on a region in the list, of which the window shows a few; gives its label."""
+    shown = wait(
+        lambda: [each for each in region_titles(browser) if each.text.strip() in labels], "the list of regions"
+    )
+    label = shown[number].text.strip()
+    ActionChains(browser).move_to_element(shown[number]).click().perform()
+    wait(lambda: selected_polygon(browser) != [], "selecting a region")
+    return label
+
+
+def selected_polygon(browser: webdriver.Chrome) -> list[list[float]]:
+    """The corners of the one region that is selected, in percent of the image's size."""
+    return browser.execute_script(
+        "const chosen = Htx.annotationStore.selected.selectedRegions;"
+        "return chosen.length === 1 ? chosen[0].points.map(p => [p.x, p.y]) : [];"
+    )
+
+
 def selected_tool(browser: webdriver.Chrome) -> list[Any]:
     return browser.execute_script(
         "return ToolManager.allInstances()[0].allTools().filter(t => t.selected).map(t => [t.toolName, t.dynamic]);"
@@ -84,6 +118,17 @@ def choose_smart_tool(browser: webdriver.Chrome, tool: str) -> None:
         if selected_tool(browser) == [tool, True]:
             return
     raise AssertionError(f"no click on the last tool gives {tool}")
+
+
+def choose_tool_to_draw(browser: webdriver.Chrome) -> None:
+    """Click on the first tool."""
+    browser.find_elements(By.CSS_SELECTOR, ".lsf-tool")[0].click()
+    wait(lambda: selected_tool(browser) == ["PolygonTool", False], "the first tool")
+
+
+def room(corners: list[list[float]], number: int) -> float:
+    """How far a corner is from the nearest other one, in percent of the image's size."""
+    return min(math.dist(corners[number], other) for at, other in enumerate(corners) if at != number)
 
 
 def place(browser: webdriver.Chrome, share: tuple[float, float]) -> tuple[int, int]:
@@ -157,23 +202,29 @@ def test_the_way_of_a_new_annotator(
     words = ["setup", *server, "--labels", str(scenes / "labels.yaml"), "--backend-url", playground_backend]
     words += ["--title", "a new annotator", "--upload", str(scenes)]
     assert run(["label-studio", *words]) == 0
-    project = project_of(capfd.readouterr().out)
-    # Again: the same project, one backend, no image twice.
-    assert run(["label-studio", *words]) == 0
-    printed = capfd.readouterr().out
-    assert project_of(printed) == project and "0 images uploaded, 1 were there already" in printed
+    first_run = capfd.readouterr()
+    # The list of labels lies beside the images.
+    assert "left out" not in first_run.err
+    project = project_of(first_run.out)
+    # Again: the same project, one backend, no image twice. A file that Label Studio cannot show holds up nothing.
+    Image.new("RGB", (8, 8)).save(scenes / "scan.tif")
+    assert run(["label-studio", *words]) == 1
+    printed = capfd.readouterr()
+    assert project_of(printed.out) == project and "0 images uploaded, 1 were there already" in printed.out
+    assert f"failed: {scenes / 'scan.tif'}: Label Studio does not take it (.tif extension" in printed.err
     assert len(label_studio.api("GET", "/api/ml/", params={"project": project})) == 1
-    retrieve(label_studio, project)
+    # The list of tasks does not wait for predictions; the task that is opened gets its own.
     (listed,) = label_studio.api("GET", "/api/tasks/", params={"project": project})["tasks"]
     task = listed["id"]
-    (predicted,) = label_studio.api("GET", "/api/predictions/", params={"task": task})
-    drawn = sorted(r["value"]["labels"][0] for r in predicted["result"] if r["type"] == "labels")
-    assert drawn and all(r["type"] in ("polygon", "labels") for r in predicted["result"])
-
+    assert label_studio.api("GET", "/api/predictions/", params={"task": task}) == []
     if "/projects" not in browser.current_url:
         log_in(browser, label_studio.url)
     browser.get(f"{label_studio.url}/projects/{project}/data?task={task}")
-    wait(lambda: sorted(regions(browser)) == drawn, "regions on opening")
+    wait(lambda: bool(regions(browser)), "regions on opening")
+    (predicted,) = label_studio.api("GET", "/api/predictions/", params={"task": task})
+    drawn = sorted(r["value"]["labels"][0] for r in predicted["result"] if r["type"] == "labels")
+    assert drawn and all(r["type"] in ("polygon", "labels") for r in predicted["result"])
+    wait(lambda: sorted(regions(browser)) == drawn, "all regions")
     toggle = "[data-testid=bottombar-auto-annotation-toggle]"
     switch = wait(lambda: browser.find_elements(By.CSS_SELECTOR, toggle), "the switch of Auto-Annotation")[0]
     if not switch.is_selected():
@@ -189,7 +240,18 @@ def test_the_way_of_a_new_annotator(
     ):
         assert seen.rect["y"] >= 0 and seen.rect["y"] + seen.rect["height"] <= bottom, seen.get_attribute("class")
     assert canvas_of(browser).rect["y"] < bottom / 3
+    # Nor does anything of the image lie outside: the toolbar takes its width before the image is scaled.
+    assert image_zoom(browser) == 1
     keep_screenshot(browser, "annotator-1-opened.png")
+    # Regions are called what their label is called, and the keyboard goes from the prompt field to the tools.
+    assert {title.text for title in region_titles(browser)} <= set(drawn)
+    browser.find_element(By.CSS_SELECTOR, "input[name=prompt]").click()
+    for _ in range(3):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        reached = browser.switch_to.active_element.get_attribute("aria-label")
+        if reached:
+            break
+    assert reached == "polygon-tool"
 
     # First prompt, second prompt: no click between answer and next prompt but the one that accepts.
     first, second = surest_objects(predicted["result"])[:2]
@@ -229,24 +291,32 @@ def test_the_way_of_a_new_annotator(
     keep_screenshot(browser, "annotator-4-point.png")
     accept(browser)
 
-    # A correction: a region is picked in the list and deleted.
+    # A correction: a corner of a region that is picked in the list is dragged, and the others stay.
     kept = len(regions(browser))
-    rows = wait(
-        lambda: [
-            each
-            for each in browser.find_elements(By.CSS_SELECTOR, "[class*=outliner-item__title]")
-            if each.is_displayed() and each.text.strip() in drawn
-        ],
-        "the list of regions",
-    )
-    ActionChains(browser).move_to_element(rows[0]).click().perform()
-    wait(
-        lambda: browser.execute_script("return Htx.annotationStore.selected.selectedRegions.length") == 1,
-        "selecting a region",
-    )
+    choose_tool_to_draw(browser)
+    corrected = select_region(browser, drawn, 1)
+    corners = selected_polygon(browser)
+    # One with room around it: what is pressed is the corner alone.
+    number = max(range(len(corners)), key=lambda at: room(corners, at))
+    start = corners[number][0] / 100, corners[number][1] / 100
+    end = start[0] + (0.08 if start[0] < 0.5 else -0.08), start[1] + (0.06 if start[1] < 0.5 else -0.06)
+    action = ActionChains(browser, duration=50)
+    action.move_to_element_with_offset(canvas_of(browser), *place(browser, start)).click_and_hold()
+    for step in range(1, 5):
+        at = tuple(a + (b - a) * step / 4 for a, b in zip(start, end, strict=True))
+        action.move_to_element_with_offset(canvas_of(browser), *place(browser, at))  # type: ignore[arg-type]
+    action.release().perform()
+    wait(lambda: selected_polygon(browser) not in ([], corners), "moving a corner")
+    moved = selected_polygon(browser)
+    assert moved[:number] + moved[number + 1 :] == corners[:number] + corners[number + 1 :]
+    assert moved[number] == pytest.approx([100 * end[0], 100 * end[1]], abs=1)
+    keep_screenshot(browser, "annotator-5-corner.png")
+
+    # Another one: the region is deleted, by the key that the page names.
+    deleted = select_region(browser, drawn, 0)
     ActionChains(browser).send_keys(Keys.BACKSPACE).perform()
     wait(lambda: len(regions(browser)) == kept - 1, "deleting a region")
-    keep_screenshot(browser, "annotator-5-corrected.png")
+    keep_screenshot(browser, "annotator-6-corrected.png")
 
     submit = browser.find_element(By.CSS_SELECTOR, "[data-testid=bottombar-submit-button]")
     browser.execute_script("arguments[0].click()", submit)
@@ -254,6 +324,9 @@ def test_the_way_of_a_new_annotator(
         lambda: label_studio.api("GET", f"/api/tasks/{task}/annotations/"), "the annotation on the server"
     )
     shapes = [r["type"] for r in annotation["result"] if r["type"] not in ("labels", "textarea")]
+    if corrected != deleted:
+        exported = [r["value"]["points"] for r in annotation["result"] if r["type"] == "polygon"]
+        assert any(points[number] == pytest.approx(moved[number]) for points in exported if len(points) > number)
     assert shapes == ["polygon"] * (kept - 1)
     out = tmp_path / "coco.json"
     assert run(["label-studio", "export", *server, "--project", str(project), "--out", str(out)]) == 0
