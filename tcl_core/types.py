@@ -78,15 +78,15 @@ class Unlabeled:
 
     Args:
         names: background names that won at least one pixel.
-        winner: int32 ``[H, W]``; 0 where a label or the plain background won, k where ``names[k - 1]`` did.
+        winner: whole numbers ``[H, W]``; 0 where a label or the plain background won, k where ``names[k - 1]`` did.
     """
 
-    def __init__(self, names: tuple[str, ...], winner: NDArray[np.int32]) -> None:
-        self._make: Callable[[], tuple[tuple[str, ...], NDArray[np.int32]]] | None = None
-        self._made: tuple[tuple[str, ...], NDArray[np.int32]] | None = (names, winner)
+    def __init__(self, names: tuple[str, ...], winner: NDArray[np.integer]) -> None:
+        self._make: Callable[[], tuple[tuple[str, ...], NDArray[np.integer]]] | None = None
+        self._made: tuple[tuple[str, ...], NDArray[np.integer]] | None = (names, winner)
 
     @classmethod
-    def later(cls, make: Callable[[], tuple[tuple[str, ...], NDArray[np.int32]]]) -> Self:
+    def later(cls, make: Callable[[], tuple[tuple[str, ...], NDArray[np.integer]]]) -> Self:
         """Names and winners that take a while, and are computed once somebody asks for them.
 
         Args:
@@ -106,8 +106,8 @@ class Unlabeled:
         return self._known()[0]
 
     @property
-    def winner(self) -> NDArray[np.int32]:
-        """int32 ``[H, W]``; 0 where a label or the plain background won, k where ``names[k - 1]`` did."""
+    def winner(self) -> NDArray[np.integer]:
+        """Whole numbers ``[H, W]``; 0 where a label or the plain background won, k where ``names[k - 1]`` did."""
         return self._known()[1]
 
     def shares(self) -> dict[str, float]:
@@ -125,7 +125,7 @@ class Unlabeled:
         ranked = sorted(zip(names, pixels[1:].tolist(), strict=True), key=lambda pair: -pair[1])
         return {name: number / winner.size for name, number in ranked if number}
 
-    def _known(self) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    def _known(self) -> tuple[tuple[str, ...], NDArray[np.integer]]:
         made = self._made
         if made is None:
             assert self._make is not None

@@ -61,20 +61,22 @@ class NamePlane:
 
     def _won(
         self, score: Tensor, floor: float, label_map: NDArray[np.int32]
-    ) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    ) -> tuple[tuple[str, ...], NDArray[np.integer]]:
         """The names that won anything, and where."""
         size = (int(label_map.shape[0]), int(label_map.shape[1]))
         source = (int(score.shape[0]), int(score.shape[1]))
         enlarger = Enlarger.of(source, size, score.device)
         rows, columns = (nearest_places(*lengths) for lengths in zip(self.winner.shape, size, strict=True))
-        places, numbers = np.zeros(size, np.int32), self.winner.cpu().numpy() + 1
+        # Few bits, because there are as many of these as there are pixels.
+        kind = np.min_scalar_type(len(self.names))
+        places, numbers = np.zeros(size, kind), (self.winner.cpu().numpy() + 1).astype(kind)
         seen = np.zeros(len(self.names) + 1, dtype=bool)
         for tile in tiles(size, score.device):
             won = (enlarger.tile(score, tile) > floor).cpu().numpy() & (label_map[tile] == 0)
             np.copyto(places[tile], numbers[np.ix_(rows[tile[0]], columns[tile[1]])], where=won)
             seen[places[tile].ravel()] = True
         kept = np.flatnonzero(seen[1:]) + 1
-        table = np.zeros(len(seen), np.int32)
+        table = np.zeros(len(seen), kind)
         table[kept] = np.arange(1, len(kept) + 1)
         for tile in tiles(size, torch.device("cpu")):
             places[tile] = table[places[tile]]
