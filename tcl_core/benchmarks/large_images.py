@@ -133,12 +133,12 @@ def format_sizes(rows: Sequence[SizeRow]) -> str:
 
     >>> row = SizeRow((1000, 2000), 1_500_000_000, 7, dict.fromkeys(STAGES, 0.2))
     >>> print(format_sizes([row]).splitlines()[1].strip())
-    2 MP  2000 x 1000    1.50 GB        7     0.20     0.20     0.20     0.20     0.20     0.500   1.00
+    2 MP    2000 x 1000    1.50 GB        7     0.20     0.20     0.20     0.20     0.20     0.500   1.00
     """
     stages = "".join(f"{name:>9}" for name in STAGES)
-    lines = [f"{'size':>17}{'':8}{'peak':>5}  regions{stages}      s/MP  ratio"]
+    lines = [f"{'size':>19}{'':8}{'peak':>5}  regions{stages}      s/MP  ratio"]
     for row in rows:
-        shown = f"{row.megapixels:>5.3g} MP{f'{row.size[1]} x {row.size[0]}':>13}{row.peak_bytes / 1e9:>8.2f} GB"
+        shown = f"{row.megapixels:>5.3g} MP{f'{row.size[1]} x {row.size[0]}':>15}{row.peak_bytes / 1e9:>8.2f} GB"
         seconds = "".join(f"{row.seconds[name]:>9.2f}" for name in STAGES)
         ratio = row.seconds_per_megapixel / rows[0].seconds_per_megapixel
         lines.append(f"{shown}{row.regions:>9}{seconds}{row.seconds_per_megapixel:>10.3f}{ratio:>7.2f}")
