@@ -97,14 +97,16 @@ def _mean_scores(
 ) -> NDArray[np.float64]:
     """The mean score of each face over the pixels that its label won, float64 ``[faces + 1]``."""
     count = int(faces.values.max()) + 1
-    total, won = np.zeros(count), np.zeros(count, dtype=np.int64)
+    total = np.zeros(count)
+    won = np.bincount(faces.values, weights=faces.lengths, minlength=count)
     for rows in strips(*label_map.shape):
         labels = kept.rows(rows)
-        own = (labels == label_map[rows]) & (labels > 0)
-        face = faces.rows(rows)[own]
+        face, labeled = faces.rows(rows), labels > 0
+        own = labels == label_map[rows]
+        np.subtract.at(won, face[labeled & ~own], 1)
+        own &= labeled
         # Pixel after pixel, so that sums do not depend on where strips end.
-        np.add.at(total, face, score_map[rows][own].astype(np.float64))
-        won += np.bincount(face, minlength=count)
+        np.add.at(total, face[own], score_map[rows][own].astype(np.float64))
     return np.clip(total / np.maximum(won, 1), 0, 1)
 
 

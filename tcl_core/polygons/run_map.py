@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 __all__ = ["Pairs", "RunMap", "strips"]
 
-_STRIP_PIXELS = 1 << 22
+_STRIP_PIXELS = 1 << 18
 _KEPT_PIXELS = 1 << 22  # of maps so small that looking a pixel up is quicker than counting runs
 _BLOCK = 256  # pixels whose count of runs is kept in full, the bytes inside by differences
 
