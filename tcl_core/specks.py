@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
-__all__ = ["absorb_small"]
+from tcl_core.polygons.run_map import Pairs, RunMap
+
+__all__ = ["absorb_small", "absorb_small_pieces"]
 
 
 def absorb_small(label_map: NDArray[np.int32], min_area: int) -> NDArray[np.int32]:
@@ -32,80 +31,31 @@ def absorb_small(label_map: NDArray[np.int32], min_area: int) -> NDArray[np.int3
         >>> absorb_small(np.array([[1, 1, 1], [1, 2, 0], [1, 1, 1]], dtype=np.int32), 2).tolist()
         [[1, 1, 1], [1, 1, 1], [1, 1, 1]]
     """
-    if min_area <= 1 or not label_map.size:
+    runs = RunMap.of(label_map)
+    merged = absorb_small_pieces(runs, min_area)
+    if merged is runs:
         return label_map.astype(np.int32, copy=True)
-    runs = _Runs.of(label_map)
-    below = runs.below()
-    face = runs.faces(below)
-    area = np.bincount(face, weights=runs.lengths).astype(np.int64)
+    return np.repeat(merged.values.astype(np.int32), merged.lengths).reshape(label_map.shape)
+
+
+def absorb_small_pieces(label_map: RunMap, min_area: int) -> RunMap:
+    """`absorb_small` of a label map that is known by its runs; the same map where nothing is small."""
+    if min_area <= 1 or not len(label_map.starts):
+        return label_map
+    below = label_map.below()
+    face = label_map.pieces(below)
+    area = np.bincount(face, weights=label_map.lengths).astype(np.int64)
     small = area < min_area
     if not small.any():
-        return label_map.astype(np.int32, copy=True)
+        return label_map
     label_of = np.zeros(len(area), dtype=np.int64)
-    label_of[face] = runs.values
-    merged = _merged_labels(area, label_of, _borders(runs, below, face, small), min_area)
-    return np.repeat(merged[face].astype(np.int32), runs.lengths).reshape(label_map.shape)
-
-
-@dataclass(frozen=True)
-class _Runs:
-    """A label map as pieces of its rows of equal value, which are far fewer than its pixels.
-
-    Attributes:
-        begins: bool ``[H, W]``, whether one begins at a pixel.
-        starts: int64 ``[R]``, the same pixels, counted in reading order.
-        lengths: int64 ``[R]``.
-        values: ``[R]``.
-    """
-
-    begins: NDArray[np.bool_]
-    starts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    values: NDArray[np.int32]
-
-    @classmethod
-    def of(cls, label_map: NDArray[np.int32]) -> _Runs:
-        begins = np.ones(label_map.shape, dtype=bool)
-        np.not_equal(label_map[:, 1:], label_map[:, :-1], out=begins[:, 1:])
-        starts = np.flatnonzero(begins)
-        return cls(begins, starts, np.diff(starts, append=label_map.size), label_map.ravel()[starts])
-
-    def below(self) -> _Pairs:
-        """Runs of neighboring rows that touch, and along how many pixels."""
-        upper, lower = self.begins[:-1].ravel(), self.begins[1:].ravel()
-        # Where either row begins a run, a touch begins.
-        at = np.flatnonzero(upper | lower)
-        first = np.count_nonzero(self.begins[0])
-        lengths = np.diff(at, append=len(upper))
-        return np.cumsum(upper[at]) - 1, np.cumsum(lower[at]) - 1 + first, lengths
-
-    def beside(self) -> _Pairs:
-        """Runs that follow each other in a row, which touch along one pixel."""
-        one = np.flatnonzero(self.starts[1:] % self.begins.shape[1])
-        return one, one + 1, np.ones(len(one), dtype=np.int64)
-
-    def faces(self, below: _Pairs) -> NDArray[np.int64]:
-        """The 4-connected piece of each run, numbered from 0 in reading order."""
-        one, other, _ = below
-        same = self.values[one] == self.values[other]
-        count, joined = len(self.starts), other[same]
-        # Pairs come in the order of their first runs, as the rows of such a matrix are stored.
-        begins = np.concatenate([[0], np.cumsum(np.bincount(one[same], minlength=count))])
-        graph = csr_array((np.ones(len(joined)), joined, begins), shape=(count, count))
-        pieces, face = connected_components(graph, directed=False)
-        first = np.empty(pieces, dtype=np.int64)
-        # Of several the last is kept, which is each piece's first.
-        first[face[::-1]] = np.arange(count)[::-1]
-        rank = np.empty(pieces, dtype=np.int64)
-        rank[np.argsort(first)] = np.arange(pieces)
-        return rank[face]
-
-
-_Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+    label_of[face] = label_map.values
+    merged = _merged_labels(area, label_of, _borders(label_map, below, face, small), min_area)
+    return label_map.with_values(merged[face])
 
 
 def _borders(
-    runs: _Runs, below: _Pairs, face: NDArray[np.int64], small: NDArray[np.bool_]
+    runs: RunMap, below: Pairs, face: NDArray[np.int64], small: NDArray[np.bool_]
 ) -> dict[int, dict[int, int]]:
     """Pixel edges that each small face shares with each of its neighbors."""
     sides = []

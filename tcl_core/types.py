@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from tcl_core.vocabulary import Vocabulary
 
 __all__ = ["Region", "Segmentation", "Unlabeled"]
+
+_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -68,19 +71,44 @@ class Region:
         return full
 
 
-@dataclass(frozen=True)
 class Unlabeled:
     """The background names that beat every label somewhere in one image.
 
     Their pixels are never annotated; a preview shows them so that a user can see what an empty area was taken for.
 
-    Attributes:
+    Args:
         names: background names that won at least one pixel.
-        winner: int32 ``[H, W]``; 0 where a label or the plain background won, k where ``names[k - 1]`` did.
+        winner: whole numbers ``[H, W]``; 0 where a label or the plain background won, k where ``names[k - 1]`` did.
     """
 
-    names: tuple[str, ...]
-    winner: NDArray[np.int32]
+    def __init__(self, names: tuple[str, ...], winner: NDArray[np.integer]) -> None:
+        self._make: Callable[[], tuple[tuple[str, ...], NDArray[np.integer]]] | None = None
+        self._made: tuple[tuple[str, ...], NDArray[np.integer]] | None = (names, winner)
+
+    @classmethod
+    def later(cls, make: Callable[[], tuple[tuple[str, ...], NDArray[np.integer]]]) -> Self:
+        """Names and winners that take a while, and are computed once somebody asks for them.
+
+        Args:
+            make: computes them; what it raises is passed on to whoever asks.
+
+        Examples:
+            >>> Unlabeled.later(lambda: (("sky",), np.array([[1, 0]], np.int32))).names
+            ('sky',)
+        """
+        unlabeled = cls((), np.zeros((0, 0), np.int32))
+        unlabeled._make, unlabeled._made = make, None
+        return unlabeled
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Background names that won at least one pixel."""
+        return self._known()[0]
+
+    @property
+    def winner(self) -> NDArray[np.integer]:
+        """Whole numbers ``[H, W]``; 0 where a label or the plain background won, k where ``names[k - 1]`` did."""
+        return self._known()[1]
 
     def shares(self) -> dict[str, float]:
         """Share of the image's pixels that each name won, largest first; names without a pixel are omitted.
@@ -89,6 +117,19 @@ class Unlabeled:
             >>> Unlabeled(("sky", "wall"), np.array([[0, 1], [2, 2]], np.int32)).shares()
             {'wall': 0.5, 'sky': 0.25}
         """
-        pixels = np.bincount(self.winner.ravel(), minlength=len(self.names) + 1)[1:].tolist()
-        ranked = sorted(zip(self.names, pixels, strict=True), key=lambda pair: -pair[1])
-        return {name: number / self.winner.size for name, number in ranked if number}
+        names, winner = self._known()
+        pixels = np.zeros(len(names) + 1, dtype=np.int64)
+        for top in range(0, len(winner), _ROWS):
+            # A count needs 64 bits a pixel of what it counts.
+            pixels += np.bincount(winner[top : top + _ROWS].ravel(), minlength=len(pixels))
+        ranked = sorted(zip(names, pixels[1:].tolist(), strict=True), key=lambda pair: -pair[1])
+        return {name: number / winner.size for name, number in ranked if number}
+
+    def _known(self) -> tuple[tuple[str, ...], NDArray[np.integer]]:
+        made = self._made
+        if made is None:
+            assert self._make is not None
+            made = self._made = self._make()
+            # What it was made of may be large.
+            self._make = None
+        return made

@@ -19,7 +19,8 @@ __all__ = ["command"]
 @click.group(
     "benchmark",
     short_help="Measure polygons and speed on this machine.",
-    epilog="\b\nExamples:\n  tcl-annotate benchmark polygons\n  tcl-annotate benchmark segment",
+    epilog="\b\nExamples:\n  tcl-annotate benchmark polygons\n  tcl-annotate benchmark segment\n"
+    "  tcl-annotate benchmark large-images",
 )
 def command() -> None:
     """Measure polygons and speed on this machine."""
@@ -216,4 +217,35 @@ def segment_command(
             json_path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise SettingsError(f"--json {json_path}: cannot be written ({error.strerror})") from error
+    return EXIT_FINE
+
+
+@command.command(
+    "large-images",
+    epilog="""\b
+Examples:
+  tcl-annotate benchmark large-images
+  tcl-annotate benchmark large-images --megapixels 12 --megapixels 48 --model tcl-vit-b16""",
+)
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="Name or path of a model.")
+@click.option(
+    "--megapixels",
+    type=click.FloatRange(min=0, min_open=True),
+    multiple=True,
+    default=[12.0, 50.0, 100.0, 200.0],
+    show_default=True,
+    metavar="N",
+    help="Size of an image in millions of pixels; repeatable.",
+)
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def large_images_command(model: str, megapixels: tuple[float, ...], quiet: bool) -> int:
+    """Measure the memory and time of prelabel on images of several sizes, on the CPU.
+
+    The peak is the highest resident memory of a prelabel process; times are seconds of processor time per stage. The
+    ratio compares the time per megapixel with that of the first size: near 1 or below, time is linear.
+    """
+    from tcl_core.benchmarks.large_images import format_sizes, run_sizes
+
+    progress = None if quiet else lambda what: click.echo(f"measuring {what}", err=True)
+    click.echo(format_sizes(run_sizes(model, megapixels, progress=progress)))
     return EXIT_FINE

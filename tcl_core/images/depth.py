@@ -7,12 +7,13 @@ Nothing in such a file says so but the values themselves.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFile
 
-__all__ = ["DEPTHS", "depth_of", "is_deep_color", "mend_planes", "other_bytes", "scale", "stretch"]
+__all__ = ["DEPTHS", "depth_of", "is_deep_color", "load_other_bytes", "mend_planes", "scale", "stretch"]
 
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that cameras and scanners use in 16-bit files."""
@@ -55,17 +56,31 @@ def scale(values: NDArray[np.generic], bits: int) -> NDArray[np.uint8]:
 
 def stretch(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Values without a defined white to 8 bits (the rule in `tcl_core.images.load_image`)."""
-    numbers = values.astype(np.float64)
-    finite = numbers[np.isfinite(numbers)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    lows, highs = [], []
+    for part in _parts(values):
+        finite = part[np.isfinite(part)]
+        if finite.size:
+            lows.append(float(finite.min()))
+            highs.append(float(finite.max()))
+    low, high = (min(lows), max(highs)) if lows else (0.0, 1.0)
     if low >= 0 and high <= 1 and values.dtype.kind == "f":
         low, high = 0.0, 1.0
     elif low >= 0 and high <= 255:
         low, high = 0.0, 255.0
-    numbers = np.nan_to_num(numbers, nan=low, neginf=low, posinf=high if high > low else low + 1)
     span = high - low
-    scaled = (numbers - low) * (255.0 / span) if span > 0 else np.zeros_like(numbers)
-    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+    gray = np.zeros(values.shape, dtype=np.uint8)
+    if span > 0:
+        for place, part in enumerate(_parts(values)):
+            numbers = np.nan_to_num(part.astype(np.float64), nan=low, neginf=low, posinf=high)
+            scaled = np.clip((numbers - low) * (255.0 / span), 0, 255)
+            gray[place * _ROWS_AT_ONCE : (place + 1) * _ROWS_AT_ONCE] = np.rint(scaled)
+    return gray
+
+
+def _parts(values: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
+    """A few rows at a time."""
+    for top in range(0, len(values), _ROWS_AT_ONCE):
+        yield values[top : top + _ROWS_AT_ONCE]
 
 
 def is_deep_color(image: ImageFile.ImageFile) -> bool:
@@ -96,7 +111,7 @@ def mend_planes(image: ImageFile.ImageFile) -> None:
     ]
 
 
-def other_bytes(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
+def load_other_bytes(image: ImageFile.ImageFile) -> bool:
     """Decode an image of `is_deep_color` so that the lower 8 bits are kept.
 
     Pillow has no mode for 16-bit colors: its unpackers take the first or the second byte of each value, by the order of
@@ -106,15 +121,14 @@ def other_bytes(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
         image: opened, and not decoded.
 
     Returns:
-        uint8 ``[H, W, 3 or 4]``.
+        Whether it is gray with opacity, whose lower bytes are then the second and the fourth of four channels.
     """
     gray = any(_raw_mode(tile.args) == _GRAY_WITH_OPACITY for tile in image.tile)
     image.tile = [
         tile._replace(args=_with_raw_mode(tile.args, _OTHER_BYTE[_raw_mode(tile.args)])) for tile in image.tile
     ]
     image.load()
-    pixels = np.asarray(image)
-    return pixels[..., [1, 1, 1, 3]] if gray else pixels
+    return gray
 
 
 def _raw_mode(args: object) -> str:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from tcl_core.errors import ImageError, SettingsError
-from tcl_core.images.depth import depth_of, is_deep_color, mend_planes, other_bytes, scale, stretch
+from tcl_core.images.depth import depth_of, is_deep_color, load_other_bytes, mend_planes, scale, stretch
 from tcl_core.images.jpeg_end import with_end_marker
 
 
@@ -82,6 +82,7 @@ SUPPORTED_EXTENSIONS: tuple[str, ...] = tuple(sorted(e for es in _readable_forma
 """Lower-case file name endings that a walk over a folder takes as images; AVIF only where Pillow can read it, HEIF
 where pillow-heif is installed."""
 
+_ROWS = 256
 _ORIENTATION_TAG = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_PHOTOMETRIC = 256, 257, 258, 262
 _TIFF_WHITE_IS_ZERO = 0
@@ -145,6 +146,21 @@ def load_image(
     if bit_depth is not None and not 1 <= bit_depth <= 16:
         raise SettingsError(f"bit_depth is {bit_depth}; give a number of bits from 1 to 16, or none for automatic.")
     shown = _shown_name(source, name)
+    pixels, orientation, (height, width) = _decoded(source, shown, max_pixels, bit_depth, on_warning or _warn)
+    # Here, where the decoder's own copy of the image is gone.
+    pixels = _turn(pixels, orientation)
+    if pixels.shape[0] * pixels.shape[1] > max_pixels or pixels.shape[:2] != (height, width):
+        raise ImageError(
+            f"{shown}: the image is {pixels.shape[1]} x {pixels.shape[0]} but its header says {width} x {height}; "
+            "save it again with an image editor."
+        )
+    return pixels
+
+
+def _decoded(
+    source: ImageSource, shown: str, max_pixels: int, bit_depth: int | None, warn: Callable[[str], None]
+) -> tuple[NDArray[np.uint8], int, tuple[int, int]]:
+    """The pixels as they are stored, the orientation that is still to be undone, and height and width after that."""
     with _opened(source, shown) as (image, handle):
         height, width = _upright_size(image, handle)
         if height * width > max_pixels:
@@ -156,21 +172,14 @@ def load_image(
         white_is_zero = _is_16_bit_white_is_zero(image)
         bits, stated = _bits_per_sample(image)
         deep = is_deep_color(image)
-        whole = _load(image, handle, shown, on_warning or _warn)
+        whole = _load(image, handle, shown, warn)
         # Pillow turns TIFFs itself while it loads them, and then drops the tag.
         if image.format == "TIFF" and _ORIENTATION_TAG not in image.tag_v2:  # type: ignore[attr-defined]
             orientation = 1
-        if deep and (exact := _deep_color(whole, handle, shown, bit_depth)) is not None:
-            pixels = _on_white(exact)
-        else:
+        pixels = _deep_color(whole, handle, shown, bit_depth) if deep else None
+        if pixels is None:
             pixels = _to_rgb(whole, bits, None if stated else bit_depth or _AUTOMATIC, white_is_zero)
-    pixels = _turn(pixels, orientation)
-    if pixels.shape[0] * pixels.shape[1] > max_pixels or pixels.shape[:2] != (height, width):
-        raise ImageError(
-            f"{shown}: the image is {pixels.shape[1]} x {pixels.shape[0]} but its header says {width} x {height}; "
-            "save it again with an image editor."
-        )
-    return pixels
+        return pixels, orientation, (height, width)
 
 
 def image_size(source: ImageSource, *, name: str | None = None) -> tuple[int, int]:
@@ -407,29 +416,53 @@ def _load(image: ImageFile.ImageFile, handle: BinaryIO, shown: str, warn: Callab
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=4)
+    warnings.warn(message, stacklevel=5)
 
 
 def _deep_color(
     image: ImageFile.ImageFile, handle: BinaryIO, shown: str, bit_depth: int | None
 ) -> NDArray[np.uint8] | None:
-    """A color image of 16-bit values scaled by all its bits; ``None`` where the upper 8 bits are all that is shown.
+    """A color image of 16-bit values scaled by all its bits, uint8 ``[H, W, 3]``.
 
-    Returns:
-        uint8 ``[H, W, 4]``, RGB and opacity.
+    ``None`` where the upper 8 bits are all that is shown.
     """
-    upper = np.asarray(image)
-    if bit_depth is None and depth_of(int(upper[..., :3].max()) << 8 | 0xFF) == 16:
+    if bit_depth is None and depth_of(_highest(image) << 8 | 0xFF) == 16:
         return None
     handle.seek(0)
-    values = upper.astype(np.uint16) << 8 | other_bytes(_identify(handle, shown))
-    depth = bit_depth or depth_of(int(values[..., :3].max()))
-    opaque = np.full((*upper.shape[:2], 1), 255, dtype=np.uint8)
-    opacity = upper[..., 3:] if upper.shape[2] == 4 else opaque
+    other = _identify(handle, shown)
+    gray = load_other_bytes(other)
+    depth = bit_depth or depth_of(max(int(values[..., :3].max()) for _, values in _deep_values(image, other, gray)))
     key = image.info.get("transparency")
-    if isinstance(key, tuple):
-        opacity = np.where((values[..., :3] == key).all(axis=2, keepdims=True), 0, opaque)
-    return np.concatenate([scale(values[..., :3], depth), opacity.astype(np.uint8)], axis=2)
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for rows, values in _deep_values(image, other, gray):
+        opacity = np.full((*values.shape[:2], 1), 255, dtype=np.uint8)
+        if values.shape[2] == 4:
+            opacity = (values[..., 3:] >> 8).astype(np.uint8)
+        if isinstance(key, tuple):
+            opacity[(values[..., :3] == key).all(axis=2)] = 0
+        pixels[rows] = _on_white(np.concatenate([scale(values[..., :3], depth), opacity], axis=2))
+    return pixels
+
+
+def _deep_values(image: Image.Image, other: Image.Image, gray: bool) -> Iterator[tuple[slice, NDArray[np.uint16]]]:
+    """Values of 16 bits, uint16 ``[rows, W, 3 or 4]``, of their upper bytes and the other ones."""
+    for rows, upper in _strips(image):
+        lower = np.asarray(other.crop((0, rows.start, other.width, rows.stop)))
+        # Gray with opacity was unpacked as if its four bytes were colors.
+        lower = lower[..., [1, 1, 1, 3]] if gray else lower
+        yield rows, np.asarray(upper).astype(np.uint16) << 8 | lower
+
+
+def _highest(image: Image.Image) -> int:
+    """The highest value of the first three channels."""
+    return max(int(np.asarray(part)[..., :3].max()) for _, part in _strips(image))
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """A decoded image a few rows at a time: a copy of a large one takes as much memory again, in any mode."""
+    for top in range(0, image.height, _ROWS):
+        rows = slice(top, min(top + _ROWS, image.height))
+        yield rows, image.crop((0, rows.start, image.width, rows.stop))
 
 
 def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -443,7 +476,7 @@ def _to_rgb(
     image: Image.Image, bits: int | None, depth: int | Literal["auto"] | None, white_is_zero: bool
 ) -> NDArray[np.uint8]:
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image)
+        values = np.concatenate([np.asarray(part) for _, part in _strips(image)])
         key = image.info.get("transparency")
         if bits is not None and depth is not None:
             # The value that stands for "nothing here" may be higher than any other.
@@ -458,7 +491,12 @@ def _to_rgb(
         key = image.info.get("transparency")
         if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
             image.info["transparency"] = tuple(value >> 8 for value in key)
-        # Pillow converts the pre-multiplied and palette modes to straight alpha only step by step.
-        straight = image.convert("LA") if image.mode == "La" else image
-        return _on_white(np.asarray(straight.convert("RGBA")))
-    return np.array(image.convert("RGB"))
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for rows, part in _strips(image):
+        if part.has_transparency_data:
+            # Pillow converts the pre-multiplied and palette modes to straight alpha only step by step.
+            straight = part.convert("LA") if part.mode == "La" else part
+            pixels[rows] = _on_white(np.asarray(straight.convert("RGBA")))
+        else:
+            pixels[rows] = np.asarray(part.convert("RGB"))
+    return pixels

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from skimage.measure import label as connected_components
+
+from tcl_core.polygons.run_map import RunMap, strips
 
 __all__ = ["EdgeGraph", "faces_of", "trace_edges"]
 
@@ -94,61 +95,56 @@ def faces_of(label_map: NDArray[np.integer]) -> NDArray[np.int64]:
         >>> faces_of(np.array([[5, 5, 0], [0, 5, 5]])).tolist()
         [[1, 1, 2], [3, 1, 1]]
     """
-    if label_map.size == 0:
-        return np.zeros(label_map.shape, dtype=np.int64)
-    shifted = label_map.astype(np.int64) - int(label_map.min()) + 1
-    return np.asarray(connected_components(shifted, background=0, connectivity=1), dtype=np.int64)
+    return RunMap.of(label_map).faces().pixels()
 
 
-def trace_edges(faces: NDArray[np.int64]) -> EdgeGraph:
+def trace_edges(faces: NDArray[np.int64] | RunMap, strip: int | None = None) -> EdgeGraph:
     """Trace the pixel edges between faces.
 
+    Memory is needed for the edges, and for a strip of the image.
+
     Args:
-        faces: int64 ``[H, W]`` from :func:`faces_of`; each value from 1 to the maximum is one 4-connected piece.
+        faces: int64 ``[H, W]`` from :func:`faces_of`, or its runs; each value from 1 to the maximum is one 4-connected
+            piece.
+        strip: pixels looked at together; it changes nothing but the memory.
 
     Returns:
         The graph; all arcs are made of unit steps.
     """
-    height, width = faces.shape
+    runs = faces if isinstance(faces, RunMap) else RunMap.of(faces)
+    height, width = runs.size
     row = width + 1
-    padded = np.pad(faces, 1)
-    east_west = padded[:-1, 1:-1] != padded[1:, 1:-1]
-    north_south = padded[1:-1, :-1] != padded[1:-1, 1:]
-    leaving = np.zeros((height + 1, width + 1), dtype=np.uint8)  # bit d: an edge leaves this corner in direction d
-    leaving[:, :-1] |= east_west.astype(np.uint8)
-    leaving[:, 1:] |= east_west.astype(np.uint8) << 2
-    leaving[1:, :] |= north_south.astype(np.uint8) << 1
-    leaving[:-1, :] |= north_south.astype(np.uint8) << 3
-    leaving = leaving.ravel()
-    corners = np.flatnonzero(leaving)  # few of the image's, so that what follows costs what the edges cost
-    bits = (leaving[corners, None] >> np.arange(4, dtype=np.uint8)) & 1
-    keys = (4 * corners[:, None] + np.arange(4))[bits == 1]  # half-edge key: 4 * corner + direction, ascending
-    is_node = np.zeros(len(leaving), dtype=bool)
-    is_node[corners] = bits.sum(axis=1) >= 3
-    is_node[[0, width, height * row, height * row + width]] = True
-    start, direction = keys // 4, keys % 4
+    corners, leaving = _corners(runs, strip)
+    bits = (leaving[:, None] >> np.arange(4, dtype=np.uint8)) & 1
+    degree = bits.sum(axis=1, dtype=np.int64)
+    is_node = degree >= 3
+    is_node[np.searchsorted(corners, [0, width, height * row, height * row + width])] = True
+    # Half-edges in the order of their corner and direction; where those of each corner begin.
+    corner, direction = np.nonzero(bits)
+    first_of_corner = np.cumsum(degree) - degree
+    start = corners[corner]
     step = _STEP[:, 0] + _STEP[:, 1] * row
     end = start + step[direction]
-    next_direction = np.full(len(keys), -1)
+    end_corner = np.searchsorted(corners, end)
+    next_direction = np.full(len(start), -1)
     for turn in (-1, 0, 1):  # the last match wins: the tightest left turn keeps 4-connected faces apart
         candidate = (direction + turn) % 4
-        next_direction = np.where((leaving[end] >> candidate) & 1 == 1, candidate, next_direction)
-    following = np.searchsorted(keys, 4 * end + next_direction)
-    twin = np.searchsorted(keys, 4 * end + (direction + 2) % 4)
-    # The pixel on the left of a step, as an offset from its start corner in the padded array.
-    left_row = start // row + np.array([0, 0, 1, 1])[direction]
-    left_column = start % row + np.array([1, 0, 0, 1])[direction]
-    left_face = padded[left_row, left_column]
+        next_direction = np.where(bits[end_corner, candidate] == 1, candidate, next_direction)
+    before = np.cumsum(bits, axis=1, dtype=np.int64) - bits  # half-edges of a corner in earlier directions
+    following = first_of_corner[end_corner] + before[end_corner, next_direction]
+    back = (direction + 2) % 4
+    twin = first_of_corner[end_corner] + before[end_corner, back]
+    end_is_node = is_node[end_corner]
 
-    chain_next = np.where(is_node[end], -1, following)
+    chain_next = np.where(end_is_node, -1, following)
     leader = _cycle_leaders(chain_next)
     chain_next[np.flatnonzero(leader[following] == following)] = -1  # open each closed loop before its leader
     last, remaining = _rank(chain_next)
     order = np.lexsort((-remaining, last))
     first_of_chain = np.flatnonzero(np.concatenate([[True], last[order][1:] != last[order][:-1]]))
-    chain_of = np.empty(len(keys), dtype=np.int64)
-    chain_of[order] = np.repeat(np.arange(len(first_of_chain)), np.diff(np.append(first_of_chain, len(keys))))
-    head, tail = order[first_of_chain], order[np.append(first_of_chain[1:], len(keys)) - 1]
+    chain_of = np.empty(len(start), dtype=np.int64)
+    chain_of[order] = np.repeat(np.arange(len(first_of_chain)), np.diff(np.append(first_of_chain, len(start))))
+    head, tail = order[first_of_chain], order[np.append(first_of_chain[1:], len(start)) - 1]
     chain_twin = chain_of[twin[tail]]
     forward = np.arange(len(head)) < chain_twin
     arc_number = np.cumsum(forward) - 1
@@ -157,21 +153,54 @@ def trace_edges(faces: NDArray[np.int64]) -> EdgeGraph:
     kept = order[forward[chain_of[order]]]
     arc_length = np.bincount(arc_number[chain_of[kept]], minlength=int(forward.sum()))
     edge_offset = np.concatenate([[0], np.cumsum(arc_length)])
-    corners = np.insert(start[kept], edge_offset[1:], end[tail[forward]])
+    places = np.insert(start[kept], edge_offset[1:], end[tail[forward]])
     half_next = np.empty(len(head), dtype=np.int64)
     half_next[half_arc] = half_arc[chain_of[following[tail]]]
     half_face = np.empty(len(head), dtype=np.int64)
-    half_face[half_arc] = left_face[head]
+    half_face[half_arc] = _left_faces(runs, start[head], direction[head])
     half_end = np.empty(len(head), dtype=np.int64)
     half_end[half_arc] = end[tail]
-    points = np.stack([corners % row, corners // row], axis=1)
+    points = np.stack([places % row, places // row], axis=1)
     starts = edge_offset + np.arange(len(edge_offset))
-    is_loop = ~is_node[corners[starts[:-1]]]
+    is_loop = ~is_node[corner[head[forward]]]
     points = _turn_loops(points, starts, is_loop)
     rings, ring_starts, ring_faces = _rings(half_next, half_face, half_end, points, starts)
     return EdgeGraph(
         (height, width), points, is_loop, starts, half_face[0::2], half_face[1::2], rings, ring_starts, ring_faces
     )
+
+
+def _corners(runs: RunMap, strip: int | None) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Pixel corners where edges meet, ascending, int64 ``[C]``; bit d is set where one leaves in direction d."""
+    height, width = runs.size
+    corners, leaving = [], []
+    for rows in strips(height + 1, width + 1) if strip is None else strips(height + 1, width + 1, strip):
+        # The rows of pixels above and below each row of corners; outside of the image there is face 0.
+        faces = np.zeros((rows.stop - rows.start + 1, width + 2), dtype=np.int64)
+        inside = slice(max(rows.start - 1, 0), min(rows.stop, height))
+        faces[inside.start - rows.start + 1 : inside.stop - rows.start + 1, 1:-1] = runs.rows(inside)
+        east_west = faces[:-1, 1:-1] != faces[1:, 1:-1]
+        north_south = (faces[:, :-1] != faces[:, 1:]).astype(np.uint8)
+        bits = np.zeros((rows.stop - rows.start, width + 1), dtype=np.uint8)
+        bits[:, :-1] |= east_west.astype(np.uint8)
+        bits[:, 1:] |= east_west.astype(np.uint8) << 2
+        bits |= north_south[:-1] << 1
+        bits |= north_south[1:] << 3
+        found = np.flatnonzero(bits)  # few of the image's, so that what follows costs what the edges cost
+        corners.append(found + rows.start * (width + 1))
+        leaving.append(bits.ravel()[found])
+    return np.concatenate(corners), np.concatenate(leaving)
+
+
+def _left_faces(runs: RunMap, corner: NDArray[np.int64], direction: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The face on the left of steps from corners; 0 outside of the image."""
+    height, width = runs.size
+    row = corner // (width + 1) - np.array([1, 1, 0, 0])[direction]
+    column = corner % (width + 1) - np.array([0, 1, 1, 0])[direction]
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    faces = np.zeros(len(corner), dtype=np.int64)
+    faces[inside] = runs[row[inside] * width + column[inside]]
+    return faces
 
 
 def _turn_loops(points: NDArray[np.int64], starts: NDArray[np.int64], is_loop: NDArray[np.bool_]) -> NDArray[np.int64]:

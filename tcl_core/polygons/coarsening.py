@@ -108,7 +108,6 @@ def remove_vertices(drawing: Drawing, check: CoverageCheck, misplaced: Misplaced
     count = len(joins.line)
     if count == 0:
         return 0
-    flat = check.faces.ravel()
     head, tail, new = (corner.reshape(-1, 2) for corner in joins.triangles())
     left, right = np.repeat(lines.left[joins.line], 5), np.repeat(lines.right[joins.line], 5)
     exchanged = np.tile(_EXCHANGED, count)
@@ -117,14 +116,14 @@ def remove_vertices(drawing: Drawing, check: CoverageCheck, misplaced: Misplaced
     real = (new != head).any(axis=1)
     corners = (head[real], tail[real], new[real])
     sweeps = Sweeps.of_triangles(move[real], corners, left[real], right[real], drawing.graph.size)
-    gain = sweeps.gains(flat, count)
+    gain = sweeps.gains(check.faces, count)
     rank = np.where(
         gain <= pixels * check.breadth()[drawing.runs.arc[joins.line]], gain + np.arange(count) / count, np.inf
     )
     index = np.flatnonzero(np.isfinite(rank))
     rank[index[~_free(drawing, lines, joins.select(index))]] = np.inf
     rank[~_first_of_all(rank, joins.vertices, len(drawing.home))] = np.inf
-    rank[~within_budget(rank, *check.loads(sweeps, flat), check.room(misplaced))] = np.inf
+    rank[~within_budget(rank, *check.loads(sweeps), check.room(misplaced))] = np.inf
     rank[~_keeps_rings(drawing, joins.line, rank)] = np.inf
     rank[~_keeps_boxes(drawing, check, joins, rank)] = np.inf
     index = np.flatnonzero(np.isfinite(rank))

@@ -21,6 +21,7 @@ from tcl_core.errors import SettingsError
 from tcl_core.polygons.arcs import trace_edges
 from tcl_core.polygons.coverage_check import CoverageCheck
 from tcl_core.polygons.fitting import fit_coverage
+from tcl_core.polygons.run_map import RunMap
 
 __all__ = ["TOLERANCES", "tolerance_in_pixels", "simplify_apart", "simplify_coverage"]
 
@@ -63,7 +64,7 @@ def tolerance_in_pixels(tolerance: str | float) -> float:
 
 
 def simplify_coverage(
-    faces: NDArray[np.int64],
+    faces: NDArray[np.int64] | RunMap,
     tolerance: str | float = "default",
     *,
     wanted: NDArray[np.bool_] | None = None,
@@ -83,7 +84,7 @@ def simplify_coverage(
     The outer frame stays straight. The background is part of the coverage, so its borders follow the same rule.
 
     Args:
-        faces: int64 ``[H, W]`` from :func:`tcl_core.polygons.arcs.faces_of`.
+        faces: int64 ``[H, W]`` from :func:`tcl_core.polygons.arcs.faces_of`, or its runs.
         tolerance: a word or pixels, see :func:`tolerance_in_pixels`.
         wanted: bool ``[faces]``, faces whose IoU is held (``None`` = all); entry ``f - 1`` is face ``f``.
 
@@ -95,22 +96,25 @@ def simplify_coverage(
         SettingsError: see :func:`tolerance_in_pixels`.
     """
     pixels = tolerance_in_pixels(tolerance)
-    if faces.size == 0:
+    runs = faces if isinstance(faces, RunMap) else RunMap.of(faces)
+    if len(runs.starts) == 0:
         return np.empty(0, dtype=object)
-    graph = trace_edges(faces)
+    graph = trace_edges(runs)
     faces_there = int(max(graph.left.max(), graph.right.max()))
     held = np.ones(faces_there, dtype=bool) if wanted is None else wanted
-    return fit_coverage(CoverageCheck.of(graph, faces, held, pixels))
+    return fit_coverage(CoverageCheck.of(graph, runs, held, pixels))
 
 
-def simplify_apart(faces: NDArray[np.int64], tolerance: str | float, wanted: NDArray[np.bool_]) -> NDArray[np.object_]:
+def simplify_apart(
+    faces: NDArray[np.int64] | RunMap, tolerance: str | float, wanted: NDArray[np.bool_]
+) -> NDArray[np.object_]:
     """Polygons of some faces, each simplified by itself (Douglas-Peucker), for answers that somebody waits for.
 
     Neighbors share no border, and polygons take more vertices for the same IoU; in return this costs about a tenth
     of :func:`simplify_coverage`. Small and thin regions are kept with a smaller tolerance.
 
     Args:
-        faces: int64 ``[H, W]`` from :func:`tcl_core.polygons.arcs.faces_of`.
+        faces: int64 ``[H, W]`` from :func:`tcl_core.polygons.arcs.faces_of`, or its runs.
         tolerance: a word or pixels, see :func:`tolerance_in_pixels`.
         wanted: bool ``[faces]``; entry ``f - 1`` is face ``f``.
 

@@ -13,6 +13,7 @@ from tcl_core.polygons.arcs import EdgeGraph
 from tcl_core.polygons.misplaced import Misplaced
 from tcl_core.polygons.moves import Sweeps
 from tcl_core.polygons.rasterize import polygon_to_mask
+from tcl_core.polygons.run_map import RunMap
 
 __all__ = ["CoverageCheck"]
 
@@ -36,7 +37,7 @@ class CoverageCheck:
 
     Attributes:
         graph: the pixel edges.
-        faces: int64 ``[H, W]``, the face of each pixel.
+        faces: the face of each pixel.
         wanted: bool ``[F]``, faces whose IoU is held.
         pixels: the tolerance.
         area: int64 ``[F]``, pixels of each face.
@@ -45,7 +46,7 @@ class CoverageCheck:
     """
 
     graph: EdgeGraph
-    faces: NDArray[np.int64]
+    faces: RunMap
     wanted: NDArray[np.bool_]
     pixels: float
     area: NDArray[np.int64]
@@ -53,7 +54,7 @@ class CoverageCheck:
     boxes: NDArray[np.float64]
 
     @classmethod
-    def of(cls, graph: EdgeGraph, faces: NDArray[np.int64], wanted: NDArray[np.bool_], pixels: float) -> CoverageCheck:
+    def of(cls, graph: EdgeGraph, faces: RunMap, wanted: NDArray[np.bool_], pixels: float) -> CoverageCheck:
         """Measure the faces from their borders."""
         count = len(wanted) + 1
         length = np.diff(graph.starts) - 1.0
@@ -96,21 +97,18 @@ class CoverageCheck:
         used = losses + (1 - finite) * gains
         return np.where(np.isfinite(allowed), finite * np.append(0, self.area) - used, np.inf)
 
-    def loads(
-        self, sweeps: Sweeps, faces: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    def loads(self, sweeps: Sweeps) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         """What moves cost each face: a lost pixel 1, a gained one ``1 - allowed loss``.
 
         Args:
             sweeps: the pixels that change sides.
-            faces: int64 ``[H * W]``, the face of each pixel.
 
         Returns:
             Move, face and cost of each pair of them.
         """
         allowed = np.append(0.0, self.allowed_loss())
         share = np.where(np.isfinite(allowed), 1 - allowed, 0.0)
-        right = faces[sweeps.pixel]
+        right = self.faces[sweeps.pixel]
         lost, found = right == sweeps.before, right == sweeps.after
         moves = np.concatenate([sweeps.move, sweeps.move])
         beside = np.concatenate([sweeps.before, sweeps.after])
@@ -196,7 +194,7 @@ class CoverageCheck:
             left, top, right, bottom = shapely.bounds(polygons[face])
             left, top = max(int(left) - _MARGIN, 0), max(int(top) - _MARGIN, 0)
             right, bottom = min(int(right) + _MARGIN + 1, width), min(int(bottom) + _MARGIN + 1, height)
-            mask = self.faces[top:bottom, left:right] == face + 1
+            mask = self.faces.window(slice(top, bottom), slice(left, right)) == face + 1
             drawn = polygon_to_mask(polygons[face], mask.shape, origin=(left, top))
             # What lies outside this window is lost.
             inside = int(np.count_nonzero(mask & drawn))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tcl_core.polygons.crossings import in_triangle, meet, near_lines, whole
 from tcl_core.polygons.drawing import UNITS, Drawing
 from tcl_core.polygons.misplaced import sweep_pixels
+from tcl_core.polygons.run_map import RunMap
 
 __all__ = ["Lines", "Sweeps", "allowed_shifts", "apart", "shift_sweeps", "within_budget"]
 
@@ -111,8 +112,8 @@ class Sweeps:
         before, after = np.where(to_left, left, right)[triangle], np.where(to_left, right, left)[triangle]
         return cls(move[triangle], pixel, before, after)
 
-    def gains(self, faces: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """Misplaced pixels that each of ``count`` moves adds (negative: corrects); ``faces`` is flat."""
+    def gains(self, faces: RunMap, count: int) -> NDArray[np.int64]:
+        """Misplaced pixels that each of ``count`` moves adds (negative: corrects)."""
         right = faces[self.pixel]
         change = (right == self.before).astype(np.int64) - (right == self.after)
         return np.rint(np.bincount(self.move, change, minlength=count)).astype(np.int64)

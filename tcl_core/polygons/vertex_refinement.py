@@ -14,6 +14,7 @@ from tcl_core.polygons.crossings import near_lines
 from tcl_core.polygons.drawing import Drawing, snap
 from tcl_core.polygons.misplaced import Misplaced, RowCrossings, find_misplaced
 from tcl_core.polygons.moves import Lines, allowed_shifts, apart, shift_sweeps
+from tcl_core.polygons.run_map import RunMap
 
 __all__ = ["refine_vertices"]
 
@@ -28,7 +29,7 @@ _ENOUGH = 0.02  # the last rounds that correct less than this share of the mispl
 def refine_vertices(
     drawing: Drawing,
     edges: RowCrossings,
-    faces: NDArray[np.int64],
+    faces: RunMap,
     misplaced: Misplaced | None,
     rounds: int,
     movable: NDArray[np.bool_] | None = None,
@@ -38,7 +39,7 @@ def refine_vertices(
     Args:
         drawing: a valid coverage, whose vertices are moved; it stays valid.
         edges: of the graph, from :func:`tcl_core.polygons.misplaced.edge_crossings`.
-        faces: int64 ``[H, W]``, the face of each pixel.
+        faces: the face of each pixel.
         misplaced: what the drawing misplaces now; ``None`` = to be found.
         rounds: the most that are made.
         movable: bool ``[V]``, vertices that may move; ``None`` = all that are not held.
@@ -49,7 +50,6 @@ def refine_vertices(
     lines = Lines.of(drawing, _FARTHEST)
     begin = drawing.place.copy()
     free = ~drawing.held if movable is None else movable & ~drawing.held
-    flat = faces.ravel()
     rng = np.random.default_rng(0)
     if misplaced is None:
         misplaced = find_misplaced(drawing, edges)
@@ -58,7 +58,7 @@ def refine_vertices(
         target = drawing.clip(target, vertex)
         ok = (np.hypot(*(target - begin[vertex]).T) <= _FARTHEST) & (target != drawing.place[vertex]).any(axis=1)
         vertex, target = vertex[ok], target[ok]
-        gain = shift_sweeps(drawing, lines, vertex, target).gains(flat, len(vertex))
+        gain = shift_sweeps(drawing, lines, vertex, target).gains(faces, len(vertex))
         better = np.flatnonzero(gain < 0)
         if len(better) == 0:
             continue

@@ -17,6 +17,11 @@ __all__ = ["draw_overlay", "draw_unlabeled", "muted_color", "regions_to_svg", "t
 
 _MAX_REGIONS = 500
 _MASK_OPACITY = 0.45
+_REDUCED_PIXELS = 32_000_000
+"""Larger images are made smaller by a whole factor first ..."""
+_SPARE = 4
+"""... to so many times the thumbnail's sides."""
+_ROWS = 64
 _UNSEEN = 0.4
 """Units of the drawing below which a detail of an outline is not worth its points."""
 _MAX_VERTICES = 5_000
@@ -25,12 +30,23 @@ _MAX_VERTICES = 5_000
 
 def thumbnail(image: NDArray[np.uint8], max_side: int = 800) -> Image.Image:
     """A copy of ``image`` (uint8 ``[H, W, 3]``) whose longer side is at most ``max_side`` pixels; never enlarged."""
-    drawing = Image.fromarray(image)
-    scale = max_side / max(drawing.size)
+    scale = max_side / max(image.shape[:2])
     if scale >= 1:
-        return drawing
-    width, height = (max(1, round(side * scale)) for side in drawing.size)
+        return Image.fromarray(image)
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    factor = int(1 / (_SPARE * scale)) if image.shape[0] * image.shape[1] > _REDUCED_PIXELS else 1
+    drawing = Image.fromarray(image) if factor < 2 else _reduced(image, factor)
     return drawing.resize((width, height), Image.Resampling.BOX if scale < 0.25 else Image.Resampling.LANCZOS)
+
+
+def _reduced(image: NDArray[np.uint8], factor: int) -> Image.Image:
+    """A copy smaller by a whole factor, made a few rows at a time: Pillow's copy is larger than the image itself."""
+    height, width = (-(-side // factor) for side in image.shape[:2])
+    small = Image.new("RGB", (width, height))
+    rows = _ROWS * factor
+    for top in range(0, image.shape[0], rows):
+        small.paste(Image.fromarray(image[top : top + rows]).reduce(factor), (0, top // factor))
+    return small
 
 
 def regions_to_svg(regions: Sequence[Region], scale: float = 1.0, max_regions: int = _MAX_REGIONS) -> str:

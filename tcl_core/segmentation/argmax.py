@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tcl_core.segmentation.enlarging import Enlarger, tiles
 from tcl_core.vocabulary import Vocabulary
 
 __all__ = [
@@ -35,6 +35,9 @@ SCORE_ROUNDING = 1e-5
 
 # Pixels decided at once on a CPU: few enough for the processor's cache, enough that calls cost little.
 _BLOCK = 1 << 16
+_ROWS = 64
+# A tile has so many times the pixels that it is made of, or comparing labels beforehand costs more than it saves.
+_FEWER = 4
 
 Contender = tuple[Any, float | None]
 """What a label's scores depend on, and its own threshold."""
@@ -63,9 +66,8 @@ class Decision:
 
     def maps(self, size: tuple[int, int]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The winners int32 ``[H, W]``, and their scores float32 ``[H, W]``, 0 where there is none."""
-        winner, scores = self.winner.cpu().numpy().astype(np.int32), self.best.cpu().numpy().copy()
-        scores[winner == 0] = 0
-        return winner.reshape(size), scores.reshape(size)
+        # Copies, because the decision goes on.
+        return _maps(self.best.view(size).clone(), self.winner.view(size).to(torch.int32, copy=True))
 
 
 def decide(
@@ -105,8 +107,8 @@ def decide(
 
 def enlarge(score: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a score map ``[h, w]`` to the image's size (bilinear, ``align_corners=False``); float32 ``[H * W]``."""
-    resized = F.interpolate(score[None, None].float(), size=size, mode="bilinear", align_corners=False)
-    return resized.reshape(-1)
+    source = (int(score.shape[0]), int(score.shape[1]))
+    return Enlarger.of(source, size, score.device).whole(score).reshape(-1)
 
 
 @torch.no_grad()
@@ -151,8 +153,12 @@ def label_map_from_parts(
     background_threshold: float | None,
     size: tuple[int, int],
     names: Tensor,
+    shape: tuple[int, int] | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """`label_map_from_scores` of score maps that come in parts, so that they need not be there at once.
+
+    The image is decided tile by tile: beside the result there is memory for a tile and for the maps of a part. In most
+    tiles few labels have a chance, and only their maps are enlarged.
 
     Args:
         parts: float32 ``[k, h, w]``, of the labels in their order.
@@ -160,26 +166,32 @@ def label_map_from_parts(
         background_threshold: see `label_map_from_scores`.
         size: height and width of the result.
         names: float32 ``[1, h, w]``, the plane of the background's names, or ``[0, h, w]`` for none.
+        shape: most rows and columns of a tile; they change nothing but the time.
 
     Returns:
         See `label_map_from_scores`.
     """
     floor = vocabulary.floor(background_threshold)
-    labels: list[Contender] = [(None, label.threshold) for label in vocabulary.labels]
-    plane = enlarge(names[0], size) if len(names) else None
-    decision = _blank(labels, floor, size[0] * size[1], names.device, plane)
+    thresholds = [label.threshold for label in vocabulary.labels]
+    enlarger = Enlarger.of((int(names.shape[1]), int(names.shape[2])), size, names.device)
+    best = torch.empty(size, dtype=torch.float32, device=names.device)
+    winner = torch.zeros(size, dtype=torch.int32, device=names.device)
+    # Filled in the first round, so that each tile is worked on while the processor's cache holds it.
+    blank = True
     first = 0
     for part in parts:
-        # Asked for all at once, because each answer has to wait until a GPU is done.
-        highest = part.flatten(1).amax(dim=1).tolist()
-        for place, score in enumerate(part, start=first):
-            threshold = labels[place][1]
-            lowest = floor if threshold is None else max(floor, threshold)
-            # Interpolation exceeds no value by more than rounding, so most of a long vocabulary needs no more.
-            if highest[place - first] >= lowest - SCORE_ROUNDING:
-                _compete(decision, [enlarge(score, size)], place)
+        lowest = [floor if value is None else max(floor, value) for value in thresholds[first : first + len(part)]]
+        for tile in tiles(size, part.device, shape):
+            top, who = best[tile], winner[tile]
+            if blank:
+                _begin(top, floor, enlarger.tile(names[0], tile) if len(names) else None)
+            near = (slice(None), *enlarger.needed(tile))
+            for place in _strong(part[near], names[near], lowest, thresholds[first:], top.numel()):
+                number = first + place + 1
+                _challenge(top, who, enlarger.tile(part[place], tile), number, thresholds[number - 1])
+        blank = False
         first += len(part)
-    return decision.maps(size)
+    return _maps(best, winner)
 
 
 def one_label_from_scores(
@@ -258,12 +270,65 @@ def _compete(decision: Decision, planes: Sequence[Tensor], first: int) -> None:
         block = slice(start, start + step)
         top, who = best[block], winner[block]
         for number, (plane, threshold) in enumerate(zip(planes, thresholds, strict=True), start=first + 1):
-            score = plane[block]
-            if threshold is not None:
-                score = score.masked_fill(score < threshold, float("-inf"))
-            # Numbers rise, so the greatest that ever won has won.
-            torch.maximum(who, (score > top).to(who.dtype).mul_(number), out=who)
-            torch.maximum(top, score, out=top)
+            _challenge(top, who, plane[block], number, threshold)
+
+
+def _challenge(top: Tensor, who: Tensor, score: Tensor, number: int, threshold: float | None) -> None:
+    """Let the label ``number`` compete with the scores ``top`` of the winners ``who``, which have lower numbers."""
+    if threshold is not None:
+        score = score.masked_fill(score < threshold, float("-inf"))
+    # Numbers rise, so the greatest that ever won has won.
+    torch.maximum(who, (score > top).to(who.dtype).mul_(number), out=who)
+    torch.maximum(top, score, out=top)
+
+
+def _begin(top: Tensor, floor: float, names: Tensor | None) -> None:
+    """Put the background into a tile."""
+    if names is None:
+        top.fill_(floor)
+    else:
+        torch.clamp(names, min=floor, out=top)
+
+
+def _strong(
+    scores: Tensor, names: Tensor, lowest: Sequence[float], thresholds: Sequence[float | None], pixels: int
+) -> list[int]:
+    """Labels that may win somewhere in a tile.
+
+    Args:
+        scores: float32 ``[k, h, w]``, what the tile is made of.
+        names: float32 ``[1, h, w]``, the same of the background's names, or ``[0, h, w]``.
+        lowest: below which a label of these never wins.
+        thresholds: of the labels.
+        pixels: of the tile.
+    """
+    highest = scores.amax(dim=(1, 2)).tolist()
+    rival = float("-inf")
+    if len(scores) + len(names) > 1 and _FEWER * scores[0].numel() <= pixels:
+        rival = max(names.amin(dim=(1, 2)).tolist(), default=rival)
+        # The lowest score of a label that competes all over the tile is enough to beat others.
+        least = scores.amin(dim=(1, 2)).tolist()
+        sure = (
+            value
+            for value, threshold in zip(least, thresholds, strict=False)
+            if threshold is None or value >= threshold + SCORE_ROUNDING
+        )
+        rival = max([rival, *sure])
+    # Interpolation exceeds no value by more than rounding.
+    return [
+        place
+        for place, (score, low) in enumerate(zip(highest, lowest, strict=True))
+        if score >= max(low, rival - SCORE_ROUNDING) - SCORE_ROUNDING
+    ]
+
+
+def _maps(best: Tensor, winner: Tensor) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Winners and their scores as arrays, 0 where there is none; the tensors become these arrays where they can."""
+    label_map, score_map = winner.cpu().numpy(), best.cpu().numpy()
+    for top in range(0, len(label_map), _ROWS):
+        rows = slice(top, top + _ROWS)
+        score_map[rows][label_map[rows] == 0] = 0
+    return label_map, score_map
 
 
 def _move(

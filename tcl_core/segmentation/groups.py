@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from tcl_core.devices import autocast, to_device
 from tcl_core.errors import SettingsError
 from tcl_core.images import resize_bilinear
 from tcl_core.methods.capabilities import Segments
+from tcl_core.segmentation.enlarging import Enlarger, tiles
 from tcl_core.segmentation.features import check_image
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.sliding_window import working_size
@@ -51,12 +51,20 @@ def image_groups(segmenter: Segmenter, image: NDArray[np.uint8]) -> NDArray[np.i
     pixels = resized.float().div_(255).sub_(mean).div_(std)
     with autocast(model.device, model.precision):
         features = method.encode(to_device(pixels[None], model.device))
-    maps = F.interpolate(method.segments(features), size=(height, width), mode="bilinear")[0]
-    winner = maps.argmax(dim=0).cpu()
-    counts = torch.bincount(winner.flatten(), minlength=len(maps))
-    numbers = torch.empty(len(maps), dtype=torch.int32)
-    numbers[counts.argsort(descending=True, stable=True)] = torch.arange(1, len(maps) + 1, dtype=torch.int32)
-    return np.ascontiguousarray(numbers[winner].numpy())
+    maps = method.segments(features)[0].float()
+    enlarger = Enlarger.of((int(maps.shape[1]), int(maps.shape[2])), (height, width), maps.device)
+    winner = np.zeros((height, width), dtype=np.int32)
+    counts = torch.zeros(len(maps), dtype=torch.int64)
+    # Tile by tile, because the groups' maps at the size of a large image would not fit into memory.
+    for tile in tiles((height, width), maps.device):
+        part = torch.stack([enlarger.tile(one, tile) for one in maps]).argmax(dim=0).cpu()
+        counts += torch.bincount(part.flatten(), minlength=len(maps))
+        winner[tile] = part.numpy()
+    numbers = np.empty(len(maps), dtype=np.int32)
+    numbers[counts.argsort(descending=True, stable=True).numpy()] = np.arange(1, len(maps) + 1)
+    for tile in tiles((height, width), torch.device("cpu")):
+        winner[tile] = numbers[winner[tile]]
+    return winner
 
 
 def named_groups(groups: NDArray[np.int32]) -> Unlabeled:

@@ -18,6 +18,7 @@ from tcl_core.polygons.drawing import Drawing
 from tcl_core.polygons.misplaced import edge_crossings, find_misplaced, sweep_pixels
 from tcl_core.polygons.moves import Lines, allowed_shifts, shift_sweeps, within_budget
 from tcl_core.polygons.rasterize import partition_of_arcs
+from tcl_core.polygons.run_map import RunMap
 from tcl_core.polygons.simplify import merge_runs, straight_runs
 
 points = arrays(np.int64, (12, 2), elements=st.integers(0, 6))
@@ -25,7 +26,7 @@ points = arrays(np.int64, (12, 2), elements=st.integers(0, 6))
 
 def exact_drawing(faces, price=1.0):
     graph = trace_edges(faces)
-    check = CoverageCheck.of(graph, faces, np.ones(int(faces.max()), dtype=bool), 1.0)
+    check = CoverageCheck.of(graph, RunMap.of(faces), np.ones(int(faces.max()), dtype=bool), 1.0)
     return Drawing.begin(graph, straight_runs(graph, price), check.boxes, np.full((len(check.boxes), 2), 2.0)), check
 
 
@@ -147,7 +148,7 @@ def test_allowed_shifts_leave_a_coverage_and_are_counted_exactly():
         for k in np.flatnonzero(allowed)[:4]:
             before = partition_of_arcs(drawing.graph, drawing.arcs())
             sweeps = shift_sweeps(drawing, lines, vertices[k : k + 1], targets[k : k + 1])
-            gain = sweeps.gains(faces.ravel(), 1)[0]
+            gain = sweeps.gains(RunMap.of(faces), 1)[0]
             old = drawing.place[vertices[k]].copy()
             drawing.place[vertices[k]] = targets[k]
             after = partition_of_arcs(drawing.graph, drawing.arcs())

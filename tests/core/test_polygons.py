@@ -19,7 +19,7 @@ from tcl_core.errors import SettingsError
 from tcl_core.polygons import TOLERANCES as TOLERANCE_WORDS
 from tcl_core.polygons.arcs import faces_of, trace_edges
 from tcl_core.polygons.coverage import _simplify_rings, simplify_apart, simplify_coverage, tolerance_in_pixels
-from tcl_core.regions import absorb_small
+from tcl_core.specks import absorb_small
 
 small_maps = st.integers(1, 14).flatmap(
     lambda h: st.integers(1, 14).flatmap(

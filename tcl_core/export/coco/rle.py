@@ -19,6 +19,7 @@ __all__ = ["Runs", "counts_of_crop", "decode_counts", "encode_counts", "encode_c
 
 # A count is below 2**32; with five bits a character (one of them the sign) it never needs more than this.
 _MAX_CHARS_PER_COUNT = 7
+_PIXELS_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,18 @@ def counts_of_crop(crop: NDArray[np.bool_], origin: tuple[int, int], size: tuple
     x, y = origin
     if crop.ndim != 2 or x < 0 or y < 0 or y + crop.shape[0] > height or x + crop.shape[1] > width:
         raise ValueError(f"a crop of shape {crop.shape} at {origin} does not lie in an image of {height}x{width}")
-    columns = np.zeros((crop.shape[1], crop.shape[0] + 2), dtype=np.int8)
-    columns[:, 1:-1] = crop.T
-    steps = np.diff(columns, axis=1)
-    start_column, start_row = np.nonzero(steps == 1)
-    end_column, end_row = np.nonzero(steps == -1)
-    starts = (start_column + x) * height + start_row + y
-    ends = (end_column + x) * height + end_row + y
+    sides: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] = ([], [])
+    # A few columns at a time, because what is made of each pixel here is several times the mask.
+    at_once = max(1, _PIXELS_AT_ONCE // max(crop.shape[0], 1))
+    for left in range(0, crop.shape[1], at_once):
+        part = crop[:, left : left + at_once]
+        columns = np.zeros((part.shape[1], part.shape[0] + 2), dtype=np.int8)
+        columns[:, 1:-1] = part.T
+        steps = np.diff(columns, axis=1)
+        for side, step in zip(sides, (1, -1), strict=True):
+            column, row = np.nonzero(steps == step)
+            side.append((column + left + x) * height + row + y)
+    starts, ends = (np.concatenate([np.zeros(0, np.int64), *side]) for side in sides)
     # A run down to the last row goes on at the top of the next column: the encoding knows no columns.
     joined = ends[:-1] == starts[1:]
     starts = starts[np.concatenate(([True], ~joined))] if starts.size else starts
