@@ -14,15 +14,17 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from tcl_core.errors import ImageError, SettingsError
-from tcl_core.images.depth import depth_of, is_deep_color, load_other_bytes, mend_planes, scale, stretch
+from tcl_core.images.conversion import AUTOMATIC, deep_color_to_rgb, to_rgb
+from tcl_core.images.depth import is_deep_color, mend_planes
 from tcl_core.images.jpeg_end import with_end_marker
 
 
@@ -82,11 +84,9 @@ SUPPORTED_EXTENSIONS: tuple[str, ...] = tuple(sorted(e for es in _readable_forma
 """Lower-case file name endings that a walk over a folder takes as images; AVIF only where Pillow can read it, HEIF
 where pillow-heif is installed."""
 
-_ROWS = 256
 _ORIENTATION_TAG = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_PHOTOMETRIC = 256, 257, 258, 262
 _TIFF_WHITE_IS_ZERO = 0
-_AUTOMATIC: Literal["auto"] = "auto"
 
 
 def is_supported(path: str | os.PathLike[str]) -> bool:
@@ -176,9 +176,9 @@ def _decoded(
         # Pillow turns TIFFs itself while it loads them, and then drops the tag.
         if image.format == "TIFF" and _ORIENTATION_TAG not in image.tag_v2:  # type: ignore[attr-defined]
             orientation = 1
-        pixels = _deep_color(whole, handle, shown, bit_depth) if deep else None
+        pixels = deep_color_to_rgb(whole, partial(_again, handle, shown), bit_depth) if deep else None
         if pixels is None:
-            pixels = _to_rgb(whole, bits, None if stated else bit_depth or _AUTOMATIC, white_is_zero)
+            pixels = to_rgb(whole, bits, None if stated else bit_depth or AUTOMATIC, white_is_zero)
         return pixels, orientation, (height, width)
 
 
@@ -307,6 +307,11 @@ def _identify(handle: BinaryIO, shown: str) -> ImageFile.ImageFile:
     raise UnidentifiedImageError("no decoder accepts it")
 
 
+def _again(handle: BinaryIO, shown: str) -> ImageFile.ImageFile:
+    handle.seek(0)
+    return _identify(handle, shown)
+
+
 def _is_heif(start: bytes) -> bool:
     """Whether a file's first box says HEIF (ISO 23008-12) with HEVC inside; AVIF shares the container."""
     if start[4:8] != b"ftyp":
@@ -417,86 +422,3 @@ def _load(image: ImageFile.ImageFile, handle: BinaryIO, shown: str, warn: Callab
 
 def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=5)
-
-
-def _deep_color(
-    image: ImageFile.ImageFile, handle: BinaryIO, shown: str, bit_depth: int | None
-) -> NDArray[np.uint8] | None:
-    """A color image of 16-bit values scaled by all its bits, uint8 ``[H, W, 3]``.
-
-    ``None`` where the upper 8 bits are all that is shown.
-    """
-    if bit_depth is None and depth_of(_highest(image) << 8 | 0xFF) == 16:
-        return None
-    handle.seek(0)
-    other = _identify(handle, shown)
-    gray = load_other_bytes(other)
-    depth = bit_depth or depth_of(max(int(values[..., :3].max()) for _, values in _deep_values(image, other, gray)))
-    key = image.info.get("transparency")
-    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
-    for rows, values in _deep_values(image, other, gray):
-        opacity = np.full((*values.shape[:2], 1), 255, dtype=np.uint8)
-        if values.shape[2] == 4:
-            opacity = (values[..., 3:] >> 8).astype(np.uint8)
-        if isinstance(key, tuple):
-            opacity[(values[..., :3] == key).all(axis=2)] = 0
-        pixels[rows] = _on_white(np.concatenate([scale(values[..., :3], depth), opacity], axis=2))
-    return pixels
-
-
-def _deep_values(image: Image.Image, other: Image.Image, gray: bool) -> Iterator[tuple[slice, NDArray[np.uint16]]]:
-    """Values of 16 bits, uint16 ``[rows, W, 3 or 4]``, of their upper bytes and the other ones."""
-    for rows, upper in _strips(image):
-        lower = np.asarray(other.crop((0, rows.start, other.width, rows.stop)))
-        # Gray with opacity was unpacked as if its four bytes were colors.
-        lower = lower[..., [1, 1, 1, 3]] if gray else lower
-        yield rows, np.asarray(upper).astype(np.uint16) << 8 | lower
-
-
-def _highest(image: Image.Image) -> int:
-    """The highest value of the first three channels."""
-    return max(int(np.asarray(part)[..., :3].max()) for _, part in _strips(image))
-
-
-def _strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
-    """A decoded image a few rows at a time: a copy of a large one takes as much memory again, in any mode."""
-    for top in range(0, image.height, _ROWS):
-        rows = slice(top, min(top + _ROWS, image.height))
-        yield rows, image.crop((0, rows.start, image.width, rows.stop))
-
-
-def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    image = Image.fromarray(rgba)
-    canvas = Image.new("RGB", image.size, (255, 255, 255))
-    canvas.paste(image, mask=image.getchannel("A"))
-    return np.array(canvas)
-
-
-def _to_rgb(
-    image: Image.Image, bits: int | None, depth: int | Literal["auto"] | None, white_is_zero: bool
-) -> NDArray[np.uint8]:
-    if image.mode.startswith(("I", "F")):
-        values = np.concatenate([np.asarray(part) for _, part in _strips(image)])
-        key = image.info.get("transparency")
-        if bits is not None and depth is not None:
-            # The value that stands for "nothing here" may be higher than any other.
-            bits = depth_of(int(values.max(where=values != key, initial=0))) if depth == _AUTOMATIC else depth
-        gray = stretch(values) if bits is None else scale(values, bits)
-        if white_is_zero:
-            gray = 255 - gray
-        if isinstance(key, int):
-            gray[values == key] = 255
-        return np.repeat(gray[:, :, None], 3, axis=2)
-    if image.has_transparency_data:
-        key = image.info.get("transparency")
-        if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
-            image.info["transparency"] = tuple(value >> 8 for value in key)
-    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
-    for rows, part in _strips(image):
-        if part.has_transparency_data:
-            # Pillow converts the pre-multiplied and palette modes to straight alpha only step by step.
-            straight = part.convert("LA") if part.mode == "La" else part
-            pixels[rows] = _on_white(np.asarray(straight.convert("RGBA")))
-        else:
-            pixels[rows] = np.asarray(part.convert("RGB"))
-    return pixels

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
 import shapely
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.draw import disk
 from skimage.measure import label as connected_components
 
 import tcl_core.polygons.run_map as module
@@ -116,6 +118,23 @@ def test_regions_across_strips_are_whole(small: str, shared: bool, monkeypatch: 
             )
             assert np.array_equal(one.mask, other.mask)
             assert shapely.to_wkb(one.polygon) == shapely.to_wkb(other.polygon)
+
+
+def test_regions_need_little_memory_beside_the_maps() -> None:
+    label_map = np.zeros((2000, 2500), np.int32)
+    label_map[:, 1200:] = 1
+    label_map[disk((900, 1100), 700)] = 2
+    score_map = np.ones(label_map.shape, np.float32)
+    found = Segmentation(label_map, score_map, Vocabulary.from_options(["a", "b"]))
+    tracemalloc.start()
+    try:
+        regions = label_map_to_regions(found, min_area=100, small="merge")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(regions) == 2 and all(region.polygon is not None for region in regions)
+    # One byte of each mask, and strips; a 64-bit number for each pixel would be 8.
+    assert peak < 3 * label_map.size
 
 
 def test_regions_agree_with_scipy() -> None:
