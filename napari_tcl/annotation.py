@@ -135,7 +135,7 @@ class Annotation:
             self._render(index, box)
         return box
 
-    def attribute(self, index: Index, proposal: LabelMap) -> None:
+    def attribute(self, index: Index, proposal: LabelMap, corrected: NDArray[np.bool_] | None = None) -> None:
         """Say what the model proposes for a slice, without changing what is shown: the rest was changed by a person.
 
         For maps that were saved together with their corrections.
@@ -143,10 +143,14 @@ class Annotation:
         Args:
             index: the slice.
             proposal: uint16 ``[H, W]``.
+            corrected: bool ``[H, W]``, pixels that a person changed, also where the model proposes the same by now;
+                ``None`` if only the difference tells.
         """
         self.notice(index)
         draft = self.draft[index]
         by_hand = (draft != proposal) & (self.accepted[index] == 0)
+        if corrected is not None:
+            by_hand |= corrected & (self.accepted[index] == 0)
         self._hand[index][by_hand] = draft[by_hand].astype(np.uint32) + 1
         np.copyto(self._model[index], proposal)
         self._render(index)
@@ -401,6 +405,10 @@ class Annotation:
             self._history.begin(step)
 
     # -- what is shown and exported --------------------------------------------------------------------------------
+
+    def corrected(self, index: Index) -> NDArray[np.bool_]:
+        """Pixels of a slice that a person decided, with or without a label; bool ``[H, W]``."""
+        return np.asarray((self.accepted[index] > 0) | self.by_hand(index))
 
     def by_hand(self, index: Index) -> NDArray[np.bool_]:
         """Pixels of a slice of the draft that a person changed.

@@ -34,6 +34,7 @@ __all__ = ["FolderJob", "ImageState", "JobChangedError", "beside"]
 _FORMAT = 1
 _JOB_FILE = "job.json"
 _SCORE_STEPS = 255
+_BY_HAND = "by_hand"
 
 State = Literal["waiting", "labeled", "corrected", "failed"]
 
@@ -191,8 +192,29 @@ class FolderJob:
         score_map: NDArray[np.float32] = scores.astype(np.float32) / np.float32(_SCORE_STEPS)
         return Segmentation(label_map.astype(np.int32), score_map, self.vocabulary)
 
+    def by_hand(self, file_name: str) -> NDArray[np.bool_] | None:
+        """The pixels of an image that a person changed or accepted, bool ``[H, W]``; ``None`` where that is not known.
+
+        Raises:
+            FileNotFoundError: the image has no masks.
+            SettingsError: they are damaged.
+        """
+        path = self._mask_path(file_name)
+        kept = _read_arrays(path, _BY_HAND, or_none=True)
+        if not kept:
+            return None
+        if kept[0].shape != image_size(self.images.root / file_name):
+            raise SettingsError(f"{path}: does not fit the image {file_name}; delete it and run the job again")
+        return kept[0].astype(np.bool_)
+
     def save(
-        self, file_name: str, label_map: NDArray[Any], score_map: NDArray[np.float32], *, corrected: bool = True
+        self,
+        file_name: str,
+        label_map: NDArray[Any],
+        score_map: NDArray[np.float32],
+        *,
+        corrected: bool = True,
+        by_hand: NDArray[np.bool_] | None = None,
     ) -> None:
         """Keep the masks of an image, in place of older ones.
 
@@ -201,6 +223,7 @@ class FolderJob:
             label_map: integers ``[H, W]``; 0 is nothing, k is label k of the vocabulary counted from 1.
             score_map: float32 ``[H, W]`` in ``[0, 1]``, kept in steps of 1/255.
             corrected: whether a person went over it.
+            by_hand: bool ``[H, W]``, the pixels that a person changed or accepted; ``None`` where that is not known.
 
         Raises:
             SettingsError: the name is not of this job, or the disc refuses.
@@ -209,14 +232,16 @@ class FolderJob:
             raise SettingsError(f"{file_name}: is not an image of this job")
         path = self._mask_path(file_name)
         part = path.with_suffix(".part")
+        arrays: dict[str, Any] = {
+            "label_map": label_map.astype(np.uint16),
+            "scores": np.rint(np.clip(score_map, 0, 1) * _SCORE_STEPS).astype(np.uint8),
+            "corrected": np.bool_(corrected),
+        }
+        if by_hand is not None:
+            arrays[_BY_HAND] = by_hand.astype(np.bool_)
         try:
             with open(part, "wb") as file:
-                np.savez_compressed(
-                    file,
-                    label_map=label_map.astype(np.uint16),
-                    scores=np.rint(np.clip(score_map, 0, 1) * _SCORE_STEPS).astype(np.uint8),
-                    corrected=np.bool_(corrected),
-                )
+                np.savez_compressed(file, **arrays)
             os.replace(part, path)
         except OSError as error:
             raise SettingsError(f"{path}: cannot be written ({error.strerror})") from error
@@ -310,8 +335,13 @@ def beside(folder: Path, kind: str) -> Path:
     return whole.with_name(f"{whole.name}.{kind}")
 
 
-def _read_arrays(path: Path, *names: str) -> list[NDArray[Any]]:
+def _read_arrays(path: Path, *names: str, or_none: bool = False) -> list[NDArray[Any]]:
     """Arrays of unsigned integers or truth values in a file of masks.
+
+    Args:
+        path: of the file.
+        names: of the arrays.
+        or_none: arrays that are not in the file are left out; files of earlier versions do not have all.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -319,7 +349,7 @@ def _read_arrays(path: Path, *names: str) -> list[NDArray[Any]]:
     """
     try:
         with np.load(path, allow_pickle=False) as kept:
-            found = [kept[name] for name in names]
+            found = [kept[name] for name in names if name in kept or not or_none]
         if any(array.dtype.kind not in "bu" for array in found):
             raise ValueError
     except (FileNotFoundError, MemoryError):

@@ -295,9 +295,15 @@ class Results:
         self.show_layers()
         return self.annotation.propose(index, _with_ids(label_map, ids), scores.astype(np.uint8), step)
 
-    def attribute(self, index: Index, label_map: NDArray[np.int32], ids: Sequence[int]) -> None:
+    def attribute(
+        self,
+        index: Index,
+        label_map: NDArray[np.int32],
+        ids: Sequence[int],
+        corrected: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Say what the model proposes for a slice that holds corrections already; see `Annotation.attribute`."""
-        self.annotation.attribute(index, _with_ids(label_map, ids))
+        self.annotation.attribute(index, _with_ids(label_map, ids), corrected)
 
     def accept(self, indices: Sequence[Index], ids: Sequence[int]) -> int:
         """Move regions of labels in some slices to the accepted layer, as one step; returns the number of pixels."""

@@ -174,6 +174,8 @@ class FolderTab(Widget):
         try:
             image = load_image(job.images.root / file_name)
             found = job.load(file_name)
+            corrected = job.state(file_name).state == "corrected"
+            by_hand = job.by_hand(file_name) if corrected else None
         except TclError as error:
             self.owner.fail(str(error))
             return
@@ -188,16 +190,22 @@ class FolderTab(Widget):
         self.owner.image_form.choose(layer)
         _, reader = self.owner.image_form.source()
         results = self.owner.results_for(layer, reader)
-        ids = self.owner.labels.ids_by_name
-        results.show((), found.label_map, found.score_map, [ids[name] for name in job.vocabulary.names])
+        known = self.owner.labels.ids_by_name
+        ids = [known[name] for name in job.vocabulary.names]
+        results.show((), found.label_map, found.score_map, ids)
+        if by_hand is not None:
+            # Also without the features of the image, for the model may run again.
+            results.attribute((), found.label_map, ids, by_hand)
         results.style(self.owner.labels.shown_labels())
         results.refresh()
         self._opened = _Opened(job, file_name, results)
         viewer.reset_view()
         self._choose(file_name)
-        self._prepare(self._opened, image, job.state(file_name).state == "corrected")
+        self._prepare(self._opened, image, corrected, by_hand)
 
-    def _prepare(self, opened: _Opened, image: NDArray[np.uint8], corrected: bool) -> None:
+    def _prepare(
+        self, opened: _Opened, image: NDArray[np.uint8], corrected: bool, by_hand: NDArray[np.bool_] | None
+    ) -> None:
         """Read the features of an image that was opened, so that thresholds and prompts respond at once."""
         job, results, kept, loaded = opened.job, opened.results, self._features, self.owner.engine.loaded
         if kept is None or loaded is None or loaded.settings() != job.settings:
@@ -226,9 +234,8 @@ class FolderTab(Widget):
             session, found = outcome.result
             results.sessions.put((), session)
             if corrected:
-                # What differs from the model's result was corrected before it was saved.
                 unsaved = opened.unsaved
-                results.attribute((), found.label_map, ids)
+                results.attribute((), found.label_map, ids, by_hand)
                 if not unsaved:
                     opened.mark_saved()
             if said := kept.words():
@@ -245,7 +252,8 @@ class FolderTab(Widget):
         try:
             annotated = opened.results.annotated((), *self._ids_of(opened))
             assert annotated.score_map is not None
-            opened.job.save(opened.name, annotated.label_map, annotated.score_map)
+            by_hand = opened.results.annotation.corrected(())
+            opened.job.save(opened.name, annotated.label_map, annotated.score_map, by_hand=by_hand)
         except TclError as error:
             self.owner.fail(str(error))
             return False

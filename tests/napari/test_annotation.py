@@ -236,3 +236,12 @@ def test_forgotten_labels_leave_both_maps() -> None:
 def test_maps_must_fit() -> None:
     with pytest.raises(ValueError, match="shapes"):
         Annotation(np.zeros((2, 2), np.uint16), np.zeros((2, 3), np.uint16))
+
+
+def test_a_saved_correction_stays_where_the_model_agrees_by_now() -> None:
+    note = Annotation(np.zeros((1, 4), np.uint16), np.zeros((1, 4), np.uint16))
+    note.propose((), np.array([[1, 2, 2, 0]], np.uint16))
+    note.attribute((), np.array([[1, 1, 2, 0]], np.uint16), np.array([[False, True, True, True]]))
+    assert note.by_hand(()).tolist() == [[False, True, True, True]]
+    note.propose((), np.full((1, 4), 3, np.uint16))
+    assert note.draft.tolist() == [[3, 2, 2, 0]]

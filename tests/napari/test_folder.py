@@ -231,3 +231,21 @@ def test_work_lies_beside_every_folder_but_the_root(tmp_path: Path, monkeypatch:
         assert beside(Path(name), "masks") == tmp_path / "photos.masks"
     with pytest.raises(SettingsError, match="choose a folder inside it"):
         beside(Path(tmp_path.anchor), "features")
+
+
+def test_pixels_changed_by_hand_are_kept(opened: Callable[[], FolderJob], segmenter: Segmenter) -> None:
+    job = opened()
+    list(job.run(segmenter))
+    found = job.load("a.png")
+    assert job.by_hand("a.png") is None
+    by_hand = np.zeros(found.size, dtype=bool)
+    by_hand[3:9, 5:70] = True
+    job.save("a.png", found.label_map, found.score_map, by_hand=by_hand)
+    kept = opened().by_hand("a.png")
+    assert kept is not None and kept.dtype == bool and np.array_equal(kept, by_hand)
+    # Without them, as earlier versions saved corrections.
+    job.save("a.png", found.label_map, found.score_map)
+    assert job.by_hand("a.png") is None and job.state("a.png").state == "corrected"
+    job.save("a.png", found.label_map, found.score_map, by_hand=by_hand[:-1])
+    with pytest.raises(SettingsError, match="does not fit the image a.png"):
+        job.by_hand("a.png")
