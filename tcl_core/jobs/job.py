@@ -21,8 +21,9 @@ from tcl_core.jobs.inputs import ImageList
 from tcl_core.jobs.interrupt import InterruptGuard
 from tcl_core.jobs.journal import Journal, journal_path
 from tcl_core.jobs.labeling import Labeling
+from tcl_core.jobs.processes import start_workers
 from tcl_core.jobs.stages import ReadSettings, TraceSettings, printable_name
-from tcl_core.jobs.workers import InlineWorkers
+from tcl_core.jobs.times import StageTimes
 from tcl_core.polygons import tolerance_in_pixels
 from tcl_core.preview.page import PreviewWriter, check_preview_folder
 from tcl_core.segmentation.specks import MinArea, check_min_area
@@ -81,6 +82,7 @@ class PrelabelSummary:
         preview: first page of the preview, if there is one.
         changed: images that were done before, but had changed since, and were therefore labeled again.
         warnings: what is odd about an image that was labeled all the same, by file name.
+        stages: what reading, network, tracing and writing took in this run.
     """
 
     total: int
@@ -90,6 +92,7 @@ class PrelabelSummary:
     preview: Path | None = None
     changed: tuple[str, ...] = ()
     warnings: Mapping[str, str] = field(default_factory=dict)
+    stages: StageTimes = field(default_factory=StageTimes, compare=False)
 
     @property
     def internal(self) -> int:
@@ -110,6 +113,7 @@ def run_prelabel(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = True,
+    workers: int | Literal["auto"] = 0,
 ) -> PrelabelSummary:
     """Label images and export what was found; stopped at any moment, it can be resumed with the same result.
 
@@ -130,6 +134,9 @@ def run_prelabel(
             more images than before, never fewer.
         overwrite: replace what is there.
         quiet: show no progress.
+        workers: processes that read images and trace regions while the network runs, see
+            `tcl_core.jobs.processes.start_workers`. The results do not depend on it. The processes import the main
+            module, so that a script that asks for them has to guard what it does by ``if __name__ == "__main__"``.
 
     Returns:
         What was done, also when the run was stopped.
@@ -167,7 +174,14 @@ def run_prelabel(
             raise
         try:
             job = Labeling(
-                images, segmenter, vocabulary, settings.min_area, journal, pages, InlineWorkers(reading, tracing), quiet
+                images,
+                segmenter,
+                vocabulary,
+                settings.min_area,
+                journal,
+                pages,
+                lambda count: start_workers(workers, reading, tracing, count, segmenter.batch_size),
+                quiet,
             )
             with InterruptGuard() as guard:
                 interrupted = job.run(guard)
@@ -180,7 +194,7 @@ def run_prelabel(
             failed = {name: reason for name, reason in journal.failed.items() if name in names}
             done = sum(name in names for name in journal.done)
             changed, warnings = tuple(job.changed), dict(job.warnings)
-            return PrelabelSummary(len(images), done, failed, interrupted, index, changed, warnings)
+            return PrelabelSummary(len(images), done, failed, interrupted, index, changed, warnings, job.times)
         finally:
             if pages is not None:
                 pages.close()

@@ -6,12 +6,11 @@ perhaps at the same time; as groups and order do not depend on them, neither do 
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,8 +18,10 @@ from tcl_core.jobs.inputs import ImageList
 from tcl_core.jobs.interrupt import InterruptGuard
 from tcl_core.jobs.journal import Journal
 from tcl_core.jobs.pipeline import done, in_order
+from tcl_core.jobs.processes import WorkerLostError
 from tcl_core.jobs.progress import Progress
 from tcl_core.jobs.stages import DecidedImage, Failure, ImageToRead, ReadImage, TracedImage, printable_name
+from tcl_core.jobs.times import StageTimes
 from tcl_core.jobs.workers import Workers
 from tcl_core.preview.card import Overlay
 from tcl_core.preview.page import PreviewWriter
@@ -32,41 +33,13 @@ if TYPE_CHECKING:
     from tcl_core.segmentation.features import ImageFeatures
     from tcl_core.segmentation.segmenter import Segmenter
 
-__all__ = ["PIXELS_AT_ONCE", "Labeling", "StageTimes"]
+__all__ = ["PIXELS_AT_ONCE", "Labeling"]
 
 PIXELS_AT_ONCE = 24_000_000
 """Images of a group go through the network together only up to this many pixels."""
 
-_PIXELS_BEHIND = 2 * PIXELS_AT_ONCE
-"""Label maps may wait for their regions up to this many pixels (240 MB), or one that is larger."""
 _TOO_MANY_INTERNAL = 3
 """If so many images fail by internal errors before any has a result, the program is at fault and the job ends."""
-
-
-@dataclass
-class StageTimes:
-    """Seconds of work of each stage, whichever process did it.
-
-    Attributes:
-        read: decoding and resizing.
-        network: network, scores and arg-max.
-        trace: regions, polygons and what is written of them.
-        write: the journal and the preview.
-    """
-
-    read: float = 0.0
-    network: float = 0.0
-    trace: float = 0.0
-    write: float = 0.0
-
-    @contextmanager
-    def of_network(self) -> Iterator[None]:
-        """A block whose time is the network's."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.network += time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -91,7 +64,7 @@ class Labeling:
         min_area: see `tcl_core.jobs.job.PrelabelSettings`.
         journal: takes the results.
         pages: takes the preview; ``None`` for none.
-        workers: read images and trace regions.
+        start_workers: given the number of images without a result, starts who reads images and traces regions.
         quiet: show no progress.
         changed: after `run`, images that had changed since they were labeled.
         warnings: after `run`, what is odd about images, by file name.
@@ -104,7 +77,7 @@ class Labeling:
     min_area: MinArea
     journal: Journal
     pages: PreviewWriter | None
-    workers: Workers
+    start_workers: Callable[[int], Workers]
     quiet: bool = True
     changed: list[str] = field(default_factory=list)
     warnings: dict[str, str] = field(default_factory=dict)
@@ -113,6 +86,7 @@ class Labeling:
     def __post_init__(self) -> None:
         self._annotated = self.journal.done
         self._shown = self.pages.names() if self.pages is not None else set()
+        self._workers: Workers
         self._internal_failures = 0
         self._unfinished: deque[_Unfinished] = deque()
 
@@ -136,14 +110,24 @@ class Labeling:
         if self.changed:
             progress.say(f"{len(self.changed):,} of them have changed and are labeled again")
         self._guard, self._progress = guard, progress
-        try:
-            self._run()
-            guard.hold()
-            return False
-        except KeyboardInterrupt:
-            return True
-        finally:
-            progress.close()
+        with ExitStack() as stack:
+            stack.callback(progress.close)
+            try:
+                with guard.writing():
+                    self._workers = self.start_workers(total - already)
+                    stack.callback(self._workers.close)
+                self.times.workers = self._workers.count
+                stack.enter_context(self.times.of("elapsed"))
+                self._run()
+                guard.hold()
+                return False
+            except WorkerLostError:
+                # What comes before the lost image is done.
+                while self._unfinished and self._is_done(self._unfinished[0]):
+                    self._finish(self._unfinished.popleft())
+                raise
+            except KeyboardInterrupt:
+                return True
 
     def _run(self) -> None:
         size = self.segmenter.batch_size
@@ -159,7 +143,7 @@ class Labeling:
             for begin in begins
             for name in names[begin : begin + size]
         )
-        reading = in_order(tasks, self.workers.read, self.workers.ahead)
+        reading = in_order(tasks, self._workers.read, self._workers.ahead)
         for begin in begins:
             self._do_group(reading, len(names[begin : begin + size]))
         while self._unfinished:
@@ -201,7 +185,7 @@ class Labeling:
             pixels = image.size[0] * image.size[1]
             self._make_room(pixels)
             try:
-                with self.times.of_network():
+                with self.times.of("network"):
                     segmentation, unlabeled = self.segmenter.explain(encode(), self.vocabulary)
                     small = read.thumbnail
                     overlay = None if small is None else Overlay.of(unlabeled, small.size)
@@ -217,7 +201,9 @@ class Labeling:
                 read.source,
                 None if small is None else small.scale,
             )
-            self._unfinished.append(_Unfinished(read, self.workers.trace(decided), pixels, overlay, groups))
+            # At the working size it is not needed any more.
+            read = replace(read, image=None)
+            self._unfinished.append(_Unfinished(read, self._workers.trace(decided), pixels, overlay, groups))
             self._finish_done()
 
     def _groups(self, read: ReadImage, image: ResizedImage) -> Overlay | None:
@@ -233,7 +219,7 @@ class Labeling:
     ) -> Iterator[tuple[ReadImage, ResizedImage, Callable[[], ImageFeatures]]]:
         """Each image with a call that gives its features, or raises what went wrong with this one image."""
         features: list[ImageFeatures] | None = None
-        with suppress(Exception), self.times.of_network():
+        with suppress(Exception), self.times.of("network"):
             features = self.segmenter.encode_batch([image for _, image in pending])
         # Not while the error is handled: it holds on to the tensors of the batch, for which there may be no room.
         for position, (read, image) in enumerate(pending):
@@ -252,8 +238,8 @@ class Labeling:
     def _make_room(self, pixels: int) -> None:
         """Wait until one more label map may be held."""
         while self._unfinished and (
-            len(self._unfinished) > self.workers.behind
-            or sum(one.pixels for one in self._unfinished) + pixels > _PIXELS_BEHIND
+            len(self._unfinished) >= self._workers.behind
+            or sum(one.pixels for one in self._unfinished) + pixels > self._workers.pixels_behind
         ):
             self._finish(self._unfinished.popleft())
 
@@ -261,20 +247,24 @@ class Labeling:
         while self._unfinished and self._unfinished[0].traced.done():
             self._finish(self._unfinished.popleft())
 
+    @staticmethod
+    def _is_done(one: _Unfinished) -> bool:
+        return one.traced.done() and one.traced.exception() is None
+
     def _finish(self, one: _Unfinished) -> None:
         traced, name = one.traced.result(), one.read.name
         self.times.trace += traced.seconds
         if traced.failure is not None:
             self._write_failure(name, traced.failure)
             return
-        started = time.perf_counter()
         with self._guard.writing():
-            # The journal comes last: what stands in it needs no second look.
-            if self.pages is not None and one.read.thumbnail is not None and traced.outlines is not None:
-                self.pages.add_card(name, one.read.thumbnail, traced.outlines, one.unlabeled, groups=one.groups)
-            if name not in self._annotated:
-                self.journal.add_line(name, traced.line, one.read.source)
-            self.times.write += time.perf_counter() - started
+            with self.times.of("write"):
+                # The journal comes last: what stands in it needs no second look.
+                if self.pages is not None and one.read.thumbnail is not None and traced.outlines is not None:
+                    self.pages.add_card(name, one.read.thumbnail, traced.outlines, one.unlabeled, groups=one.groups)
+                if name not in self._annotated:
+                    self.journal.add_line(name, traced.line, one.read.source)
+            self._progress.bottleneck = self.times.bottleneck
             self._progress.advance()
 
     def _write_failure(self, name: str, failure: Failure) -> None:

@@ -38,6 +38,11 @@ class Workers(Protocol):
         """How many label maps may wait for their regions."""
         ...
 
+    @property
+    def pixels_behind(self) -> int:
+        """How many pixels they may have together; one that is larger may wait alone."""
+        ...
+
     def read(self, task: ImageToRead) -> Future[ReadImage]:
         """See `tcl_core.jobs.stages.read_image`."""
         ...
@@ -59,7 +64,7 @@ class InlineWorkers:
         tracing: how regions are made.
     """
 
-    count, ahead, behind = 0, 1, 0
+    count, ahead, behind, pixels_behind = 0, 1, 0, 0
 
     def __init__(self, reading: ReadSettings, tracing: TraceSettings) -> None:
         self._reading, self._tracing = reading, tracing
