@@ -22,7 +22,7 @@ from tcl_core.jobs.interrupt import InterruptGuard
 from tcl_core.jobs.journal import Journal, journal_path
 from tcl_core.jobs.labeling import Labeling
 from tcl_core.jobs.processes import start_workers
-from tcl_core.jobs.stages import ReadSettings, TraceSettings, printable_name
+from tcl_core.jobs.stages import ReadSettings, Stages, TraceSettings, printable_name
 from tcl_core.jobs.times import StageTimes
 from tcl_core.polygons import tolerance_in_pixels
 from tcl_core.preview.page import PreviewWriter, check_preview_folder
@@ -159,7 +159,9 @@ def run_prelabel(
     preprocess = segmenter.model.preprocess
     reading = ReadSettings(preprocess.short_side, preprocess.max_long_side, settings.max_pixels, settings.bit_depth)
     needs_polygons = exporter.needs_polygons or preview is not None
-    tracing = TraceSettings(vocabulary, exporter, settings.small, settings.tolerance if needs_polygons else None)
+    stages = Stages(
+        reading, TraceSettings(vocabulary, exporter, settings.small, settings.tolerance if needs_polygons else None)
+    )
     begun = journal_path(out).exists()
     with Journal.open(out, exporter, vocabulary, info, resume=resume, overwrite=overwrite) as journal:
         try:
@@ -180,7 +182,7 @@ def run_prelabel(
                 settings.min_area,
                 journal,
                 pages,
-                lambda count: start_workers(workers, reading, tracing, count, segmenter.batch_size),
+                lambda count: start_workers(workers, stages, count, segmenter.batch_size),
                 quiet,
             )
             with InterruptGuard() as guard:

@@ -26,12 +26,9 @@ from tcl_core.jobs.stages import (
     DecidedImage,
     ImageToRead,
     ReadImage,
-    ReadSettings,
+    Stages,
     TracedImage,
-    TraceSettings,
     printable_name,
-    read_image,
-    trace_image,
 )
 from tcl_core.jobs.workers import InlineWorkers, Workers
 
@@ -53,16 +50,13 @@ class WorkerLostError(SettingsError):
     """A worker process ended before its work did."""
 
 
-def start_workers(
-    count: int | Literal["auto"], reading: ReadSettings, tracing: TraceSettings, images: int, batch_size: int = 8
-) -> Workers:
+def start_workers(count: int | Literal["auto"], stages: Stages, images: int, batch_size: int = 8) -> Workers:
     """The workers of a job.
 
     Args:
         count: number of processes; 0 does all work in this one. ``"auto"`` is `automatic_count`, and 0 for an exporter
             that cannot be sent to another process.
-        reading: how images are read.
-        tracing: how regions are made.
+        stages: what to do.
         images: how many have no result yet.
         batch_size: images that the network takes together.
 
@@ -70,10 +64,10 @@ def start_workers(
         SettingsError: the count is negative, or the exporter cannot be sent.
     """
     if count == "auto":
-        count = automatic_count(images) if _can_be_sent(reading, tracing) else 0
+        count = automatic_count(images) if _can_be_sent(stages) else 0
     if count < 0:
         raise SettingsError(f"--workers {count}: give auto, or a number of processes, 0 or more")
-    return ProcessWorkers(reading, tracing, count, batch_size) if count else InlineWorkers(reading, tracing)
+    return ProcessWorkers(stages, count, batch_size) if count else InlineWorkers(stages)
 
 
 def automatic_count(images: int) -> int:
@@ -82,9 +76,9 @@ def automatic_count(images: int) -> int:
     return min(cores, _MOST_WORKERS) if cores > 1 and images >= _FEW_IMAGES else 0
 
 
-def _can_be_sent(reading: ReadSettings, tracing: TraceSettings) -> bool:
+def _can_be_sent(stages: Stages) -> bool:
     try:
-        pickle.dumps((reading, tracing))
+        pickle.dumps(stages)
     except Exception:
         return False
     return True
@@ -94,8 +88,7 @@ class ProcessWorkers:
     """Processes that read images and trace regions.
 
     Args:
-        reading: how images are read.
-        tracing: how regions are made.
+        stages: what to do.
         count: number of processes, at least 1.
         batch_size: images that the network takes together, so that two batches are read ahead of it.
 
@@ -103,16 +96,16 @@ class ProcessWorkers:
         SettingsError: the exporter cannot be sent to another process.
     """
 
-    def __init__(self, reading: ReadSettings, tracing: TraceSettings, count: int, batch_size: int = 8) -> None:
-        if not _can_be_sent(reading, tracing):
+    def __init__(self, stages: Stages, count: int, batch_size: int = 8) -> None:
+        if not _can_be_sent(stages):
             raise SettingsError(
-                f"the exporter {tracing.exporter.name} cannot be sent to another process; use 0 workers"
+                f"the exporter {stages.tracing.exporter.name} cannot be sent to another process; use 0 workers"
             )
         self.count = count
         self.ahead = 2 * batch_size + 2 * count
         self.behind = batch_size + 2 * count
         self.pixels_behind = max(_PIXELS_BEHIND, count * _PIXELS_BEHIND_OF_WORKER)
-        self._tracing = tracing
+        self._stages = stages
         context = multiprocessing.get_context("spawn")
         self._one_large = context.Lock()
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -121,7 +114,7 @@ class ProcessWorkers:
         # A worker inherits what is blocked: signals are for this process, which ends the workers in its own time.
         with _blocked_signals():
             for _ in range(count):
-                worker = _Worker(context, (reading, tracing, self._one_large))
+                worker = _Worker(context, (stages, self._one_large))
                 self._workers.append(worker)
                 self._idle.put(worker)
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="tcl-annotate worker")
@@ -135,9 +128,9 @@ class ProcessWorkers:
         if decided.pixels > LARGE_IMAGE:
             future: Future[TracedImage] = Future()
             with self._one_large:
-                future.set_result(trace_image(decided, self._tracing))
+                future.set_result(self._stages.trace(decided))
             return future
-        return self._threads.submit(self._call, decided.packed(len(self._tracing.vocabulary.labels)))
+        return self._threads.submit(self._call, decided.packed(len(self._stages.tracing.vocabulary.labels)))
 
     def close(self) -> None:
         """End the workers, in the middle of an image if they have one."""
@@ -167,7 +160,7 @@ class ProcessWorkers:
 class _Worker:
     """A process and the connection to it, for one call at a time."""
 
-    def __init__(self, context: Any, arguments: tuple[ReadSettings, TraceSettings, Lock]) -> None:
+    def __init__(self, context: Any, arguments: tuple[Stages, Lock]) -> None:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, *arguments), daemon=True)
         self._process.start()
@@ -208,7 +201,7 @@ def _blocked_signals() -> Iterator[None]:
 # -- in a worker -------------------------------------------------------------------------------------------------------
 
 
-def _work(connection: Connection, reading: ReadSettings, tracing: TraceSettings, one_large: Lock) -> None:
+def _work(connection: Connection, stages: Stages, one_large: Lock) -> None:
     """Answer calls until the parent closes the connection."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -221,9 +214,9 @@ def _work(connection: Connection, reading: ReadSettings, tracing: TraceSettings,
         answer: ReadImage | TracedImage
         if isinstance(task, ImageToRead):
             with one_large if _is_large(task) else nullcontext():
-                answer = read_image(task, reading)
+                answer = stages.read(task)
         else:
-            answer = trace_image(task, tracing)
+            answer = stages.trace(task)
         if answer.failure is not None:
             answer = replace(answer, failure=answer.failure.portable())
         try:

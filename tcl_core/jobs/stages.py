@@ -34,6 +34,7 @@ __all__ = [
     "ImageToRead",
     "ReadImage",
     "ReadSettings",
+    "Stages",
     "TraceSettings",
     "TracedImage",
     "printable_name",
@@ -273,6 +274,27 @@ def trace_image(decided: DecidedImage, settings: TraceSettings) -> TracedImage:
     except Exception as error:
         traced = TracedImage(name, failure=Failure.of(name, error))
     return replace(traced, seconds=time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Both functions with the settings of a job, as one thing that can be sent to a worker.
+
+    Attributes:
+        reading: how images are read.
+        tracing: how regions are made.
+    """
+
+    reading: ReadSettings
+    tracing: TraceSettings
+
+    def read(self, task: ImageToRead) -> ReadImage:
+        """See `read_image`."""
+        return read_image(task, self.reading)
+
+    def trace(self, decided: DecidedImage) -> TracedImage:
+        """See `trace_image`."""
+        return trace_image(decided, self.tracing)
 
 
 def printable_name(name: str) -> str:

@@ -6,16 +6,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from tcl_core.jobs.pipeline import done
-from tcl_core.jobs.stages import (
-    DecidedImage,
-    ImageToRead,
-    ReadImage,
-    ReadSettings,
-    TracedImage,
-    TraceSettings,
-    read_image,
-    trace_image,
-)
+from tcl_core.jobs.stages import DecidedImage, ImageToRead, ReadImage, Stages, TracedImage
 
 __all__ = ["InlineWorkers", "Workers"]
 
@@ -60,22 +51,21 @@ class InlineWorkers:
     """This process itself: every call works at once, and what it returns is done.
 
     Args:
-        reading: how images are read.
-        tracing: how regions are made.
+        stages: what to do.
     """
 
     count, ahead, behind, pixels_behind = 0, 1, 0, 0
 
-    def __init__(self, reading: ReadSettings, tracing: TraceSettings) -> None:
-        self._reading, self._tracing = reading, tracing
+    def __init__(self, stages: Stages) -> None:
+        self._stages = stages
 
     def read(self, task: ImageToRead) -> Future[ReadImage]:
         """Read an image now."""
-        return done(read_image(task, self._reading))
+        return done(self._stages.read(task))
 
     def trace(self, decided: DecidedImage) -> Future[TracedImage]:
         """Trace regions now."""
-        return done(trace_image(decided, self._tracing))
+        return done(self._stages.trace(decided))
 
     def close(self) -> None:
         """Nothing is left to end."""
