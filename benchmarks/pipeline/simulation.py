@@ -25,7 +25,7 @@ from tcl_core.jobs.labeling import Labeling
 from tcl_core.jobs.processes import start_workers
 from tcl_core.jobs.stages import ImageToRead, ReadSettings, TraceSettings
 from tcl_core.jobs.times import StageTimes
-from tcl_core.types import Segmentation, Unlabeled
+from tcl_core.types import Segmentation
 from tcl_core.vocabulary import Vocabulary
 
 __all__ = ["simulate"]
@@ -41,7 +41,6 @@ class _Device:
         self._found = Segmentation(
             np.zeros(simulation.size, np.int32), np.zeros(simulation.size, np.float32), vocabulary
         )
-        self._unlabeled = Unlabeled((), np.zeros(simulation.size, np.int32))
 
     def encode_batch(self, images: Sequence[ResizedImage]) -> list[Any]:
         started = time.perf_counter()
@@ -49,10 +48,10 @@ class _Device:
         self.busy += time.perf_counter() - started
         return [None] * len(images)
 
-    def explain(self, features: Any, vocabulary: Vocabulary) -> tuple[Segmentation, Unlabeled]:
+    def segment(self, features: Any, vocabulary: Vocabulary) -> Segmentation:
         # Each image has maps of its own.
-        found = replace(self._found, label_map=self._found.label_map.copy(), score_map=self._found.score_map.copy())
-        return found, self._unlabeled
+        found = self._found
+        return replace(found, label_map=found.label_map.copy(), score_map=found.score_map.copy())
 
 
 def simulate(simulation: Simulation) -> tuple[float, StageTimes]:
