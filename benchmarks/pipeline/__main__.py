@@ -121,9 +121,14 @@ def _memory(options: argparse.Namespace) -> int:
     if not early or not late:
         raise BenchmarkError("the run was too short to be looked at; use more images.")
     growth = max(late) - max(early)
+    tenths = [[size for done, size in run.samples if part * tenth <= done < (part + 1) * tenth] for part in range(10)]
+    print(
+        "MB that belong to no file, by tenths of the images: "
+        + ", ".join(f"{max(sizes):.0f}" for sizes in tenths if sizes)
+    )
     print(f"{options.images:,} images in {run.seconds:.0f} s; {run.stages}")
     print(
-        f"memory of all processes: {max(early):.0f} MB after a tenth of the images, {max(late):.0f} MB after nine; "
+        f"of all processes: {max(early):.0f} MB after a tenth of the images, {max(late):.0f} MB after nine; "
         f"it grew by {growth:.0f} MB (at most {_FLAT_MEGABYTES})"
     )
     return 0 if growth <= _FLAT_MEGABYTES else 1

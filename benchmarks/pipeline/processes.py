@@ -28,7 +28,8 @@ class WatchedRun:
         processor_seconds: of all its processes.
         others: share of all cores that other processes of the machine took meanwhile.
         megabytes: highest sum of the proportional set sizes of its processes.
-        samples: images in the journal and megabytes, at each look.
+        samples: images in the journal, and megabytes that belong to no file, at each look. How much of a library's file
+            counts for these processes depends on who else uses it.
         said: what it printed.
     """
 
@@ -63,6 +64,7 @@ def watch(words: Sequence[str], out: Path, tree: Path = REPOSITORY) -> WatchedRu
     before, busy = resource.getrusage(resource.RUSAGE_CHILDREN), _busy_seconds()
     started = time.perf_counter()
     samples: list[tuple[int, float]] = []
+    sizes: list[float] = []
     with open(log, "w+", encoding="utf-8") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "tcl_core.cli", *words], env=environment, cwd=tree, stdout=file, stderr=file
@@ -79,7 +81,8 @@ def watch(words: Sequence[str], out: Path, tree: Path = REPOSITORY) -> WatchedRu
                     results.seek(position)
                     new = results.read()
                 lines, position = lines + new.count(b"\n"), position + len(new)
-            samples.append((max(0, lines - 1), proportional_megabytes(process.pid)))
+            sizes.append(proportional_megabytes(process.pid))
+            samples.append((max(0, lines - 1), proportional_megabytes(process.pid, "Pss_Anon")))
     seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -87,18 +90,23 @@ def watch(words: Sequence[str], out: Path, tree: Path = REPOSITORY) -> WatchedRu
     said = log.read_text(encoding="utf-8")
     if code not in (0, 1):
         raise BenchmarkError(f"tcl-annotate ended with code {code}: {last_line(said)}")
-    return WatchedRun(seconds, used, others, max((size for _, size in samples), default=0.0), tuple(samples), said)
+    return WatchedRun(seconds, used, others, max(sizes, default=0.0), tuple(samples), said)
 
 
-def proportional_megabytes(pid: int) -> float:
-    """Sum of the proportional set sizes of a process and all below it; 0 once it has ended."""
+def proportional_megabytes(pid: int, kind: str = "Pss") -> float:
+    """Sum of the proportional set sizes of a process and all below it; 0 once it has ended.
+
+    Args:
+        pid: of the process.
+        kind: a row of ``smaps_rollup``: ``Pss``, or ``Pss_Anon`` for what belongs to no file.
+    """
     total = 0
     for each in (pid, *descendants(pid)):
         try:
             text = Path(f"/proc/{each}/smaps_rollup").read_text()
         except OSError:
             continue
-        found = re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE)
+        found = re.search(rf"^{kind}:\s+(\d+)", text, re.MULTILINE)
         total += int(found[1]) if found else 0
     return total / 1024
 
