@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_tcl.feature_store import FolderFeatureCache
+from tcl_core.images import content_hash
 from tcl_core.models import Model, load_model
 from tcl_core.models.registry import check_options
-from tcl_core.segmentation.features import check_image, content_hash
+from tcl_core.segmentation.features import check_image
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession
 

@@ -18,9 +18,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["run_python", "run_ranks"]
+__all__ = ["forking_context", "run_python", "run_ranks"]
 
 _LIBRARIES = ["open_clip", "torch", "torchvision", "PIL.Image", "shapely", "scipy.ndimage", "skimage.measure"]
+
+
+def forking_context() -> Any:
+    """Starts processes as `multiprocessing` does, from the server that has imported the libraries."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_LIBRARIES)
+    return context
 
 
 def run_python(
@@ -55,8 +62,7 @@ def run_python(
             encoding="utf-8",
             timeout=timeout,
         )
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_LIBRARIES)
+    context = forking_context()
     with tempfile.TemporaryDirectory() as kept:
         streams = [Path(kept, name) for name in ("stdout", "stderr")]
         process = context.Process(target=_run, args=(command, environment, folder, list(map(str, streams))))

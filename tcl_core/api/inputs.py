@@ -14,7 +14,7 @@ from PIL import Image
 from tcl_core.errors import ImageError
 from tcl_core.export.base import slashed
 from tcl_core.images import load_image
-from tcl_core.jobs.job import PIXELS_AT_ONCE
+from tcl_core.jobs.labeling import PIXELS_AT_ONCE
 
 if TYPE_CHECKING:
     from tcl_core.api.arguments import ImageInput

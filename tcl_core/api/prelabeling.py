@@ -39,6 +39,7 @@ def prelabel(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
+    workers: int | Literal["auto"] = 0,
 ) -> PrelabelSummary:
     """Label the images of a folder and write a COCO file, as ``tcl-annotate prelabel`` does.
 
@@ -67,6 +68,9 @@ def prelabel(
         resume: continue a run that was stopped, or a finished run with additional images.
         overwrite: replace existing output.
         progress: show a progress bar on standard error.
+        workers: number of processes that decode images and trace polygons while the network runs, or ``"auto"``; the
+            result is the same. With more than 0, a script must call this below ``if __name__ == "__main__":``, because
+            the processes import it.
 
     Returns:
         How many images were labeled, and why others were skipped.
@@ -122,6 +126,7 @@ def prelabel(
         resume=resume,
         overwrite=overwrite,
         quiet=not progress,
+        workers=workers,
     )
 
 

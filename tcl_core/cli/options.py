@@ -22,6 +22,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "GEOMETRIES",
     "MinAreaType",
+    "WorkersType",
     "batch_size_option",
     "bit_depth_option",
     "device_option",
@@ -35,6 +36,7 @@ __all__ = [
     "backend_option",
     "precision_option",
     "vocabulary_options",
+    "workers_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -135,6 +137,32 @@ bit_depth_option = click.option(
     "16 from the values of each image.",
 )
 """``--bit-depth``: how bright images of more than 8 bits are."""
+
+
+class WorkersType(click.ParamType):
+    """``auto``, or a number of processes."""
+
+    name = "processes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """The number, or ``"auto"``."""
+        if value == "auto" or isinstance(value, int):
+            return value
+        if not (value.isascii() and value.isdigit()):
+            self.fail(f"{value!r} is not valid; give auto, or a number of processes, 0 or more", param, ctx)
+        return int(value)
+
+
+workers_option = click.option(
+    "--workers",
+    type=WorkersType(),
+    default="auto",
+    show_default=True,
+    metavar="N",
+    help="Processes that decode images and trace polygons while the network runs; 0 for none. auto: one per core, at "
+    "most 16, and none for a few images. The results do not depend on it.",
+)
+"""``--workers``: how many processes work beside the network."""
 
 
 def vocabulary_options(function: F) -> F:

@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -22,6 +22,7 @@ from tcl_core.cli.options import (
     min_area_option,
     model_options,
     vocabulary_options,
+    workers_option,
 )
 from tcl_core.cli.places import INPUT_PATH, OUTPUT_PATH, check_file, check_folder, check_holds_nothing, check_outputs
 from tcl_core.errors import SettingsError, reason_of
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_MANY = 32
+"""Where the stages of so many images went is worth a line."""
 _FAILURES_HEAD = ("file_name", "reason")
 
 
@@ -103,6 +106,7 @@ A label file:
 @click.option("--overwrite", is_flag=True, help="Replace FILE and the preview if they exist.")
 @click.option("--failures", type=OUTPUT_PATH, metavar="FILE", help="Write skipped images and the reasons as CSV.")
 @explain_option
+@workers_option
 @click.option("--quiet", is_flag=True, help="Print only the summary.")
 def command(
     inputs: tuple[str, ...],
@@ -134,6 +138,7 @@ def command(
     overwrite: bool,
     failures: Path | None,
     explain: bool,
+    workers: int | Literal["auto"],
     quiet: bool,
 ) -> int:
     """Label images from text and write a COCO file.
@@ -199,6 +204,7 @@ def command(
             resume=resume,
             overwrite=overwrite,
             quiet=quiet,
+            workers=workers,
         )
     code = _report(summary, out, quiet)
     if failures is not None:
@@ -270,6 +276,9 @@ def _report(summary: PrelabelSummary, out: Path, quiet: bool) -> int:
     click.echo(f"{out}: {summary.done:,} of {_count(summary.total, 'image')}")
     if summary.preview is not None:
         click.echo(f"preview: {summary.preview}")
+    done = summary.stages
+    if not quiet and summary.total >= _MANY and done.elapsed:
+        click.echo(f"stages: {done}", err=True)
     if quiet and summary.changed:
         click.echo(f"changed since the last run and labeled again: {_count(len(summary.changed), 'image')}", err=True)
     for name, warning in sorted(summary.warnings.items())[:20] if quiet else ():

@@ -14,6 +14,7 @@ from tcl_core.images.reading import (
     load_image,
 )
 from tcl_core.images.resize import resize_bilinear
+from tcl_core.images.resized import ResizedImage, content_hash, working_size
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -21,9 +22,12 @@ __all__ = [
     "HEIF_REMEDY",
     "SUPPORTED_EXTENSIONS",
     "ImageSource",
+    "ResizedImage",
+    "content_hash",
     "exif_orientation",
     "image_size",
     "is_supported",
     "load_image",
     "resize_bilinear",
+    "working_size",
 ]

@@ -28,7 +28,7 @@ from tcl_core.jobs.resume import check_same_run
 from tcl_core.jobs.sources import Source
 from tcl_core.vocabulary import Vocabulary
 
-__all__ = ["LONGEST_SUFFIX", "Journal", "is_in_use", "journal_path"]
+__all__ = ["LONGEST_SUFFIX", "Journal", "image_line", "is_in_use", "journal_path"]
 
 LONGEST_SUFFIX = ".journal.lock"
 """What is appended to an output's name at most, for the files that lie beside it while its job runs."""
@@ -182,23 +182,31 @@ class Journal:
             ExportError: the image is there already, has no area, holds a number that is not finite, or the disk
                 refuses.
         """
-        if image.file_name in self._done:
-            raise ExportError(f"{image.file_name} is already in {journal_path(self.out_path)}")
-        if image.height < 1 or image.width < 1:
-            raise ExportError(f"{image.file_name} has a size of {image.width}x{image.height}")
+        self._check_new(image.file_name)
         if not is_text(image.file_name):
             self.add_failure(image.file_name, NOT_TEXT)
             return
-        line = {
-            "image": _entry(image.file_name, image.height, image.width),
-            "regions": [region_to_json(region) for region in image.regions],
-            "exported": self.exporter.prepare(image) if prepared is None else prepared,
-        }
+        if prepared is None:
+            prepared = self.exporter.prepare(image)
+        self.add_line(image.file_name, image_line(image, prepared, source), source)
+
+    def add_line(self, file_name: str, line: bytes, source: Source | None = None) -> None:
+        """`add` of a line that is made already, perhaps by another process.
+
+        Args:
+            file_name: of the image.
+            line: from `image_line`, with the same source.
+            source: of the image's file.
+
+        Raises:
+            ExportError: the image is there already, or the disk refuses.
+        """
+        self._check_new(file_name)
+        offset = self._write(line)
         if source is not None:
-            line["source"] = source.to_json(modified=True)
-            self._sources[image.file_name] = source
-        self._done[image.file_name] = self._append(line, image.file_name)
-        self._failed.pop(image.file_name, None)
+            self._sources[file_name] = source
+        self._done[file_name] = offset
+        self._failed.pop(file_name, None)
 
     def add_failure(self, file_name: str, reason: str) -> None:
         """Keep that an image could not be labeled, with its reason.
@@ -206,8 +214,7 @@ class Journal:
         Raises:
             ExportError: the image has a result already, or the disk refuses.
         """
-        if file_name in self._done:
-            raise ExportError(f"{file_name} is already in {journal_path(self.out_path)}")
+        self._check_new(file_name)
         self._append({"failure": {"file_name": file_name, "reason": reason}}, file_name)
         self._failed[file_name] = reason
 
@@ -367,14 +374,15 @@ class Journal:
                 "start over"
             ) from None
 
+    def _check_new(self, file_name: str) -> None:
+        if file_name in self._done:
+            raise ExportError(f"{file_name} is already in {journal_path(self.out_path)}")
+
     def _append(self, line: dict[str, Any], what: str) -> int:
+        return self._write(_encoded(line, what))
+
+    def _write(self, data: bytes) -> int:
         """Write one line; returns its offset."""
-        try:
-            data = json.dumps(line, allow_nan=False).encode("ascii") + b"\n"
-        except ValueError as error:
-            raise ExportError(f"{what}: a number is not finite, so it cannot be written as JSON") from error
-        except TypeError as error:
-            raise ExportError(f"{what} cannot be written as JSON: {error}") from error
         offset = self._end
         try:
             # An interrupt may have left half a line behind the last whole one.
@@ -419,6 +427,38 @@ class Journal:
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
         self._synced_at = time.monotonic()
+
+
+def image_line(image: ImageRegions, prepared: Any, source: Source | None) -> bytes:
+    """The line of an image, for `Journal.add_line`.
+
+    Args:
+        image: what was found; its name is text.
+        prepared: of the exporter's `prepare`.
+        source: of the image's file.
+
+    Raises:
+        ExportError: the image has no area, or holds a number that is not finite.
+    """
+    if image.height < 1 or image.width < 1:
+        raise ExportError(f"{image.file_name} has a size of {image.width}x{image.height}")
+    line = {
+        "image": _entry(image.file_name, image.height, image.width),
+        "regions": [region_to_json(region) for region in image.regions],
+        "exported": prepared,
+    }
+    if source is not None:
+        line["source"] = source.to_json(modified=True)
+    return _encoded(line, image.file_name)
+
+
+def _encoded(line: dict[str, Any], what: str) -> bytes:
+    try:
+        return json.dumps(line, allow_nan=False).encode("ascii") + b"\n"
+    except ValueError as error:
+        raise ExportError(f"{what}: a number is not finite, so it cannot be written as JSON") from error
+    except TypeError as error:
+        raise ExportError(f"{what} cannot be written as JSON: {error}") from error
 
 
 def _entry(name: str, height: int, width: int) -> dict[str, Any]:

@@ -21,12 +21,16 @@ class Progress:
         already: images that an earlier run has done; they count as done, but not for the rate.
         stream: where to write; the standard error stream by default. ``None`` is silent only with ``quiet``.
         quiet: show nothing.
+
+    Attributes:
+        bottleneck: the stage that the others wait for, shown where it is known.
     """
 
     def __init__(self, total: int, already: int = 0, stream: TextIO | None = None, quiet: bool = False) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._total, self._already, self._done, self._skipped = total, already, already, 0
         self._quiet = quiet
+        self.bottleneck = ""
         self._started = self._last_line = time.monotonic()
         self._bar: tqdm | None = None
         if not quiet and self._stream.isatty():
@@ -38,6 +42,9 @@ class Progress:
         """Some more images are done; those that were finished together count at once, for the sake of the rate."""
         self._done += count
         if self._bar is not None:
+            notes = [f"{self._skipped} skipped"] if self._skipped else []
+            notes += [f"bottleneck: {self.bottleneck}"] if self.bottleneck else []
+            self._bar.set_postfix_str(", ".join(notes), refresh=False)
             self._bar.update(count)
         elif not self._quiet and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
@@ -46,8 +53,6 @@ class Progress:
     def skip(self, message: str) -> None:
         """One more image is over, but failed; ``message`` is shown."""
         self._skipped += 1
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._skipped} skipped", refresh=False)
         self.say(f"skipped: {message}")
         self.advance()
 
@@ -71,7 +76,8 @@ class Progress:
         left = f", about {_duration((self._total - self._done) / rate)} left" if rate > 0 else ""
         skipped = f", {self._skipped} skipped" if self._skipped else ""
         speed = f"{rate:.1f} a second" if rate >= 1 or rate == 0 else f"{1 / rate:.1f} seconds each"
-        return f"{self._done:,} of {self._total:,} images, {speed}{left}{skipped}"
+        slowest = f", bottleneck: {self.bottleneck}" if self.bottleneck else ""
+        return f"{self._done:,} of {self._total:,} images, {speed}{left}{skipped}{slowest}"
 
 
 def _duration(seconds: float) -> str:

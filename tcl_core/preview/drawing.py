@@ -13,7 +13,7 @@ from tcl_core.preview.markup import render_regions
 from tcl_core.types import Region, Segmentation, Unlabeled
 from tcl_core.vocabulary.colors import Color
 
-__all__ = ["draw_overlay", "draw_unlabeled", "muted_color", "regions_to_svg", "thumbnail"]
+__all__ = ["draw_overlay", "draw_unlabeled", "muted_color", "regions_to_svg", "sample_unlabeled", "thumbnail"]
 
 _MAX_REGIONS = 500
 _MASK_OPACITY = 0.45
@@ -121,13 +121,25 @@ def draw_unlabeled(unlabeled: Unlabeled, colors: Mapping[str, Color], size: tupl
         [255, 0]
     """
     palette = np.array([(0, 0, 0, 0), *((*colors[name], 255) for name in unlabeled.names)], dtype=np.uint8)
+    return Image.fromarray(palette[sample_unlabeled(unlabeled, size)])
+
+
+def sample_unlabeled(unlabeled: Unlabeled, size: tuple[int, int]) -> NDArray[np.integer]:
+    """The winners at the centers of a thumbnail's pixels; a mean of two colors would look like a third name.
+
+    Args:
+        unlabeled: what won where in the full-size image.
+        size: width and height of the thumbnail.
+
+    Returns:
+        Unsigned integers ``[height, width]``.
+    """
     width, height = size
-    # The centers of the thumbnail's pixels; a mean of two colors would look like a third name.
     rows, columns = (
         (2 * np.arange(small) + 1) * side // (2 * small)
         for small, side in zip((height, width), unlabeled.winner.shape, strict=True)
     )
-    return Image.fromarray(palette[unlabeled.winner[np.ix_(rows, columns)]])
+    return unlabeled.winner[np.ix_(rows, columns)]
 
 
 def muted_color(number: int) -> Color:

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcl_core.errors import SettingsError, TclError
-from tcl_core.preview.drawing import draw_unlabeled, muted_color, regions_to_svg, thumbnail
+from tcl_core.preview.card import Outlines, Overlay, Thumbnail
+from tcl_core.preview.drawing import draw_unlabeled, muted_color
 from tcl_core.preview.markup import page_name, render_page
 from tcl_core.types import Region, Unlabeled
 from tcl_core.vocabulary import Vocabulary
@@ -32,7 +33,6 @@ __all__ = ["CARDS_FILE", "PreviewWriter", "check_preview_folder", "is_preview_fo
 CARDS_FILE = "cards.jsonl"
 """File in a preview's folder that holds one line for each image."""
 _INDEX = page_name(0)
-_TINY = 200
 _STEM = 16
 _FORMAT = {"preview": "tcl-annotate", "format": 1}
 
@@ -97,7 +97,7 @@ class PreviewWriter:
         self._folder = folder
         self._vocabulary = vocabulary
         self._page_size = page_size
-        self._max_side = max_side
+        self.max_side = max_side
         self._header = {**_FORMAT, "job": job}
         there = check_preview_folder(folder)
         if there and keep:
@@ -154,45 +154,74 @@ class PreviewWriter:
         Raises:
             TclError: if the folder cannot be written to.
         """
-        height, width = image.shape[:2]
-        small = thumbnail(image, self._max_side)
-        tiny = max(small.size) <= _TINY
+        small = Thumbnail.of(image, self.max_side)
+        self.add_card(
+            file_name,
+            small,
+            Outlines.of(regions, small.scale),
+            None if unlabeled is None else Overlay.of(unlabeled, small.size),
+            groups=None if groups is None else Overlay.of(groups, small.size),
+            column=column,
+            note=note,
+        )
+
+    def add_card(
+        self,
+        file_name: str,
+        small: Thumbnail,
+        outlines: Outlines,
+        unlabeled: Overlay | None = None,
+        *,
+        groups: Overlay | None = None,
+        column: str = "",
+        note: str = "",
+    ) -> None:
+        """`add_image` of what was drawn already, perhaps by another process.
+
+        Args:
+            file_name: as in the COCO file.
+            small: of `max_side`.
+            outlines: at its scale.
+            unlabeled: at its size.
+            groups: likewise.
+            column: see `add_image`.
+            note: likewise.
+
+        Raises:
+            TclError: if the folder cannot be written to.
+        """
         # The same name in every run, whatever other images there are, and safe on every file system.
         stem = hashlib.sha256(file_name.encode("utf-8", "surrogatepass")).hexdigest()[:_STEM]
-        name = f"{stem}.{'png' if tiny else 'jpg'}"
-        shares = {} if unlabeled is None else unlabeled.shares()
+        name = f"{stem}.{'png' if small.is_tiny else 'jpg'}"
+        overlay, grouped = (self._folder / "img" / f"{stem}-{kind}.png" for kind in ("names", "groups"))
+        shares = {} if unlabeled is None else unlabeled.shares
         try:
-            if tiny:
-                small.save(self._folder / "img" / name, compress_level=6)
-            else:
-                small.save(self._folder / "img" / name, quality=84)
-            overlay = self._folder / "img" / f"{stem}-names.png"
+            (self._folder / "img" / name).write_bytes(small.data)
             if unlabeled is not None and shares:
                 self._color_names(shares)
-                draw_unlabeled(unlabeled, self._name_colors, small.size).save(overlay, compress_level=6)
+                draw_unlabeled(unlabeled.sample, self._name_colors, small.size).save(overlay, compress_level=6)
             else:
                 # An earlier card of the same image may have left one.
                 overlay.unlink(missing_ok=True)
-            grouped = self._folder / "img" / f"{stem}-groups.png"
-            if groups is not None and groups.names:
-                colors = {name: muted_color(number) for number, name in enumerate(groups.names)}
-                draw_unlabeled(groups, colors, small.size).save(grouped, compress_level=6)
+            if groups is not None and groups.sample.names:
+                colors = {name: muted_color(number) for number, name in enumerate(groups.sample.names)}
+                draw_unlabeled(groups.sample, colors, small.size).save(grouped, compress_level=6)
             else:
                 grouped.unlink(missing_ok=True)
         except OSError as error:
             raise _unwritable(self._folder, error) from error
         card = {
             "name": file_name,
-            "size": [width, height],
+            "size": list(small.original),
             "image": name,
             "shown": list(small.size),
-            "tiny": tiny,
-            "counts": dict(sorted(Counter(region.label_id for region in regions).items())),
-            "svg": regions_to_svg(regions, min(1.0, small.width / width)),
+            "tiny": small.is_tiny,
+            "counts": outlines.counts,
+            "svg": outlines.svg,
         }
         if column:
             card |= {"column": column, "note": note}
-        if groups is not None and groups.names:
+        if groups is not None and groups.sample.names:
             card["groups"] = grouped.name
         if shares:
             card["overlay"] = overlay.name

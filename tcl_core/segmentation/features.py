@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from tcl_core.caching import DEFAULT_CACHE_BYTES, ByteBoundedCache
 from tcl_core.errors import ImageError
+from tcl_core.images import ResizedImage
 from tcl_core.methods.base import Features
 from tcl_core.refinement.base import Guide
 
@@ -20,7 +20,6 @@ __all__ = [
     "ImageFeatures",
     "PreparedImage",
     "check_image",
-    "content_hash",
 ]
 
 
@@ -90,33 +89,20 @@ class FeatureCache(ByteBoundedCache[FeatureKey, ImageFeatures]):
         super().__init__(max_bytes, size_of=lambda features: features.nbytes)
 
 
-def check_image(image: NDArray[np.uint8]) -> None:
-    """Make sure that an array is an image of the kind `tcl_core.images.load_image` returns.
+def check_image(image: NDArray[np.uint8] | ResizedImage) -> None:
+    """Make sure that an array is an image of the kind `tcl_core.images.load_image` returns, or made of one.
 
     Raises:
         ImageError: it is not uint8 ``[H, W, 3]``, or it has no pixel.
     """
+    if isinstance(image, ResizedImage):
+        image = image.pixels
     shape, dtype = getattr(image, "shape", None), getattr(image, "dtype", None)
     if not isinstance(image, np.ndarray) or dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         found = f"{dtype} {list(shape)}" if shape is not None else type(image).__name__
         raise ImageError(f"the image must be an RGB array uint8 [H, W, 3], not {found}; read files with load_image.")
     if image.size == 0:
         raise ImageError(f"the image is {image.shape[1]} x {image.shape[0]}; give one with at least one pixel.")
-
-
-def content_hash(image: NDArray[np.uint8]) -> str:
-    """SHA-256 (hex) of an image's size and pixels.
-
-    Args:
-        image: uint8 ``[H, W, 3]``.
-
-    >>> a, b = np.zeros((2, 3, 3), np.uint8), np.zeros((3, 2, 3), np.uint8)
-    >>> content_hash(a) == content_hash(a.copy()), content_hash(a) == content_hash(b)
-    (True, False)
-    """
-    digest = hashlib.sha256(f"{image.shape}{image.dtype}".encode())
-    digest.update(np.ascontiguousarray(image).data)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

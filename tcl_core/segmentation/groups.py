@@ -8,12 +8,11 @@ from numpy.typing import NDArray
 
 from tcl_core.devices import autocast, to_device
 from tcl_core.errors import SettingsError
-from tcl_core.images import resize_bilinear
+from tcl_core.images import ResizedImage
 from tcl_core.methods.capabilities import Segments
 from tcl_core.segmentation.enlarging import Enlarger, tiles
 from tcl_core.segmentation.features import check_image
 from tcl_core.segmentation.segmenter import Segmenter
-from tcl_core.segmentation.sliding_window import working_size
 from tcl_core.types import Unlabeled
 
 __all__ = ["has_groups", "image_groups", "named_groups"]
@@ -25,12 +24,12 @@ def has_groups(segmenter: Segmenter) -> bool:
 
 
 @torch.no_grad()
-def image_groups(segmenter: Segmenter, image: NDArray[np.uint8]) -> NDArray[np.int32]:
+def image_groups(segmenter: Segmenter, image: NDArray[np.uint8] | ResizedImage) -> NDArray[np.int32]:
     """The group of every pixel. The whole image is one window, because groups of several windows do not correspond.
 
     Args:
         segmenter: with a method that makes groups.
-        image: uint8 ``[H, W, 3]``, RGB.
+        image: uint8 ``[H, W, 3]``, RGB, or what `Segmenter.resized` made of it.
 
     Returns:
         int32 ``[H, W]``, from 1, the largest group first; groups without a pixel have no number.
@@ -43,10 +42,9 @@ def image_groups(segmenter: Segmenter, image: NDArray[np.uint8]) -> NDArray[np.i
     if not isinstance(method, Segments):
         raise SettingsError(f"the method {method.name!r} of the model {model.name!r} makes no groups; use GroupViT")
     check_image(image)
-    height, width = image.shape[:2]
-    preprocess = model.preprocess
-    size = working_size(height, width, preprocess.short_side, preprocess.max_long_side)
-    resized = torch.from_numpy(np.ascontiguousarray(resize_bilinear(image, size))).permute(2, 0, 1)
+    preprocess, small = model.preprocess, segmenter.resized(image)
+    height, width = small.size
+    resized = torch.from_numpy(small.pixels).permute(2, 0, 1)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
     pixels = resized.float().div_(255).sub_(mean).div_(std)
     with autocast(model.device, model.precision):

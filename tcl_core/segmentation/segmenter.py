@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tcl_core.devices import precision_name, to_device
-from tcl_core.errors import SettingsError
-from tcl_core.images import resize_bilinear
+from tcl_core.errors import ImageError, SettingsError
+from tcl_core.images import ResizedImage, content_hash, working_size
 from tcl_core.methods.base import Features, PromptEmbeddings
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
 from tcl_core.segmentation.argmax import label_map_from_parts
@@ -30,11 +30,10 @@ from tcl_core.segmentation.features import (
     ImageFeatures,
     PreparedImage,
     check_image,
-    content_hash,
 )
 from tcl_core.segmentation.model import SegmentationModel
 from tcl_core.segmentation.name_plane import NamePlane
-from tcl_core.segmentation.sliding_window import merge_windows, split_windows, working_size
+from tcl_core.segmentation.sliding_window import merge_windows, split_windows
 from tcl_core.segmentation.specks import speck_area
 from tcl_core.segmentation.texts import Texts
 from tcl_core.types import Segmentation, Unlabeled
@@ -168,21 +167,48 @@ class Segmenter:
             )
         return self._score_identities[templates]
 
-    def feature_key(self, image: NDArray[np.uint8]) -> FeatureKey:
+    def feature_key(self, image: NDArray[np.uint8] | ResizedImage) -> FeatureKey:
         """What the features of an image depend on: its pixels, the weights and the settings.
 
         Args:
-            image: uint8 ``[H, W, 3]``, RGB.
+            image: uint8 ``[H, W, 3]``, RGB, or what `resized` made of it.
         """
-        return FeatureKey(content_hash(image), self.model.weights_sha256, self._feature_settings)
+        content = image.content if isinstance(image, ResizedImage) else content_hash(image)
+        return FeatureKey(content, self.model.weights_sha256, self._feature_settings)
 
     # -- the image ---------------------------------------------------------------------------------------------
 
-    def encode(self, image: NDArray[np.uint8], on_progress: Callable[[int, int], None] | None = None) -> ImageFeatures:
+    def resized(self, image: NDArray[np.uint8] | ResizedImage) -> ResizedImage:
+        """An image at the working size, which gives the same features; of large images little is left.
+
+        Args:
+            image: uint8 ``[H, W, 3]``, RGB, or an image that was resized for a model with the same working size.
+
+        Raises:
+            ImageError: the array is not such an image, or was resized for another working size.
+        """
+        check_image(image)
+        return self._resized(image)
+
+    def _resized(self, image: NDArray[np.uint8] | ResizedImage, content: str | None = None) -> ResizedImage:
+        preprocess = self.model.preprocess
+        if not isinstance(image, ResizedImage):
+            return ResizedImage.of(image, preprocess.short_side, preprocess.max_long_side, content)
+        size = working_size(*image.size, preprocess.short_side, preprocess.max_long_side)
+        if image.pixels.shape[:2] != size:
+            raise ImageError(
+                f"the image was resized to {image.pixels.shape[1]} x {image.pixels.shape[0]} pixels, but the model "
+                f"{self.model.name} works at {size[1]} x {size[0]}; resize it with this segmenter."
+            )
+        return image
+
+    def encode(
+        self, image: NDArray[np.uint8] | ResizedImage, on_progress: Callable[[int, int], None] | None = None
+    ) -> ImageFeatures:
         """Compute all that depends on the image alone, or find it in the cache.
 
         Args:
-            image: uint8 ``[H, W, 3]``, RGB.
+            image: uint8 ``[H, W, 3]``, RGB, or what `resized` made of it.
             on_progress: called with the number of windows done and of all, before the first batch and after each;
                 what it raises ends the work and is passed on.
 
@@ -193,7 +219,9 @@ class Segmenter:
 
     @torch.no_grad()
     def encode_batch(
-        self, images: Sequence[NDArray[np.uint8]], on_progress: Callable[[int, int], None] | None = None
+        self,
+        images: Sequence[NDArray[np.uint8] | ResizedImage],
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> list[ImageFeatures]:
         """Encode several images; windows of one size go through the network together, ``batch_size`` at a time.
 
@@ -201,7 +229,7 @@ class Segmenter:
         once.
 
         Args:
-            images: uint8 ``[H, W, 3]`` each, RGB, of any sizes.
+            images: uint8 ``[H, W, 3]`` each, RGB, of any sizes, or what `resized` made of them.
             on_progress: see `encode`; it is not called if all images are in the cache.
 
         Returns:
@@ -214,7 +242,7 @@ class Segmenter:
             check_image(image)
         keys = [self.feature_key(image) for image in images]
         found: dict[FeatureKey, ImageFeatures] = {}
-        missing: dict[FeatureKey, NDArray[np.uint8]] = {}
+        missing: dict[FeatureKey, NDArray[np.uint8] | ResizedImage] = {}
         for key, image in dict(zip(keys, images, strict=True)).items():
             cached = None if self.cache is None else self.cache.get(key)
             if cached is None:
@@ -244,7 +272,7 @@ class Segmenter:
                     self.cache.put(features.key, features)
         return [found[key] for key in keys]
 
-    def _guided(self, features: ImageFeatures, image: NDArray[np.uint8]) -> ImageFeatures:
+    def _guided(self, features: ImageFeatures, image: NDArray[np.uint8] | ResizedImage) -> ImageFeatures:
         """Features on the model's device, with the guides that a cache did not keep."""
         if self.refiner is None or features.guide is not None or features.image_guide is not None:
             if next(iter(features.windows.tensors().values())).device == self.model.device:
@@ -267,20 +295,20 @@ class Segmenter:
             self.cache.put(features.key, complete)
         return complete
 
-    def _prepare(self, image: NDArray[np.uint8], key: FeatureKey) -> PreparedImage:
+    def _prepare(self, image: NDArray[np.uint8] | ResizedImage, key: FeatureKey) -> PreparedImage:
         preprocess = self.model.preprocess
-        height, width = image.shape[:2]
-        size = working_size(height, width, preprocess.short_side, preprocess.max_long_side)
+        small = self._resized(image, key.content)
+        original, size = small.size, (small.pixels.shape[0], small.pixels.shape[1])
         mean = torch.tensor(preprocess.mean).view(3, 1, 1)
         std = torch.tensor(preprocess.std).view(3, 1, 1)
-        resized = torch.from_numpy(np.ascontiguousarray(resize_bilinear(image, size))).permute(2, 0, 1)
+        resized = torch.from_numpy(small.pixels).permute(2, 0, 1)
         pixels = resized.float().contiguous().div_(255).sub_(mean).div_(std)
-        score_size = self.method.score_size(size, (height, width))
+        score_size = self.method.score_size(size, original)
         guide = None
         if self.refiner is not None:
             guide = self.method.image_guide(self.refiner, to_device(pixels[None], self.model.device), score_size)
         windows, origins = split_windows(pixels, preprocess.window, preprocess.stride)
-        return PreparedImage(windows, guide, tuple(origins), size, score_size, (height, width), key)
+        return PreparedImage(windows, guide, tuple(origins), size, score_size, original, key)
 
     def _embed(self, group: list[PreparedImage], advance: Callable[[int], None]) -> Iterator[ImageFeatures]:
         """Run images whose windows have one size through the network; each is given out once it is complete."""

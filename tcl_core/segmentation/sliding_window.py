@@ -1,4 +1,4 @@
-"""The sliding window and the size at which an image is worked on: pure functions."""
+"""The sliding window: pure functions."""
 
 from __future__ import annotations
 
@@ -15,35 +15,7 @@ __all__ = [
     "split_windows",
     "window_grid",
     "window_origins",
-    "working_size",
 ]
-
-
-def working_size(height: int, width: int, short_side: int, max_long_side: int) -> tuple[int, int]:
-    """Size at which an image is segmented: the largest that keeps the aspect ratio within both limits.
-
-    Smaller images are enlarged. A side never falls below one pixel.
-
-    Args:
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        short_side: limit of the shorter side.
-        max_long_side: limit of the longer side.
-
-    Returns:
-        Height and width in pixels.
-
-    Raises:
-        ValueError: one of the numbers is not positive.
-
-    Example:
-        >>> working_size(480, 640, short_side=448, max_long_side=2048)
-        (448, 597)
-    """
-    if min(height, width, short_side, max_long_side) < 1:
-        raise ValueError(f"sizes must be positive, got {height}x{width}, limits {short_side} and {max_long_side}")
-    scale = min(max_long_side / max(height, width), short_side / min(height, width))
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def window_grid(length: int, window: int, stride: int) -> list[int]:

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Literal
 
 from tcl_core.errors import SettingsError
+from tcl_core.images import working_size
 from tcl_core.segmentation.model import SegmentationModel
-from tcl_core.segmentation.sliding_window import working_size
 from tcl_core.specks import absorb_small
 from tcl_core.types import Segmentation
 

@@ -13,9 +13,8 @@ from tcl_core.evaluation.jobs import ModelSpec
 from tcl_core.evaluation.records import JournalIndex
 from tcl_core.evaluation.report import build_result
 from tcl_core.evaluation.run import Evaluation
-from tcl_core.images import resize_bilinear
+from tcl_core.images import resize_bilinear, working_size
 from tcl_core.segmentation.segmenter import Segmenter
-from tcl_core.segmentation.sliding_window import working_size
 from tests.core.evaluation_records import EXPECTED, FOLDER, SETTINGS, label_maps, recorded_model
 
 SETS = [name for name in BENCHMARKS if any(key.startswith(f"{name}/") for key in SETTINGS)]

@@ -15,6 +15,7 @@ from PIL import Image
 from labelstudio_backend.worker import _failure
 from tcl_core.cli.main import run
 from tcl_core.errors import is_out_of_memory
+from tcl_core.images import ResizedImage
 from tcl_core.jobs.inputs import find_images
 from tcl_core.models import Model
 from tcl_core.segmentation.features import ImageFeatures
@@ -92,7 +93,7 @@ class Scarce(Segmenter):
     rest: list[weakref.ref[NDArray[np.uint8]]]
 
     def encode_batch(
-        self, images: list[NDArray[np.uint8]], on_progress: Callable[[int, int], None] | None = None
+        self, images: list[ResizedImage], on_progress: Callable[[int, int], None] | None = None
     ) -> list[ImageFeatures]:
         self.rest = [ref for ref in getattr(self, "rest", []) if ref() is not None]
         if len(images) > 1 or self.rest:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from tcl_core.errors import ExportError, ImageError, SettingsError, TclError
 from tcl_core.export.coco import CocoExporter
 from tcl_core.export.coco.validate.validate import validate_coco
-from tcl_core.images import load_image
+from tcl_core.images import ResizedImage, content_hash, load_image
 from tcl_core.jobs.inputs import ImageList, find_images
 from tcl_core.jobs.interrupt import InterruptGuard
 from tcl_core.jobs.job import PrelabelSettings, PrelabelSummary
@@ -127,28 +126,35 @@ def test_an_older_preview_in_the_folder_is_not_labeled(tree: Path) -> None:
 
 
 class TroubledSegmenter(Segmenter):
-    """A real segmenter to which something happens: before segmenting call ``at``, or with images of one color."""
+    """A real segmenter to which something happens: before segmenting call ``at``, or with one image."""
 
     at = -1
     trouble: Callable[[], None] = staticmethod(lambda: None)
-    poison: tuple[int, int, int] | None = None
+    poison = ""
     calls = 0
     company: list[tuple[str, ...]]
 
     def encode_batch(  # type: ignore[override]
-        self, images: list[NDArray[np.uint8]], on_progress: Callable[[int, int], None] | None = None
+        self, images: list[ResizedImage], on_progress: Callable[[int, int], None] | None = None
     ) -> list[ImageFeatures]:
-        if self.poison is not None and any((image[0, 0] == self.poison).all() for image in images):
+        if self.poison in [self.feature_key(image).content for image in images]:
             raise RuntimeError("poisoned\nimage")
         features = super().encode_batch(images, on_progress)
         self.company = [*getattr(self, "company", []), tuple(f.key.content for f in features)]
         return features
 
     def explain(self, features: ImageFeatures, vocabulary: Vocabulary) -> tuple[Segmentation, Unlabeled]:
+        self.call()
+        return super().explain(features, vocabulary)
+
+    def segment(self, features: ImageFeatures, vocabulary: Vocabulary) -> Segmentation:
+        self.call()
+        return super().segment(features, vocabulary)
+
+    def call(self) -> None:
         if self.calls == self.at:
             self.trouble()
         self.calls += 1
-        return super().explain(features, vocabulary)
 
 
 @pytest.fixture(scope="module")
@@ -302,11 +308,10 @@ def test_killed_without_any_warning(tmp_path: Path, images: ImageList, model: Mo
 def test_an_unexpected_error_costs_one_image_of_a_batch(
     tmp_path: Path, images: ImageList, segmenter: TroubledSegmenter
 ) -> None:
-    victim = load_image(images.path(6))
-    segmenter.poison = tuple(victim[0, 0].tolist())
+    segmenter.poison = content_hash(load_image(images.path(6)))
     summary = run_prelabel(images, segmenter, VOCABULARY, tmp_path / "out.json")
     assert summary.failed == {images.file_names[6]: "internal error, RuntimeError: poisoned image; please report it"}
-    segmenter.poison = None
+    segmenter.poison = ""
     summary = run_prelabel(images, segmenter, VOCABULARY, tmp_path / "out.json", resume=True)
     assert summary.failed == {} and summary.done == 14
     assert [image["file_name"] for image in read(tmp_path / "out.json")["images"]] == list(images.file_names)

@@ -96,7 +96,7 @@ def test_a_fault_of_the_program_ends_the_job_and_is_no_broken_image(
 
     out = tmp_path / "out.json"
     with monkeypatch.context() as patch:
-        patch.setattr("tcl_core.jobs.job.label_map_to_regions", broken)
+        patch.setattr("tcl_core.jobs.stages.label_map_to_regions", broken)
         with pytest.raises(ZeroDivisionError):
             run_prelabel(images, segmenter, VOCABULARY, out)
         two = replace(images, file_names=images.file_names[:2])

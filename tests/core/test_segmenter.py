@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tcl_core.errors import ImageError, SettingsError, VocabularyError
-from tcl_core.images import resize_bilinear
+from tcl_core.images import ResizedImage, content_hash, resize_bilinear
 from tcl_core.methods import create_method
 from tcl_core.models import Model
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.segmentation import segmenter as segmenter_module
 from tcl_core.segmentation.argmax import label_map_from_scores
-from tcl_core.segmentation.features import FeatureCache, content_hash
+from tcl_core.segmentation.features import FeatureCache
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.tokenizer import WordTokenizer
@@ -491,3 +491,28 @@ def test_progress_counts_windows_and_can_end_the_work(model: Model) -> None:
     with pytest.raises(InterruptedError):
         segmenter.encode(image, stop)
     assert segmenter.cache is not None and len(segmenter.cache) == 0
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_a_resized_image_gives_the_same_features(model: Model, refine: bool) -> None:
+    images = [random_image(50, 70, 1), random_image(33, 90, 2), random_image(40, 56, 3)]
+    segmenter = Segmenter(model, refine=refine, batch_size=2)
+    resized = [segmenter.resized(image) for image in images]
+    assert [small.size for small in resized] == [image.shape[:2] for image in images]
+    assert all(min(small.pixels.shape[:2]) <= PREPROCESS.short_side for small in resized)
+    whole, small = segmenter.encode_batch(images), segmenter.encode_batch(resized)
+    for one, other, image in zip(whole, small, images, strict=True):
+        assert one.key == other.key == segmenter.feature_key(image)
+        assert (one.size, one.origins, one.score_size) == (other.size, other.origins, other.score_size)
+        for name, tensor in one.windows.tensors().items():
+            assert torch.equal(tensor, other.windows.tensors()[name])
+        label_map, again = segmenter.segment(one, VOCABULARY), segmenter.segment(other, VOCABULARY)
+        assert np.array_equal(label_map.label_map, again.label_map)
+        assert np.array_equal(label_map.score_map, again.score_map)
+
+
+def test_an_image_resized_for_another_model_is_refused(model: Model) -> None:
+    other = ResizedImage.of(random_image(50, 70), short_side=20, max_long_side=144)
+    with pytest.raises(ImageError, match="resized to 28 x 20 pixels, but the model small works at 56 x 40"):
+        Segmenter(model).encode(other)
+    assert other.content == content_hash(random_image(50, 70))

@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tcl_core.images import working_size
 from tcl_core.segmentation.sliding_window import (
     background_plane,
     merge_windows,
     split_windows,
     window_grid,
     window_origins,
-    working_size,
 )
 from tcl_core.towers.padding import pad_to_multiple
 

@@ -1,0 +1,245 @@
+"""Worker processes for the stages before and after the network.
+
+Each worker is a process with a connection of its own, so that one that is killed is noticed at once, by name of the
+image it had, and holds no lock that others wait for. A worker ends when its parent does, whatever ended that.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Lock
+from typing import Any, Literal
+
+from tcl_core.errors import ImageError, SettingsError
+from tcl_core.images import image_size
+from tcl_core.jobs.stages import (
+    DecidedImage,
+    ImageToRead,
+    ReadImage,
+    Stages,
+    TracedImage,
+    printable_name,
+)
+from tcl_core.jobs.workers import InlineWorkers, Workers
+
+__all__ = ["LARGE_IMAGE", "ProcessWorkers", "WorkerLostError", "automatic_count", "start_workers"]
+
+LARGE_IMAGE = 24_000_000
+"""Images of more pixels are worked on one at a time, so that memory does not grow with the number of workers."""
+
+_PIXELS_BEHIND = 48_000_000
+_PIXELS_BEHIND_OF_WORKER = 12_000_000
+_SECONDS_TO_END = 5
+_MOST_WORKERS = 16
+_FEW_IMAGES = 32
+"""Fewer are done before workers have started."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class WorkerLostError(SettingsError):
+    """A worker process ended before its work did."""
+
+
+def start_workers(count: int | Literal["auto"], stages: Stages, images: int, batch_size: int = 8) -> Workers:
+    """The workers of a job.
+
+    Args:
+        count: number of processes; 0 does all work in this one. ``"auto"`` is `automatic_count`, and 0 for an exporter
+            that cannot be sent to another process.
+        stages: what to do.
+        images: how many have no result yet.
+        batch_size: images that the network takes together.
+
+    Raises:
+        SettingsError: the count is negative, or the exporter cannot be sent.
+    """
+    if count == "auto":
+        count = automatic_count(images) if _can_be_sent(stages) else 0
+    if count < 0:
+        raise SettingsError(f"--workers {count}: give auto, or a number of processes, 0 or more")
+    return ProcessWorkers(stages, count, batch_size) if count else InlineWorkers(stages)
+
+
+def automatic_count(images: int) -> int:
+    """One worker for each core that this process may use, at most 16; none for few images or on one core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_WORKERS) if cores > 1 and images >= _FEW_IMAGES else 0
+
+
+def _can_be_sent(stages: Stages) -> bool:
+    try:
+        pickle.dumps(stages)
+    except Exception:
+        return False
+    return True
+
+
+class ProcessWorkers:
+    """Processes that read images and trace regions.
+
+    Args:
+        stages: what to do.
+        count: number of processes, at least 1.
+        batch_size: images that the network takes together, so that two batches are read ahead of it.
+
+    Raises:
+        SettingsError: the exporter cannot be sent to another process.
+    """
+
+    def __init__(self, stages: Stages, count: int, batch_size: int = 8) -> None:
+        if not _can_be_sent(stages):
+            raise SettingsError(
+                f"the exporter {stages.tracing.exporter.name} cannot be sent to another process; use 0 workers"
+            )
+        self.count = count
+        self.ahead = 2 * batch_size + 2 * count
+        self.behind = batch_size + 2 * count
+        self.pixels_behind = max(_PIXELS_BEHIND, count * _PIXELS_BEHIND_OF_WORKER)
+        self._stages = stages
+        context = multiprocessing.get_context("spawn")
+        self._one_large = context.Lock()
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._workers: list[_Worker] = []
+        self._closed = False
+        # A worker inherits what is blocked: signals are for this process, which ends the workers in its own time.
+        with _blocked_signals():
+            for _ in range(count):
+                worker = _Worker(context, (stages, self._one_large))
+                self._workers.append(worker)
+                self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="tcl-annotate worker")
+
+    def read(self, task: ImageToRead) -> Future[ReadImage]:
+        """Let a worker read an image."""
+        return self._threads.submit(self._call, task)
+
+    def trace(self, decided: DecidedImage) -> Future[TracedImage]:
+        """Let a worker trace regions; those of a large image are traced here, before this returns."""
+        if decided.pixels > LARGE_IMAGE:
+            future: Future[TracedImage] = Future()
+            with self._one_large:
+                future.set_result(self._stages.trace(decided))
+            return future
+        return self._threads.submit(self._call, decided)
+
+    def close(self) -> None:
+        """End the workers, in the middle of an image if they have one."""
+        self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self._workers:
+            worker.end()
+        self._threads.shutdown(wait=True)
+
+    def _call(self, task: Any) -> Any:
+        if isinstance(task, DecidedImage):
+            # Here rather than in `trace`, which the network waits for.
+            task = task.packed(len(self._stages.tracing.vocabulary.labels))
+        worker = self._idle.get()
+        try:
+            return worker.call(task)
+        except (EOFError, OSError) as error:
+            raise self._lost(worker, task.name) from error
+        finally:
+            # One that is gone answers the next call with the same error.
+            self._idle.put(worker)
+
+    def _lost(self, worker: _Worker, name: str) -> WorkerLostError:
+        return WorkerLostError(
+            f"a worker process ended while it had the image {printable_name(name)} ({worker.ending()}); what was done "
+            f"is kept, so go on with --resume and fewer --workers (there were {self.count})"
+        )
+
+
+class _Worker:
+    """A process and the connection to it, for one call at a time."""
+
+    def __init__(self, context: Any, arguments: tuple[Stages, Lock]) -> None:
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, *arguments), daemon=True)
+        self._process.start()
+        # Else this process would keep the connection open after the worker's end.
+        theirs.close()
+
+    def call(self, task: Any) -> Any:
+        self._connection.send(task)
+        return self._connection.recv()
+
+    def ending(self) -> str:
+        """How the process ended."""
+        self._process.join(_SECONDS_TO_END)
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            killed = " (perhaps for lack of memory)" if code == -getattr(signal, "SIGKILL", 9) else ""
+            return f"{signal.Signals(-code).name}{killed}"
+        return f"exit code {code}"
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+
+@contextmanager
+def _blocked_signals() -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# -- in a worker -------------------------------------------------------------------------------------------------------
+
+
+def _work(connection: Connection, stages: Stages, one_large: Lock) -> None:
+    """Answer calls until the parent closes the connection."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        try:
+            task = connection.recv()
+        except (EOFError, OSError):
+            return
+        answer: ReadImage | TracedImage
+        if isinstance(task, ImageToRead):
+            with one_large if _is_large(task) else nullcontext():
+                answer = stages.read(task)
+        else:
+            answer = stages.trace(task)
+        if answer.failure is not None:
+            answer = replace(answer, failure=answer.failure.portable())
+        try:
+            connection.send(answer)
+        except OSError:
+            return
+        del task, answer
+
+
+def _is_large(task: ImageToRead) -> bool:
+    try:
+        height, width = image_size(task.root / task.name)
+    except ImageError:
+        # Reading it will say what is wrong.
+        return False
+    return height * width > LARGE_IMAGE
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
