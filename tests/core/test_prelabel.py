@@ -455,6 +455,17 @@ def test_images_that_were_stored_together_count_at_once(monkeypatch: pytest.Monk
     assert stream.getvalue() == "20 of 100 images, 2.0 seconds each, about 2 min 40 s left\n"
 
 
+def test_progress_names_the_bottleneck(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("tcl_core.jobs.progress.time.monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    progress = Progress(40, stream=stream)
+    progress.bottleneck = "network"
+    clock[0] = 20.0
+    progress.advance()
+    assert stream.getvalue().endswith(" left, bottleneck: network\n")
+
+
 def test_progress_on_a_terminal_is_a_bar() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
