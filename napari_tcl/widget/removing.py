@@ -119,6 +119,8 @@ class LabelRemover:
         # One object for all images, by which they know that their steps belong together.
         for results in used:
             results.forget_labels(ids, str(removal), removal)
+        what, back = ("label", "it") if len(rows) == 1 else ("labels", "them")
+        self._owner.buttons.say(f"removed the {what} {_names(rows)}; Undo brings {back} back")
 
     @property
     def _alive(self) -> list[Results]:
