@@ -47,7 +47,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base() -> Base:
-    return load_base("playground", device="cpu")
+    return load_base("playground", device="cpu", precision="float32")
 
 
 @pytest.fixture(scope="module")
