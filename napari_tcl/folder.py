@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from tcl_core.export.coco import Geometry
 from tcl_core.export.names import is_text
 from tcl_core.images import image_size, load_image
 from tcl_core.jobs.inputs import ImageList, find_images
+from tcl_core.jobs.pipeline import in_order
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession, ProgressCallback
 from tcl_core.segmentation.specks import MinArea, without_specks
@@ -157,22 +159,33 @@ class FolderJob:
         if segmenter.settings() != self.settings:
             raise SettingsError(f"{self.work}: was started with another model or other settings; choose another folder")
         segmenter.embed_prompts([prompt for _, prompt in self.vocabulary.prompts], self.vocabulary.templates)
-        for name in self.images.file_names:
-            if self.state(name).state in ("labeled", "corrected"):
-                continue
-            try:
-                if not is_text(name):
-                    raise ImageError(
-                        "the file name is not valid UTF-8, so it cannot be written to COCO; rename the file"
-                    )
-                session = ImageSession(segmenter, load_image(self.images.root / name))
-                found = session.segment(self.vocabulary, None if on_progress is None else on_progress(name))
-                found = without_specks(found, segmenter.model, min_area)
-                self.save(name, found.label_map, found.score_map, corrected=False)
-                self._failed.pop(name, None)
-            except ImageError as error:
-                self._failed[name] = str(error)
-            yield self.state(name)
+        pool = ThreadPoolExecutor(1)
+        waiting = (name for name in self.images.file_names if not self._is_done(name))
+        try:
+            # The next image is decoded while the model looks at this one.
+            for name, image in in_order(waiting, lambda name: pool.submit(self._read, name), ahead=2):
+                # A person may have drawn it meanwhile.
+                if self._is_done(name):
+                    continue
+                try:
+                    session = ImageSession(segmenter, image.result())
+                    found = session.segment(self.vocabulary, None if on_progress is None else on_progress(name))
+                    found = without_specks(found, segmenter.model, min_area)
+                    self.save(name, found.label_map, found.score_map, corrected=False)
+                    self._failed.pop(name, None)
+                except ImageError as error:
+                    self._failed[name] = str(error)
+                yield self.state(name)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _is_done(self, file_name: str) -> bool:
+        return self.state(file_name).state in ("labeled", "corrected")
+
+    def _read(self, file_name: str) -> NDArray[np.uint8]:
+        if not is_text(file_name):
+            raise ImageError("the file name is not valid UTF-8, so it cannot be written to COCO; rename the file")
+        return load_image(self.images.root / file_name)
 
     def load(self, file_name: str) -> Segmentation:
         """The masks of an image that is done.

@@ -19,6 +19,7 @@ from tcl_core.errors import ExportError, ImageError, SettingsError, TclError, re
 from tcl_core.evaluation.datasets.base import ClassList, DataSet
 from tcl_core.evaluation.effort import correction_effort
 from tcl_core.evaluation.records import ImageRecord, Journal, JournalIndex, fingerprint, record_image
+from tcl_core.jobs.pipeline import in_order
 from tcl_core.segmentation.segmenter import Segmenter
 
 __all__ = ["Evaluation", "Share", "check_images", "predict_classes"]
@@ -203,16 +204,9 @@ class Evaluation:
     def _records(self, pending: list[int]) -> Iterator[ImageRecord]:
         """Records in the order of the images; files are read and predictions counted while the model runs."""
         with ThreadPoolExecutor(2) as pool:
-            reading: deque[tuple[int, Future[tuple[NDArray[np.uint8], NDArray[np.int16]]]]] = deque()
             counting: deque[Future[ImageRecord]] = deque()
-            queue = iter(pending)
             try:
-                while True:
-                    while len(reading) < _AHEAD and (index := next(queue, None)) is not None:
-                        reading.append((index, pool.submit(self._read, index)))
-                    if not reading:
-                        break
-                    index, future = reading.popleft()
+                for index, future in in_order(pending, lambda index: pool.submit(self._read, index), _AHEAD):
                     image, truth = future.result()
                     prediction = predict_classes(self.segmenter, self.competing, image)
                     counting.append(pool.submit(self._count, index, truth, prediction))

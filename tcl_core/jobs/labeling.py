@@ -187,9 +187,12 @@ class Labeling:
             self._make_room(pixels)
             try:
                 with self.times.of("network"):
-                    segmentation, unlabeled = self.segmenter.explain(encode(), self.vocabulary)
-                    small = read.thumbnail
-                    overlay = None if small is None else Overlay.of(unlabeled, small.size)
+                    small, overlay = read.thumbnail, None
+                    if small is None:
+                        segmentation = self.segmenter.segment(encode(), self.vocabulary)
+                    else:
+                        segmentation, unlabeled = self.segmenter.explain(encode(), self.vocabulary)
+                        overlay = Overlay.of(unlabeled, small.size)
                     groups = self._groups(read, image)
             except Exception as error:
                 self._failed(read, Failure.of(read.name, error))

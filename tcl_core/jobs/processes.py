@@ -130,7 +130,7 @@ class ProcessWorkers:
             with self._one_large:
                 future.set_result(self._stages.trace(decided))
             return future
-        return self._threads.submit(self._call, decided.packed(len(self._stages.tracing.vocabulary.labels)))
+        return self._threads.submit(self._call, decided)
 
     def close(self) -> None:
         """End the workers, in the middle of an image if they have one."""
@@ -141,6 +141,9 @@ class ProcessWorkers:
         self._threads.shutdown(wait=True)
 
     def _call(self, task: Any) -> Any:
+        if isinstance(task, DecidedImage):
+            # Here rather than in `trace`, which the network waits for.
+            task = task.packed(len(self._stages.tracing.vocabulary.labels))
         worker = self._idle.get()
         try:
             return worker.call(task)

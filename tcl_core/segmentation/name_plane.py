@@ -61,7 +61,7 @@ class NamePlane:
         won = (enlarge(score, size) > floor).view(size).cpu().numpy() & (label_map == 0)
         near = F.interpolate(self.winner[None, None].float(), size=size, mode="nearest")[0, 0]
         places = np.where(won, near.to(torch.int32).cpu().numpy() + 1, 0)
-        kept = [number for number in np.unique(places).tolist() if number]
+        kept = [number for number in np.flatnonzero(np.bincount(places.ravel())).tolist() if number]
         table = np.zeros(len(self.names) + 1, np.int32)
         table[kept] = np.arange(1, len(kept) + 1)
         return Unlabeled(tuple(self.names[number - 1] for number in kept), table[places])

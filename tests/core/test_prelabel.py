@@ -144,10 +144,17 @@ class TroubledSegmenter(Segmenter):
         return features
 
     def explain(self, features: ImageFeatures, vocabulary: Vocabulary) -> tuple[Segmentation, Unlabeled]:
+        self.call()
+        return super().explain(features, vocabulary)
+
+    def segment(self, features: ImageFeatures, vocabulary: Vocabulary) -> Segmentation:
+        self.call()
+        return super().segment(features, vocabulary)
+
+    def call(self) -> None:
         if self.calls == self.at:
             self.trouble()
         self.calls += 1
-        return super().explain(features, vocabulary)
 
 
 @pytest.fixture(scope="module")

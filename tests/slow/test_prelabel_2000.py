@@ -80,14 +80,21 @@ class Run:
         return self.process.wait(timeout=300)
 
     def resident_megabytes(self) -> float:
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) / 1024
-        return 0.0
+        """Of the process and its workers."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return sum(_resident_megabytes(pid) for pid in (self.process.pid, *map(int, children)))
 
     def said(self) -> str:
         self.log.seek(0)
         return self.log.read()
+
+
+def _resident_megabytes(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
 
 def said_and_done(images: Path, model: Path, out: Path) -> dict[str, Any]:

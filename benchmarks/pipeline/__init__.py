@@ -1,0 +1,1 @@
+"""How the stages of ``tcl-annotate prelabel`` overlap: ``python -m benchmarks.pipeline``."""
