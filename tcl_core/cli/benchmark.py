@@ -362,7 +362,7 @@ def throughput_command(
         click.echo(format_pipelines(rates, pipelines, total, price))
         if cluster is not None:
             rate = measure_ray(segmenter, vocabulary, images, cluster)
-            cores = cluster.count * (1 + cluster.processes)
+            cores = cluster.count * cluster.cores
             expected = rates.rate(cores, cluster.count)
             workers = f"{cluster.count} worker{'' if cluster.count == 1 else 's'} of Ray"
             click.echo(

@@ -122,7 +122,7 @@ A label file:
     default="auto",
     show_default=True,
     metavar="N",
-    help="Workers of Ray, each with a model. auto: one per GPU, or without GPUs one per core.",
+    help="Workers of Ray, each with a model. auto: one per GPU, or else one per OMP_NUM_THREADS cores.",
 )
 @click.option("--quiet", is_flag=True, help="Print only the summary.")
 def command(

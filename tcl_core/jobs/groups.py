@@ -62,6 +62,7 @@ class GroupJob:
         min_area: see `tcl_core.jobs.job.PrelabelSettings`.
         max_side: of a preview's copies; ``None`` without a preview.
         processes: that read and trace beside the network.
+        threads: of the network; numbers depend on it in the last bits.
         folder: where relative paths begin, if the machine has such a folder.
     """
 
@@ -71,6 +72,7 @@ class GroupJob:
     min_area: MinArea
     max_side: int | None
     processes: int
+    threads: int
     folder: str
 
 
@@ -182,6 +184,10 @@ class GroupLabeler:
                 machine,
                 problem=f"there is no folder {job.root}; use a folder that all machines share, or s3:// or gs://",
             )
+        import torch
+
+        # Ray would give each worker one, and then results would not be those of one process.
+        torch.set_num_threads(job.threads)
         try:
             self._segmenter = job.make_segmenter()
             embed_vocabulary(self._segmenter, job.stages.tracing.vocabulary)

@@ -43,10 +43,14 @@ class RayCluster:
         address: ``local`` for processes on this machine, ``auto`` for the cluster that this machine belongs to,
             ``HOST:PORT``, or ``ray://HOST:PORT``.
         make_segmenter: loads the model on a machine of the cluster; it is sent there.
-        count: actors, each with a model. ``"auto"``: one for each GPU, or without GPUs one for each core.
+        count: actors, each with a model. ``"auto"``: one for each GPU, or without GPUs as many as there are cores for.
         processes: of each actor, that read and trace beside its network. ``"auto"``: none without a GPU, otherwise the
             cores there are for each GPU, at most 16.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+    Attributes:
+        threads: of each actor's network: as many as PyTorch has here, so that results are those of one process here.
+            Without a GPU, so many cores are asked for.
 
     Raises:
         SettingsError: Ray is not installed, there is no cluster at the address, or it is too small.
@@ -71,16 +75,20 @@ class RayCluster:
         self.count = 0 if count == "auto" else count
         self.processes = 0 if processes == "auto" else processes
         self.gpus = 0
+        self.threads = 1
         self._automatic = (count == "auto", processes == "auto")
         self._device = device
 
     def __enter__(self) -> Self:
         ray = _import_ray()
+        import torch
+
+        self.threads = torch.get_num_threads()
         options: dict[str, Any] = {"address": self.address}
         if self.address == "local":
             # A cluster that lives as long as this process has nothing to report to anybody.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            cores = max(os.cpu_count() or 1, self.count * (1 + self.processes))
+            cores = max(os.cpu_count() or 1, self.count * self.cores)
             options |= {"num_cpus": cores, "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
         in_main = threading.current_thread() is threading.main_thread()
         # Ray would take SIGTERM, which ends a job in good order.
@@ -115,18 +123,22 @@ class RayCluster:
         if self.gpus and processes_are_auto:
             self.processes = max(0, min(_MOST_PROCESSES, cores // gpus - 1))
         if count_is_auto:
-            self.count = gpus if self.gpus else max(1, cores // (1 + self.processes))
-        if 1 + self.processes > cores:
+            self.count = gpus if self.gpus else max(1, cores // self.cores)
+        if self.cores > cores:
             raise SettingsError(
-                f"--workers {self.processes}: a worker of Ray needs {1 + self.processes} cores with them, and the "
-                f"cluster at {self.address} has {cores}; use fewer"
+                f"--ray {self.address}: a worker needs {self.cores} cores (its threads and --workers), and the "
+                f"cluster has {cores}; use fewer --workers, or set OMP_NUM_THREADS=1"
             )
+
+    @property
+    def cores(self) -> int:
+        """Of each actor."""
+        return (1 if self.gpus else self.threads) + self.processes
 
     def hire(self, job: GroupJob) -> Any:
         """Start an actor, once there is room for it."""
         actor = _import_ray().remote(GroupLabeler)
-        cores = 1 + self.processes
-        options = {"num_cpus": cores, "num_gpus": self.gpus, "scheduling_strategy": "SPREAD"}
+        options = {"num_cpus": self.cores, "num_gpus": self.gpus, "scheduling_strategy": "SPREAD"}
         return actor.options(**options, max_restarts=0, max_task_retries=0).remote(job)
 
 

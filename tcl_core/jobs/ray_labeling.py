@@ -44,7 +44,16 @@ def group_job(
 ) -> GroupJob:
     """What the machines of a cluster have to know of a job."""
     max_side = MAX_SIDE if preview else None
-    return GroupJob(cluster.make_segmenter, images.root, stages, min_area, max_side, cluster.processes, os.getcwd())
+    return GroupJob(
+        cluster.make_segmenter,
+        images.root,
+        stages,
+        min_area,
+        max_side,
+        cluster.processes,
+        cluster.threads,
+        os.getcwd(),
+    )
 
 
 @dataclass
