@@ -330,6 +330,7 @@ def throughput_command(
 
     import torch
 
+    from tcl_core.benchmarks.machine import describe_machine
     from tcl_core.benchmarks.throughput import format_pipelines, format_stages, make_images, measure, measure_ray
     from tcl_core.jobs.inputs import ImageList, find_images
     from tcl_core.jobs.ray_cluster import RayCluster
@@ -352,7 +353,8 @@ def throughput_command(
         rates = measure(segmenter, vocabulary, images, repeats)
         click.echo(
             f"model {segmenter.model.name} on {segmenter.model.device} with {segmenter.model.backend.name}, "
-            f"{len(vocabulary.labels)} labels\n{format_stages(rates, images)}\n"
+            f"{len(vocabulary.labels)} labels; {describe_machine(segmenter.model.device)['processor']}\n"
+            f"{format_stages(rates, images)}\n"
         )
         if not pipelines and rates.shared:
             pipelines = ((1, 0), (2, 0), (16, 0), (64, 0))
