@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _speed(options: argparse.Namespace) -> int:
-    from benchmarks.pipeline.inputs import label_options, write_model, write_photographs
+    from benchmarks.pipeline.inputs import label_options, write_model, write_old_model, write_photographs
 
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
@@ -76,7 +76,9 @@ def _speed(options: argparse.Namespace) -> int:
                 outputs[kind] = out.read_bytes()
             if tree is not None:
                 out = folder / f"old-{number}.json"
-                runs["old"].append(watch([*common, "--out", str(out)], out, tree))
+                model = write_old_model(folder / "random.safetensors", folder / "old.safetensors")
+                words = [str(model) if word == named else word for word in common]
+                runs["old"].append(watch([*words, "--out", str(out)], out, tree))
         if outputs["without"] != outputs["with"]:
             raise BenchmarkError("the outputs without and with workers differ.")
     best = {kind: min(found, key=lambda run: run.seconds) for kind, found in runs.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ import open_clip
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from skimage import data
 
 from tcl_core.methods import create_method
-from tcl_core.models.metadata import ModelMetadata, Preprocess
+from tcl_core.models.metadata import METADATA_KEY, ModelMetadata, Preprocess
 from tcl_core.models.modelfile import write_model_file
 from tcl_core.towers.open_clip_vit import FrozenClip
 
-__all__ = ["LABELS", "label_options", "write_model", "write_photographs", "write_small_images"]
+__all__ = ["LABELS", "label_options", "write_model", "write_old_model", "write_photographs", "write_small_images"]
 
 LABELS = ("person", "cat", "cup", "table", "rocket", "sky", "wall", "plant")
 _WORDS = ("a", "photo", "of", *LABELS)
@@ -118,6 +121,22 @@ def write_model(path: Path, *, layers: int = 12, width: int = 768, patch: int = 
         source="random numbers",
     )
     write_model_file(path, metadata, method.learned_state_dict(), clip.state_dict())
+    return path
+
+
+def write_old_model(model: Path, path: Path) -> Path:
+    """Write a model file again in format 1, which early revisions read.
+
+    Args:
+        model: from `write_model`.
+        path: of the new file.
+    """
+    with safe_open(model, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        entry = json.loads(file.metadata()[METADATA_KEY])
+    config = {key: entry["method_config"][key] for key in ("init_w", "init_b", "kp_weight")}
+    entry |= {"format": 1, "licence": entry.pop("license"), "method_config": config}
+    save_file(tensors, path, metadata={METADATA_KEY: json.dumps(entry)})
     return path
 
 

@@ -444,6 +444,17 @@ def test_progress_says_rate_time_left_and_skipped(monkeypatch: pytest.MonkeyPatc
     assert len(lines) == 3
 
 
+def test_progress_names_the_bottleneck(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("tcl_core.jobs.progress.time.monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    progress = Progress(40, stream=stream)
+    progress.bottleneck = "network"
+    clock[0] = 20.0
+    progress.advance()
+    assert stream.getvalue().endswith(" left, bottleneck: network\n")
+
+
 def test_progress_on_a_terminal_is_a_bar() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
