@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 
+from tests.cluster.environment import cluster_python
 from tests.labelstudio.library.environment import library_python
 from tests.labelstudio.live.environment import NoEnvironmentError, label_studio_python, label_studio_tables
 from tests.labelstudio.live.s3 import s3_python
@@ -16,6 +17,7 @@ ENVIRONMENTS = {
     "Label Studio": lambda: label_studio_tables(label_studio_python()),
     "label-studio-ml": library_python,
     "moto": s3_python,
+    "Ray": cluster_python,
     "PySide6": lambda: environment_with("pyside6"),
 }
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tcl_core.export.base import Exporter
     from tcl_core.jobs.inputs import ImageList
     from tcl_core.jobs.job import PrelabelSummary
+    from tcl_core.jobs.remote_inputs import RemoteImages
     from tcl_core.segmentation.segmenter import Segmenter
     from tcl_core.segmentation.specks import MinArea
 
@@ -47,7 +48,8 @@ def prelabel(
     stops the run after the current image and leaves a valid file; ``resume=True`` continues to an identical result.
 
     Args:
-        inputs: an image, a folder (searched recursively), a pattern such as ``"photos/*.jpg"``, or a list of these.
+        inputs: an image, a folder (searched recursively), a pattern such as ``"photos/*.jpg"``, an address in object
+            storage (``"s3://bucket/prefix"``, ``"gs://..."``), or a list of these.
         labels: see `tcl_core.segment`.
         out: the output file, or the output folder for formats that write one. A journal is kept next to it until the
             job is complete.
@@ -89,8 +91,8 @@ def prelabel(
     """
     from tcl_core.api.segmenting import as_vocabulary, segmenter_of
     from tcl_core.export.base import create_exporter, journal_path
-    from tcl_core.jobs.inputs import find_images
     from tcl_core.jobs.job import PrelabelSettings, run_prelabel
+    from tcl_core.jobs.remote_inputs import find_job_images
 
     vocabulary, target = as_vocabulary(labels), Path(out)
     settings = PrelabelSettings(tolerance, min_area, small)
@@ -99,7 +101,9 @@ def prelabel(
     page = None if preview is None else Path(preview)
     named = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
     own = [path for path in (page, target, journal_path(target)) if path is not None]
-    images = find_images([os.fspath(name) for name in named], None if root is None else Path(root), exclude=own)
+    images = find_job_images(
+        [os.fspath(name) for name in named], None if root is None else os.fspath(root), exclude=own
+    )
     _check_apart(images, target)
     segmenter = segmenter_of(
         model,
@@ -130,12 +134,12 @@ def prelabel(
     )
 
 
-def _check_apart(images: ImageList, out: Path) -> None:
+def _check_apart(images: ImageList | RemoteImages, out: Path) -> None:
     """Reject an output that would replace an image of the job."""
     from tcl_core.errors import SettingsError
 
     place = os.path.realpath(out)
-    for index in range(len(images)):
-        real = os.path.realpath(images.path(index))
+    for path in images.local_paths():
+        real = os.path.realpath(path)
         if real == place or real.startswith(place + os.sep):
             raise SettingsError(f"{out}: is or contains {real}, an image of this job; choose another output")

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
+import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from tcl_core.cli.main import EXIT_FINE
-from tcl_core.cli.options import DEFAULT_MODEL, batch_size_option, device_option, precision_option
-from tcl_core.cli.places import OUTPUT_PATH, check_file
+from tcl_core.cli.options import (
+    DEFAULT_MODEL,
+    WorkersType,
+    backend_option,
+    batch_size_option,
+    device_option,
+    make_segmenter,
+    precision_option,
+)
+from tcl_core.cli.places import INPUT_PATH, OUTPUT_PATH, check_file
 from tcl_core.errors import SettingsError
 
 __all__ = ["command"]
@@ -248,4 +261,145 @@ def large_images_command(model: str, megapixels: tuple[float, ...], quiet: bool)
 
     progress = None if quiet else lambda what: click.echo(f"measuring {what}", err=True)
     click.echo(format_sizes(run_sizes(model, megapixels, progress=progress)))
+    return EXIT_FINE
+
+
+class _Pipeline(click.ParamType):
+    """``CORES`` or ``CORES:DEVICES``."""
+
+    name = "cores:devices"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Both numbers."""
+        if isinstance(value, tuple):
+            return value
+        cores, _, devices = value.partition(":")
+        if not (cores.isdecimal() and int(cores) and (devices or "0").isdecimal()):
+            self.fail(f"{value!r} is not valid; give a number of cores such as 8, or CORES:DEVICES", param, ctx)
+        return int(cores), int(devices or 0)
+
+
+@command.command(
+    "throughput",
+    epilog="""\b
+Examples:
+  tcl-annotate benchmark throughput
+  tcl-annotate benchmark throughput --model tcl-vit-b16 --images photos --labels labels.yaml
+  tcl-annotate benchmark throughput --device cuda --pipeline 8:1 --pipeline 16:1 --pipeline 64:4 --price 1.20
+  tcl-annotate benchmark throughput --ray local --ray-workers 2""",
+)
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="Name or path of a model.")
+@click.option("--refine/--no-refine", default=True, help="Refine masks along image edges (PAMR).")
+@device_option
+@precision_option
+@backend_option
+@batch_size_option("Images per forward pass.")
+@click.option("--images", "folder", type=INPUT_PATH, metavar="DIR", help="Images to measure.  [default: drawn scenes]")
+@click.option("--labels", "labels_file", type=INPUT_PATH, metavar="FILE", help="Label file, with --images.")
+@click.option(
+    "--count", type=click.IntRange(min=1), default=24, show_default=True, metavar="N", help="Images to measure."
+)
+@click.option(
+    "--size",
+    type=(click.IntRange(min=32, max=4096), click.IntRange(min=32, max=4096)),
+    default=(1280, 960),
+    show_default=True,
+    metavar="WIDTH HEIGHT",
+    help="Size of drawn scenes in pixels.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Number of repeats; the shortest time of each stage counts.",
+)
+@click.option(
+    "--pipeline",
+    "pipelines",
+    type=_Pipeline(),
+    multiple=True,
+    metavar="CORES[:DEVICES]",
+    help="Cores and devices to say the throughput of; repeatable.  [default: some around where devices are busy]",
+)
+@click.option(
+    "--total",
+    type=click.IntRange(min=1),
+    default=1_000_000,
+    show_default=True,
+    metavar="N",
+    help="Images to say the hours of.",
+)
+@click.option("--price", type=float, metavar="P", help="Price of an hour of the first pipeline; others in proportion.")
+@click.option("--ray", "ray_address", metavar="ADDRESS", help="Also label the images on a Ray cluster, and compare.")
+@click.option("--ray-workers", type=WorkersType(), default="auto", metavar="N", help="As for 'tcl-annotate prelabel'.")
+def throughput_command(
+    model: str,
+    refine: bool,
+    device: str,
+    precision: str,
+    backend: str,
+    batch_size: int,
+    folder: Path | None,
+    labels_file: Path | None,
+    count: int,
+    size: tuple[int, int],
+    repeats: int,
+    pipelines: tuple[tuple[int, int], ...],
+    total: int,
+    price: float | None,
+    ray_address: str | None,
+    ray_workers: Any,
+) -> int:
+    """Measure the stages of 'tcl-annotate prelabel', and say what cores and devices make of them.
+
+    Reading, network, tracing and writing are measured one by one, each on one core or device. What they give together
+    is computed: where a pipeline saturates, and how long many images take.
+    """
+    if (folder is None) != (labels_file is None):
+        raise SettingsError("--images and --labels belong together; give both, or none to measure drawn scenes")
+
+    import torch
+
+    from tcl_core.benchmarks.machine import describe_machine
+    from tcl_core.benchmarks.throughput import format_pipelines, format_stages, make_images, measure, measure_ray
+    from tcl_core.jobs.inputs import ImageList, find_images
+    from tcl_core.jobs.ray_cluster import RayCluster
+    from tcl_core.vocabulary import Vocabulary
+
+    # A core is the measure; on the processor, more of them are more workers.
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as drawn, ExitStack() as stack:
+        cluster = None
+        there = partial(make_segmenter, model, refine, {}, device, precision, batch_size, backend)
+        if ray_address is not None:
+            cluster = stack.enter_context(RayCluster(ray_address, there, ray_workers, "auto", device))
+        if folder is None or labels_file is None:
+            images, vocabulary = make_images(Path(drawn), count, size[::-1])
+        else:
+            found = find_images([str(folder)])
+            images = ImageList(found.root, found.file_names[:count])
+            vocabulary = Vocabulary.from_file(labels_file)
+        segmenter = there()
+        rates = measure(segmenter, vocabulary, images, repeats)
+        click.echo(
+            f"model {segmenter.model.name} on {segmenter.model.device} with {segmenter.model.backend.name}, "
+            f"{len(vocabulary.labels)} labels; {describe_machine(segmenter.model.device)['processor']}\n"
+            f"{format_stages(rates, images)}\n"
+        )
+        if not pipelines and rates.shared:
+            pipelines = ((1, 0), (2, 0), (16, 0), (64, 0))
+        elif not pipelines:
+            enough = math.ceil(rates.cores_of_device)
+            pipelines = tuple((cores, devices) for devices in (1, 8) for cores in (devices, devices * enough))
+        click.echo(format_pipelines(rates, pipelines, total, price))
+        if cluster is not None:
+            rate = measure_ray(segmenter, vocabulary, images, cluster)
+            cores = cluster.count * cluster.cores
+            expected = rates.rate(cores, cluster.count)
+            workers = f"{cluster.count} worker{'' if cluster.count == 1 else 's'} of Ray"
+            click.echo(
+                f"\n{workers} on {cores} cores: {rate:.2f} images a second, {rate / expected:.2f} of what is computed"
+            )
     return EXIT_FINE

@@ -6,6 +6,8 @@ import csv
 import os
 import shlex
 from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +16,7 @@ import click
 from tcl_core.cli.explain import choose_names, explain_names, explain_option
 from tcl_core.cli.main import EXIT_FINE, EXIT_INTERRUPTED, EXIT_ISSUES
 from tcl_core.cli.options import (
+    WorkersType,
     bit_depth_option,
     geometry_option,
     make_segmenter,
@@ -24,7 +27,7 @@ from tcl_core.cli.options import (
     vocabulary_options,
     workers_option,
 )
-from tcl_core.cli.places import INPUT_PATH, OUTPUT_PATH, check_file, check_folder, check_holds_nothing, check_outputs
+from tcl_core.cli.places import OUTPUT_PATH, check_file, check_folder, check_holds_nothing, check_outputs
 from tcl_core.errors import SettingsError, reason_of
 from tcl_core.export.names import printable
 
@@ -66,9 +69,8 @@ A label file:
 @click.option("--preview", type=OUTPUT_PATH, metavar="DIR", help="Folder for preview pages that work offline.")
 @click.option(
     "--root",
-    type=INPUT_PATH,
     metavar="DIR",
-    help="Folder that file names in FILE are relative to. Default: the deepest folder that contains every INPUT.",
+    help="Folder or address that file names in FILE are relative to. Default: the deepest that contains every INPUT.",
 )
 @geometry_option
 @click.option(
@@ -107,6 +109,21 @@ A label file:
 @click.option("--failures", type=OUTPUT_PATH, metavar="FILE", help="Write skipped images and the reasons as CSV.")
 @explain_option
 @workers_option
+@click.option(
+    "--ray",
+    "ray_address",
+    metavar="ADDRESS",
+    help="Label the images on a Ray cluster (extra 'ray'): local (processes on this machine), auto (the cluster that "
+    "this machine belongs to), HOST:PORT or ray://HOST:PORT. --workers then counts processes of each worker of Ray.",
+)
+@click.option(
+    "--ray-workers",
+    type=WorkersType(),
+    default="auto",
+    show_default=True,
+    metavar="N",
+    help="Workers of Ray, each with a model. auto: one per GPU, or else one per OMP_NUM_THREADS cores.",
+)
 @click.option("--quiet", is_flag=True, help="Print only the summary.")
 def command(
     inputs: tuple[str, ...],
@@ -125,7 +142,7 @@ def command(
     batch_size: int,
     out: Path,
     preview: Path | None,
-    root: Path | None,
+    root: str | None,
     geometry: Any,
     tolerance: str,
     merge: bool,
@@ -139,13 +156,16 @@ def command(
     failures: Path | None,
     explain: bool,
     workers: int | Literal["auto"],
+    ray_address: str | None,
+    ray_workers: int | Literal["auto"],
     quiet: bool,
 ) -> int:
     """Label images from text and write a COCO file.
 
-    INPUT is an image, a folder (searched recursively) or a pattern such as 'photos/*.jpg'. Unreadable images are
-    reported and skipped, and the exit code is then 1. Files in folders without an image extension are counted. If the
-    run is stopped, by Ctrl-C or otherwise, --resume continues it to an identical file.
+    INPUT is an image, a folder (searched recursively), a pattern such as 'photos/*.jpg', or an address in object
+    storage (s3://BUCKET/PREFIX, gs://BUCKET/PREFIX). Unreadable images are reported and skipped, and the exit code is
+    then 1. Files in folders without an image extension are counted. If the run is stopped, by Ctrl-C or otherwise,
+    --resume continues it to an identical file.
     """
     vocabulary = make_vocabulary(
         labels_file, label_options, background, background_threshold, background_names, templates
@@ -160,13 +180,13 @@ def command(
     _check_places(out, failures, preview, resume, overwrite, folder=exporter.writes_folder)
 
     from tcl_core.export.base import journal_path
-    from tcl_core.jobs.inputs import find_images
+    from tcl_core.jobs.remote_inputs import find_job_images
 
     own = [path for path in (preview, labels_file, out, journal_path(out), failures) if path is not None]
-    images = find_images(inputs, root, exclude=own)
+    images = find_job_images(inputs, root, exclude=own)
     if images.left_out:
         click.echo(images.left_out_message(), err=True)
-    read = [labels_file, model, *(images.path(index) for index in range(len(images)))]
+    read = [labels_file, model, *images.local_paths()]
     check_outputs({"--failures": failures}, [*read, out], resume or overwrite)
     if exporter.writes_folder:
         check_holds_nothing("--out", out, read)
@@ -178,15 +198,25 @@ def command(
 
     from tcl_core.jobs.interrupt import InterruptGuard
     from tcl_core.jobs.job import PrelabelSettings, run_prelabel
+    from tcl_core.jobs.ray_cluster import RayCluster
 
+    _check_ray_options(ray_address)
     settings = PrelabelSettings(tolerance, min_area, small, max_pixels, bit_depth)
     # From here on a polite kill (SIGTERM) ends like Ctrl-C.
-    with InterruptGuard():
-        segmenter = make_segmenter(model, refine, option_values, device, precision, batch_size, backend)
+    with InterruptGuard(), ExitStack() as stack:
+        cluster = None
+        chosen = (device, precision, backend)
+        if ray_address is not None:
+            there = partial(make_segmenter, model, refine, option_values, device, precision, batch_size, backend)
+            cluster = stack.enter_context(RayCluster(ray_address, there, ray_workers, workers, device))
+            # Here it only checks the words, and devices are for those who label.
+            chosen = ("cpu", "auto", "torch")
+        segmenter = make_segmenter(model, refine, option_values, chosen[0], chosen[1], batch_size, chosen[2])
         if not quiet:
             click.echo(
                 f"{_count(len(images), 'image')}, {_count(len(vocabulary.labels), 'label')}, "
-                f"model {segmenter.model.name} on {segmenter.model.device}",
+                f"model {segmenter.model.name} on "
+                f"{segmenter.model.device if cluster is None else _count(cluster.count, 'worker') + ' of Ray'}",
                 err=True,
             )
         choice = choose_names(segmenter, vocabulary, quiet)
@@ -205,6 +235,7 @@ def command(
             overwrite=overwrite,
             quiet=quiet,
             workers=workers,
+            cluster=cluster,
         )
     code = _report(summary, out, quiet)
     if failures is not None:
@@ -220,6 +251,13 @@ def _check_own_options(format_name: str) -> None:
         given = context.get_parameter_source(option) is not click.core.ParameterSource.DEFAULT
         if given and format_name != "coco":
             raise SettingsError(f"--{option}: only applies to COCO, not to {format_name}; remove it")
+
+
+def _check_ray_options(address: str | None) -> None:
+    """What would otherwise be passed over in silence."""
+    given = click.get_current_context().get_parameter_source("ray_workers")
+    if address is None and given is not click.core.ParameterSource.DEFAULT:
+        raise SettingsError("--ray-workers: only applies with --ray ADDRESS; add --ray local, or remove this")
 
 
 def _check_places(

@@ -13,6 +13,7 @@ from tcl_core.images.reading import (
     is_supported,
     load_image,
 )
+from tcl_core.images.remote import RemoteFile, RemoteFolder, is_remote
 from tcl_core.images.resize import resize_bilinear
 from tcl_core.images.resized import ResizedImage, content_hash, working_size
 
@@ -22,10 +23,13 @@ __all__ = [
     "HEIF_REMEDY",
     "SUPPORTED_EXTENSIONS",
     "ImageSource",
+    "RemoteFile",
+    "RemoteFolder",
     "ResizedImage",
     "content_hash",
     "exif_orientation",
     "image_size",
+    "is_remote",
     "is_supported",
     "load_image",
     "resize_bilinear",

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tcl_core.errors import ImageError, SettingsError
-from tcl_core.images import HEIF_EXTENSIONS, HEIF_REMEDY, SUPPORTED_EXTENSIONS, is_supported
+from tcl_core.images import HEIF_EXTENSIONS, HEIF_REMEDY, SUPPORTED_EXTENSIONS, is_remote, is_supported
 from tcl_core.preview.page import CARDS_FILE, is_preview_folder
 
-__all__ = ["ImageList", "find_images"]
+__all__ = ["ImageList", "find_images", "left_out_message", "no_images"]
 
 _ENDINGS_SHOWN = 5
 
@@ -45,6 +45,10 @@ class ImageList:
         """Absolute path of image ``index`` (counted from 0)."""
         return self.root / self.file_names[index]
 
+    def local_paths(self) -> Iterator[Path]:
+        """Paths of the images, which no output may replace."""
+        return map(self.path, range(len(self)))
+
     def left_out_message(self) -> str:
         """What became of the files that are no images; empty where there are none.
 
@@ -53,7 +57,7 @@ class ImageList:
         >>> ImageList(Path("/"), (), {".txt": 2, "": 1}).left_out_message()
         '3 files left out: .txt (2), without an extension (1)'
         """
-        return _left_out_message(self.left_out)
+        return left_out_message(self.left_out)
 
 
 def find_images(inputs: Sequence[str], root: Path | None = None, exclude: Sequence[Path] = ()) -> ImageList:
@@ -91,14 +95,20 @@ def find_images(inputs: Sequence[str], root: Path | None = None, exclude: Sequen
     counts = Counter(os.path.splitext(path)[1].lower() for path in others if path not in found)
     endings = dict(counts.most_common())
     if not found:
-        known = ", ".join(SUPPORTED_EXTENSIONS)
-        message = f"{', '.join(inputs)}: no images found; they are told by their endings {known}"
-        raise ImageError(f"{message}; {_left_out_message(endings)}" if endings else message)
+        raise no_images(inputs, endings)
     base = _root(root, anchors)
     return ImageList(Path(base), tuple(_relative(path, base) for path in found), endings)
 
 
-def _left_out_message(endings: Mapping[str, int]) -> str:
+def no_images(inputs: Sequence[str], endings: Mapping[str, int]) -> ImageError:
+    """What to raise where inputs hold no image, but perhaps files of other endings."""
+    known = ", ".join(SUPPORTED_EXTENSIONS)
+    message = f"{', '.join(inputs)}: no images found; they are told by their endings {known}"
+    return ImageError(f"{message}; {left_out_message(endings)}" if endings else message)
+
+
+def left_out_message(endings: Mapping[str, int]) -> str:
+    """See `ImageList.left_out_message`."""
     if not endings:
         return ""
     shown = {ending or "without an extension": count for ending, count in list(endings.items())[:_ENDINGS_SHOWN]}
@@ -114,6 +124,8 @@ def _expand(named: str) -> list[str]:
         raise ImageError("an input is empty; give an image, a folder or a pattern")
     if os.path.lexists(named):
         return [named]
+    if is_remote(named):
+        raise ImageError(f"{named}: only prelabel reads from object storage; copy the images to a folder")
     if not glob.has_magic(named):
         raise ImageError(f"{named}: no such file or folder; check the path")
     matches = sorted(glob.glob(os.path.expanduser(named), recursive=True))

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Set
+import sys
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +24,9 @@ from tcl_core.jobs.interrupt import InterruptGuard
 from tcl_core.jobs.journal import Journal, journal_path
 from tcl_core.jobs.labeling import Labeling
 from tcl_core.jobs.processes import start_workers
+from tcl_core.jobs.ray_cluster import Crew, RayCluster
+from tcl_core.jobs.ray_labeling import RayLabeling, group_job
+from tcl_core.jobs.remote_inputs import RemoteImages
 from tcl_core.jobs.stages import ReadSettings, Stages, TraceSettings, printable_name
 from tcl_core.jobs.times import StageTimes
 from tcl_core.polygons import tolerance_in_pixels
@@ -101,7 +106,7 @@ class PrelabelSummary:
 
 
 def run_prelabel(
-    images: ImageList,
+    images: ImageList | RemoteImages,
     segmenter: Segmenter,
     vocabulary: Vocabulary,
     out: Path,
@@ -114,6 +119,7 @@ def run_prelabel(
     overwrite: bool = False,
     quiet: bool = True,
     workers: int | Literal["auto"] = 0,
+    cluster: RayCluster | None = None,
 ) -> PrelabelSummary:
     """Label images and export what was found; stopped at any moment, it can be resumed with the same result.
 
@@ -122,7 +128,7 @@ def run_prelabel(
     done.
 
     Args:
-        images: from :func:`tcl_core.jobs.inputs.find_images`.
+        images: from `tcl_core.jobs.remote_inputs.find_job_images`.
         segmenter: the model and its settings.
         vocabulary: the labels.
         out: output to write; a journal lies next to it until the job is complete.
@@ -137,6 +143,7 @@ def run_prelabel(
         workers: processes that read images and trace regions while the network runs, see
             `tcl_core.jobs.processes.start_workers`. The results do not depend on it. The processes import the main
             module, so that a script that asks for them has to guard what it does by ``if __name__ == "__main__"``.
+        cluster: whose machines label the images, each with a model of its own; ``segmenter`` then only says which.
 
     Returns:
         What was done, also when the run was stopped.
@@ -162,6 +169,14 @@ def run_prelabel(
     stages = Stages(
         reading, TraceSettings(vocabulary, exporter, settings.small, settings.tolerance if needs_polygons else None)
     )
+    crew: Crew | None = None
+    if cluster is not None:
+        parts = group_job(cluster, images, stages, settings.min_area, preview is not None)
+        tell: Callable[[str], None] = (lambda _: None) if quiet else partial(print, file=sys.stderr, flush=True)
+        wanted = min(cluster.count, -(-len(images) // segmenter.batch_size))
+        crew = Crew(cluster, parts, segmenter.settings(), tell, wanted)
+        # What follows from a device is the machines' own.
+        info |= crew.settings()
     begun = journal_path(out).exists()
     with Journal.open(out, exporter, vocabulary, info, resume=resume, overwrite=overwrite) as journal:
         try:
@@ -175,16 +190,20 @@ def run_prelabel(
                 journal_path(out).unlink(missing_ok=True)
             raise
         try:
-            job = Labeling(
-                images,
-                segmenter,
-                vocabulary,
-                settings.min_area,
-                journal,
-                pages,
-                lambda count: start_workers(workers, stages, count, segmenter.batch_size),
-                quiet,
-            )
+            job: Labeling | RayLabeling
+            if cluster is not None and crew is not None:
+                job = RayLabeling(images, segmenter.batch_size, journal, pages, crew, cluster, quiet)
+            else:
+                job = Labeling(
+                    images,
+                    segmenter,
+                    vocabulary,
+                    settings.min_area,
+                    journal,
+                    pages,
+                    lambda count: start_workers(workers, stages, count, segmenter.batch_size),
+                    quiet,
+                )
             with InterruptGuard() as guard:
                 interrupted = job.run(guard)
                 # The results come first, so that no fault of the preview can cost them.
@@ -225,7 +244,7 @@ def _shown_settings(info: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str
     return {**texts, "background": background, "labels and prompts": prompts}
 
 
-def _check_same_inputs(images: ImageList, done: Set[str], out: Path) -> None:
+def _check_same_inputs(images: ImageList | RemoteImages, done: Set[str], out: Path) -> None:
     gone = done - set(images.file_names)
     if gone:
         raise SettingsError(

@@ -23,6 +23,7 @@ from tcl_core.errors import ExportError, is_full, reason_of, remedy_of
 from tcl_core.export.base import Exporter, ImageRegions, journal_path
 from tcl_core.export.info import run_info
 from tcl_core.export.names import NOT_TEXT, is_text, printable
+from tcl_core.images import RemoteFolder
 from tcl_core.jobs.regions_json import region_from_json, region_to_json
 from tcl_core.jobs.resume import check_same_run
 from tcl_core.jobs.sources import Source
@@ -151,11 +152,11 @@ class Journal:
         """Reason of each image that failed, by file name."""
         return dict(self._failed)
 
-    def forget_changed(self, root: Path) -> list[str]:
+    def forget_changed(self, root: Path | RemoteFolder) -> list[str]:
         """Take no result for done whose image has changed since, so that it is labeled again.
 
         Args:
-            root: folder of the images.
+            root: folder of the images, or what stands for it in object storage.
 
         Returns:
             Their file names, in the order they were done. Images whose source was not kept are not among them.

@@ -20,6 +20,7 @@ from tcl_core.jobs.journal import Journal
 from tcl_core.jobs.pipeline import done, in_order
 from tcl_core.jobs.processes import WorkerLostError
 from tcl_core.jobs.progress import Progress
+from tcl_core.jobs.remote_inputs import RemoteImages
 from tcl_core.jobs.stages import DecidedImage, Failure, ImageToRead, ReadImage, TracedImage, printable_name
 from tcl_core.jobs.times import StageTimes
 from tcl_core.jobs.workers import Workers
@@ -71,7 +72,7 @@ class Labeling:
         times: after `run`, what the stages took.
     """
 
-    images: ImageList
+    images: ImageList | RemoteImages
     segmenter: Segmenter
     vocabulary: Vocabulary
     min_area: MinArea

@@ -21,7 +21,7 @@ from multiprocessing.synchronize import Lock
 from typing import Any, Literal
 
 from tcl_core.errors import ImageError, SettingsError
-from tcl_core.images import image_size
+from tcl_core.images import RemoteFile, image_size
 from tcl_core.jobs.stages import (
     DecidedImage,
     ImageToRead,
@@ -230,8 +230,12 @@ def _work(connection: Connection, stages: Stages, one_large: Lock) -> None:
 
 
 def _is_large(task: ImageToRead) -> bool:
+    path = task.root / task.name
+    if isinstance(path, RemoteFile):
+        # Only fetching it would tell.
+        return False
     try:
-        height, width = image_size(task.root / task.name)
+        height, width = image_size(path)
     except ImageError:
         # Reading it will say what is wrong.
         return False

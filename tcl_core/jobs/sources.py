@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tcl_core.errors import ImageError
+from tcl_core.images import RemoteFile
+from tcl_core.images.remote import RemoteStatus
+
 __all__ = ["Source"]
 
 
@@ -63,20 +67,40 @@ class Source:
         entry: dict[str, Any] = {"size": self.size, "sha256": self.sha256}
         return {**entry, "modified": self.modified} if modified else entry
 
-    def has_changed(self, path: Path) -> bool:
+    @classmethod
+    def of_content(cls, content: bytes, listed: RemoteStatus) -> Source:
+        """Describe an object that was fetched.
+
+        Args:
+            content: all of it.
+            listed: its status before.
+        """
+        if len(content) != listed.size:
+            return cls(-1, "")
+        return cls(listed.size, hashlib.sha256(content).hexdigest(), listed.modified)
+
+    def has_changed(self, place: Path | RemoteFile) -> bool:
         """Whether the file has another content now; it is read only where size and time leave a doubt.
 
         A file that cannot be read has not changed: its result stays, and nothing better could be had.
         """
         try:
-            found = os.stat(path)
-            if found.st_size != self.size:
+            if isinstance(place, RemoteFile):
+                status = place.status()
+                size, modified = status.size, status.modified
+            else:
+                found = os.stat(place)
+                size, modified = found.st_size, found.st_mtime_ns
+            if size != self.size:
                 return True
-            return found.st_mtime_ns != self.modified and _sha256(path) != self.sha256
-        except OSError:
+            return modified != self.modified and _sha256(place) != self.sha256
+        except (OSError, ImageError):
             return False
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+def _sha256(place: Path | RemoteFile) -> str:
+    if isinstance(place, RemoteFile):
+        content, _ = place.read(place.status().size)
+        return hashlib.sha256(content).hexdigest()
+    with open(place, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ import pickle
 import time
 import traceback
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from tcl_core.errors import ImageError, SettingsError, TclError, VocabularyError, WeightsError, is_out_of_memory
 from tcl_core.export.base import Exporter, ImageRegions
 from tcl_core.export.names import is_text
-from tcl_core.images import ResizedImage, load_image
+from tcl_core.images import RemoteFile, RemoteFolder, ResizedImage, load_image
 from tcl_core.jobs.journal import image_line
 from tcl_core.jobs.sources import Source
 from tcl_core.preview.card import Outlines, Thumbnail
@@ -41,6 +42,10 @@ __all__ = [
     "read_image",
     "trace_image",
 ]
+
+_MOST_METADATA = 2**26
+_MOST_BYTES_PER_PIXEL = 8
+"""Of four channels with 16 bits, without compression; what is larger is not fetched to be refused after it."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ class ImageToRead:
         thumbnail: longer side of its copy for a preview; ``None`` makes none.
     """
 
-    root: Path
+    root: Path | RemoteFolder
     name: str
     wanted: bool = True
     thumbnail: int | None = None
@@ -163,15 +168,21 @@ def read_image(task: ImageToRead, settings: ReadSettings) -> ReadImage:
             raise ImageError(
                 f"{shown}: the file name is not valid UTF-8, so it cannot be written to COCO; rename the file"
             )
-        before = os.stat(path) if task.wanted and path.is_file() else None
-        pixels = load_image(
-            path,
+        decode = partial(
+            load_image,
             max_pixels=settings.max_pixels,
             name=shown,
             bit_depth=settings.bit_depth,
             on_warning=warnings.append,
         )
-        source = None if before is None else Source.of(path, before)
+        if isinstance(path, RemoteFile):
+            content, listed = path.read(_MOST_METADATA + _MOST_BYTES_PER_PIXEL * settings.max_pixels)
+            pixels = decode(content)
+            source = Source.of_content(content, listed) if task.wanted else None
+        else:
+            before = os.stat(path) if task.wanted and path.is_file() else None
+            pixels = decode(path)
+            source = None if before is None else Source.of(path, before)
         small = None if task.thumbnail is None else Thumbnail.of(pixels, task.thumbnail)
         image = ResizedImage.of(pixels, settings.short_side, settings.max_long_side)
         read = ReadImage(name, image, source, small)

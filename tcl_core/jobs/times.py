@@ -23,6 +23,7 @@ class StageTimes:
         write: the journal and the preview.
         elapsed: from the first image to the last.
         workers: processes that read and trace beside the one with the network.
+        networks: machines of a cluster, or processes on them, that each have a network.
     """
 
     read: float = 0.0
@@ -31,6 +32,12 @@ class StageTimes:
     write: float = 0.0
     elapsed: float = 0.0
     workers: int = 0
+    networks: int = 1
+
+    def add(self, other: StageTimes) -> None:
+        """Add the work of another process, which is part of the same elapsed time."""
+        for stage in STAGES:
+            setattr(self, stage, getattr(self, stage) + getattr(other, stage))
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
@@ -54,7 +61,7 @@ class StageTimes:
     @property
     def network_busy(self) -> float:
         """Share of the elapsed time in which the network or the arg-max worked."""
-        return min(1.0, self.network / self.elapsed) if self.elapsed else 0.0
+        return min(1.0, self.network / self.networks / self.elapsed) if self.elapsed else 0.0
 
     @property
     def bottleneck(self) -> str:

@@ -28,8 +28,10 @@ from tcl_core.types import Region, Unlabeled
 from tcl_core.vocabulary import Vocabulary
 from tcl_core.vocabulary.colors import Color
 
-__all__ = ["CARDS_FILE", "PreviewWriter", "check_preview_folder", "is_preview_folder"]
+__all__ = ["CARDS_FILE", "MAX_SIDE", "PreviewWriter", "check_preview_folder", "is_preview_folder"]
 
+MAX_SIDE = 800
+"""Longer side of the copies of images, in pixels."""
 CARDS_FILE = "cards.jsonl"
 """File in a preview's folder that holds one line for each image."""
 _INDEX = page_name(0)
@@ -91,7 +93,7 @@ class PreviewWriter:
         vocabulary: Vocabulary,
         keep: bool = False,
         page_size: int = 100,
-        max_side: int = 800,
+        max_side: int = MAX_SIDE,
         job: str = "",
     ) -> None:
         self._folder = folder

@@ -39,7 +39,8 @@ def imported_distributions(folder: str) -> set[str]:
     ours = {"tcl_core", "labelstudio_backend", "napari_tcl", "training", "benchmarks", "tests"}
     # The adapter is imported by label-studio-ml, so that is there whenever the adapter is; Triton is imported only
     # where PyTorch brought it.
-    brought = {"label_studio_ml", "triton"}
+    # Ray is in an environment of its own, see tests/cluster/environment.py.
+    brought = {"label_studio_ml", "triton", "ray"}
     foreign = imported_packages(REPOSITORY / folder) - set(sys.stdlib_module_names) - ours - brought
     distributions = packages_distributions()
     assert not {name for name in foreign if name not in distributions}

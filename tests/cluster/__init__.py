@@ -1,0 +1,1 @@
+"""Tests with real servers and clusters on loopback."""
