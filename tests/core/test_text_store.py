@@ -26,7 +26,7 @@ TEMPLATES = "simple"
 def model(tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     """The tiny model with a folder, as if its vocabulary were open."""
     monkeypatch.setattr(TCL, "known_words", lambda self: None)
-    return replace(tiny_model, text_folder=tmp_path / "texts")
+    return replace(tiny_model, text_folder=tmp_path / "texts", precision=torch.float32)
 
 
 @pytest.fixture
