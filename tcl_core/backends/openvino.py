@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import warnings
 from collections import OrderedDict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,22 @@ class OpenVinoBackend(Backend):
         return partial(_encode, method, networks)
 
 
+@cache
+def _core() -> Any:
+    """One for the whole life of the process.
+
+    On some processors OpenVINO gives the thread that loads it another stack for signals, and unmaps that stack when the
+    last core and network are gone, perhaps in another thread: the next signal then ended the process, such as the end
+    of a child.
+    """
+    import openvino
+
+    core = openvino.Core()
+    # Not even when Python ends, for signals come until then.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(core))
+    return core
+
+
 def _encode(method: Exportable, networks: _Networks, windows: Tensor) -> Features:
     return method.encode_through(networks.run, windows)
 
@@ -86,7 +103,7 @@ class _Networks:
         if shape in self._requests:
             self._requests.move_to_end(shape)
             return self._requests[shape]
-        core = self._openvino.Core()
+        core = _core()
         model = None
         identity = f"{self._identity} {list(shape)}"
         if self._store is not None:

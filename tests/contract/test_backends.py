@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +27,7 @@ from tcl_core.methods.tcl import TCL
 from tcl_core.models import load_model
 from tcl_core.segmentation.segmenter import Segmenter
 from tests.contract.examples import example_image, example_windows, model_of, vocabulary_of
+from tests.docs.pages import REPOSITORY
 from tests.missing import missing
 
 WITHOUT_NETWORK = {"groupvit", "scclip"}
@@ -227,3 +230,48 @@ def test_the_benchmark_compares_backends(openvino: Backend) -> None:
 def test_a_model_has_the_backend_that_was_asked_for(tiny_model_path: Path, openvino: Backend) -> None:
     assert load_model(tiny_model_path, backend="torch").backend.name == "torch"
     assert load_model(tiny_model_path, backend="openvino").backend.name == "openvino"
+
+
+_SIGNAL = """
+import faulthandler, gc, os, signal, threading
+from dataclasses import replace
+
+import torch
+
+from tcl_core.backends import make_backend
+from tcl_core.segmentation.segmenter import Segmenter
+from tests.contract.examples import example_image, example_of, model_of, vocabulary_of
+
+faulthandler.enable()  # has a stack for signals of its own
+method = example_of("tcl")
+
+
+def segmenter():
+    model = replace(model_of(method), precision=torch.bfloat16, backend=make_backend("openvino", None))
+    made = Segmenter(model)
+    made.segment_image(example_image(), vocabulary_of(method))
+    return made
+
+
+def let_go():
+    held.clear()
+    gc.collect()
+
+
+held, heard = [], []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+for _ in range(3):
+    held.append(segmenter())
+    other = threading.Thread(target=let_go)
+    other.start()
+    other.join()
+    os.kill(os.getpid(), signal.SIGUSR1)
+print(len(heard))
+"""
+
+
+@pytest.mark.slow
+def test_signals_are_survived_after_networks_are_gone(openvino: Backend) -> None:
+    """OpenVINO that was unloaded took the stack of signals with it on processors with wide registers."""
+    done = subprocess.run([sys.executable, "-c", _SIGNAL], cwd=REPOSITORY, capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stdout.split()) == (0, ["3"]), done.stderr
