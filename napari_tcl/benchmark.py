@@ -159,6 +159,9 @@ class _Benchmark:
             self.widget.labels.add_row(CLASS_NAMES[_LABELS])
             prompts.append(self._segment())
             self.widget.labels.remove_current()
+            if self.widget.question.isVisible():
+                # Asked where pixels have the label.
+                self.widget.question.answer("Remove")
             self._segment()
         first, prompt = statistics.median(firsts), statistics.median(prompts)
         steps = self._thresholds()
