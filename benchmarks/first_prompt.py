@@ -49,6 +49,9 @@ from tcl_core.tokenizer import OpenClipTokenizer
 from tcl_core.vocabulary import Vocabulary
 from tcl_core.weights.metadata import ModelMetadata, Preprocess
 
+def vocabulary(words):
+    return Vocabulary.from_options(words)
+
 def build(backend, precision, folder):
     clip = FrozenClip(make_clip())
     method = finished(TCL(clip))
@@ -69,6 +72,10 @@ from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.tokenizer import OpenClipTokenizer
 from tcl_core.vocabulary import Vocabulary
+
+def vocabulary(words):
+    # The reference knows no names that compete.
+    return Vocabulary.from_options(words, background_names=())
 
 def build(backend, precision, folder):
     method = finished(TCL(FrozenClip(make_clip(), OpenClipTokenizer(77))))
@@ -111,7 +118,7 @@ def peak():
 segmenter = build(sys.argv[1], getattr(torch, sys.argv[2]), sys.argv[3])
 random = np.random.default_rng(0)
 draw = lambda height, width: random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-labels = Vocabulary.from_options(WORDS)
+labels = vocabulary(WORDS)
 segmenter.embed_prompts([prompt for _, prompt in labels.prompts])
 segmenter.segment_image(draw(SIDE, SIDE), labels)
 figures = {"first": [], "known": [], "new": []}
@@ -123,7 +130,7 @@ features = segmenter.encode(draw(SIDE, SIDE * 3 // 2))
 segmenter.segment(features, labels)
 for number in range(REPEATS):
     figures["known"].append(took(lambda: segmenter.segment(features, labels)))
-    more = Vocabulary.from_options([*WORDS, f"wombat {number}"])
+    more = vocabulary([*WORDS, f"wombat {number}"])
     figures["new"].append(took(lambda: segmenter.segment(features, more)))
 if MANY:
     names = [f"thing number {number}" for number in range(MANY)]
