@@ -52,7 +52,8 @@ def error_of(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 2
 def test_a_path_that_is_empty(place: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(place.rglob("*"))
     words = ["prelabel", "pics", *LABELS, "--out", "o.json", option, ""]
-    assert f"error: {option}: the path is empty; give a file" in error_of(words, capsys)
+    kind = "folder" if option == "--root" else "file or folder"
+    assert f"error: {option}: the path is empty; give a {kind} (" in error_of(words, capsys)
     assert sorted(place.rglob("*")) == before
 
 
