@@ -43,14 +43,20 @@ def run_python(python: Path, words: list[str], folder: Path, **variables: str) -
         env=variables_for(**variables),
         capture_output=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=600,
     )
 
 
 def variables_for(**variables: str) -> dict[str, str]:
     """Environment variables with which an environment's Python finds this checkout, and no credentials of the user."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "GOOGLE_", "FSSPEC_"))}
-    return {**kept, "PYTHONPATH": str(REPOSITORY), "AWS_EC2_METADATA_DISABLED": "true", **variables}
+    own = {
+        "PYTHONPATH": str(REPOSITORY),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        # Ray's workers give way to every other process, so that beside other tests they would not come to their end.
+        "RAY_worker_niceness": "0",
+    }
+    return {**kept, **own, **variables}
 
 
 def _see_packages(folder: Path) -> None:
