@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 
 import torch
 
@@ -16,12 +17,15 @@ __all__ = [
     "autocast",
     "available_devices",
     "available_precisions",
+    "computes_in_float32",
+    "has_fast_bfloat16",
     "has_native_bfloat16",
     "has_wide_vectors",
     "precision_name",
     "select_device",
     "select_precision",
     "to_device",
+    "tracing_for",
 ]
 
 PRECISIONS: dict[str, torch.dtype] = {
@@ -75,8 +79,8 @@ def select_precision(name: str = "auto", device: torch.device | str = "cpu") -> 
     ``auto`` means bfloat16 on CUDA devices that compute in it natively, where it is several times faster than float32,
     and float32 everywhere else. On the CPU it stays float32 even where the processor knows bfloat16: the same images
     then give the same COCO file on every machine of a team, and the products of a small model on a CPU are too little
-    of the time to give that up for. ``bfloat16`` may be asked for on any CPU; without AMX or AVX-512 BF16 it is correct
-    but slower than float32.
+    of the time to give that up for. ``bfloat16`` may be asked for on any CPU; without AMX it is correct but slower
+    than float32.
 
     Args:
         name: ``auto``, ``float32``, ``bfloat16`` or ``float16`` (CUDA only: CPU kernels for it are missing or slow).
@@ -108,8 +112,16 @@ def has_wide_vectors() -> bool:
 
 def has_native_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 without converting it (AMX, AVX-512 BF16)."""
-    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in names)
+    return has_fast_bfloat16() or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether the CPU multiplies matrices of bfloat16 faster than those of float32, which takes AMX.
+
+    AVX-512 BF16 alone is not enough: Intel's processors have that instruction in fewer units than those of float32, and
+    PyTorch and OpenVINO took 1.7 times as long with it (``python -m benchmarks.first_prompt``).
+    """
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
 def available_devices() -> tuple[str, ...]:
@@ -172,6 +184,33 @@ def autocast(device: torch.device | str, dtype: torch.dtype) -> AbstractContextM
     if dtype == torch.float32:
         return _exact_convolutions() if kind == "cuda" else nullcontext()
     return torch.autocast(kind, dtype=dtype)
+
+
+@contextmanager
+def tracing_for(dtype: torch.dtype) -> Iterator[None]:
+    """A context in which a network is traced for another program that multiplies in ``dtype``.
+
+    Its tensors do not tell: the program converts them when it compiles the network.
+    """
+    token = _traced_for.set(dtype)
+    try:
+        yield
+    finally:
+        _traced_for.reset(token)
+
+
+def computes_in_float32(device: str) -> bool:
+    """Whether products of float32 tensors are made in float32: no autocast, and no trace for a lower precision.
+
+    Args:
+        device: type of the tensors' device.
+    """
+    if torch.jit.is_tracing() and _traced_for.get() != torch.float32:
+        return False
+    return not torch.is_autocast_enabled(device)
+
+
+_traced_for: ContextVar[torch.dtype] = ContextVar("traced_for", default=torch.float32)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tcl_core.backends.base import Backend, Encoder
 from tcl_core.backends.networks import NetworkStore
+from tcl_core.devices import tracing_for
 from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Features, Method
 from tcl_core.methods.capabilities import Exportable
@@ -49,7 +50,7 @@ class OpenVinoBackend(Backend):
         assert isinstance(method, Exportable)
         if precision not in _PRECISIONS:
             raise SettingsError("backend openvino computes in float32 or bfloat16 alone; give one, or --backend torch.")
-        networks = _Networks(method.network(), identity, _PRECISIONS[precision], self._folder)
+        networks = _Networks(method.network(), identity, precision, self._folder)
         return partial(_encode, method, networks)
 
 
@@ -76,13 +77,14 @@ def _encode(method: Exportable, networks: _Networks, windows: Tensor) -> Feature
 class _Networks:
     """A network compiled for several sizes."""
 
-    def __init__(self, network: nn.Module, identity: str, precision: str, folder: Path | None) -> None:
+    def __init__(self, network: nn.Module, identity: str, precision: torch.dtype, folder: Path | None) -> None:
         import openvino
 
         self._openvino: Any = openvino
         self._network = network
-        self._identity = f"{identity} openvino {openvino.__version__}"
         self._precision = precision
+        # What is exported depends on the precision too: some networks take fewer products in float32.
+        self._identity = f"{identity} openvino {openvino.__version__} {_PRECISIONS[precision]}"
         self._store = None if folder is None else NetworkStore(folder)
         self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         # A request holds the memory of all layers, and one of them uses all processors.
@@ -115,7 +117,7 @@ class _Networks:
                 # As later runs read it, so that all of them give the same, and without the weights in memory twice.
                 model = self._store.read(identity, core.read_model) or model
         settings = {
-            "INFERENCE_PRECISION_HINT": self._precision,
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[self._precision],
             # OpenVINO counts the machine's processors, and not those that this process may use.
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": 1,
@@ -129,7 +131,7 @@ class _Networks:
         return request
 
     def _export(self, shape: tuple[int, ...]) -> Any:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), tracing_for(self._precision):
             # Sizes become constants, which is what is wanted.
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(self._network, torch.zeros(shape), check_trace=False, strict=False)

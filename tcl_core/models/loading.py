@@ -16,7 +16,7 @@ from torch import nn
 
 from tcl_core.backends import Backend, make_backend, select_backend
 from tcl_core.backends.base import TorchBackend
-from tcl_core.devices import has_native_bfloat16, select_device, select_precision
+from tcl_core.devices import has_fast_bfloat16, select_device, select_precision
 from tcl_core.errors import SettingsError, VocabularyError, WeightsError
 from tcl_core.methods import Method, MethodOptions, create_method, list_methods, method_class
 from tcl_core.models.clips import ClipName, FoundClip, check_clip, clip_preprocess, clip_tokenizer_file, find_clip
@@ -122,7 +122,7 @@ def load_model(
     chosen = select_device(device)
     runs = select_backend(backend, chosen)
     number_format = select_precision(precision, chosen)
-    if runs == "openvino" and precision == "auto" and has_native_bfloat16():
+    if runs == "openvino" and precision == "auto" and has_fast_bfloat16():
         number_format = torch.bfloat16
     method, model = split_method(name_or_path)
     clip = named_clip(name_or_path)

@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner
 
 import tcl_core.backends.choice as choice_module
+import tcl_core.models.loading as loading_module
 from tcl_core.backends import BACKENDS, Backend, available_backends, make_backend, select_backend
 from tcl_core.backends.base import CompiledBackend
 from tcl_core.backends.networks import NetworkStore
@@ -171,6 +172,29 @@ def test_what_auto_means(
     monkeypatch.setattr(choice_module, "_has_openvino", lambda: installed)
     monkeypatch.setattr(choice_module, "has_wide_vectors", lambda: wide)
     assert select_backend("auto", device) == chosen
+
+
+@pytest.mark.parametrize(
+    ("backend", "fast", "precision", "chosen"),
+    [
+        ("openvino", True, "auto", torch.bfloat16),
+        ("openvino", False, "auto", torch.float32),
+        ("openvino", True, "float32", torch.float32),
+        ("openvino", False, "bfloat16", torch.bfloat16),
+        ("torch", True, "auto", torch.float32),
+    ],
+)
+def test_what_precision_auto_means(
+    backend: str,
+    fast: bool,
+    precision: str,
+    chosen: torch.dtype,
+    openvino: Backend,
+    tiny_model_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loading_module, "has_fast_bfloat16", lambda: fast)
+    assert load_model(tiny_model_path, device="cpu", precision=precision, backend=backend).precision == chosen
 
 
 def test_a_variable_that_names_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

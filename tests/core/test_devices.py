@@ -5,7 +5,15 @@ import threading
 import pytest
 import torch
 
-from tcl_core.devices import PRECISIONS, autocast, precision_name, select_device, select_precision
+from tcl_core.devices import (
+    PRECISIONS,
+    autocast,
+    has_fast_bfloat16,
+    has_native_bfloat16,
+    precision_name,
+    select_device,
+    select_precision,
+)
 from tcl_core.errors import SettingsError
 
 
@@ -59,6 +67,17 @@ def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert select_precision("float16", "cuda:0") == torch.float16
     pretend_cuda(monkeypatch, 1, capability=(7, 5))
     assert select_precision("auto", "cuda:0") == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "fast", "native"), [(True, True, True, True), (False, True, False, True), (False,) * 4]
+)
+def test_processors_of_bfloat16(
+    amx: bool, avx512: bool, fast: bool, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    assert (has_fast_bfloat16(), has_native_bfloat16()) == (fast, native)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tcl_core.devices import tracing_for
 from tcl_core.methods.tcl import gated_conv as module
 from tcl_core.methods.tcl.gated_conv import gated_conv, gated_conv_inference
 from tcl_core.methods.tcl.winograd import saves_time, winograd_conv2d
@@ -63,3 +64,20 @@ def test_tiles_are_for_many_channels_and_pixels_in_single_precision() -> None:
     assert not saves_time(x, weight.new_zeros(128, 128, 5, 5))
     with torch.autocast("cpu", torch.bfloat16):
         assert not saves_time(x, weight)
+
+
+@pytest.mark.parametrize(("dtype", "saved"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_a_traced_network_has_tiles_if_it_will_be_run_in_single_precision(dtype: torch.dtype, saved: bool) -> None:
+    torch.manual_seed(0)
+    x, other = torch.randn(2, 1, 128, 48, 50)
+    norm, gate = (torch.randn(128), torch.randn(128), 1e-5), torch.tensor(0.7)
+    conv = (torch.randn(128, 128, 3, 3) / 34, torch.randn(128))
+
+    def branch(x: torch.Tensor) -> torch.Tensor:
+        return gated_conv_inference(x, norm, conv, gate, upsample=False)
+
+    with torch.no_grad(), tracing_for(dtype), pytest.warns(torch.jit.TracerWarning):
+        traced = torch.jit.trace(branch, x, check_trace=False)
+    assert ("aten::bmm" in str(traced.graph)) == saved
+    assert ("aten::_convolution" in str(traced.graph)) != saved
+    torch.testing.assert_close(traced(other), gated_conv(other, norm, conv, gate, upsample=False), rtol=1e-4, atol=1e-4)

@@ -12,12 +12,12 @@ from training.cpu import fast_attention, native_precision
     ("capabilities", "expected"),
     [
         ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "float32"),
-        ({"avx512_bf16": True}, "bfloat16"),
+        ({"avx512_bf16": True}, "float32"),
         ({"amx_bf16": True}, "bfloat16"),
         ({}, "float32"),
     ],
 )
-def test_bfloat16_is_for_processors_that_have_it(capabilities, expected, monkeypatch) -> None:
+def test_bfloat16_is_for_processors_that_multiply_matrices_of_it(capabilities, expected, monkeypatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert native_precision() == expected
 

@@ -301,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--precision",
         choices=("float32", "bfloat16"),
         default=native_precision(),
-        help="of towers and decoder; by default bfloat16 where the processor has it in hardware, else float32",
+        help="of towers and decoder; by default bfloat16 where the processor has AMX, else float32",
     )
     parser.add_argument(
         "--set", dest="changes", type=json.loads, default={}, metavar="JSON", help="other settings of the methods"

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tcl_core.devices import computes_in_float32
+
 __all__ = ["saves_time", "winograd_conv2d"]
 
 # With fewer channels the transformations of the tiles cost more than the products that they save, with fewer tiles
@@ -53,11 +55,11 @@ def saves_time(x: Tensor, weight: Tensor) -> bool:
         x: float ``[B, C, H, W]``.
         weight: float ``[O, C, r, r]``.
     """
-    device, size = x.device.type, weight.shape[-1]
-    if device != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled(device) or size not in _TILES:
+    device, (height, width), (*channels, _, size) = x.device.type, _sides(x)[-2:], _sides(weight)
+    if device != "cpu" or x.dtype != torch.float32 or not computes_in_float32(device) or size not in _TILES:
         return False
-    tiles = (x.shape[-2] // _TILES[size]) * (x.shape[-1] // _TILES[size])
-    return min(weight.shape[:2]) >= _FEWEST_CHANNELS and tiles >= _FEWEST_TILES
+    tiles = (height // _TILES[size]) * (width // _TILES[size])
+    return min(channels) >= _FEWEST_CHANNELS and tiles >= _FEWEST_TILES
 
 
 def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -73,14 +75,14 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         float32 ``[B, O, H + 3 - r, W + 3 - r]`` with channels last in memory.
     """
-    size = weight.shape[-1]
+    *channels, _, size = _sides(weight)
     side = _TILES[size]
     transforms = _transforms(side, size)
-    kernels = (transforms.kernel @ weight.flatten(2).flatten(0, 1).T).unflatten(1, weight.shape[:2]).transpose(1, 2)
-    height, width = x.shape[-2] + 3 - size, x.shape[-1] + 3 - size
+    kernels = (transforms.kernel @ weight.flatten(2).flatten(0, 1).T).unflatten(1, channels).transpose(1, 2)
+    height, width = (length + 3 - size for length in _sides(x)[-2:])
     rows, columns = -(-height // side), -(-width // side)
     # Beyond the border as far as the last tile reaches.
-    right, bottom = columns * side + size - 2 - x.shape[-1], rows * side + size - 2 - x.shape[-2]
+    right, bottom = columns * side + 1 - width, rows * side + 1 - height
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, right, 1, bottom))
     step = max(1, _AT_ONCE // columns)
     images = []
@@ -93,12 +95,17 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.stack(images).permute(0, 3, 1, 2)
 
 
+def _sides(tensor: Tensor) -> list[int]:
+    """Its shape in numbers, which a network that is traced gives as tensors."""
+    return [int(length) for length in tensor.shape]
+
+
 def _strip(image: Tensor, kernels: Tensor, bias: Tensor, transforms: _Transforms) -> Tensor:
     """A few rows of tiles ``[h, w, C]`` to their outputs ``[h', w', O]``."""
-    side, tile = (math.isqrt(number) for number in transforms.rows.shape)
+    side, tile = (math.isqrt(number) for number in _sides(transforms.rows))
     # [tile, tile, rows, columns, C]
     tiles = image.unfold(0, tile, side).unfold(1, tile, side).permute(3, 4, 0, 1, 2)
-    rows, columns, channels = tiles.shape[2:]
+    rows, columns, channels = _sides(tiles)[2:]
     data = (transforms.data @ tiles.reshape(tile * tile, -1)).view(tile * tile, -1, channels)
     products = torch.bmm(data, kernels)
     out = (transforms.rows @ products.flatten(1)).view(side, side, rows, columns, -1) + bias
