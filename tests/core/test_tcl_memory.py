@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import tcl_core.methods.tcl.grounder as grounder_module
 from tcl_core.methods.tcl.gated_conv import gated_conv
 from tcl_core.methods.tcl.losses import total_variation, variations
 from tcl_core.methods.tcl.mask_terms import mask_terms, mask_terms_in_parts
 from tcl_core.towers.open_clip_vit import attention_block, class_token_block
-from tests.core.tcl_models import small_clip
+from tests.core.tcl_models import small_clip, small_tcl
 
 
 def plain_branch(x: Tensor, parts: list[Tensor], upsample: bool) -> Tensor:
@@ -86,3 +87,18 @@ def test_class_token_of_a_block() -> None:
     cotangent = torch.randn(2, 1, 24)
     mine, wanted = (torch.autograd.grad(found, tokens, cotangent)[0] for found in (actual, expected))
     torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [1, 20_000])
+def test_windows_that_the_decoder_takes_in_parts(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tcl, windows = small_tcl(), torch.randn(3, 3, 32, 40)
+    decoder = tcl.masker.image_encoder.decoder
+    taken: list[int] = []
+    decoder.decoder.register_forward_pre_hook(lambda _, args: taken.append(len(args[0])))
+    with torch.enable_grad():
+        expected = tcl.masker.image_encoder(tcl.clip.tokens_after(windows, 2), (4, 5))
+    monkeypatch.setattr(grounder_module, "_MOST_VALUES", most)
+    with torch.no_grad():
+        found = tcl.masker.image_encoder(tcl.clip.tokens_after(windows, 2), (4, 5))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert taken == [3, *([1, 1, 1] if most == 1 else [2, 1])]

@@ -21,6 +21,10 @@ from tcl_core.towers.open_clip_vit import FrozenClip, diagonal_attention_block, 
 __all__ = ["Decoder", "GatedConv", "Grounder", "ImageEncoder", "SimilarityToMask", "cosine_maps"]
 
 
+_MOST_VALUES = 1 << 24
+"""Of a map at the masks' resolution: 64 MB."""
+
+
 class ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels of each pixel of ``[B, C, h, w]``."""
 
@@ -122,7 +126,11 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, h, w]`` to ``[B, E, s h, s w]``."""
-        return self.image_proj(self.decoder(x))
+        if torch.is_grad_enabled() or x.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return self.image_proj(self.decoder(x))
+        # Maps at the masks' resolution are the largest tensors of all, and a CPU gains nothing from many at once.
+        at_once = max(1, _MOST_VALUES // (x[0].numel() * 4 ** len(self.decoder.net)))
+        return torch.cat([self.image_proj(self.decoder(part)) for part in x.split(at_once)])
 
 
 class Backbone(nn.Module):
