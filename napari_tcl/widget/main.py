@@ -131,6 +131,7 @@ class SegmentWidget(QWidget):
         self._summarize_forms()
 
     def _connect(self) -> None:
+        self._take_errors_back()
         self.labels.around = self._around_labels
         self.labels.failed.connect(self.fail)
         self.labels.said.connect(self.buttons.say)
@@ -153,6 +154,13 @@ class SegmentWidget(QWidget):
         tasks = self.tasks
         self.destroyed.connect(lambda: tasks.close())
         cast(QApplication, QApplication.instance()).aboutToQuit.connect(lambda: tasks.close())
+
+    def _take_errors_back(self) -> None:
+        """Clear an error once the user changes what it may be about; connected first, so that a new error stays."""
+        for signal in (self.labels.words_changed, self.labels.thresholds_changed, self.labels.loaded):
+            signal.connect(lambda *_: self.buttons.message.take_back())
+        for form in (self.image_form, self.image_form.channel_form, self.background, self.model, self.polygons):
+            form.changed.connect(lambda *_: self.buttons.message.take_back())
 
     def sizeHint(self) -> QSize:  # noqa: N802 - Qt's name
         """Somewhat wider than it must be, so that prompts can be read; a dock can be made narrower."""

@@ -40,10 +40,16 @@ class Message(QTextEdit):
 
     def say(self, text: str, error: bool = False) -> None:
         """Show a sentence; errors are red."""
+        self._is_error = error
         color = f"color: {_ERROR};" if error else ""
         self.setStyleSheet(f"QTextEdit {{ background: transparent; border: none; padding: 0px; {color} }}")
         self.setPlainText(text)
         self._fit()
+
+    def take_back(self) -> None:
+        """Clear the line if it shows an error."""
+        if self._is_error:
+            self.say("")
 
     def text(self) -> str:
         """What is shown."""

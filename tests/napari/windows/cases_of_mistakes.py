@@ -44,6 +44,31 @@ def test_labels_that_cannot_be_used(widget: SegmentWidget, image: NDArray[np.uin
         widget.labels.remove_current()
 
 
+def test_an_error_stays_until_something_is_changed(
+    widget: SegmentWidget, image: NDArray[np.uint8], errors: list[str], tmp_path: Path, tiny_model_path: Path
+) -> None:
+    message = widget.buttons.message
+    widget.export(tmp_path / "labels.json")
+    assert message.text() == errors[-1]
+    widget.viewer.add_image(image, rgb=True)
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    widget.model.file.value = tmp_path / "bad.safetensors"
+    assert message.text() == ""
+    widget.segment()
+    idle(widget)
+    assert "bad.safetensors" in message.text()
+    widget.polygons.native.setFocus()
+    assert "bad.safetensors" in message.text()
+    widget.model.file.value = tiny_model_path
+    assert message.text() == ""
+    widget.segment()
+    idle(widget)
+    found = message.text()
+    widget.labels.add_row("Tree", "")
+    # What was found is no error.
+    assert found and message.text() == found
+
+
 def test_no_label(viewer: Viewer, image: NDArray[np.uint8], errors: list[str]) -> None:
     viewer.add_image(image)
     dock(viewer).segment()
