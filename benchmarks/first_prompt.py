@@ -162,17 +162,16 @@ def modes() -> list[Mode]:
     return [Mode("reference, float32", "", "float32"), *own]
 
 
-def format_table(measured: Mapping[Mode, Mapping[str, Sequence[float]]], many: int) -> str:
+def format_table(measured: Mapping[str, Mapping[str, Sequence[float]]], many: int) -> str:
     """Medians of each mode, with ratios to the reference, which is the first.
 
     Args:
-        measured: by mode, for each figure the CPU time and the time on the clock in seconds, or megabytes.
+        measured: by name of the mode, for each figure the CPU time and the time on the clock in seconds, or megabytes.
         many: names of the row of texts.
 
-    >>> reference, own = Mode("reference", "", "float32"), Mode("torch", "torch", "float32")
     >>> one = {"first": (2.0, 1.0), "known": (0.5, 0.3), "new": (1.0, 0.6), "one image MB": (900.0, 900.0)}
     >>> two = {"first": (1.0, 0.5), "known": (0.1, 0.05), "new": (0.5, 0.2), "one image MB": (800.0, 800.0)}
-    >>> print(format_table({reference: one, own: two}, 0))
+    >>> print(format_table({"reference": one, "torch": two}, 0))
     | mode | first prompt, CPU ms | x reference | x official | known words, ms | new words, ms | peak MB |
     |---|---|---|---|---|---|---|
     | reference | 2000 | 1.00 | 1.07 | 300 | 600 | 900 |
@@ -183,11 +182,11 @@ def format_table(measured: Mapping[Mode, Mapping[str, Sequence[float]]], many: i
         head += [f"{many} names, CPU ms", "x reference"]
     rows = [head, ["---"] * len(head)]
     reference = next(iter(measured.values()))
-    for mode, figures in measured.items():
+    for name, figures in measured.items():
         first = figures["first"][0]
         ratio = reference["first"][0] / first
-        row = [mode.name, f"{1000 * first:.0f}", f"{ratio:.2f}", f"{OFFICIAL * ratio:.2f}"]
-        row += [f"{1000 * figures[name][1]:.0f}" for name in ("known", "new")]
+        row = [name, f"{1000 * first:.0f}", f"{ratio:.2f}", f"{OFFICIAL * ratio:.2f}"]
+        row += [f"{1000 * figures[figure][1]:.0f}" for figure in ("known", "new")]
         row.append(f"{figures['one image MB'][0]:.0f}")
         if many:
             texts = figures["texts"][0]
@@ -218,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     measured = {
-        mode: {name: [statistics.median(column) for column in zip(*(one[name] for one in rounds), strict=True)]
+        mode.name: {name: [statistics.median(column) for column in zip(*(one[name] for one in rounds), strict=True)]
                for name in rounds[0]}
         for mode, rounds in found.items()
     }  # fmt: skip
@@ -230,7 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "commit": revision(),
             "reference": options.reference,
             "rounds": options.rounds,
-            "figures": {mode.name: figures for mode, figures in measured.items()},
+            "names": options.names,
+            "figures": measured,
         }
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0
