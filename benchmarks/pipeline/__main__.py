@@ -49,6 +49,14 @@ def _parser() -> argparse.ArgumentParser:
     simulation.add_argument("--images", type=int, default=400)
     simulation.add_argument("--workers", type=int, default=16)
     simulation.add_argument("--size", type=int, nargs=2, default=(640, 480), metavar=("WIDTH", "HEIGHT"))
+    simulation.add_argument(
+        "--maps-apart",
+        action="store_true",
+        help="the device's 5 ms do not hold the way of an image's maps to main memory",
+    )
+    simulation.add_argument(
+        "--in-turn", action="store_true", help="the device waits while a group is decided, as a CPU does"
+    )
     simulation.set_defaults(run=_simulate)
     return parser
 
@@ -140,7 +148,13 @@ def _simulate(options: argparse.Namespace) -> int:
     from benchmarks.pipeline.simulation import simulate
     from benchmarks.pipeline.sleeping import Simulation
 
-    simulation = Simulation(images=options.images, workers=options.workers, size=tuple(options.size[::-1]))
+    simulation = Simulation(
+        images=options.images,
+        workers=options.workers,
+        size=tuple(options.size[::-1]),
+        maps=not options.maps_apart,
+        ahead=not options.in_turn,
+    )
     busy, times = simulate(simulation)
     print(
         f"{simulation.images} images of {options.size[0]} x {options.size[1]}, {simulation.workers} workers, "

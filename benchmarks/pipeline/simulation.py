@@ -1,15 +1,20 @@
 """The job's own loop around a device that takes 5 ms an image, with workers that sleep instead of working.
 
-Everything else is real: processes, what goes through their connections, order, bounds and the journal. So it shows
-whether the loop could keep such a device busy on a machine with so many cores.
+Everything else is real: processes, what goes through their connections, order, bounds, the thread that encodes ahead
+and the journal. So it shows whether the loop could keep such a device busy on a machine with so many cores.
+
+The device's 5 ms hold the network, and with `Simulation.maps` also the way of an image's maps to main memory. Without,
+the process that decides makes a copy of them for each image, while the device may work on the next.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -36,20 +41,25 @@ class _Device:
     def __init__(self, simulation: Simulation, vocabulary: Vocabulary) -> None:
         self.batch_size = simulation.batch_size
         self.busy = 0.0
+        self.model = SimpleNamespace(device=SimpleNamespace(type="simulated"))
         self._simulation = simulation
         self._found = Segmentation(
             np.zeros(simulation.size, np.int32), np.zeros(simulation.size, np.float32), vocabulary
         )
 
-    def encode_batch(self, images: Sequence[ResizedImage]) -> list[Any]:
+    def encode_batch(
+        self, images: Sequence[ResizedImage], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Any]:
         started = time.perf_counter()
         time.sleep(self._simulation.device * len(images))
         self.busy += time.perf_counter() - started
-        return [None] * len(images)
+        return list(images)
 
     def segment(self, features: Any, vocabulary: Vocabulary) -> Segmentation:
-        # The time until an image's maps are in main memory is part of the device's.
-        return self._found
+        found = self._found
+        if self._simulation.maps:
+            return found
+        return replace(found, label_map=found.label_map.copy(), score_map=found.score_map.copy())
 
 
 def simulate(simulation: Simulation) -> tuple[float, StageTimes]:
@@ -78,7 +88,16 @@ def simulate(simulation: Simulation) -> tuple[float, StageTimes]:
                 started.append(time.perf_counter())
                 return workers
 
-            job = Labeling(ImageList(Path(folder), names), cast(Any, device), vocabulary, 0, journal, None, start)
+            job = Labeling(
+                ImageList(Path(folder), names),
+                cast(Any, device),
+                vocabulary,
+                0,
+                journal,
+                None,
+                start,
+                ahead=simulation.ahead,
+            )
             job.run(guard)
             elapsed = time.perf_counter() - started[0]
     return device.busy / elapsed, job.times

@@ -26,6 +26,8 @@ class Simulation:
         size: height and width of the images.
         batch_size: images that the device takes together.
         line: bytes of a line of the journal.
+        maps: whether the device's seconds hold the way of an image's maps to main memory.
+        ahead: whether a group is encoded while the one before is decided, as on a GPU.
     """
 
     images: int = 400
@@ -36,6 +38,8 @@ class Simulation:
     size: tuple[int, int] = (480, 640)
     batch_size: int = 8
     line: int = 60_000
+    maps: bool = True
+    ahead: bool = True
 
 
 @dataclass(frozen=True)

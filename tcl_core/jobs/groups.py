@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tcl_core import __version__
 from tcl_core.errors import TclError
 from tcl_core.images import RemoteFolder
+from tcl_core.jobs.encoding import can_encode_ahead
 from tcl_core.jobs.inputs import ImageList
 from tcl_core.jobs.interrupt import InterruptGuard
 from tcl_core.jobs.journal import Journal
@@ -211,6 +212,7 @@ class GroupLabeler:
             record.journal,  # type: ignore[arg-type]
             pages,  # type: ignore[arg-type]
             lambda _: _Kept(self._workers),
+            ahead=can_encode_ahead(self._segmenter),
         )
         error: Exception | None = None
         try:

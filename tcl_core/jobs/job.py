@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tcl_core.errors import SettingsError, TclError
 from tcl_core.export.base import Exporter
 from tcl_core.images import DEFAULT_MAX_PIXELS
+from tcl_core.jobs.encoding import can_encode_ahead
 from tcl_core.jobs.inputs import ImageList
 from tcl_core.jobs.interrupt import InterruptGuard
 from tcl_core.jobs.journal import Journal, journal_path
@@ -203,6 +204,7 @@ def run_prelabel(
                     pages,
                     lambda count: start_workers(workers, stages, count, segmenter.batch_size),
                     quiet,
+                    can_encode_ahead(segmenter),
                 )
             with InterruptGuard() as guard:
                 interrupted = job.run(guard)

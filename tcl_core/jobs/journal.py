@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +27,7 @@ from tcl_core.images import RemoteFolder
 from tcl_core.jobs.regions_json import region_from_json, region_to_json
 from tcl_core.jobs.resume import check_same_run
 from tcl_core.jobs.sources import Source
+from tcl_core.jobs.syncing import BackgroundSync
 from tcl_core.vocabulary import Vocabulary
 
 __all__ = ["LONGEST_SUFFIX", "Journal", "image_line", "is_in_use", "journal_path"]
@@ -36,7 +37,6 @@ LONGEST_SUFFIX = ".journal.lock"
 
 _FORMAT = 3
 _SOURCES = "sources"
-_SECONDS_BETWEEN_SYNCS = 1.0
 _HEADER_PREFIX = b'{"journal": '
 
 
@@ -44,8 +44,8 @@ class Journal:
     """The results of a job so far, on disk.
 
     Lines are handed to the operating system one by one, so a killed process loses at most the image it was working
-    on; at most every second they are forced to the disk as well, which bounds the loss when the power fails. Only the
-    file names and their places in the journal are held in memory.
+    on; about every second they are forced to the disk as well, in the background, which bounds the loss when the power
+    fails. Only the file names and their places in the journal are held in memory.
 
     Example:
         ``with Journal.open("out.json", exporter, vocabulary, settings, resume=True) as journal:`` then, for every image
@@ -66,7 +66,7 @@ class Journal:
         self._done: dict[str, int] = {}
         self._failed: dict[str, str] = {}
         self._sources: dict[str, Source] = {}
-        self._synced_at = time.monotonic()
+        self._disk = BackgroundSync(file)
 
     @classmethod
     def open(
@@ -248,7 +248,7 @@ class Journal:
             raise ExportError(f"{missing[0]} has no result yet, so {self.out_path} cannot be finished")
         writer, target = exporter or self.exporter, out or self.out_path
         try:
-            self._sync()
+            self._disk.finish()
             sources = {
                 name: self._sources[name].to_json(modified=False)
                 for name in names
@@ -279,10 +279,11 @@ class Journal:
         """Force the journal to the disk and let go of it; it stays unless the output was finished."""
         if not self._file.closed:
             try:
-                self._sync()
+                self._disk.finish()
             except OSError as error:
                 raise self._stopped(error) from error
             finally:
+                self._disk.close()
                 _let_go(self._lock, self._file)
 
     def __enter__(self) -> Journal:
@@ -310,13 +311,14 @@ class Journal:
             check_same_run({**header, "info": about}, header, out)
             with open(part, "w+b", buffering=0) as file:
                 draft = cls(out, exporter, vocabulary, header, file)
-                draft._append(header, "the settings")
-                for name, height, width, content in finished.images:
-                    line = {"image": _entry(name, height, width), "exported": content}
-                    draft._append({**line, "source": sources[name]} if name in sources else line, name)
-                for name, reason in finished.failed:
-                    draft._append({"failure": {"file_name": name, "reason": reason}}, name)
-                draft._sync()
+                with closing(draft._disk):
+                    draft._append(header, "the settings")
+                    for name, height, width, content in finished.images:
+                        line = {"image": _entry(name, height, width), "exported": content}
+                        draft._append({**line, "source": sources[name]} if name in sources else line, name)
+                    for name, reason in finished.failed:
+                        draft._append({"failure": {"file_name": name, "reason": reason}}, name)
+                    draft._disk.finish()
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -392,8 +394,7 @@ class Journal:
             while rest:
                 rest = rest[self._file.write(rest) :]
             self._end = offset + len(data)
-            if time.monotonic() - self._synced_at > _SECONDS_BETWEEN_SYNCS:
-                self._sync()
+            self._disk.written()
         except OSError as error:
             raise self._stopped(error) from error
         return offset
@@ -424,10 +425,6 @@ class Journal:
             f"{path or journal} cannot be written: {reason_of(error)}; {mend} and resume the run (--resume), "
             f"because {journal} keeps the finished images"
         )
-
-    def _sync(self) -> None:
-        os.fsync(self._file.fileno())
-        self._synced_at = time.monotonic()
 
 
 def image_line(image: ImageRegions, prepared: Any, source: Source | None) -> bytes:

@@ -1,7 +1,8 @@
 """The loop of a job: images are read ahead, go through the network in fixed groups, and are written in their order.
 
 The network, the decision and all writing belong to this process. What comes before and after is done by `Workers`,
-perhaps at the same time; as groups and order do not depend on them, neither do the results.
+perhaps at the same time, and the network may be a group ahead of the decision; as groups and order do not depend on
+that, neither do the results.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tcl_core.jobs.encoding import EncodedBatch, Encoder
 from tcl_core.jobs.inputs import ImageList
 from tcl_core.jobs.interrupt import InterruptGuard
 from tcl_core.jobs.journal import Journal
@@ -22,7 +24,7 @@ from tcl_core.jobs.processes import WorkerLostError
 from tcl_core.jobs.progress import Progress
 from tcl_core.jobs.remote_inputs import RemoteImages
 from tcl_core.jobs.stages import DecidedImage, Failure, ImageToRead, ReadImage, TracedImage, printable_name
-from tcl_core.jobs.times import StageTimes
+from tcl_core.jobs.times import OverlappingTime, StageTimes
 from tcl_core.jobs.workers import Workers
 from tcl_core.preview.card import Overlay
 from tcl_core.preview.page import PreviewWriter
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from tcl_core.images import ResizedImage
     from tcl_core.segmentation.features import ImageFeatures
     from tcl_core.segmentation.segmenter import Segmenter
+    from tcl_core.types import Segmentation
 
 __all__ = ["PIXELS_AT_ONCE", "Labeling"]
 
@@ -41,6 +44,14 @@ PIXELS_AT_ONCE = 24_000_000
 
 _TOO_MANY_INTERNAL = 3
 """If so many images fail by internal errors before any has a result, the program is at fault and the job ends."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Images that go through the network together, and those before them that could not be read."""
+
+    failed: Sequence[ReadImage]
+    images: Sequence[tuple[ReadImage, ResizedImage]]
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,7 @@ class Labeling:
         pages: takes the preview; ``None`` for none.
         start_workers: given the number of images without a result, starts who reads images and traces regions.
         quiet: show no progress.
+        ahead: encode a group while the one before is decided and written, see `tcl_core.jobs.encoding`.
         changed: after `run`, images that had changed since they were labeled.
         warnings: after `run`, what is odd about images, by file name.
         times: after `run`, what the stages took.
@@ -80,6 +92,7 @@ class Labeling:
     pages: PreviewWriter | None
     start_workers: Callable[[int], Workers]
     quiet: bool = True
+    ahead: bool = False
     changed: list[str] = field(default_factory=list)
     warnings: dict[str, str] = field(default_factory=dict)
     times: StageTimes = field(default_factory=StageTimes)
@@ -88,6 +101,8 @@ class Labeling:
         self._annotated = self.journal.done
         self._shown = self.pages.names() if self.pages is not None else set()
         self._workers: Workers
+        self._encoder: Encoder
+        self._network = OverlappingTime(self.times, "network")
         self._internal_failures = 0
         self._unfinished: deque[_Unfinished] = deque()
 
@@ -117,6 +132,8 @@ class Labeling:
                 with guard.writing():
                     self._workers = self.start_workers(total - already)
                     stack.callback(self._workers.close)
+                    self._encoder = Encoder(self.segmenter, self.ahead, self._network.working, progress.say)
+                    stack.callback(self._encoder.close)
                 self.times.workers = self._workers.count
                 stack.enter_context(self.times.of("elapsed"))
                 self._run()
@@ -145,8 +162,13 @@ class Labeling:
             for name in names[begin : begin + size]
         )
         reading = in_order(tasks, self._workers.read, self._workers.ahead)
-        for begin in begins:
-            self._do_group(reading, len(names[begin : begin + size]))
+        batches = (batch for begin in begins for batch in self._batches(reading, len(names[begin : begin + size])))
+        for batch, encoded in in_order(batches, self._start, self._encoder.ahead):
+            for read in batch.failed:
+                assert read.failure is not None
+                self._failed(read, read.failure)
+            if encoded is not None:
+                self._label(batch, encoded)
         while self._unfinished:
             self._finish(self._unfinished.popleft())
 
@@ -156,8 +178,10 @@ class Labeling:
     def _thumbnail(self, name: str) -> int | None:
         return None if self.pages is None or name in self._shown else self.pages.max_side
 
-    def _do_group(self, reading: Iterator[tuple[ImageToRead, Future[ReadImage]]], count: int) -> None:
-        pending: list[tuple[ReadImage, ResizedImage]] = []
+    def _batches(self, reading: Iterator[tuple[ImageToRead, Future[ReadImage]]], count: int) -> Iterator[_Batch]:
+        """A group of so many images, in parts if they are large."""
+        failed: list[ReadImage] = []
+        images: list[tuple[ReadImage, ResizedImage]] = []
         pixels = 0
         for _ in range(count):
             _, future = next(reading)
@@ -167,36 +191,38 @@ class Labeling:
                 self.warnings[read.name] = message.removeprefix(f"{printable_name(read.name)}: ")
                 self._progress.say(f"warning: {message}")
             if read.image is None:
-                assert read.failure is not None
-                self._failed(read, read.failure)
+                failed.append(read)
                 continue
-            pending.append((read, read.image))
+            images.append((read, read.image))
             pixels += read.image.size[0] * read.image.size[1]
             if pixels >= PIXELS_AT_ONCE:
-                self._label(pending)
-                pending, pixels = [], 0
-        self._label(pending)
+                yield _Batch(failed, images)
+                failed, images, pixels = [], [], 0
+        if failed or images:
+            yield _Batch(failed, images)
 
-    def _label(self, pending: Sequence[tuple[ReadImage, ResizedImage]]) -> None:
-        if not any(self._is_wanted(read.name) for read, _ in pending):
-            return
-        for read, image, encode in self._encoded(pending):
+    def _start(self, batch: _Batch) -> EncodedBatch | None:
+        if not any(self._is_wanted(read.name) for read, _ in batch.images):
+            return None
+        return self._encoder.start([image for _, image in batch.images])
+
+    def _label(self, batch: _Batch, encoded: EncodedBatch) -> None:
+        # If they cannot be encoded together, one of them is to blame; alone, each gives its own features or error.
+        together = self._encoder.features(encoded)
+        for read, image in batch.images:
+            features = None if together is None else together.popleft()
             if not self._is_wanted(read.name):
                 continue
             pixels = image.size[0] * image.size[1]
             self._make_room(pixels)
             try:
-                with self.times.of("network"):
-                    small, overlay = read.thumbnail, None
-                    if small is None:
-                        segmentation = self.segmenter.segment(encode(), self.vocabulary)
-                    else:
-                        segmentation, unlabeled = self.segmenter.explain(encode(), self.vocabulary)
-                        overlay = Overlay.of(unlabeled, small.size)
-                    groups = self._groups(read, image)
+                decide = partial(self._decide, read, image, features)
+                with self._network.working():
+                    segmentation, overlay, groups = self._encoder.with_memory(decide)
             except Exception as error:
                 self._failed(read, Failure.of(read.name, error))
                 continue
+            small = read.thumbnail
             decided = DecidedImage(
                 read.name,
                 segmentation.label_map,
@@ -210,6 +236,20 @@ class Labeling:
             self._unfinished.append(_Unfinished(read, self._workers.trace(decided), pixels, overlay, groups))
             self._finish_done()
 
+    def _decide(
+        self, read: ReadImage, image: ResizedImage, features: ImageFeatures | None
+    ) -> tuple[Segmentation, Overlay | None, Overlay | None]:
+        """The label map, and for a preview which background names won and the groups without labels."""
+        if features is None:
+            features = self.segmenter.encode(image)
+        small, overlay = read.thumbnail, None
+        if small is None:
+            segmentation = self.segmenter.segment(features, self.vocabulary)
+        else:
+            segmentation, unlabeled = self.segmenter.explain(features, self.vocabulary)
+            overlay = Overlay.of(unlabeled, small.size)
+        return segmentation, overlay, self._groups(read, image)
+
     def _groups(self, read: ReadImage, image: ResizedImage) -> Overlay | None:
         """Groups without labels for the preview, where the method makes any."""
         from tcl_core.segmentation.groups import has_groups, image_groups, named_groups
@@ -217,21 +257,6 @@ class Labeling:
         if read.thumbnail is None or not has_groups(self.segmenter):
             return None
         return Overlay.of(named_groups(image_groups(self.segmenter, image)), read.thumbnail.size)
-
-    def _encoded(
-        self, pending: Sequence[tuple[ReadImage, ResizedImage]]
-    ) -> Iterator[tuple[ReadImage, ResizedImage, Callable[[], ImageFeatures]]]:
-        """Each image with a call that gives its features, or raises what went wrong with this one image."""
-        features: list[ImageFeatures] | None = None
-        with suppress(Exception), self.times.of("network"):
-            features = self.segmenter.encode_batch([image for _, image in pending])
-        # Not while the error is handled: it holds on to the tensors of the batch, for which there may be no room.
-        for position, (read, image) in enumerate(pending):
-            if features is None:
-                # One of them is to blame; alone, each gives its own features or its own error.
-                yield read, image, partial(self.segmenter.encode, image)
-            else:
-                yield read, image, partial(features.__getitem__, position)
 
     # -- results, in the order of the images -----------------------------------------------------------------------
 

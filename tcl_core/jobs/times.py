@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-__all__ = ["STAGES", "StageTimes"]
+__all__ = ["STAGES", "OverlappingTime", "StageTimes"]
 
 STAGES = ("read", "network", "trace", "write")
 
@@ -18,7 +19,7 @@ class StageTimes:
 
     Attributes:
         read: decoding and resizing.
-        network: network, scores and arg-max.
+        network: network, scores and arg-max; what two threads did at the same time counts once.
         trace: regions, polygons and what is written of them.
         write: the journal and the preview.
         elapsed: from the first image to the last.
@@ -93,3 +94,34 @@ class StageTimes:
         shares = ", ".join(f"{stage} {share:.0%}".replace("%", " %") for stage, share in self.shares().items())
         busy = f"{self.network_busy:.0%}".replace("%", " %")
         return f"{shares} of the work; network busy {busy} of the time; bottleneck: {self.bottleneck or 'none'}"
+
+
+class OverlappingTime:
+    """The time of a stage on which several threads work; each moment counts once.
+
+    Args:
+        times: to add to; no other thread may change this stage.
+        stage: its name.
+    """
+
+    def __init__(self, times: StageTimes, stage: str) -> None:
+        self._times, self._stage = times, stage
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._counted = 0.0
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """A block of time in which the calling thread works."""
+        with self._lock:
+            if not self._threads:
+                self._counted = time.perf_counter()
+            self._threads += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                now = time.perf_counter()
+                setattr(self._times, self._stage, getattr(self._times, self._stage) + now - self._counted)
+                self._counted = now
+                self._threads -= 1

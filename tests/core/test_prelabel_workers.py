@@ -229,17 +229,20 @@ def test_workers_do_without_pytorch() -> None:
 # -- killed ------------------------------------------------------------------------------------------------------------
 
 
-def _label(folder: Path, model_path: Path, out: Path) -> None:
+def _label(folder: Path, model_path: Path, out: Path, ahead: bool) -> None:
     """A run in a process of its own; its results come slowly enough to be killed among them."""
-    run_prelabel(
-        find_images([str(folder)]),
-        Segmenter(load_model(model_path, device="cpu"), refine=False, batch_size=4),
-        VOCABULARY,
-        out,
-        preview=out.parent / "preview",
-        resume=True,
-        workers=2,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # As on a GPU.
+        patch.setattr("tcl_core.jobs.job.can_encode_ahead", lambda _: ahead)
+        run_prelabel(
+            find_images([str(folder)]),
+            Segmenter(load_model(model_path, device="cpu"), refine=False, batch_size=4),
+            VOCABULARY,
+            out,
+            preview=out.parent / "preview",
+            resume=True,
+            workers=2,
+        )
 
 
 def _children(pid: int) -> list[int]:
@@ -261,9 +264,12 @@ def _wait(until: Callable[[], bool], seconds: float = 60) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kills", "ahead"),
+    [(2, False), pytest.param(20, False, marks=pytest.mark.slow), pytest.param(4, True, marks=pytest.mark.slow)],
+)
 def test_killed_at_random_and_resumed(
-    tmp_path: Path, images: ImageList, tiny_model_path: Path, whole: Path, kills: int
+    tmp_path: Path, images: ImageList, tiny_model_path: Path, whole: Path, kills: int, ahead: bool
 ) -> None:
     out = tmp_path / "killed" / "out.json"
     out.parent.mkdir()
@@ -273,24 +279,24 @@ def test_killed_at_random_and_resumed(
         # Every fourth anywhere in the run, the others while results are written.
         anywhere = killed % 4 == 3
         delay = float(rng.uniform(0, 2 if anywhere else 0.02))
-        if _killed_run(images.root, tiny_model_path, out, anywhere, delay):
+        if _killed_run(images.root, tiny_model_path, out, ahead, anywhere, delay):
             killed += 1
         else:
             # It came to its end before; the next begins anew.
             assert out.read_bytes() == whole.read_bytes()
             shutil.rmtree(out.parent)
             out.parent.mkdir()
-    _label(images.root, tiny_model_path, out)
+    _label(images.root, tiny_model_path, out, ahead)
     assert out.read_bytes() == whole.read_bytes()
     pages = [(path.parent / "preview" / "index.html").read_bytes() for path in (out, whole)]
     assert pages[0] == pages[1]
 
 
-def _killed_run(folder: Path, model_path: Path, out: Path, anywhere: bool, delay: float) -> bool:
+def _killed_run(folder: Path, model_path: Path, out: Path, ahead: bool, anywhere: bool, delay: float) -> bool:
     """Kill a run a moment after it has started, or added a line to the journal; whether it was not done by then."""
     journal = journal_path(out)
     before = journal.stat().st_size if journal.exists() else 0
-    process: Any = forking_context().Process(target=_label, args=(folder, model_path, out))
+    process: Any = forking_context().Process(target=_label, args=(folder, model_path, out, ahead))
     process.start()
     if not anywhere:
         assert _wait(lambda: not process.is_alive() or (journal.exists() and journal.stat().st_size > before))

@@ -15,6 +15,10 @@ from benchmarks.gpu.models import METHODS, RandomModels, enlarged_scene
 from tcl_core.cli.main import run
 from tcl_core.devices import autocast, select_device, select_precision, to_device
 from tcl_core.evaluation.playground import held_out_scene
+from tcl_core.export.coco import CocoExporter
+from tcl_core.jobs.encoding import can_encode_ahead
+from tcl_core.jobs.inputs import find_images
+from tcl_core.jobs.job import run_prelabel
 from tcl_core.models import load_model
 from tcl_core.refinement.pamr import Pamr
 from tcl_core.segmentation.segmenter import Segmenter
@@ -105,3 +109,22 @@ def test_out_of_memory_is_one_sentence(
     said = capsys.readouterr().err
     assert "memory; use a smaller --batch-size" in said and said.count("\n") == 1
     assert run(command) == 0
+
+
+def test_a_job_that_encodes_ahead_writes_the_same_bytes(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches that are encoded in a thread, on a stream of its own, have the numbers of those in turn."""
+    for number in range(14):
+        Image.fromarray(held_out_scene("seen", number).image).save(tmp_path / f"{number:02d}.png")
+    images = find_images([str(tmp_path)])
+    segmenter = Segmenter(load_model("playground", device=str(device)), batch_size=4)
+    assert can_encode_ahead(segmenter) is (device.type == "cuda")
+    vocabulary = Vocabulary.from_options(["cat", "sofa", "tree"])
+    outputs = []
+    for number, ahead in enumerate((False, True, True)):
+        monkeypatch.setattr("tcl_core.jobs.job.can_encode_ahead", lambda _, ahead=ahead: ahead)
+        out = tmp_path / f"{number}.json"
+        assert run_prelabel(images, segmenter, vocabulary, out, CocoExporter()).done == 14
+        outputs.append(out.read_bytes())
+    assert outputs[0] == outputs[1] == outputs[2]
