@@ -63,7 +63,7 @@ class BulkSummary:
     replaced: int = 0
     interrupted: bool = False
     stopped: str = ""
-    stages: StageTimes = field(default_factory=StageTimes)
+    stages: StageTimes = field(default_factory=StageTimes, compare=False)
 
 
 def predict_project(
