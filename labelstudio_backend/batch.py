@@ -21,7 +21,7 @@ from labelstudio_backend.replacing import Stale, is_older_version, replace_predi
 from labelstudio_backend.requests import freeze
 from labelstudio_backend.results import text_result
 from labelstudio_backend.task_answer import prompt_field, put_together
-from labelstudio_backend.task_pipeline import StopError, Task, TaskPipeline, stages_of
+from labelstudio_backend.task_pipeline import StopError, Task, TaskPipeline, TaskResult, stages_of
 from tcl_core.errors import TclError
 from tcl_core.jobs.interrupt import InterruptGuard
 from tcl_core.jobs.processes import start_workers
@@ -119,7 +119,7 @@ def predict_project(
         portal.wrap_async_context_manager(fetcher),
         ExitStack() as stack,
     ):
-        finished: Iterable[tuple[Task, list[Prediction | str]]] = ()
+        finished: Iterable[TaskResult] = ()
         times = summary.stages
         try:
             with guard.writing():

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from tcl_core.images import ResizedImage
     from tcl_core.segmentation.features import ImageFeatures
 
-__all__ = ["StopError", "Task", "TaskPipeline", "TaskWorkers", "stages_of"]
+__all__ = ["StopError", "Task", "TaskPipeline", "TaskResult", "TaskWorkers", "stages_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,10 @@ class Task:
     id: int
     images: Sequence[tuple[LabelingConfig, object]]
     predicted: bool
+
+
+TaskResult = tuple[Task, list[Prediction | str]]
+"""A task, and for each of its images a prediction or the reason why there is none."""
 
 
 @dataclass
@@ -140,13 +144,13 @@ class TaskPipeline:
         self._running: set[Future[FetchedImage | ReadImage]] = set()
         self._unfinished: deque[_Unfinished] = deque()
         self._found: list[Prediction | str] = []
-        self._ready: deque[tuple[Task, list[Prediction | str]]] = deque()
+        self._ready: deque[TaskResult] = deque()
 
-    def results(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, list[Prediction | str]]]:
+    def results(self, tasks: Sequence[Task]) -> Iterator[TaskResult]:
         """Predict tasks.
 
         Yields:
-            Each task, in order, with a prediction or the reason why there is none for each of its images.
+            The tasks in their order.
 
         Raises:
             StopError: Label Studio does not accept the token any more, or a worker was lost.
@@ -162,7 +166,7 @@ class TaskPipeline:
         except WorkerLostError as error:
             raise StopError(str(error)) from error
 
-    def finished(self) -> Iterator[tuple[Task, list[Prediction | str]]]:
+    def finished(self) -> Iterator[TaskResult]:
         """After `results` was broken off: the next tasks whose results are there without waiting."""
         while self._unfinished and self._unfinished[0].drawn.done():
             if self._unfinished[0].drawn.exception() is not None:
@@ -222,9 +226,7 @@ class TaskPipeline:
 
     # -- the network -----------------------------------------------------------------------------------------------
 
-    def _do_group(
-        self, group: Sequence[tuple[_Image, Future[FetchedImage | ReadImage]]]
-    ) -> Iterator[tuple[Task, list[Prediction | str]]]:
+    def _do_group(self, group: Sequence[tuple[_Image, Future[FetchedImage | ReadImage]]]) -> Iterator[TaskResult]:
         pending: list[tuple[_Image, ReadImage]] = []
         pixels = 0
         for image, coming in group:
@@ -236,7 +238,7 @@ class TaskPipeline:
                 pending, pixels = [], 0
         yield from self._decide(pending)
 
-    def _decide(self, pending: Sequence[tuple[_Image, ReadImage]]) -> Iterator[tuple[Task, list[Prediction | str]]]:
+    def _decide(self, pending: Sequence[tuple[_Image, ReadImage]]) -> Iterator[TaskResult]:
         asked = [(image, self._asked(image, read)) for image, read in pending]
         encoded = iter(self._encode([each.image for _, each in asked if isinstance(each, _Asked)]))
         for image, each in asked:
@@ -315,6 +317,6 @@ class TaskPipeline:
                 self._ready.append((task, self._found))
                 self._found = []
 
-    def _taken(self) -> Iterator[tuple[Task, list[Prediction | str]]]:
+    def _taken(self) -> Iterator[TaskResult]:
         while self._ready:
             yield self._ready.popleft()

@@ -76,6 +76,8 @@ class StageTimes:
         'network'
         >>> StageTimes(read=3, network=1, trace=4, workers=4).bottleneck
         'trace'
+        >>> StageTimes(fetch=5, read=3, network=1, trace=4, workers=4).bottleneck
+        'fetch'
         """
         shared, own = ("read", "trace"), ("fetch", "network", "write")
         candidates: tuple[str, ...]

@@ -17,6 +17,12 @@ __all__ = ["LabelStudio"]
 TOKEN = "legacy-key"
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        # A client that was stopped says no goodbye.
+        pass
+
+
 class LabelStudio:
     """One project. A context manager.
 
@@ -39,7 +45,7 @@ class LabelStudio:
         self._tasks = {number: dict(data) for number, data in enumerate(tasks, start=1)}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
@@ -112,6 +118,8 @@ class LabelStudio:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Header and body in one packet: the client would acknowledge the first of two only after a while.
+            wbufsize = -1
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
