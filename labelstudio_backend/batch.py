@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import start_blocking_portal
 
 from labelstudio_backend.client import GoneError, LabelStudioClient, LabelStudioError, Project, SignInError
-from labelstudio_backend.image_fetch.fetching import ImageFetcher, SignInRefusedError
-from labelstudio_backend.image_fetch.locations import Owner
-from labelstudio_backend.interactive import Question, answer
-from labelstudio_backend.labeling_config import LabelingConfig, parse_project_config
+from labelstudio_backend.image_fetch.fetching import ImageFetcher
+from labelstudio_backend.labeling_config import LabelingConfig, ProjectConfig, parse_project_config
 from labelstudio_backend.model_options import ModelOptions, model_version
 from labelstudio_backend.predictor import Prediction, Predictor
 from labelstudio_backend.prompts import Added
@@ -24,16 +21,18 @@ from labelstudio_backend.replacing import Stale, is_older_version, replace_predi
 from labelstudio_backend.requests import freeze
 from labelstudio_backend.results import text_result
 from labelstudio_backend.task_answer import prompt_field, put_together
-from tcl_core.errors import TclError, is_out_of_memory
+from labelstudio_backend.task_pipeline import StopError, Task, TaskPipeline, TaskResult, stages_of
+from tcl_core.errors import TclError
 from tcl_core.jobs.interrupt import InterruptGuard
+from tcl_core.jobs.processes import start_workers
 from tcl_core.jobs.progress import Progress
+from tcl_core.jobs.times import StageTimes
 
 __all__ = ["BulkSummary", "predict_project"]
 
 logger = logging.getLogger(__name__)
 
-_AHEAD = 4
-"""So many images are fetched while the model works on another."""
+_REMEDY = "run the command again with fewer --workers"
 _BATCH = 20
 _BATCH_CHARACTERS = 8_000_000
 
@@ -52,6 +51,7 @@ class BulkSummary:
         replaced: older predictions whose place new ones took.
         interrupted: whether the run was stopped before its end.
         stopped: why it could not go on, if it could not.
+        stages: what reading, network, drawing and storing took.
     """
 
     model_version: str
@@ -63,22 +63,7 @@ class BulkSummary:
     replaced: int = 0
     interrupted: bool = False
     stopped: str = ""
-
-
-@dataclass(frozen=True)
-class _Task:
-    """A task to predict: its images, each with its configuration and address, and whether it has predictions."""
-
-    id: int
-    images: Sequence[tuple[LabelingConfig, object]]
-    predicted: bool
-
-
-_Fetched = list["Future[bytes] | TclError"]
-
-
-class _StopError(Exception):
-    """The run cannot go on; the message says why."""
+    stages: StageTimes = field(default_factory=StageTimes, compare=False)
 
 
 def predict_project(
@@ -90,6 +75,7 @@ def predict_project(
     *,
     view: int | None = None,
     only_unlabeled: bool = False,
+    workers: int | Literal["auto"] = 0,
     quiet: bool = True,
 ) -> BulkSummary:
     """Predict a project's tasks and store the predictions.
@@ -106,6 +92,9 @@ def predict_project(
         added: the project's typed prompts.
         view: number of a tab of the data manager; only its tasks.
         only_unlabeled: leave out tasks that somebody has annotated.
+        workers: processes that decode images and draw regions while the network runs, see
+            `tcl_core.jobs.processes.start_workers`. The predictions do not depend on it. The processes import the main
+            module, so that a script that asks for them has to guard what it does by ``if __name__ == "__main__"``.
         quiet: show no progress.
 
     Returns:
@@ -117,100 +106,72 @@ def predict_project(
     config = parse_project_config(project.label_config)
     version = model_version(options, config, added)
     summary = BulkSummary(version)
-    known = {task["id"] for page in client.tasks(project.id, model_version=version) for task in page}
-    wanted: list[_Task] = []
-    for page in client.tasks(project.id, view=view):
+    wanted = _tasks_to_predict(client, project.id, config, summary, view, only_unlabeled)
+    if not wanted:
+        return summary
+    predictor = Predictor(options.load(), options, cache_bytes=0)
+    progress = Progress(summary.total, summary.skipped, quiet=quiet)
+    sender = _Sender(client, project.id, summary, progress, prompt_field(config, None))
+    with (
+        closing(progress),
+        InterruptGuard() as guard,
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(fetcher),
+        ExitStack() as stack,
+    ):
+        finished: Iterable[TaskResult] = ()
+        times = summary.stages
+        try:
+            with guard.writing():
+                count = sum(len(task.images) for task in wanted)
+                started = start_workers(workers, stages_of(predictor), count, options.batch_size, _REMEDY)
+                stack.callback(started.close)
+                pipeline = TaskPipeline(predictor, version, freeze(added), fetcher, portal, started, guard, times)
+                stack.callback(pipeline.close)
+                finished = pipeline.finished()
+                stack.enter_context(times.of("elapsed"))
+            for task, found in pipeline.results(wanted):
+                with times.of("write"):
+                    sender.add(task, found)
+                    if sender.is_full:
+                        with guard.writing():
+                            sender.send()
+                progress.bottleneck = times.bottleneck
+        except KeyboardInterrupt:
+            summary.interrupted = True
+        except (SignInError, StopError) as error:
+            summary.stopped = str(error)
+        guard.hold()
+        try:
+            with times.of("write"):
+                for task, found in finished:
+                    sender.add(task, found)
+                sender.send()
+        except SignInError as error:
+            summary.stopped = str(error)
+    return summary
+
+
+def _tasks_to_predict(
+    client: LabelStudioClient,
+    project: int,
+    config: ProjectConfig,
+    summary: BulkSummary,
+    view: int | None,
+    only_unlabeled: bool,
+) -> list[Task]:
+    """The tasks without a prediction of the summary's version; those looked at and passed over are counted."""
+    known = {task["id"] for page in client.tasks(project, model_version=summary.model_version) for task in page}
+    wanted: list[Task] = []
+    for page in client.tasks(project, view=view):
         for task in page:
             summary.total += 1
             if task["id"] in known or (only_unlabeled and (task.get("total_annotations") or task.get("is_labeled"))):
                 summary.skipped += 1
             else:
                 images = config.images_of(task.get("data") or {})
-                wanted.append(_Task(task["id"], images, bool(task.get("total_predictions", 1))))
-    if not wanted:
-        return summary
-    predictor = Predictor(options.load(), options, cache_bytes=0)
-    prompts = freeze(added)
-    progress = Progress(summary.total, summary.skipped, quiet=quiet)
-    sender = _Sender(client, project.id, summary, progress, prompt_field(config, None))
-    try:
-        with (
-            InterruptGuard() as guard,
-            start_blocking_portal() as portal,
-            portal.wrap_async_context_manager(fetcher),
-        ):
-            try:
-                for one, fetched in _prefetched(wanted, fetcher, portal):
-                    sender.add(one, _predict_task(one, fetched, predictor, prompts))
-                    if sender.is_full:
-                        with guard.writing():
-                            sender.send()
-            except KeyboardInterrupt:
-                summary.interrupted = True
-            except (SignInError, _StopError) as error:
-                summary.stopped = str(error)
-            guard.hold()
-            try:
-                sender.send()
-            except SignInError as error:
-                summary.stopped = str(error)
-    finally:
-        progress.close()
-    return summary
-
-
-def _prefetched(
-    tasks: Sequence[_Task], fetcher: ImageFetcher, portal: BlockingPortal
-) -> Iterator[tuple[_Task, _Fetched]]:
-    """Tasks with their images on the way; every image is released once its task is over."""
-    running: deque[tuple[_Task, _Fetched]] = deque()
-    coming = iter(tasks)
-    try:
-        while True:
-            while len(running) <= _AHEAD and (task := next(coming, None)) is not None:
-                owner = Owner(task.id)
-                running.append(
-                    (
-                        task,
-                        [
-                            url if isinstance(url, TclError) else portal.start_task_soon(fetcher.fetch, url, owner)
-                            for _, url in task.images
-                        ],
-                    )
-                )
-            if not running:
-                return
-            yield running.popleft()
-    finally:
-        for _, fetched in running:
-            for future in fetched:
-                if isinstance(future, Future):
-                    future.cancel()
-
-
-def _predict_task(
-    task: _Task, fetched: _Fetched, predictor: Predictor, added: dict[str, tuple[str, ...]]
-) -> list[Prediction | str]:
-    """Predictions for the images of a task, or why there is none.
-
-    Raises:
-        _StopError: Label Studio does not accept the token.
-    """
-    found: list[Prediction | str] = []
-    for (config, _), image in zip(task.images, fetched, strict=True):
-        try:
-            if isinstance(image, TclError):
-                raise image
-            found.append(answer(predictor, Question(config, added), image.result()).prediction)
-        except SignInRefusedError as error:
-            raise _StopError(str(error)) from error
-        except TclError as error:
-            found.append(str(error))
-        except Exception as error:
-            logger.exception("task %s", task.id)
-            short = "there is not enough free memory for its image; use a smaller one, or another device"
-            found.append(short if is_out_of_memory(error) else f"internal error, {type(error).__name__}")
-    return found
+                wanted.append(Task(task["id"], images, bool(task.get("total_predictions", 1))))
+    return wanted
 
 
 class _Sender:
@@ -238,18 +199,18 @@ class _Sender:
     def is_full(self) -> bool:
         return len(self._batch) >= _BATCH or self._characters >= _BATCH_CHARACTERS
 
-    def add(self, task: _Task, found: Sequence[Prediction | str]) -> None:
+    def add(self, task: Task, found: Sequence[Prediction | str]) -> None:
         """Take a task's predictions; where one of its images failed, the task is reported instead."""
         answer = put_together(task.images, found)
         if answer.failed:
             self._fail(task.id, answer.reason)
             return
+        version = self._summary.model_version
         results = [result for each in answer.drawn for result in each.results]
         if answer.outcome == "empty":
             self._reasons[task.id] = answer.reason
         if self._field is not None:
-            results += text_result(self._field, answer.lines(None))
-        version = self._summary.model_version
+            results += text_result(self._field, answer.lines(None), f"{version}/{task.id}")
         self._batch.append({"task": task.id, "result": results, "score": answer.score, "model_version": version})
         self._characters += len(json.dumps(results))
         if task.predicted:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ def region_results(
     controls: Sequence[Control] | None = None,
     meta: Mapping[str, Any] | None = None,
     known: KnownRegions | None = None,
+    id_seed: str | None = None,
 ) -> list[dict[str, Any]]:
     """Draw regions with every tag that has their label.
 
@@ -45,6 +48,7 @@ def region_results(
         controls: the tags to draw with; by default all that are not skipped.
         meta: stands in every result.
         known: regions whose ids are taken over by those that replace them.
+        id_seed: what the other ids are made from, so that they are the same each time; by default they are random.
 
     Returns:
         Results of type ``polygonlabels``, ``brushlabels`` and ``rectanglelabels``; or pairs of a ``polygon``, ``brush``
@@ -52,6 +56,7 @@ def region_results(
     """
     chosen = config.drawing if controls is None else controls
     results: list[dict[str, Any]] = []
+    ids = _ids(id_seed)
     for value, region in drawn:
         holed = has_hole(region.mask)
         able = [control for control in chosen if value in control.labels]
@@ -61,18 +66,24 @@ def region_results(
                 continue
             if control.kind == "polygon" and holed and brushed:
                 continue
-            number = (known.take(control, value, region) if known is not None else None) or _new_id()
+            number = (known.take(control, value, region) if known is not None else None) or next(ids)
             results += _results(number, control, config, value, region, size, meta)
     return results
 
 
-def text_result(config: LabelingConfig, lines: Sequence[str]) -> list[dict[str, Any]]:
-    """Texts in the project's prompt field; nothing where it has none."""
+def text_result(config: LabelingConfig, lines: Sequence[str], id_seed: str | None = None) -> list[dict[str, Any]]:
+    """Texts in the project's prompt field; nothing where it has none.
+
+    Args:
+        config: the project's configuration.
+        lines: the texts.
+        id_seed: see `region_results`.
+    """
     if config.prompt_name is None or not lines:
         return []
     return [
         {
-            "id": _new_id(),
+            "id": next(_ids(id_seed)),
             "from_name": config.prompt_name,
             "to_name": config.image_name,
             "type": "textarea",
@@ -149,5 +160,8 @@ def _score(score: float) -> float:
     return round(min(max(float(score), 0.0), 1.0), _SCORE_DECIMALS) if math.isfinite(score) else 0.0
 
 
-def _new_id() -> str:
-    return uuid.uuid4().hex[:10]
+def _ids(seed: str | None) -> Iterator[str]:
+    """Ids of results."""
+    for number in itertools.count():
+        text = uuid.uuid4().hex if seed is None else hashlib.sha256(f"{seed}/{number}".encode()).hexdigest()
+        yield text[:10]

@@ -6,16 +6,19 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from labelstudio_backend.cli.options import image_options, read_token, server_options
 from tcl_core.cli.main import EXIT_FINE, EXIT_INTERRUPTED, EXIT_ISSUES
-from tcl_core.cli.options import min_area_option, model_options
+from tcl_core.cli.options import min_area_option, model_options, workers_option
 from tcl_core.cli.places import INPUT_PATH
 
 __all__ = ["command"]
+
+_MANY = 32
+"""Where the stages of so many tasks went is worth a line."""
 
 
 @click.command(
@@ -41,6 +44,7 @@ Examples:
     help="Maximum deviation of polygons from the masks: exact (none), fine, default, easy-to-edit, or pixels.",
 )
 @click.option("--state-dir", type=INPUT_PATH, metavar="DIR", help="Folder for typed prompts.")
+@workers_option
 @click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")
 def command(
     url: str,
@@ -61,6 +65,7 @@ def command(
     min_area: Any,
     tolerance: str,
     state_dir: Path | None,
+    workers: int | Literal["auto"],
     quiet: bool,
 ) -> int:
     """Predict all tasks of a project and store the predictions in Label Studio.
@@ -92,6 +97,7 @@ def command(
             store.get(found.key),
             view=view,
             only_unlabeled=only_unlabeled,
+            workers=workers,
             quiet=quiet,
         )
     click.echo(
@@ -99,6 +105,8 @@ def command(
         f"{summary.skipped:,} skipped"
         + (f", {summary.replaced:,} older predictions replaced" if summary.replaced else "")
     )
+    if not quiet and summary.total - summary.skipped >= _MANY and summary.stages.elapsed:
+        click.echo(f"stages: {summary.stages}", err=True)
     for reason, count in Counter(summary.empty.values()).most_common():
         click.echo(f"empty: {count:,} tasks: {reason}", err=True)
     for task, reason in sorted(summary.failed.items()):

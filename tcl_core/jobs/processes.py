@@ -18,19 +18,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Lock
-from typing import Any, Literal
+from typing import Any, Generic, Literal
 
-from tcl_core.errors import ImageError, SettingsError
-from tcl_core.images import RemoteFile, image_size
-from tcl_core.jobs.stages import (
-    DecidedImage,
-    ImageToRead,
-    ReadImage,
-    Stages,
-    TracedImage,
-    printable_name,
-)
-from tcl_core.jobs.workers import InlineWorkers, Workers
+from tcl_core.errors import SettingsError
+from tcl_core.jobs.pipeline import done
+from tcl_core.jobs.stages import printable_name
+from tcl_core.jobs.workers import AnyStages, AnyWorkers, DecidedT, InlineWorkers, ReadT, TaskT, TracedT
 
 __all__ = ["LARGE_IMAGE", "ProcessWorkers", "WorkerLostError", "automatic_count", "start_workers"]
 
@@ -50,7 +43,13 @@ class WorkerLostError(SettingsError):
     """A worker process ended before its work did."""
 
 
-def start_workers(count: int | Literal["auto"], stages: Stages, images: int, batch_size: int = 8) -> Workers:
+def start_workers(
+    count: int | Literal["auto"],
+    stages: AnyStages[TaskT, ReadT, DecidedT, TracedT],
+    images: int,
+    batch_size: int = 8,
+    remedy: str = "go on with --resume and fewer --workers",
+) -> AnyWorkers[TaskT, ReadT, DecidedT, TracedT]:
     """The workers of a job.
 
     Args:
@@ -59,6 +58,7 @@ def start_workers(count: int | Literal["auto"], stages: Stages, images: int, bat
         stages: what to do.
         images: how many have no result yet.
         batch_size: images that the network takes together.
+        remedy: what to do if a worker is lost.
 
     Raises:
         SettingsError: the count is negative, or the exporter cannot be sent.
@@ -67,7 +67,7 @@ def start_workers(count: int | Literal["auto"], stages: Stages, images: int, bat
         count = automatic_count(images) if _can_be_sent(stages) else 0
     if count < 0:
         raise SettingsError(f"--workers {count}: give auto, or a number of processes, 0 or more")
-    return ProcessWorkers(stages, count, batch_size) if count else InlineWorkers(stages)
+    return ProcessWorkers(stages, count, batch_size, remedy) if count else InlineWorkers(stages)
 
 
 def automatic_count(images: int) -> int:
@@ -76,7 +76,7 @@ def automatic_count(images: int) -> int:
     return min(cores, _MOST_WORKERS) if cores > 1 and images >= _FEW_IMAGES else 0
 
 
-def _can_be_sent(stages: Stages) -> bool:
+def _can_be_sent(stages: object) -> bool:
     try:
         pickle.dumps(stages)
     except Exception:
@@ -84,28 +84,33 @@ def _can_be_sent(stages: Stages) -> bool:
     return True
 
 
-class ProcessWorkers:
+class ProcessWorkers(Generic[TaskT, ReadT, DecidedT, TracedT]):
     """Processes that read images and trace regions.
 
     Args:
         stages: what to do.
         count: number of processes, at least 1.
         batch_size: images that the network takes together, so that two batches are read ahead of it.
+        remedy: what to do if a worker is lost.
 
     Raises:
         SettingsError: the exporter cannot be sent to another process.
     """
 
-    def __init__(self, stages: Stages, count: int, batch_size: int = 8) -> None:
+    def __init__(
+        self,
+        stages: AnyStages[TaskT, ReadT, DecidedT, TracedT],
+        count: int,
+        batch_size: int = 8,
+        remedy: str = "go on with --resume and fewer --workers",
+    ) -> None:
         if not _can_be_sent(stages):
-            raise SettingsError(
-                f"the exporter {stages.tracing.exporter.name} cannot be sent to another process; use 0 workers"
-            )
+            raise SettingsError(f"{stages.custom} cannot be sent to another process; use 0 workers")
         self.count = count
         self.ahead = 2 * batch_size + 2 * count
         self.behind = batch_size + 2 * count
         self.pixels_behind = max(_PIXELS_BEHIND, count * _PIXELS_BEHIND_OF_WORKER)
-        self._stages = stages
+        self._stages, self._remedy = stages, remedy
         context = multiprocessing.get_context("spawn")
         self._one_large = context.Lock()
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -119,18 +124,16 @@ class ProcessWorkers:
                 self._idle.put(worker)
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="tcl-annotate worker")
 
-    def read(self, task: ImageToRead) -> Future[ReadImage]:
+    def read(self, task: TaskT) -> Future[ReadT]:
         """Let a worker read an image."""
-        return self._threads.submit(self._call, task)
+        return self._threads.submit(self._call, "read", task)
 
-    def trace(self, decided: DecidedImage) -> Future[TracedImage]:
+    def trace(self, decided: DecidedT) -> Future[TracedT]:
         """Let a worker trace regions; those of a large image are traced here, before this returns."""
         if decided.pixels > LARGE_IMAGE:
-            future: Future[TracedImage] = Future()
             with self._one_large:
-                future.set_result(self._stages.trace(decided))
-            return future
-        return self._threads.submit(self._call, decided)
+                return done(self._stages.trace(decided))
+        return self._threads.submit(self._call, "trace", decided)
 
     def close(self) -> None:
         """End the workers, in the middle of an image if they have one."""
@@ -140,13 +143,13 @@ class ProcessWorkers:
             worker.end()
         self._threads.shutdown(wait=True)
 
-    def _call(self, task: Any) -> Any:
-        if isinstance(task, DecidedImage):
+    def _call(self, stage: Literal["read", "trace"], task: Any) -> Any:
+        if stage == "trace":
             # Here rather than in `trace`, which the network waits for.
-            task = task.packed(len(self._stages.tracing.vocabulary.labels))
+            task = task.packed()
         worker = self._idle.get()
         try:
-            return worker.call(task)
+            return worker.call((stage, task))
         except (EOFError, OSError) as error:
             raise self._lost(worker, task.name) from error
         finally:
@@ -156,14 +159,14 @@ class ProcessWorkers:
     def _lost(self, worker: _Worker, name: str) -> WorkerLostError:
         return WorkerLostError(
             f"a worker process ended while it had the image {printable_name(name)} ({worker.ending()}); what was done "
-            f"is kept, so go on with --resume and fewer --workers (there were {self.count})"
+            f"is kept, so {self._remedy} (there were {self.count})"
         )
 
 
 class _Worker:
     """A process and the connection to it, for one call at a time."""
 
-    def __init__(self, context: Any, arguments: tuple[Stages, Lock]) -> None:
+    def __init__(self, context: Any, arguments: tuple[Any, Lock]) -> None:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, *arguments), daemon=True)
         self._process.start()
@@ -204,19 +207,19 @@ def _blocked_signals() -> Iterator[None]:
 # -- in a worker -------------------------------------------------------------------------------------------------------
 
 
-def _work(connection: Connection, stages: Stages, one_large: Lock) -> None:
+def _work(connection: Connection, stages: Any, one_large: Lock) -> None:
     """Answer calls until the parent closes the connection."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
-            task = connection.recv()
+            stage, task = connection.recv()
         except (EOFError, OSError):
             return
-        answer: ReadImage | TracedImage
-        if isinstance(task, ImageToRead):
-            with one_large if _is_large(task) else nullcontext():
+        answer: Any
+        if stage == "read":
+            with one_large if _is_large(stages, task) else nullcontext():
                 answer = stages.read(task)
         else:
             answer = stages.trace(task)
@@ -229,17 +232,8 @@ def _work(connection: Connection, stages: Stages, one_large: Lock) -> None:
         del task, answer
 
 
-def _is_large(task: ImageToRead) -> bool:
-    path = task.root / task.name
-    if isinstance(path, RemoteFile):
-        # Only fetching it would tell.
-        return False
-    try:
-        height, width = image_size(path)
-    except ImageError:
-        # Reading it will say what is wrong.
-        return False
-    return height * width > LARGE_IMAGE
+def _is_large(stages: AnyStages[TaskT, Any, Any, Any], task: TaskT) -> bool:
+    return stages.header_pixels(task) > LARGE_IMAGE
 
 
 def _end_with_parent() -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tcl_core.errors import ImageError, SettingsError, TclError, VocabularyError, WeightsError, is_out_of_memory
 from tcl_core.export.base import Exporter, ImageRegions
 from tcl_core.export.names import is_text
-from tcl_core.images import RemoteFile, RemoteFolder, ResizedImage, load_image
+from tcl_core.images import RemoteFile, RemoteFolder, ResizedImage, image_size, load_image
 from tcl_core.jobs.journal import image_line
 from tcl_core.jobs.sources import Source
 from tcl_core.preview.card import Outlines, Thumbnail
@@ -38,6 +38,7 @@ __all__ = [
     "Stages",
     "TraceSettings",
     "TracedImage",
+    "packed_map",
     "printable_name",
     "read_image",
     "trace_image",
@@ -233,9 +234,9 @@ class DecidedImage:
         """Height times width."""
         return self.label_map.size
 
-    def packed(self, labels: int) -> DecidedImage:
-        """The same with a label map in as few bytes as so many labels need, for the way to another process."""
-        return replace(self, label_map=self.label_map.astype(np.min_scalar_type(labels)))
+    def packed(self) -> DecidedImage:
+        """The same with a label map in as few bytes as it needs, for the way to another process."""
+        return replace(self, label_map=packed_map(self.label_map))
 
 
 @dataclass(frozen=True)
@@ -299,6 +300,24 @@ class Stages:
     reading: ReadSettings
     tracing: TraceSettings
 
+    @property
+    def custom(self) -> str:
+        """See `tcl_core.jobs.workers.AnyStages`."""
+        return f"the exporter {self.tracing.exporter.name}"
+
+    def header_pixels(self, task: ImageToRead) -> int:
+        """See `tcl_core.jobs.workers.AnyStages`."""
+        path = task.root / task.name
+        if isinstance(path, RemoteFile):
+            # Only fetching it would tell.
+            return 0
+        try:
+            height, width = image_size(path)
+        except ImageError:
+            # Reading it will say what is wrong.
+            return 0
+        return height * width
+
     def read(self, task: ImageToRead) -> ReadImage:
         """See `read_image`."""
         return read_image(task, self.reading)
@@ -306,6 +325,15 @@ class Stages:
     def trace(self, decided: DecidedImage) -> TracedImage:
         """See `trace_image`."""
         return trace_image(decided, self.tracing)
+
+
+def packed_map(label_map: NDArray[Any]) -> NDArray[Any]:
+    """A label map of whole numbers, 0 or more, in the smallest type that holds them.
+
+    >>> packed_map(np.array([[0, 255]])).dtype.name, packed_map(np.array([[0, 256]])).dtype.name
+    ('uint8', 'uint16')
+    """
+    return label_map.astype(np.min_scalar_type(int(label_map.max(initial=0))))
 
 
 def printable_name(name: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 __all__ = ["STAGES", "OverlappingTime", "StageTimes"]
 
 STAGES = ("read", "network", "trace", "write")
+_ALL = ("fetch", *STAGES)
 
 
 @dataclass
@@ -25,6 +26,7 @@ class StageTimes:
         elapsed: from the first image to the last.
         workers: processes that read and trace beside the one with the network.
         networks: machines of a cluster, or processes on them, that each have a network.
+        fetch: waiting for images that were not there yet to be read, where they come from a server.
     """
 
     read: float = 0.0
@@ -34,10 +36,11 @@ class StageTimes:
     elapsed: float = 0.0
     workers: int = 0
     networks: int = 1
+    fetch: float = 0.0
 
     def add(self, other: StageTimes) -> None:
         """Add the work of another process, which is part of the same elapsed time."""
-        for stage in STAGES:
+        for stage in _ALL:
             setattr(self, stage, getattr(self, stage) + getattr(other, stage))
 
     @contextmanager
@@ -55,7 +58,7 @@ class StageTimes:
         >>> StageTimes(read=1, network=6, trace=2, write=1).shares()
         {'read': 0.1, 'network': 0.6, 'trace': 0.2, 'write': 0.1}
         """
-        seconds = {stage: float(getattr(self, stage)) for stage in STAGES}
+        seconds = {stage: float(getattr(self, stage)) for stage in (_ALL if self.fetch else STAGES)}
         total = sum(seconds.values())
         return {stage: value / total if total else 0.0 for stage, value in seconds.items()}
 
@@ -68,17 +71,19 @@ class StageTimes:
     def bottleneck(self) -> str:
         """The stage that the others wait for; empty before there is one.
 
-        Reading and tracing are shared by the workers; network and writing have one process.
+        Reading and tracing are shared by the workers; network and writing, and waiting, have one process.
 
         >>> StageTimes(read=3, network=4, trace=3).bottleneck
         'network'
         >>> StageTimes(read=3, network=1, trace=4, workers=4).bottleneck
         'trace'
+        >>> StageTimes(fetch=5, read=3, network=1, trace=4, workers=4).bottleneck
+        'fetch'
         """
-        shared, own = ("read", "trace"), ("network", "write")
+        shared, own = ("read", "trace"), ("fetch", "network", "write")
         candidates: tuple[str, ...]
         if not self.workers:
-            candidates = STAGES
+            candidates = _ALL
         else:
             in_workers = sum(getattr(self, stage) for stage in shared) / self.workers
             candidates = shared if in_workers > sum(getattr(self, stage) for stage in own) else own

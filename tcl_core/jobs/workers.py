@@ -3,15 +3,60 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from tcl_core.jobs.pipeline import done
-from tcl_core.jobs.stages import DecidedImage, ImageToRead, ReadImage, Stages, TracedImage
+from tcl_core.jobs.stages import DecidedImage, ImageToRead, ReadImage, TracedImage
 
-__all__ = ["InlineWorkers", "Workers"]
+__all__ = ["AnyStages", "AnyWorkers", "InlineWorkers", "Workers"]
 
 
-class Workers(Protocol):
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class _Decided(_Named, Protocol):
+    @property
+    def pixels(self) -> int: ...
+
+    def packed(self) -> Any: ...
+
+
+TaskT = TypeVar("TaskT", bound=_Named, contravariant=True)
+ReadT = TypeVar("ReadT")
+DecidedT = TypeVar("DecidedT", bound=_Decided, contravariant=True)
+TracedT = TypeVar("TracedT")
+_ReadT = TypeVar("_ReadT", covariant=True)
+_TracedT = TypeVar("_TracedT", covariant=True)
+
+
+class AnyStages(Protocol[TaskT, _ReadT, DecidedT, _TracedT]):
+    """What is done to an image before and after the network, such as `tcl_core.jobs.stages.Stages`.
+
+    It is sent to worker processes, and so are its arguments and results. The results are dataclasses with a
+    `tcl_core.jobs.stages.Failure` or ``None`` as ``failure``.
+    """
+
+    @property
+    def custom(self) -> str:
+        """The part of it that somebody else may have written, for messages."""
+        ...
+
+    def header_pixels(self, task: TaskT) -> int:
+        """Pixels of an image, as its header says; 0 where nothing is known before it is read."""
+        ...
+
+    def read(self, task: TaskT) -> _ReadT:
+        """Read an image; what is wrong with it stands in the result."""
+        ...
+
+    def trace(self, decided: DecidedT) -> _TracedT:
+        """Trace an image's regions; what is wrong with it stands in the result."""
+        ...
+
+
+class AnyWorkers(Protocol[TaskT, ReadT, DecidedT, TracedT]):
     """Reads images and traces regions, now or later."""
 
     @property
@@ -34,12 +79,12 @@ class Workers(Protocol):
         """How many pixels they may have together; one that is larger may wait alone."""
         ...
 
-    def read(self, task: ImageToRead) -> Future[ReadImage]:
-        """See `tcl_core.jobs.stages.read_image`."""
+    def read(self, task: TaskT) -> Future[ReadT]:
+        """See `AnyStages.read`."""
         ...
 
-    def trace(self, decided: DecidedImage) -> Future[TracedImage]:
-        """See `tcl_core.jobs.stages.trace_image`."""
+    def trace(self, decided: DecidedT) -> Future[TracedT]:
+        """See `AnyStages.trace`."""
         ...
 
     def close(self) -> None:
@@ -47,7 +92,11 @@ class Workers(Protocol):
         ...
 
 
-class InlineWorkers:
+Workers = AnyWorkers[ImageToRead, ReadImage, DecidedImage, TracedImage]
+"""The workers of a job on files."""
+
+
+class InlineWorkers(Generic[TaskT, ReadT, DecidedT, TracedT]):
     """This process itself: every call works at once, and what it returns is done.
 
     Args:
@@ -56,14 +105,14 @@ class InlineWorkers:
 
     count, ahead, behind, pixels_behind = 0, 1, 0, 0
 
-    def __init__(self, stages: Stages) -> None:
+    def __init__(self, stages: AnyStages[TaskT, ReadT, DecidedT, TracedT]) -> None:
         self._stages = stages
 
-    def read(self, task: ImageToRead) -> Future[ReadImage]:
+    def read(self, task: TaskT) -> Future[ReadT]:
         """Read an image now."""
         return done(self._stages.read(task))
 
-    def trace(self, decided: DecidedImage) -> Future[TracedImage]:
+    def trace(self, decided: DecidedT) -> Future[TracedT]:
         """Trace regions now."""
         return done(self._stages.trace(decided))
 

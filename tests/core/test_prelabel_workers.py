@@ -199,9 +199,9 @@ def test_large_images_are_traced_one_at_a_time_and_here(tmp_path: Path, monkeypa
     monkeypatch.setattr(processes, "LARGE_IMAGE", 1000)
     Image.new("RGB", (40, 30)).save(tmp_path / "large.png")
     Image.new("RGB", (30, 20)).save(tmp_path / "small.png")
-    assert processes._is_large(ImageToRead(tmp_path, "large.png"))
-    assert not processes._is_large(ImageToRead(tmp_path, "small.png"))
-    assert not processes._is_large(ImageToRead(tmp_path, "gone.png"))
+    assert processes._is_large(STAGES, ImageToRead(tmp_path, "large.png"))
+    assert not processes._is_large(STAGES, ImageToRead(tmp_path, "small.png"))
+    assert not processes._is_large(STAGES, ImageToRead(tmp_path, "gone.png"))
     workers = ProcessWorkers(STAGES, 1)
     try:
         for size, here in (((30, 40), True), ((20, 30), False)):

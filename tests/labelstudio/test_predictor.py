@@ -122,7 +122,7 @@ def test_specks_of_a_part_are_those_of_the_image(predictor: Predictor, image: by
     maps = Segmentation(label_map, (label_map > 0).astype(np.float32), PLAIN.vocabulary())
     few = Predictor(predictor.segmenter, replace(predictor.options, min_area=min_area), cache_bytes=0)
     found = np.zeros(SIZE, dtype=np.int32)
-    for region in few._regions(maps, None, shared=False):
+    for region in few._regions(maps, None):
         found[region.full_mask(SIZE)] = region.label_id
     expected = without_specks(maps, predictor.segmenter.model, min_area).label_map
     assert np.array_equal(found, expected) and not np.array_equal(expected, label_map)

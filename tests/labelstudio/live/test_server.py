@@ -245,9 +245,9 @@ def test_bulk_names_three_of_sixty_and_delivers_the_rest(
     label_studio.api("POST", f"/api/projects/{number}/import", files=files)
 
     model = ["--model", model_path, "--min-area", "4", "--state-dir", tmp_path]
-    code, printed = command(capfd, "prelabel", *server, "--project", number, *model)
+    code, printed = command(capfd, "prelabel", *server, "--project", number, *model, "--workers", "2")
     assert code == 1, printed
-    assert "57 of 60 tasks predicted" in printed
+    assert "57 of 60 tasks predicted" in printed and "bottleneck: " in printed
     tasks = tasks_of(label_studio, number)
     good = [task for task in tasks if "image-" in task["data"]["image"]]
     failed = {task["id"]: task["data"]["image"] for task in tasks if "image-" not in task["data"]["image"]}
@@ -271,6 +271,13 @@ def test_bulk_names_three_of_sixty_and_delivers_the_rest(
     code, printed = command(capfd, "prelabel", *server, "--project", number, *model)
     assert code == 1 and "0 of 60 tasks predicted" in printed and "57 skipped" in printed
     assert sum(len(task["predictions"]) for task in tasks_of(label_studio, number)) == 57
+
+    body = {"selectedItems": {"all": True, "excluded": []}}
+    label_studio.api("POST", f"/api/dm/actions?id=delete_tasks_predictions&project={number}", json=body)
+    code, printed = command(capfd, "prelabel", *server, "--project", number, *model, "--workers", "0")
+    assert code == 1 and "57 of 60 tasks predicted" in printed
+    stored = [[(p["result"], p["score"]) for p in task["predictions"]] for task in tasks_of(label_studio, number)]
+    assert stored == [[(p["result"], p["score"]) for p in task["predictions"]] for task in tasks]
 
 
 @pytest.mark.parametrize("names", ["auto", "tree,car", "none"])
