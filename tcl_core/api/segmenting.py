@@ -129,11 +129,8 @@ def segment(
         backend=backend,
         batch_size=batch_size,
     )
-    # Unknown words are found in a moment, whereas images take seconds. The order is that of the command.
-    if several:
-        segmenter.background_names(vocabulary)
-    segmenter.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
-    segmenter.embed_prompts(segmenter.background_names(vocabulary).names, vocabulary.templates)
+    # Unknown words are found in a moment, whereas images take seconds.
+    segmenter.embed_vocabulary(vocabulary)
     images: Sequence[ImageInput] = image if isinstance(image, (list, tuple)) else [image]
     names = iter(file_names(images))
     results: list[Result] = []

@@ -360,6 +360,32 @@ class Segmenter:
         """
         return self._texts.embed(prompts, self._templates_of(templates))
 
+    def embed_vocabulary(
+        self, vocabulary: Vocabulary, on_progress: Callable[[int, int], None] | None = None
+    ) -> NameChoice:
+        """Embed the prompts of a vocabulary and the names that compete with them.
+
+        Texts that are embedded together differ in the last bits from single ones, so jobs, commands and machines that
+        have to agree all begin with this.
+
+        Args:
+            vocabulary: the labels.
+            on_progress: see `background_names`.
+
+        Returns:
+            The names that compete.
+
+        Raises:
+            VocabularyError: the model does not know a word of a prompt, or of a name that the vocabulary gives.
+        """
+        prompts = [prompt for _, prompt in vocabulary.prompts]
+        # Wrong words are found in a moment, whereas a long list of names can take minutes.
+        self.model.check_prompts(prompts)
+        choice = self.background_names(vocabulary, on_progress)
+        self.embed_prompts(prompts, vocabulary.templates)
+        self.embed_prompts(choice.names, vocabulary.templates)
+        return choice
+
     def background_names(
         self, vocabulary: Vocabulary, on_progress: Callable[[int, int], None] | None = None
     ) -> NameChoice:
@@ -687,6 +713,5 @@ class Segmenter:
             VocabularyError: the model does not know a word of a prompt.
         """
         # Wrong words are found in a moment, the image takes seconds.
-        self.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
-        self.embed_prompts(self.background_names(vocabulary).names, vocabulary.templates)
+        self.embed_vocabulary(vocabulary)
         return self.segment(self.encode(image), vocabulary)
