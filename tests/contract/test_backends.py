@@ -109,7 +109,7 @@ def test_a_network_is_exported_once_and_mended(
 
 
 def test_half_precision_on_a_gpu_is_not_openvinos(openvino: Backend) -> None:
-    with pytest.raises(SettingsError, match="float32 or bfloat16"):
+    with pytest.raises(SettingsError, match="float32, bfloat16 or int8"):
         openvino.encoder(TCL.example(), "", torch.float16)
 
 
