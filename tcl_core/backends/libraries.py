@@ -27,15 +27,8 @@ def openvino_library() -> Any:
 def nncf_library() -> Any:
     """NNCF (extra ``int8``), which quantizes OpenVINO's networks."""
     openvino_library()
-    extensions = logging.getLogger("torch.utils.cpp_extension")
-    level = extensions.level
-    # Its part for PyTorch, which is not used, is told here that there is no GPU.
-    extensions.setLevel(logging.ERROR)
-    try:
-        with _without_telemetry():
-            import nncf
-    finally:
-        extensions.setLevel(level)
+    with _without_telemetry():
+        import nncf
     nncf.set_log_level(logging.ERROR)
     return nncf
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +33,7 @@ def quantized(network: Any, samples: Sequence[NDArray[np.float32]]) -> Any:
     """
     nncf = nncf_library()
     try:
-        with _without_bars():
+        with _quietly():
             return nncf.quantize(
                 network,
                 nncf.Dataset(samples),
@@ -50,13 +51,17 @@ def quantized(network: Any, samples: Sequence[NDArray[np.float32]]) -> Any:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """NNCF draws its progress onto rich's console, on the standard output, which may be read by a program."""
+def _quietly() -> Iterator[None]:
+    """NNCF draws its progress onto the standard output, which may be read by a program."""
     from rich import get_console
 
-    console = get_console()
-    before, console.quiet = console.quiet, True
+    console, extensions = get_console(), logging.getLogger("torch.utils.cpp_extension")
+    quiet, level = console.quiet, extensions.level
+    console.quiet = True
+    # NNCF also loads a part for PyTorch, which is not used here and misses a GPU.
+    extensions.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        console.quiet = before
+        console.quiet = quiet
+        extensions.setLevel(level)

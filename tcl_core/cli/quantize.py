@@ -103,6 +103,8 @@ def command(
         click.echo(f"page: {found.page}")
     if found.failed:
         click.echo(f"skipped: {len(found.failed):,} of {len(images):,} images", err=True)
+    for name, reason in sorted(found.failed.items())[:20] if quiet else ():
+        click.echo(f"  {name}: {reason}", err=True)
     if not found.kept:
         raise SettingsError(
             f"int8 gives the label of float32 on {_floored(found.agreement)} of the pixels, which is less than "

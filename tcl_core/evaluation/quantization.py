@@ -116,7 +116,7 @@ def quantize(
     reader = _Reader(images, Progress(len(images), quiet=quiet))
     count = min(len(images) // 2, most_windows)
     chosen = [number * len(images) // count for number in range(count)]
-    calibration, seen = _calibrate(plain, reader, chosen, max(1, most_windows // count))
+    calibration, seen = _calibrate(plain, reader, chosen, max(count, most_windows))
     calibrated = len(seen)
     with _trial_folder(folder) as inner:
         trial = replace(model, precision=torch.int8, backend=OpenVinoBackend(inner, calibration))
@@ -187,9 +187,7 @@ class _Reader:
             self.progress.advance()
 
 
-def _calibrate(
-    segmenter: Segmenter, reader: _Reader, places: Sequence[int], windows_each: int
-) -> tuple[Calibration, set[str]]:
+def _calibrate(segmenter: Segmenter, reader: _Reader, places: Sequence[int], most: int) -> tuple[Calibration, set[str]]:
     """Windows of some images, and hashes of the images that they are from."""
     preprocess = segmenter.model.preprocess
     windows: list[Tensor] = []
@@ -199,11 +197,11 @@ def _calibrate(
             continue
         pixels = torch.from_numpy(segmenter.resized(image).pixels).permute(2, 0, 1)
         found, _ = split_windows(pixels, preprocess.window, preprocess.stride)
-        count = min(len(found), windows_each)
+        # As many of each image as of the others, or one more.
+        number = len(seen)
+        count = min(len(found), number * most // len(places) - (number - 1) * most // len(places))
         # Not the same part of every image.
-        windows += [
-            found[(number * len(found) // count + len(windows)) % len(found)].clone() for number in range(count)
-        ]
+        windows += [found[(part * len(found) // count + number) % len(found)].clone() for part in range(count)]
     if len(seen) < FEWEST_IMAGES // 2:
         raise _too_few(len(seen))
     return Calibration(tuple(windows), preprocess.mean, preprocess.std), seen
