@@ -67,8 +67,8 @@ class OpenVinoBackend(Backend):
         """
         assert self._store is not None
         try:
-            write_calibration(self._store, _calibration_identity(identity), identity, calibration)
             self._store.adopt(networks)
+            write_calibration(self._store, _calibration_identity(identity), identity, calibration)
         except OSError as error:
             reason = error.strerror or error
             raise SettingsError(f"{error.filename or 'the calibration'}: cannot be written ({reason}).") from error

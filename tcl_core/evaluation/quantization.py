@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -122,8 +123,7 @@ def quantize(
         trial = replace(model, precision=torch.int8, backend=OpenVinoBackend(inner, calibration))
         pair = PrecisionPair(plain, Segmenter(trial, options=options), vocabulary)
         rest = [place for place in range(len(images)) if place not in set(chosen)]
-        new = ((name, image) for name, image in reader.read(rest) if not _is_known(image, seen))
-        page = pair.compare_all(new, preview)
+        page = pair.compare_all(_new_images(reader, rest, seen, inner.parent), preview)
         reader.progress.close()
         if pair.images < FEWEST_IMAGES // 2:
             raise _too_few(calibrated + pair.images)
@@ -149,6 +149,17 @@ def _trial_folder(folder: Path) -> Iterator[Path]:
         raise SettingsError(f"{folder}: cannot be written to ({error.strerror or error})") from error
     with part:
         yield inner
+
+
+def _new_images(
+    reader: _Reader, places: Sequence[int], seen: set[str], trial: Path
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Names and pixels of the images that were not used before."""
+    for name, image in reader.read(places):
+        # Whoever exports a network takes such folders for abandoned after a while.
+        os.utime(trial)
+        if not _is_known(image, seen):
+            yield name, image
 
 
 def _is_known(image: NDArray[np.uint8], seen: set[str]) -> bool:

@@ -133,8 +133,8 @@ class Segmenter:
         if found is None and self.model.backend.name == "openvino":
             raise SettingsError(
                 f"precision int8 was not measured for the model {self.model.name} with these options, weights and "
-                "version of OpenVINO; run 'tcl-annotate models quantize MODEL IMAGE... --labels FILE' on your images, "
-                "or use another precision."
+                "versions of OpenVINO and NNCF; run 'tcl-annotate models quantize MODEL IMAGE... --labels FILE' on "
+                "your images, or use another precision."
             )
         return found
 
