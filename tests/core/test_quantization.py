@@ -22,6 +22,7 @@ from PIL import Image
 import tcl_core
 import tcl_core.evaluation.quantization as module
 from labelstudio_backend.model_options import ModelOptions
+from tcl_core.archive.base import load_base
 from tcl_core.backends.calibration import Calibration
 from tcl_core.backends.openvino import OpenVinoBackend
 from tcl_core.cli.main import run
@@ -247,6 +248,11 @@ def test_what_cannot_have_int8(settings: dict[str, str], words: str, tiny_model_
     name = f"{method}:{tiny_model_path}" if method else tiny_model_path
     with pytest.raises(SettingsError, match=words):
         load_model(name, device="cpu", precision="int8", **settings)
+
+
+def test_references_are_not_found_in_int8() -> None:
+    with pytest.raises(SettingsError, match="measured for segmentation alone"):
+        load_base("playground", "cpu", "int8")
 
 
 def test_int8_has_to_be_installed_and_is_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
