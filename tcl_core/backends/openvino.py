@@ -182,6 +182,9 @@ class _Networks:
             # Sizes become constants, which is what is wanted.
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(self._network, torch.zeros(shape), check_trace=False, strict=False)
+            if self._calibration is not None:
+                # Only weights that are constants are quantized, and some are computed from others.
+                traced = torch.jit.freeze(traced.eval())
             try:
                 exported = self._openvino.convert_model(traced, input=list(shape))
             except RuntimeError as error:

@@ -21,6 +21,7 @@ import tcl_core.models.loading as loading_module
 from tcl_core.backends import BACKENDS, Backend, available_backends, make_backend, select_backend
 from tcl_core.backends.base import CompiledBackend
 from tcl_core.backends.calibration import Calibration
+from tcl_core.backends.libraries import openvino_library
 from tcl_core.backends.networks import NetworkStore
 from tcl_core.backends.openvino import OpenVinoBackend
 from tcl_core.errors import SettingsError
@@ -79,6 +80,23 @@ def test_a_quantized_network_gives_nearly_the_same_features(method: Method, open
         other = found.tensors()[name]
         assert other.shape == tensor.shape and other.dtype == tensor.dtype and not torch.equal(other, tensor)
         assert torch.nn.functional.cosine_similarity(other.flatten(), tensor.flatten(), dim=0) > 0.95, name
+
+
+@pytest.mark.slow
+def test_all_convolutions_are_quantized(openvino: Backend, tmp_path: Path) -> None:
+    """Also those whose kernels are computed from the model's (up-sampling by two, then a kernel of 3)."""
+    windows = example_windows(2, (64, 64))
+    pixels = tuple(((windows * 0.2 + 0.5) * 255).clamp(0, 255).to(torch.uint8))
+    backend = OpenVinoBackend(tmp_path, Calibration(pixels, (0.5,) * 3, (0.2,) * 3))
+    backend.encoder(TCL.example(), "", torch.int8)(windows)
+    (network,) = tmp_path.glob("*/network.xml")
+    operations = openvino_library().Core().read_model(network).get_ops()
+    kernels = [found.input_value(1).get_node() for found in operations if found.get_type_name() == "Convolution"]
+    assert len(kernels) > 1
+    for node in kernels:
+        while node.get_type_name() != "Constant":
+            node = node.input_value(0).get_node()
+        assert node.get_element_type().get_type_name() == "i8"
 
 
 @pytest.mark.parametrize("name", BACKENDS)
