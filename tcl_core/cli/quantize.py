@@ -64,8 +64,8 @@ def command(
 
     IMAGE is an image, a folder (searched recursively) or a pattern such as 'photos/*.jpg'; give about 100 images of the
     kind that you label. Up to half of them calibrate the network, and the others measure it: the share of pixels with
-    the label of float32, the IoU per label, and the time of both. Parts of the images are kept beside the exported
-    networks, see docs/speed.md. Unreadable images are skipped, and the exit code is then 1.
+    the label of float32, the IoU per label, and the processor time of both. Parts of the images are kept beside the
+    exported networks, see docs/speed.md. Unreadable images are skipped, and the exit code is then 1.
     """
     vocabulary = make_vocabulary(
         labels_file, label_options, background, background_threshold, background_names, templates
@@ -133,5 +133,8 @@ def _table(found: Quantization, names: list[str]) -> str:
     lines.append(f"{'mean':<{width}}  {'':>13}  {scores.mean_iou:>16.4f}")
     lines.append(f"same label: {_floored(found.agreement)} of the pixels")
     plain, int8 = (seconds / found.measured for seconds in found.seconds)
-    lines.append(f"to encode an image: float32 {plain:.3f} s, int8 {int8:.3f} s ({plain / int8:.2f} times as fast)")
+    lines.append(
+        f"processor time of encoding an image: float32 {plain:.3f} s, int8 {int8:.3f} s ({plain / int8:.2f} times as "
+        "fast)"
+    )
     return "\n".join(lines)

@@ -45,7 +45,7 @@ class Quantization:
 
     Attributes:
         scores: of int8 with float32 in the place of the truth; the first class is the background.
-        seconds: of float32 and of int8 for encoding all measured images, in turns.
+        seconds: processor time of float32 and of int8 for encoding all measured images, in turns.
         measured: number of images that were measured.
         calibrated: number of images that windows were taken from.
         calibration: the windows.

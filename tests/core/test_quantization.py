@@ -185,7 +185,7 @@ def test_below_the_agreement_nothing_is_kept(
     assert quantize(photos, tiny_model_path, "--agreement", "1") == 2
     printed = capsys.readouterr()
     share = re.search(r"same label: ([0-9.]+) % of the pixels", printed.out)
-    assert share is not None and float(share[1]) < 100 and "to encode an image: float32" in printed.out
+    assert share is not None and float(share[1]) < 100 and "processor time of encoding an image: float32" in printed.out
     assert f"error: int8 gives the label of float32 on {share[1]} % of the pixels" in printed.err
     kept = list((tmp_path / "networks").iterdir())
     assert [path.name for entry in kept for path in entry.glob("calibration*")] == [] and len(kept) == 1
