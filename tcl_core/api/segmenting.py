@@ -92,7 +92,8 @@ def segment(
         refine: fit the masks to the edges in the image (PAMR).
         options: options of the method, such as ``{"kp_weight": 0.2}``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
-        precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        precision: ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"int8"``, which takes a measurement on
+            your images (``tcl-annotate models quantize``).
         backend: what runs the network: ``"auto"``, ``"torch"``, ``"compile"`` or ``"openvino"``.
         batch_size: maximum number of images and windows per forward pass; memory grows with it.
 

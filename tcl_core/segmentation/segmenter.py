@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tcl_core.backends.calibration import Calibration
 from tcl_core.devices import precision_name, to_device
 from tcl_core.errors import ImageError, SettingsError
 from tcl_core.images import ResizedImage, content_hash, working_size
@@ -66,7 +67,10 @@ class Segmenter:
         batch_size: most windows that go through the network together; memory grows with it.
 
     Raises:
-        SettingsError: an option is unknown or out of range, or ``batch_size`` is.
+        SettingsError: an option is unknown or out of range, or ``batch_size`` is, or precision int8 was not measured.
+
+    Attributes:
+        network_identity: what the network depends on, as canonical JSON.
 
     Example::
 
@@ -97,6 +101,14 @@ class Segmenter:
         self._texts = Texts(model, self.method)
         self._names = BackgroundNames(model, self.method, self._texts.embed)
         self._score_identities: dict[str, str] = {}
+        network = {
+            "model": model.name,
+            "weights": model.weights_sha256,
+            "method": self.method.name,
+            "options": self.method.options.affecting("features"),
+        }
+        self.network_identity = json.dumps(network, sort_keys=True)
+        self._calibration = self._checked_calibration()
         self._feature_settings = json.dumps(
             {
                 # Its name holds the configuration under which a CLIP's file is used.
@@ -108,17 +120,23 @@ class Segmenter:
                 "precision": precision_name(model.precision),
                 "device": str(model.device),
                 "backend": model.backend.name,
+                **({} if self._calibration is None else {"calibration": self._calibration.digest}),
             },
             sort_keys=True,
         )
-        network = {
-            "model": model.name,
-            "weights": model.weights_sha256,
-            "method": self.method.name,
-            "options": self.method.options.affecting("features"),
-        }
-        identity = json.dumps(network, sort_keys=True)
-        self._encode_windows = model.backend.encoder(self.method, identity, model.precision)
+        self._encode_windows = model.backend.encoder(self.method, self.network_identity, model.precision)
+
+    def _checked_calibration(self) -> Calibration | None:
+        if self.model.precision != torch.int8:
+            return None
+        found = self.model.backend.calibration(self.network_identity)
+        if found is None and self.model.backend.name == "openvino":
+            raise SettingsError(
+                f"precision int8 was not measured for the model {self.model.name} with these options, weights and "
+                "versions of OpenVINO and NNCF; run 'tcl-annotate models quantize MODEL IMAGE... --labels FILE' on "
+                "your images, or use another precision."
+            )
+        return found
 
     def settings(self) -> dict[str, Any]:
         """What a result depends on besides image and vocabulary, as plain JSON values (for COCO's ``info``)."""
@@ -136,7 +154,13 @@ class Segmenter:
             "precision": precision_name(self.model.precision),
             "backend": self.model.backend.name,
             "preprocess": self.model.preprocess.to_dict(),
+            **self._measured_int8(),
         }
+
+    def _measured_int8(self) -> dict[str, Any]:
+        if self._calibration is None:
+            return {}
+        return {"int8": {**self._calibration.measured, "calibration": self._calibration.digest}}
 
     @property
     def background_threshold(self) -> float | None:
