@@ -97,9 +97,22 @@ class ModelOptions:
                 **({"clip": str(clip)} if (clip := named_clip(self.model)) else {}),
                 **settings,
                 "options": options,
+                **self._calibrations(),
             },
             sort_keys=True,
         )
+
+    def _calibrations(self) -> dict[str, Any]:
+        """What int8 depends on beside the settings, which another measurement changes."""
+        if self.precision != "int8":
+            return {}
+        from tcl_core.backends.calibration import calibration_digests
+        from tcl_core.backends.networks import NetworkStore
+        from tcl_core.models.paths import networks_folder
+        from tcl_core.models.registry import weights_file
+
+        weights = _sha256(weights_file(self.model))
+        return {"calibrations": calibration_digests(NetworkStore(networks_folder()), weights)}
 
 
 @lru_cache(maxsize=8)

@@ -46,7 +46,7 @@ Examples:
     "method's own."
 )
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps. Default: as last time.")
-@click.option("--precision", metavar="NAME", help="auto, float32, bfloat16 or float16. Default: as last time.")
+@click.option("--precision", metavar="NAME", help="auto, float32, bfloat16, float16 or int8. Default: as last time.")
 @click.option("--backend", metavar="NAME", help="auto, torch, compile or openvino. Default: as last time.")
 @click.option(
     "--min-area",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import threading
 from collections.abc import Iterator
@@ -26,12 +27,14 @@ __all__ = [
     "select_precision",
     "to_device",
     "tracing_for",
+    "unquantized",
 ]
 
 PRECISIONS: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "int8": torch.int8,
 }
 """Number formats by the names users write."""
 
@@ -83,11 +86,12 @@ def select_precision(name: str = "auto", device: torch.device | str = "cpu") -> 
     than float32.
 
     Args:
-        name: ``auto``, ``float32``, ``bfloat16`` or ``float16`` (CUDA only: CPU kernels for it are missing or slow).
+        name: ``auto``, ``float32``, ``bfloat16``, ``float16`` (CUDA only: CPU kernels for it are missing or slow), or
+            ``int8`` (OpenVINO on the CPU only, for models that ``tcl-annotate models quantize`` has measured).
         device: the device it will run on.
 
     Raises:
-        SettingsError: the name is unknown, or the device cannot compute in that format.
+        SettingsError: the name is unknown, the device cannot compute in that format, or what it takes is not installed.
 
     >>> select_precision("auto", "cpu")
     torch.float32
@@ -102,6 +106,12 @@ def select_precision(name: str = "auto", device: torch.device | str = "cpu") -> 
         raise SettingsError(f"precision float16 needs a CUDA device, not {device}; use float32 or bfloat16.")
     if name == "bfloat16" and device.type == "mps":
         raise SettingsError("precision bfloat16 is not supported on mps; use float32.")
+    if name == "int8" and device.type != "cpu":
+        raise SettingsError(f"precision int8 runs on the CPU, not on {device}; use --device cpu or another precision.")
+    if name == "int8" and not all(map(importlib.util.find_spec, ("openvino", "nncf"))):
+        raise SettingsError(
+            "precision int8 is not installed; run pip install 'tcl-annotate[int8]', or use another precision."
+        )
     return PRECISIONS[name]
 
 
@@ -144,7 +154,7 @@ def available_precisions(device: str = "auto") -> tuple[str, ...]:
     Raises:
         SettingsError: the device is unknown or not available.
 
-    >>> available_precisions("cpu")
+    >>> available_precisions("cpu")[:2]
     ('float32', 'bfloat16')
     """
     chosen = select_device(device)
@@ -176,14 +186,24 @@ def precision_name(dtype: torch.dtype) -> str:
 def autocast(device: torch.device | str, dtype: torch.dtype) -> AbstractContextManager[object]:
     """A context in which matrix products and convolutions run in ``dtype``.
 
-    Weights stay float32 and are converted on use, so one loaded model serves every precision. Float32 means float32:
-    by default cuDNN rounds the factors of its convolutions to TF32, of ten bits, which moves scores by more than
-    processors differ.
+    Weights stay float32 and are converted on use, so one loaded model serves every precision. Nothing in PyTorch is
+    quantized: beside a network in int8, products are those of float32. Float32 means float32: by default cuDNN rounds
+    the factors of its convolutions to TF32, of ten bits, which moves scores by more than processors differ.
     """
     kind = torch.device(device).type
+    dtype = unquantized(dtype)
     if dtype == torch.float32:
         return _exact_convolutions() if kind == "cuda" else nullcontext()
     return torch.autocast(kind, dtype=dtype)
+
+
+def unquantized(dtype: torch.dtype) -> torch.dtype:
+    """The number format of products that are not part of a quantized network: float32 beside int8.
+
+    >>> unquantized(torch.int8), unquantized(torch.bfloat16)
+    (torch.float32, torch.bfloat16)
+    """
+    return torch.float32 if dtype == torch.int8 else dtype
 
 
 @contextmanager

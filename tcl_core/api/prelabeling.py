@@ -116,8 +116,6 @@ def prelabel(
         backend=backend,
         batch_size=batch_size,
     )
-    # In the order of the command: texts that are embedded in one batch differ from single ones in the last bits.
-    segmenter.background_names(vocabulary)
     return run_prelabel(
         images,
         segmenter,

@@ -45,7 +45,8 @@ class Segmenter(segmenter.Segmenter):
             model: a name listed by `tcl_core.list_models`, ``METHOD:CONFIGURATION/TAG`` for a CLIP of open_clip, or the
                 path of a model file; see `tcl_core.load_model`.
             device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
-            precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+            precision: ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"int8"``, which takes a
+                measurement on your images (``tcl-annotate models quantize``).
             backend: what runs the network: ``"auto"``, ``"torch"``, ``"compile"`` or ``"openvino"``.
             refine: fit the masks to the edges in the image (PAMR).
             options: options of the method, such as ``{"kp_weight": 0.2}``.

@@ -92,7 +92,8 @@ def segment(
         refine: fit the masks to the edges in the image (PAMR).
         options: options of the method, such as ``{"kp_weight": 0.2}``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
-        precision: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        precision: ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"int8"``, which takes a measurement on
+            your images (``tcl-annotate models quantize``).
         backend: what runs the network: ``"auto"``, ``"torch"``, ``"compile"`` or ``"openvino"``.
         batch_size: maximum number of images and windows per forward pass; memory grows with it.
 
@@ -129,11 +130,8 @@ def segment(
         backend=backend,
         batch_size=batch_size,
     )
-    # Unknown words are found in a moment, whereas images take seconds. The order is that of the command.
-    if several:
-        segmenter.background_names(vocabulary)
-    segmenter.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
-    segmenter.embed_prompts(segmenter.background_names(vocabulary).names, vocabulary.templates)
+    # Unknown words are found in a moment, whereas images take seconds.
+    segmenter.embed_vocabulary(vocabulary)
     images: Sequence[ImageInput] = image if isinstance(image, (list, tuple)) else [image]
     names = iter(file_names(images))
     results: list[Result] = []

@@ -53,13 +53,17 @@ def load_base(name: str, device: str = "auto", precision: str = "auto", encoder:
     Args:
         name: of a model with a CLIP, with or without a method before it; only its CLIP is used.
         device: see `tcl_core.devices.select_device`.
-        precision: see `tcl_core.devices.select_precision`.
+        precision: see `tcl_core.devices.select_precision`; not int8.
         encoder: see `tcl_core.models.image_encoders.find_image_encoder`.
 
     Raises:
         WeightsError: there is no such model or encoder, or it cannot be had.
         SettingsError: a setting is not available, or the model has no CLIP of its own.
     """
+    if precision == "int8":
+        raise SettingsError(
+            "precision int8 is measured for segmentation alone; use another precision for archives and references"
+        )
     plain = split_method(name)[1]
     model = load_model(f"maskclip:{plain}", device=device, precision=precision)
     if lender := model.metadata.clip.get("model"):

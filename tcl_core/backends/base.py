@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tcl_core.backends.calibration import Calibration
 from tcl_core.devices import autocast
 from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Features, Method
@@ -41,6 +42,14 @@ class Backend(ABC):
         """This backend, or PyTorch's for a method that is not `Exportable`."""
         return self if isinstance(method, Exportable) else TorchBackend()
 
+    def calibration(self, identity: str) -> Calibration | None:
+        """What a quantized network was calibrated with, and how well it then did; ``None`` where nobody has.
+
+        Args:
+            identity: see `encoder`.
+        """
+        return None
+
     @abstractmethod
     def encoder(self, method: Method, identity: str, precision: torch.dtype) -> Encoder:
         """A way to encode windows.
@@ -49,6 +58,9 @@ class Backend(ABC):
             method: with its weights, on its device.
             identity: what its network depends on: weights, method, and options that affect features.
             precision: of the matrix products.
+
+        Raises:
+            SettingsError: this backend does not compute in this precision.
         """
 
 
@@ -59,6 +71,7 @@ class TorchBackend(Backend):
 
     def encoder(self, method: Method, identity: str, precision: torch.dtype) -> Encoder:
         """The method's own, under autocast."""
+        _check_precision(self.name, precision)
 
         def encode(windows: Tensor) -> Features:
             with autocast(windows.device, precision):
@@ -75,6 +88,7 @@ class CompiledBackend(Backend):
     def encoder(self, method: Method, identity: str, precision: torch.dtype) -> Encoder:
         """The compiled network."""
         assert isinstance(method, Exportable)
+        _check_precision(self.name, precision)
         return partial(self._encode, method, torch.compile(method.network(), dynamic=False), precision)
 
     def _encode(self, method: Exportable, network: Run, precision: torch.dtype, windows: Tensor) -> Features:
@@ -92,3 +106,11 @@ class CompiledBackend(Backend):
                     f"backend compile: PyTorch cannot compile the network ({reason}); install a C++ compiler, or use "
                     "--backend torch."
                 ) from error
+
+
+def _check_precision(backend: str, precision: torch.dtype) -> None:
+    if precision == torch.int8:
+        raise SettingsError(
+            f"precision int8 is OpenVINO's alone, not that of the backend {backend}; use --backend openvino or another "
+            "precision."
+        )

@@ -10,6 +10,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = ["NetworkStore"]
 _MOST_BYTES = 4 << 30
 _VERSION = 1
 _ABANDONED_SECONDS = 3600
+_PART = "part-"
 
 
 class NetworkStore:
@@ -66,20 +68,10 @@ class NetworkStore:
             identity: everything that it depends on.
             write: writes a file of this name, and perhaps others beside it; raises RuntimeError or OSError.
         """
-        place = self._place(identity)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._folder, prefix="part-", ignore_cleanup_errors=True) as part:
-                inner = Path(part) / "network"
-                inner.mkdir()
-                write(inner / "network.xml")
-                sizes = {path.name: path.stat().st_size for path in inner.iterdir()}
-                (inner / "sizes.json").write_text(json.dumps(sizes))
-                if not place.exists():
-                    os.replace(inner, place)
-            self._bound(place)
+            self._put(self._place(identity), write)
         except (OSError, RuntimeError) as error:
-            if place.exists():
+            if self._place(identity).exists():
                 # Another process was faster.
                 return
             reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
@@ -89,6 +81,46 @@ class NetworkStore:
                 stacklevel=2,
             )
 
+    def replace(self, identity: str, write: Callable[[Path], Any]) -> None:
+        """Keep a network, also in the place of one that is there.
+
+        Args:
+            identity: everything that it depends on.
+            write: see `write`.
+
+        Raises:
+            OSError: it cannot be written.
+            RuntimeError: likewise.
+        """
+        self._put(self._place(identity), write, instead=True)
+
+    def adopt(self, folder: Path) -> None:
+        """Keep copies of all networks of another such folder.
+
+        Raises:
+            OSError: one cannot be written.
+        """
+        for entry in folder.iterdir():
+            self._put(self._folder / entry.name, partial(_copy, entry))
+
+    def _put(self, place: Path, write: Callable[[Path], Any], instead: bool = False) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=_PART, ignore_cleanup_errors=True) as part:
+            inner = Path(part) / "network"
+            inner.mkdir()
+            write(inner / "network.xml")
+            sizes = {path.name: path.stat().st_size for path in inner.iterdir()}
+            (inner / "sizes.json").write_text(json.dumps(sizes))
+            if instead and place.exists():
+                os.replace(place, Path(part) / "old")
+            if not place.exists():
+                os.replace(inner, place)
+        self._bound(place)
+
+    def paths(self, name: str) -> list[Path]:
+        """The files of this name of all networks, in no order; those that are being written are not among them."""
+        return [path for path in self._folder.glob(f"*/{name}") if not path.parent.name.startswith(_PART)]
+
     def _place(self, identity: str) -> Path:
         return self._folder / hashlib.sha256(f"{_VERSION} {identity}".encode()).hexdigest()[:32]
 
@@ -97,7 +129,7 @@ class NetworkStore:
         for path in self._folder.iterdir():
             try:
                 used = path.stat().st_mtime
-                if path.name.startswith("part-"):
+                if path.name.startswith(_PART):
                     if used < time.time() - _ABANDONED_SECONDS:
                         shutil.rmtree(path, ignore_errors=True)
                     continue
@@ -111,3 +143,10 @@ class NetworkStore:
             if path != newest:
                 shutil.rmtree(path, ignore_errors=True)
                 total -= size
+
+
+def _copy(entry: Path, network: Path) -> None:
+    """Copy the files of an entry; those that are there are whole, and their sizes are written anew."""
+    for path in entry.iterdir():
+        if path.name != "sizes.json":
+            shutil.copyfile(path, network.parent / path.name)

@@ -29,13 +29,16 @@ explain_option = click.option(
 
 
 def choose_names(segmenter: Segmenter, vocabulary: Vocabulary, quiet: bool = False) -> NameChoice:
-    """The background names of a vocabulary, with a progress bar if they have to be embedded first.
+    """Embed a vocabulary and its background names, with a progress bar if they are new to the model.
+
+    Returns:
+        The background names.
 
     Raises:
         VocabularyError: the model does not know a word of a prompt or name.
     """
     if quiet or not sys.stderr.isatty():
-        return segmenter.background_names(vocabulary)
+        return segmenter.embed_vocabulary(vocabulary)
 
     from tqdm import tqdm
 
@@ -45,7 +48,7 @@ def choose_names(segmenter: Segmenter, vocabulary: Vocabulary, quiet: bool = Fal
             bar.total = total
             bar.update(done - bar.n)
 
-        return segmenter.background_names(vocabulary, advance)
+        return segmenter.embed_vocabulary(vocabulary, advance)
 
 
 def explain_names(choice: NameChoice) -> str:

@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("tcl_core.cli.evaluate", "Score models on benchmarks or on your own annotated images."),
     "score": ("tcl_core.cli.score", "Score detections against ground truth with COCO's metric."),
     "archive": ("tcl_core.cli.archive", "Find references of labels in your own unlabeled images."),
-    "models": ("tcl_core.cli.models", "List, fetch and import models."),
+    "models": ("tcl_core.cli.models", "List, fetch, import and quantize models."),
     "benchmark": ("tcl_core.cli.benchmark", "Measure polygons and speed on this machine."),
     "playground": ("tcl_core.cli.playground", "Draw sample scenes and score a model on them."),
 }

@@ -1,4 +1,4 @@
-"""``tcl-annotate models``: what there is, fetching it, importing checkpoints."""
+"""``tcl-annotate models``: what there is, fetching it, importing checkpoints, quantizing."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ import click
 
 from tcl_core.cli.main import EXIT_FINE
 from tcl_core.cli.places import INPUT_PATH, OUTPUT_PATH
+from tcl_core.cli.quantize import command as quantize_command
 
 __all__ = ["command"]
 
 
 @click.group(
     "models",
-    short_help="List, fetch and import models.",
+    short_help="List, fetch, import and quantize models.",
     epilog="""\b
 Examples:
   tcl-annotate models list
   tcl-annotate models options playground
   tcl-annotate models fetch tcl-vit-b16
   tcl-annotate models fetch naclip:ViT-B-16-quickgelu/openai
-  tcl-annotate models import tcl.pth --name my-tcl""",
+  tcl-annotate models import tcl.pth --name my-tcl
+  tcl-annotate models quantize tcl-vit-b16 photos --labels labels.yaml""",
 )
 def command() -> None:
-    """List, fetch and import models."""
+    """List, fetch, import and quantize models."""
+
+
+command.add_command(quantize_command)
 
 
 @command.command("list", epilog="\b\nExample:\n  tcl-annotate models list")

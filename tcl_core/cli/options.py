@@ -98,7 +98,11 @@ device_option = click.option(
 """``--device``: where the network runs."""
 
 precision_option = click.option(
-    "--precision", default="auto", show_default=True, metavar="NAME", help="auto, float32, bfloat16 or float16."
+    "--precision",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="auto, float32, bfloat16, float16, or int8 (see 'tcl-annotate models quantize').",
 )
 """``--precision``: what the network computes in."""
 

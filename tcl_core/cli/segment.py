@@ -100,7 +100,6 @@ def command(
     if groups_file is not None:
         _draw_groups(segmenter, image, groups_file)
     # Wrong words are found in a moment, the image takes seconds.
-    segmenter.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
     choice = choose_names(segmenter, vocabulary)
     segmentation, unlabeled = segmenter.explain(segmenter.encode(image), vocabulary)
     least = segmenter.speck_area(segmentation.size) if min_area == "auto" else min_area

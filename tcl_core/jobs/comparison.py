@@ -82,8 +82,7 @@ def compare_models(
     with PreviewWriter(folder, vocabulary) as writer:
         for column, load in models.items():
             segmenter = load()
-            segmenter.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
-            segmenter.embed_prompts(segmenter.background_names(vocabulary).names, vocabulary.templates)
+            segmenter.embed_vocabulary(vocabulary)
             settings[column] = _described(segmenter)
             for place, name in enumerate(names):
                 if name in failed:

@@ -30,26 +30,14 @@ from tcl_core.jobs.times import StageTimes
 from tcl_core.jobs.workers import Workers
 from tcl_core.preview.page import PreviewWriter
 from tcl_core.segmentation.specks import MinArea
-from tcl_core.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from tcl_core.segmentation.segmenter import Segmenter
 
-__all__ = ["GroupJob", "GroupLabeler", "GroupResult", "GroupTask", "LabelerState", "Written", "embed_vocabulary"]
+__all__ = ["GroupJob", "GroupLabeler", "GroupResult", "GroupTask", "LabelerState", "Written"]
 
 _SOME_RESULT = ""
 """Name of no image. With it a worker never takes its own first images for the first of the job."""
-
-
-def embed_vocabulary(segmenter: Segmenter, vocabulary: Vocabulary) -> None:
-    """Embed all names of a job, in the same batches everywhere: single texts differ from these in the last bits.
-
-    Raises:
-        TclError: a word cannot be embedded.
-    """
-    names = segmenter.background_names(vocabulary).names
-    segmenter.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
-    segmenter.embed_prompts(names, vocabulary.templates)
 
 
 @dataclass(frozen=True)
@@ -191,7 +179,7 @@ class GroupLabeler:
         torch.set_num_threads(job.threads)
         try:
             self._segmenter = job.make_segmenter()
-            embed_vocabulary(self._segmenter, job.stages.tracing.vocabulary)
+            self._segmenter.embed_vocabulary(job.stages.tracing.vocabulary)
         except TclError as error:
             return LabelerState(machine, problem=str(error))
         self._workers = start_workers(job.processes, job.stages, 0, self._segmenter.batch_size)

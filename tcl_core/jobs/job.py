@@ -155,9 +155,7 @@ def run_prelabel(
         Exception: an internal error that the first three images to be labeled all met.
     """
     settings = settings or PrelabelSettings()
-    prompts = [prompt for _, prompt in vocabulary.prompts]
-    segmenter.embed_prompts(prompts, vocabulary.templates)
-    segmenter.embed_prompts(segmenter.background_names(vocabulary).names, vocabulary.templates)
+    segmenter.embed_vocabulary(vocabulary)
     if preview is not None and check_preview_folder(preview) and not (resume or overwrite):
         raise SettingsError(
             f"--preview {preview}: already contains a preview; use another folder, --resume or --overwrite"

@@ -117,11 +117,18 @@ def load_model(
     Raises:
         WeightsError: there is no such model, it has not been fetched, or its file is damaged or incompatible.
         SettingsError: the device, precision or backend is not available, or the method cannot run on this model.
+            Whether int8 was measured is found out by the `tcl_core.segmentation.segmenter.Segmenter`, which knows the
+            method's options.
     """
     # First what costs nothing: a wrong device should not be found out after reading a large file.
     chosen = select_device(device)
     runs = select_backend(backend, chosen)
     number_format = select_precision(precision, chosen)
+    if number_format == torch.int8 and runs != "openvino":
+        raise SettingsError(
+            f"precision int8 is OpenVINO's alone, not that of the backend {runs}; use --backend openvino or another "
+            "precision."
+        )
     if runs == "openvino" and precision == "auto" and has_fast_bfloat16():
         number_format = torch.bfloat16
     method, model = split_method(name_or_path)
@@ -130,7 +137,13 @@ def load_model(
         loaded = _model_from_clip(method, clip, chosen, number_format)
     else:
         loaded = model_from_file(read_model_file(find_model(model)), chosen, number_format, method)
-    return replace(loaded, backend=make_backend(runs, networks_folder()).for_method(loaded.method))
+    chosen_backend = make_backend(runs, networks_folder()).for_method(loaded.method)
+    if number_format == torch.int8 and chosen_backend.name != "openvino":
+        raise SettingsError(
+            f"precision int8 is OpenVINO's alone, and the method {loaded.method.name!r} has no network that it can "
+            "run; use another precision."
+        )
+    return replace(loaded, backend=chosen_backend)
 
 
 def options_of(name: str) -> tuple[str, MethodOptions]:

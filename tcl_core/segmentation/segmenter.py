@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tcl_core.backends.calibration import Calibration
 from tcl_core.devices import precision_name, to_device
 from tcl_core.errors import ImageError, SettingsError
 from tcl_core.images import ResizedImage, content_hash, working_size
@@ -66,7 +67,10 @@ class Segmenter:
         batch_size: most windows that go through the network together; memory grows with it.
 
     Raises:
-        SettingsError: an option is unknown or out of range, or ``batch_size`` is.
+        SettingsError: an option is unknown or out of range, or ``batch_size`` is, or precision int8 was not measured.
+
+    Attributes:
+        network_identity: what the network depends on, as canonical JSON.
 
     Example::
 
@@ -97,6 +101,14 @@ class Segmenter:
         self._texts = Texts(model, self.method)
         self._names = BackgroundNames(model, self.method, self._texts.embed)
         self._score_identities: dict[str, str] = {}
+        network = {
+            "model": model.name,
+            "weights": model.weights_sha256,
+            "method": self.method.name,
+            "options": self.method.options.affecting("features"),
+        }
+        self.network_identity = json.dumps(network, sort_keys=True)
+        self._calibration = self._checked_calibration()
         self._feature_settings = json.dumps(
             {
                 # Its name holds the configuration under which a CLIP's file is used.
@@ -108,17 +120,23 @@ class Segmenter:
                 "precision": precision_name(model.precision),
                 "device": str(model.device),
                 "backend": model.backend.name,
+                **({} if self._calibration is None else {"calibration": self._calibration.digest}),
             },
             sort_keys=True,
         )
-        network = {
-            "model": model.name,
-            "weights": model.weights_sha256,
-            "method": self.method.name,
-            "options": self.method.options.affecting("features"),
-        }
-        identity = json.dumps(network, sort_keys=True)
-        self._encode_windows = model.backend.encoder(self.method, identity, model.precision)
+        self._encode_windows = model.backend.encoder(self.method, self.network_identity, model.precision)
+
+    def _checked_calibration(self) -> Calibration | None:
+        if self.model.precision != torch.int8:
+            return None
+        found = self.model.backend.calibration(self.network_identity)
+        if found is None and self.model.backend.name == "openvino":
+            raise SettingsError(
+                f"precision int8 was not measured for the model {self.model.name} with these options, weights and "
+                "versions of OpenVINO and NNCF; run 'tcl-annotate models quantize MODEL IMAGE... --labels FILE' on "
+                "your images, or use another precision."
+            )
+        return found
 
     def settings(self) -> dict[str, Any]:
         """What a result depends on besides image and vocabulary, as plain JSON values (for COCO's ``info``)."""
@@ -136,7 +154,13 @@ class Segmenter:
             "precision": precision_name(self.model.precision),
             "backend": self.model.backend.name,
             "preprocess": self.model.preprocess.to_dict(),
+            **self._measured_int8(),
         }
+
+    def _measured_int8(self) -> dict[str, Any]:
+        if self._calibration is None:
+            return {}
+        return {"int8": {**self._calibration.measured, "calibration": self._calibration.digest}}
 
     @property
     def background_threshold(self) -> float | None:
@@ -359,6 +383,32 @@ class Segmenter:
             VocabularyError: the set is unknown, or the model does not know a word of a prompt or of the templates.
         """
         return self._texts.embed(prompts, self._templates_of(templates))
+
+    def embed_vocabulary(
+        self, vocabulary: Vocabulary, on_progress: Callable[[int, int], None] | None = None
+    ) -> NameChoice:
+        """Embed the prompts of a vocabulary and the names that compete with them.
+
+        Texts that are embedded together differ in the last bits from single ones, so jobs, commands and machines that
+        have to agree all begin with this.
+
+        Args:
+            vocabulary: the labels.
+            on_progress: see `background_names`.
+
+        Returns:
+            The names that compete.
+
+        Raises:
+            VocabularyError: the model does not know a word of a prompt, or of a name that the vocabulary gives.
+        """
+        prompts = [prompt for _, prompt in vocabulary.prompts]
+        # Wrong words are found in a moment, whereas a long list of names can take minutes.
+        self.model.check_prompts(prompts)
+        choice = self.background_names(vocabulary, on_progress)
+        self.embed_prompts(prompts, vocabulary.templates)
+        self.embed_prompts(choice.names, vocabulary.templates)
+        return choice
 
     def background_names(
         self, vocabulary: Vocabulary, on_progress: Callable[[int, int], None] | None = None
@@ -687,6 +737,5 @@ class Segmenter:
             VocabularyError: the model does not know a word of a prompt.
         """
         # Wrong words are found in a moment, the image takes seconds.
-        self.embed_prompts([prompt for _, prompt in vocabulary.prompts], vocabulary.templates)
-        self.embed_prompts(self.background_names(vocabulary).names, vocabulary.templates)
+        self.embed_vocabulary(vocabulary)
         return self.segment(self.encode(image), vocabulary)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tcl_core.caching import ByteBoundedCache
-from tcl_core.devices import autocast, precision_name
+from tcl_core.devices import autocast, precision_name, unquantized
 from tcl_core.errors import VocabularyError
 from tcl_core.methods.base import Method, PromptEmbeddings
 from tcl_core.segmentation.model import SegmentationModel
@@ -157,7 +157,7 @@ class Texts:
             "method": self._method.name,
             "templates": list(get_templates(templates)),
             "debiased": self._model.debiasing is not None,
-            "precision": precision_name(self._model.precision),
+            "precision": precision_name(unquantized(self._model.precision)),
             "device": self._model.device.type,
         }
 

@@ -20,7 +20,10 @@ import tcl_core.backends.choice as choice_module
 import tcl_core.models.loading as loading_module
 from tcl_core.backends import BACKENDS, Backend, available_backends, make_backend, select_backend
 from tcl_core.backends.base import CompiledBackend
+from tcl_core.backends.calibration import Calibration
+from tcl_core.backends.libraries import openvino_library
 from tcl_core.backends.networks import NetworkStore
+from tcl_core.backends.openvino import OpenVinoBackend
 from tcl_core.errors import SettingsError
 from tcl_core.methods import Method
 from tcl_core.methods.capabilities import Exportable
@@ -59,6 +62,47 @@ def test_openvino_gives_the_same_features(method: Method, openvino: Backend) -> 
     assert type(found) is type(expected) and found._numbers() == expected._numbers()
     for name, tensor in expected.tensors().items():
         torch.testing.assert_close(found.tensors()[name], tensor, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_quantized_network_gives_nearly_the_same_features(method: Method, openvino: Backend) -> None:
+    if importlib.util.find_spec("nncf") is None:
+        missing("precision int8 needs nncf (pip install tcl-annotate[int8])")
+    if not isinstance(method, Exportable):
+        return
+    windows = example_windows(4, (40, 50))
+    pixels = tuple(((windows * 0.2 + 0.5) * 255).clamp(0, 255).to(torch.uint8))
+    backend = OpenVinoBackend(None, Calibration(pixels, (0.5,) * 3, (0.2,) * 3))
+    expected = method.encode(windows)
+    found = backend.encoder(method, "", torch.int8)(windows)
+    assert type(found) is type(expected) and found._numbers() == expected._numbers()
+    for name, tensor in expected.tensors().items():
+        other = found.tensors()[name]
+        assert other.shape == tensor.shape and other.dtype == tensor.dtype and not torch.equal(other, tensor)
+        assert torch.nn.functional.cosine_similarity(other.flatten(), tensor.flatten(), dim=0) > 0.95, name
+
+
+@pytest.mark.slow
+def test_all_convolutions_are_quantized(openvino: Backend, tmp_path: Path) -> None:
+    """Also those whose kernels are computed from the model's (up-sampling by two, then a kernel of 3)."""
+    windows = example_windows(2, (64, 64))
+    pixels = tuple(((windows * 0.2 + 0.5) * 255).clamp(0, 255).to(torch.uint8))
+    backend = OpenVinoBackend(tmp_path, Calibration(pixels, (0.5,) * 3, (0.2,) * 3))
+    backend.encoder(TCL.example(), "", torch.int8)(windows)
+    (network,) = tmp_path.glob("*/network.xml")
+    operations = openvino_library().Core().read_model(network).get_ops()
+    kernels = [found.input_value(1).get_node() for found in operations if found.get_type_name() == "Convolution"]
+    assert len(kernels) > 1
+    for node in kernels:
+        while node.get_type_name() != "Constant":
+            node = node.input_value(0).get_node()
+        assert node.get_element_type().get_type_name() == "i8"
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_int8_takes_openvino_and_a_calibration(name: str, tmp_path: Path, openvino: Backend) -> None:
+    with pytest.raises(SettingsError, match="run 'tcl-annotate models quantize|use --backend openvino"):
+        make_backend(name, tmp_path).encoder(TCL.example(), "", torch.int8)
 
 
 def test_a_segmenter_says_what_runs_it_and_decides_the_same(openvino: Backend) -> None:
@@ -109,7 +153,7 @@ def test_a_network_is_exported_once_and_mended(
 
 
 def test_half_precision_on_a_gpu_is_not_openvinos(openvino: Backend) -> None:
-    with pytest.raises(SettingsError, match="float32 or bfloat16"):
+    with pytest.raises(SettingsError, match="float32, bfloat16 or int8"):
         openvino.encoder(TCL.example(), "", torch.float16)
 
 
@@ -125,6 +169,27 @@ def test_the_folder_of_networks_is_bounded(tmp_path: Path) -> None:
         store.read("0", Path.read_bytes)
     kept = [str(number) for number in range(5) if store.read(str(number), Path.read_bytes) is not None]
     assert kept == ["0", "4"] and not left.exists()
+
+
+def test_networks_are_replaced_and_adopted(tmp_path: Path) -> None:
+    store, other = NetworkStore(tmp_path / "a"), NetworkStore(tmp_path / "b")
+
+    def both(path: Path) -> None:
+        path.write_bytes(b"net")
+        path.with_suffix(".bin").write_bytes(b"weights")
+
+    store.write("a", lambda path: path.write_bytes(b"old"))
+    store.write("a", lambda path: path.write_bytes(b"ignored"))
+    assert store.read("a", Path.read_bytes) == b"old"
+    store.replace("a", lambda path: path.write_bytes(b"new"))
+    assert store.read("a", Path.read_bytes) == b"new"
+    other.write("b", both)
+    store.adopt(tmp_path / "b")
+    assert store.read("b", lambda path: path.with_suffix(".bin").read_bytes()) == b"weights"
+    assert len(store.paths("network.xml")) == 2 and len(list((tmp_path / "a").iterdir())) == 2
+    with pytest.raises(OSError, match="full"):
+        store.replace("a", lambda path: (_ for _ in ()).throw(OSError("full")))
+    assert store.read("a", Path.read_bytes) == b"new"
 
 
 def test_a_full_disk_costs_time_alone(tmp_path: Path) -> None:

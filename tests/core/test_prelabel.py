@@ -482,3 +482,21 @@ def test_progress_on_a_terminal_is_a_bar() -> None:
     silent.skip("x")
     silent.close()
     assert quiet.getvalue() == ""
+
+
+def test_texts_that_were_asked_for_before_do_not_change_a_bit(tmp_path: Path, tiny_model_path: Path) -> None:
+    for number in range(3):
+        save_image(tmp_path / "pics" / f"{number}.png", number)
+    written = set()
+    for before in (
+        lambda _: None,
+        lambda one: one.background_names(VOCABULARY),
+        lambda one: one.embed_background_names(),
+    ):
+        segmenter = Segmenter(load_model(tiny_model_path, device="cpu"), refine=False, batch_size=4)
+        before(segmenter)
+        run_prelabel(
+            find_images([str(tmp_path / "pics")]), segmenter, VOCABULARY, tmp_path / "out.json", overwrite=True
+        )
+        written.add((tmp_path / "out.json").read_bytes())
+    assert len(written) == 1
