@@ -20,6 +20,7 @@ __all__ = [
     "available_precisions",
     "computes_in_float32",
     "has_fast_bfloat16",
+    "has_integer_products",
     "has_native_bfloat16",
     "has_wide_vectors",
     "precision_name",
@@ -123,6 +124,11 @@ def has_wide_vectors() -> bool:
 def has_native_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 without converting it (AMX, AVX-512 BF16)."""
     return has_fast_bfloat16() or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def has_integer_products() -> bool:
+    """Whether the CPU sums products of 8-bit integers in 32 bits at once (VNNI); elsewhere sums of two can overflow."""
+    return bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
 
 
 def has_fast_bfloat16() -> bool:

@@ -20,7 +20,7 @@ from tcl_core.backends.calibration import Calibration, read_calibration, write_c
 from tcl_core.backends.libraries import openvino_library, quantizer_version
 from tcl_core.backends.networks import NetworkStore
 from tcl_core.backends.quantizing import QUANTIZATION, quantized
-from tcl_core.devices import tracing_for, unquantized
+from tcl_core.devices import has_integer_products, tracing_for, unquantized
 from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Features, Method
 from tcl_core.methods.capabilities import Exportable
@@ -199,5 +199,9 @@ class _Networks:
 
 
 def _calibration_identity(identity: str) -> str:
-    """What a calibration holds for: a network, and the programs that quantize it and run it then."""
-    return f"{identity} openvino {openvino_library().__version__} int8 nncf {quantizer_version()} {QUANTIZATION}"
+    """What a calibration holds for: a network, the programs that quantize and run it, and the kind of processor.
+
+    Machines may share a folder, and where sums overflow, the same network gives other labels.
+    """
+    programs = f"openvino {openvino_library().__version__} int8 nncf {quantizer_version()} {QUANTIZATION}"
+    return f"{identity} {programs}{'' if has_integer_products() else ' without VNNI'}"

@@ -26,7 +26,7 @@ from tcl_core.archive.base import load_base
 from tcl_core.backends.calibration import Calibration
 from tcl_core.backends.openvino import OpenVinoBackend
 from tcl_core.cli.main import run
-from tcl_core.devices import available_precisions, select_precision
+from tcl_core.devices import available_precisions, has_integer_products, select_precision
 from tcl_core.errors import SettingsError
 from tcl_core.images import load_image
 from tcl_core.jobs.inputs import find_images
@@ -155,17 +155,19 @@ def test_other_weights_options_and_programs_are_not_covered(
     photos: Path, tiny_model_path: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     int8 = ["--precision", "int8", "--backend", "openvino"]
-    other = write_tiny_model(tmp_path / "other.safetensors", seed=1)
-    for named in ([str(other)], [f"maskclip:{tiny_model_path}"]):
+    stranger = write_tiny_model(tmp_path / "other.safetensors", seed=1)
+    for named in ([str(stranger)], [f"maskclip:{tiny_model_path}"]):
         assert run(["segment", str(photos / "1.png"), *LABELS, "--model", *named, *int8]) == 2
         assert "run 'tcl-annotate models quantize MODEL IMAGE... --labels FILE'" in capsys.readouterr().err
     model = load_model(tiny_model_path, device="cpu", precision="int8", backend="openvino")
     # An option that affects scores alone leaves the network as it is.
     assert Segmenter(model, options={"kp_weight": 0.3}).settings()["int8"] == Segmenter(model).settings()["int8"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tcl_core.backends.openvino.quantizer_version", lambda: "1.0")
-        with pytest.raises(SettingsError, match="was not measured for the model tiny"):
-            Segmenter(model)
+    vnni = has_integer_products()
+    for name, other in (("quantizer_version", "1.0"), ("has_integer_products", not vnni)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"tcl_core.backends.openvino.{name}", lambda value=other: value)
+            with pytest.raises(SettingsError, match="was not measured for the model tiny"):
+                Segmenter(model)
     for place in (home / "networks").iterdir():
         if (place / "calibration.safetensors").exists():
             (place / "calibration.safetensors").write_bytes(b"x" * (place / "calibration.safetensors").stat().st_size)
