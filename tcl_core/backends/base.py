@@ -17,7 +17,7 @@ from tcl_core.methods.base import Features, Method
 from tcl_core.methods.capabilities import Exportable
 from tcl_core.methods.exportable import Run
 
-__all__ = ["BACKENDS", "BACKEND_VARIABLE", "Backend", "CompiledBackend", "Encoder", "TorchBackend"]
+__all__ = ["BACKENDS", "BACKEND_VARIABLE", "Backend", "CompiledBackend", "Encoder", "TorchBackend", "check_precision"]
 
 BACKENDS = ("torch", "compile", "openvino")
 """Names of all backends, the one that is always there first."""
@@ -71,7 +71,7 @@ class TorchBackend(Backend):
 
     def encoder(self, method: Method, identity: str, precision: torch.dtype) -> Encoder:
         """The method's own, under autocast."""
-        _check_precision(self.name, precision)
+        check_precision(self.name, precision)
 
         def encode(windows: Tensor) -> Features:
             with autocast(windows.device, precision):
@@ -88,7 +88,7 @@ class CompiledBackend(Backend):
     def encoder(self, method: Method, identity: str, precision: torch.dtype) -> Encoder:
         """The compiled network."""
         assert isinstance(method, Exportable)
-        _check_precision(self.name, precision)
+        check_precision(self.name, precision)
         return partial(self._encode, method, torch.compile(method.network(), dynamic=False), precision)
 
     def _encode(self, method: Exportable, network: Run, precision: torch.dtype, windows: Tensor) -> Features:
@@ -108,8 +108,13 @@ class CompiledBackend(Backend):
                 ) from error
 
 
-def _check_precision(backend: str, precision: torch.dtype) -> None:
-    if precision == torch.int8:
+def check_precision(backend: str, precision: torch.dtype) -> None:
+    """Refuse a precision that a backend does not compute in.
+
+    Raises:
+        SettingsError: it is int8, which is OpenVINO's alone.
+    """
+    if precision == torch.int8 and backend != "openvino":
         raise SettingsError(
             f"precision int8 is OpenVINO's alone, not that of the backend {backend}; use --backend openvino or another "
             "precision."

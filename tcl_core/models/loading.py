@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tcl_core.backends import Backend, make_backend, select_backend
-from tcl_core.backends.base import TorchBackend
+from tcl_core.backends.base import TorchBackend, check_precision
 from tcl_core.devices import has_fast_bfloat16, select_device, select_precision
 from tcl_core.errors import SettingsError, VocabularyError, WeightsError
 from tcl_core.methods import Method, MethodOptions, create_method, list_methods, method_class
@@ -124,11 +124,7 @@ def load_model(
     chosen = select_device(device)
     runs = select_backend(backend, chosen)
     number_format = select_precision(precision, chosen)
-    if number_format == torch.int8 and runs != "openvino":
-        raise SettingsError(
-            f"precision int8 is OpenVINO's alone, not that of the backend {runs}; use --backend openvino or another "
-            "precision."
-        )
+    check_precision(runs, number_format)
     if runs == "openvino" and precision == "auto" and has_fast_bfloat16():
         number_format = torch.bfloat16
     method, model = split_method(name_or_path)
