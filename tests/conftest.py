@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +71,21 @@ def _own_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TCL_ANNOTATE_CONFIG", str(tmp_path_factory.mktemp("config")))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    """Processes that a module's tests start end with them, or later tests would find them among their own."""
+    before = set(multiprocessing.active_children())
+    yield
+    left = set(multiprocessing.active_children()) - before
+    if left:
+        gc.collect()
+        left &= set(multiprocessing.active_children())
+    for process in left:
+        process.kill()
+        process.join()
+    assert not left, f"processes that are still running: {left}"
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -121,6 +121,9 @@ class Feed(Protocol):
     def __next__(self) -> Any:
         """The next batch, as the method's `embed` and `loss` take it."""
 
+    def close(self) -> None:
+        """End what makes batches."""
+
 
 class Learned(Protocol):
     """What a checkpoint holds of a method."""
@@ -189,7 +192,8 @@ class PhaseRun:
         try:
             if lacks_evaluation:
                 self._evaluate(logger, start)
-            self._steps(start, logger)
+            with closing(self._feed(start)) as batches:
+                self._steps(start, batches, logger)
         finally:
             if logger is not None:
                 logger.close()
@@ -203,9 +207,8 @@ class PhaseRun:
         act_together(make, self._options.device)
         return made[0] if made else None
 
-    def _steps(self, start: int, logger: Logger | None) -> None:
+    def _steps(self, start: int, batches: Feed, logger: Logger | None) -> None:
         phase, device = self._phase, self._options.device
-        batches = self._feed(start)
         shown = not self._options.quiet and process_rank() == 0
         bar = tqdm(total=phase.steps, initial=start, desc=phase.name, disable=not shown, mininterval=2)
         began, seconds_before, replaced_before = time.perf_counter(), self._seconds, self._replaced

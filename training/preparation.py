@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -188,10 +189,11 @@ def dry_run(recipe: Recipe, source: Source, options: Options) -> None:
                 dataset, trained.trainable, phase.batch, process_rank(), world_size(), first, stop, options.workers
             )
             seconds: list[float] = []
-            for number, batch in enumerate(batches):
-                began = time.perf_counter()
-                stepper.step(first + number, to_device(batch, options.device))
-                seconds.append(time.perf_counter() - began)
+            with closing(batches):
+                for number, batch in enumerate(batches):
+                    began = time.perf_counter()
+                    stepper.step(first + number, to_device(batch, options.device))
+                    seconds.append(time.perf_counter() - began)
             count = sum(p.numel() for p in trained.trainable.trainable(stage.stage))
             total += stage.steps * min(seconds)
             peak = _peak(options.device)

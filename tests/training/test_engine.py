@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -212,8 +213,9 @@ def test_data_that_fails_in_the_middle_loses_nothing(tmp_path: Path, monkeypatch
     expected = train_here(tmp_path, "whole")
     monkeypatch.setattr(engine.PairDataset, "__getitems__", _failing(engine.PairDataset.__getitems__, 7))
     for workers in (0, 1):
-        with pytest.raises(SettingsError, match=r"^the disk is gone$"):
+        with pytest.raises(SettingsError, match=r"^the disk is gone$") as caught:
             train_here(tmp_path, "cut", tiny_recipe(tmp_path, save_every=100), workers=workers)
+        assert multiprocessing.active_children() == [], f"left while the traceback is kept: {caught}"
         state = load_checkpoint(tmp_path / "cut" / "main.ckpt")
         assert state is not None and state["step"] == 7
     monkeypatch.undo()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ PARTS = [
 ]
 _TRAIN = """
 import sys
+from contextlib import closing
 from pathlib import Path
 import torch
 from tests.training.test_playground_run import CODE, RECIPE, begin, run, short
@@ -114,18 +116,21 @@ def test_batches_are_the_same_whichever_process_makes_them() -> None:
     images = draw_images(TINY, READER, workers=0)
     phase = short(RECIPE).clip_phases[2]
     make = clip_batches(phase, lambda _: images, tokenizer, (), 7, 8)
-    own, forked = StepFeed(make, 3, 0, 1), StepFeed(make, 3, 2, 1)
-    for _ in range(2):
-        one, other = next(own), next(forked)
-        assert torch.equal(one.images, other.images) and one.shift == other.shift
-        for name in ("captions", "negatives"):
-            assert all(map(torch.equal, getattr(one, name), getattr(other, name)))
+    with closing(StepFeed(make, 3, 0, 1)) as own, closing(StepFeed(make, 3, 2, 1)) as forked:
+        for _ in range(2):
+            one, other = next(own), next(forked)
+            assert torch.equal(one.images, other.images) and one.shift == other.shift
+            for name in ("captions", "negatives"):
+                assert all(map(torch.equal, getattr(one, name), getattr(other, name)))
+    for feed in (own, forked):
+        with pytest.raises(StopIteration):
+            next(feed)
 
 
 def test_a_process_that_makes_batches_and_ends_is_told_of() -> None:
-    feed = StepFeed(lambda step: os._exit(1), 3, 1, 0)
-    with pytest.raises(SettingsError, match="use fewer --feeders"):
-        next(feed)
+    with closing(StepFeed(lambda step: os._exit(1), 3, 1, 0)) as feed:
+        with pytest.raises(SettingsError, match="use fewer --feeders"):
+            next(feed)
 
 
 def test_all_tensors_of_a_batch_go_to_the_device() -> None:

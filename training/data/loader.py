@@ -24,7 +24,7 @@ from training.data.augment import Transform
 from training.data.order import Order
 from training.data.source import Source
 
-__all__ = ["Batches", "PairDataset", "naming_dead_workers", "start_worker"]
+__all__ = ["Batches", "PairDataset", "end_workers", "naming_dead_workers", "start_worker"]
 
 _log = logging.getLogger(__name__)
 _MOST_ATTEMPTS = 100
@@ -187,6 +187,24 @@ class Batches:
             raise SettingsError(batch.message)
         self.replaced += replaced
         return batch
+
+    def close(self) -> None:
+        """End the processes that decode; there are no more batches."""
+        end_workers(self._batches)
+        self._batches = iter(())
+
+
+def end_workers(batches: Iterator[Any] | None) -> None:
+    """End the processes of a loader.
+
+    They would otherwise run until nothing refers to its iterator any more, which a traceback may do for long.
+
+    Args:
+        batches: the loader's iterator; one without processes is left alone.
+    """
+    end = getattr(batches, "_shutdown_workers", None)
+    if end is not None:
+        end()
 
 
 @contextmanager

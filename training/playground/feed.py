@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from training.data.loader import naming_dead_workers, start_worker
+from training.data.loader import end_workers, naming_dead_workers, start_worker
 
 __all__ = ["StepFeed"]
 
@@ -63,3 +63,8 @@ class StepFeed:
             batch = next(self._batches)
         self.waited += time.perf_counter() - began
         return batch
+
+    def close(self) -> None:
+        """End the processes that make batches; there are no more."""
+        end_workers(self._batches)
+        self._batches = iter(())
