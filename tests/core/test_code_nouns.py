@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import importlib
 import json
 import os
@@ -29,6 +30,8 @@ def forget() -> None:
     """Neither tagger nor captions of another test."""
     nouns._nltk.cache_clear()
     find_nouns.cache_clear()
+    with contextlib.suppress(ImportError, AttributeError):
+        importlib.import_module("nltk.tokenize")._get_punkt_tokenizer.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -151,6 +154,26 @@ def test_downloaded_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     use_data({name: fetch_file(files[name], progress=False) for name in missing_data()})
     assert missing_data() == () and str(tmp_path / "home") in os.environ["NLTK_DATA"]
     assert find_nouns("The dogs ran to Paris. The grass ran on grass.", "nltk") == ("Paris", "dogs", "grass")
+
+
+@pytest.mark.parametrize("broken", ["sentences", "tagger", "cut"])
+def test_damaged_data_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """A download that is a proxy's page, cut off, or of another version."""
+    data = pytest.importorskip("nltk.data", reason="NLTK is not installed; it comes with tcl-annotate[nouns]")
+    folder = data_folder(tmp_path / "data")
+    monkeypatch.setattr(data, "path", [str(folder)])
+    if broken in ("sentences", "tagger"):
+        place = "tokenizers/punkt_tab" if broken == "sentences" else "taggers/averaged_perceptron_tagger_eng"
+        named = folder / f"{place}.zip"
+        shutil.rmtree(folder / place)
+        named.write_text("<html>")
+        with pytest.raises(SettingsError, match=f"NLTK's data is damaged .*{named}"):
+            missing_data()
+    else:
+        named = folder / "taggers" / "averaged_perceptron_tagger_eng"
+        (named / "averaged_perceptron_tagger_eng.tagdict.json").write_text('{"The": ')
+    with pytest.raises(SettingsError, match=f"NLTK's data is damaged .*delete .*{named} .*tagger: rules"):
+        find_nouns(f"The dogs ran past {broken}.", "nltk")
 
 
 def test_no_data_without_nltk(monkeypatch: pytest.MonkeyPatch) -> None:

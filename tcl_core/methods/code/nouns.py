@@ -11,6 +11,7 @@ import os
 import shutil
 import string
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
@@ -32,6 +33,8 @@ MOST_NAMED = 16
 
 _NOUN_TAGS = {"NN", "NNS", "NNP", "NNPS"}
 _NO_NOUNS = {*string.ascii_lowercase, "<", ">"}
+# What NLTK raises where a file is cut off, is a page of a proxy, or is another version's.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError, KeyError, IndexError)
 # The manifest's names of downloads, and where NLTK looks for them.
 _NLTK_DATA = {
     "nltk-sentences": "tokenizers/punkt_tab",
@@ -80,6 +83,8 @@ def _nltk() -> tuple[Any, Any]:
     try:
         tokenize("a")
         return tokenize, tagger()
+    except _DAMAGED as error:
+        raise _damaged(error) from error
     except LookupError:
         raise SettingsError(
             "NLTK's data is not installed; run 'python -m nltk.downloader "
@@ -88,8 +93,29 @@ def _nltk() -> tuple[Any, Any]:
         ) from None
 
 
+def _damaged(error: Exception) -> SettingsError:
+    """NLTK reads what it finds first and does not say which file that was."""
+    data = importlib.import_module("nltk.data")
+    found = [
+        str(path)
+        for folder in data.path
+        for place in _NLTK_DATA.values()
+        for path in (Path(folder, place), Path(folder, f"{place}.zip"))
+        if path.exists()
+    ]
+    return SettingsError(
+        f"NLTK's data is damaged ({' '.join(str(error).split()) or type(error).__name__}); delete "
+        f"{' and '.join(found) or 'it'} and run the command again, or find nouns by rules with the setting "
+        "tagger: rules."
+    )
+
+
 def missing_data() -> tuple[str, ...]:
-    """Names of the downloads that NLTK lacks; none where NLTK itself is missing."""
+    """Names of the downloads that NLTK lacks; none where NLTK itself is missing.
+
+    Raises:
+        SettingsError: what it has cannot be read.
+    """
     try:
         data = importlib.import_module("nltk.data")
     except ImportError:
@@ -98,6 +124,8 @@ def missing_data() -> tuple[str, ...]:
     for name, place in _NLTK_DATA.items():
         try:
             data.find(place + "/")
+        except _DAMAGED as error:
+            raise _damaged(error) from error
         except LookupError:
             found.append(name)
     return tuple(found)
