@@ -17,6 +17,7 @@ from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
 from tcl_core.refinement.pamr import Pamr
 from tcl_core.tensors import TensorBundle, state_faults
 from tcl_core.towers.base import Tower
+from tcl_core.towers.tokenizer import Tokenizer
 
 __all__ = ["Background", "Features", "Method", "PromptEmbeddings", "best_of_labels"]
 
@@ -173,11 +174,35 @@ class Method(nn.Module, ABC):
         """The refiner that is used where nobody names one."""
         return Pamr()
 
+    def tokenizers(self) -> tuple[Tokenizer, ...]:
+        """Those of the towers that have one."""
+        found = (tower.tokenizer for tower in self.towers.values())
+        return tuple(tokenizer for tokenizer in found if tokenizer is not None)
+
     def unknown_words(self, text: str) -> list[str]:
         """Words of ``text`` that a tower never learned, in order, each once."""
-        tokenizers = (tower.tokenizer for tower in self.towers.values())
-        words = (word for tokenizer in tokenizers if tokenizer is not None for word in tokenizer.unknown_words(text))
+        words = (word for tokenizer in self.tokenizers() for word in tokenizer.unknown_words(text))
         return list(dict.fromkeys(words))
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Positions of the text tower that something else than a prompt without templates takes."""
+        return 0
+
+    def cut_tokens(self, text: str, reserved: int = 0) -> int:
+        """How many tokens of a text, the last ones, a tower would not see.
+
+        Args:
+            text: a prompt, alone or in a template.
+            reserved: positions of the text tower that something else takes.
+        """
+        most = 0
+        for tokenizer in self.tokenizers():
+            room = tokenizer.context_length - reserved
+            # No token is shorter than a byte, but for those of start and end, and nearly all texts are short.
+            if len(text.encode()) + 4 > room:
+                most = max(most, tokenizer.length(text) - room)
+        return most
 
     def refusal(self, prompt: str) -> str | None:
         """Why a prompt cannot be asked although its words are known, as a clause; ``None``, the default, if it can."""

@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+_SHOWN = 60  # characters of a long prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +83,11 @@ class Model:
     backend: Backend = field(default_factory=TorchBackend)
 
     def check_prompts(self, prompts: Iterable[str]) -> None:
-        """Refuse prompts with words that the model never learned, because their scores would mean nothing.
+        """Refuse prompts that the model would not read as they are, because their scores would mean nothing.
 
         Raises:
-            VocabularyError: a prompt has such a word, or the method cannot answer it; the message names prompt, words
-                and model.
+            VocabularyError: a prompt has a word that the model never learned, is longer than its text tower reads, or
+                the method cannot answer it; the message names prompt, words and model.
         """
         for prompt in prompts:
             unknown = self.method.unknown_words(prompt)
@@ -98,6 +99,27 @@ class Model:
                 )
             if (reason := self.method.refusal(prompt)) is not None:
                 raise VocabularyError(f"prompt {prompt!r}: the model {self.name!r} {reason}")
+            self.check_length(prompt, prompt, self.method.reserved_tokens)
+
+    def check_length(self, prompt: str, text: str, reserved: int = 0) -> None:
+        """Refuse a text whose end the model would not read.
+
+        Args:
+            prompt: what is named in the message.
+            text: the prompt, alone or in a template.
+            reserved: positions of the text tower that something else takes.
+
+        Raises:
+            VocabularyError: the text is too long.
+        """
+        cut = self.method.cut_tokens(text, reserved)
+        if cut:
+            shown = repr(prompt if len(prompt) <= _SHOWN else f"{prompt[: _SHOWN - 3].rstrip()}...")
+            where = "" if text == prompt else ", within its template,"
+            raise VocabularyError(
+                f"prompt {shown}: is too long{where} by {cut} token{'s' * (cut > 1)} (words or pieces of words) for "
+                f"the model {self.name!r}, which would not read its end; use a shorter prompt"
+            )
 
 
 def load_model(

@@ -80,5 +80,9 @@ class SegmentationModel(Protocol):
         ...
 
     def check_prompts(self, prompts: Iterable[str]) -> None:
-        """Refuse prompts with words that the model never learned."""
+        """Refuse prompts that the model would not read as they are."""
+        ...
+
+    def check_length(self, prompt: str, text: str, reserved: int = 0) -> None:
+        """Refuse a text whose end the model would not read."""
         ...

@@ -124,7 +124,10 @@ class Texts:
         self._model.check_prompts(prompts)
         for prompt in prompts:
             # Templates can bring their own words, or make a new one of the prompt ("{}s").
-            self._check_templates(prompt, apply_templates(prompt, templates), templates)
+            filled = apply_templates(prompt, templates)
+            self._check_templates(prompt, filled, templates)
+            for text in filled:
+                self._model.check_length(prompt, text)
 
     def _compute(self, prompts: list[str], templates: str) -> PromptEmbeddings:
         with autocast(self._model.device, self._model.precision):

@@ -80,6 +80,13 @@ class HubTokenizer:
         tokens = torch.tensor(rows, dtype=torch.int64).view(len(rows), self._context_length)
         return tokens if self._separator is None else tokens.masked_fill(tokens == self._separator, 0)
 
+    def length(self, text: str) -> int:
+        """Ids of a text with its special ones, before it is cut."""
+        row = self._tokenizer.encode(self._clean(text))
+        # What was cut off is in further pieces, which have special ids of their own.
+        further = [zip(piece.attention_mask, piece.special_tokens_mask, strict=True) for piece in row.overflowing]
+        return sum(row.attention_mask) + sum(seen and not special for pairs in further for seen, special in pairs)
+
     def unknown_words(self, text: str) -> list[str]:
         """Always empty: pieces of words spell every word."""
         return []

@@ -36,6 +36,10 @@ class Tokenizer(Protocol):
         """Token ids int64 ``[N, L]`` of N texts."""
         ...
 
+    def length(self, text: str) -> int:
+        """Ids of a text, those of its start and end included, before it is cut to ``context_length``."""
+        ...
+
     def unknown_words(self, text: str) -> list[str]:
         """The words of ``text`` that the model never learned, in order, each once."""
         ...
@@ -127,6 +131,10 @@ class WordTokenizer:
             row[: len(ids)] = torch.tensor(ids)
         return tokens
 
+    def length(self, text: str) -> int:
+        """Ids of a text with its start and end, before it is cut."""
+        return len(split_words(text)) + 2
+
     def unknown_words(self, text: str) -> list[str]:
         """Words of ``text`` outside the list, in order, each once; a text of signs alone is one unknown word."""
         words = split_words(text)
@@ -175,6 +183,10 @@ class OpenClipTokenizer:
             return torch.zeros(0, self._context_length, dtype=torch.int64)
         return self._tokenizer(list(texts))
 
+    def length(self, text: str) -> int:
+        """Ids of a text with its start and end, before it is cut."""
+        return len(self._tokenizer.encode(text)) + 2
+
     def unknown_words(self, text: str) -> list[str]:
         """Always empty: byte pairs spell every word."""
         return []
@@ -212,6 +224,10 @@ class NoTokenizer:
             f"the model file has no tokenizer (its text tower has {self._vocab_size} tokens, which is not CLIP's "
             "vocabulary), so it cannot encode texts; import it again with its tokenizer"
         )
+
+    def length(self, text: str) -> int:
+        """Always 0, so that the message about the missing tokenizer is the one that is seen."""
+        return 0
 
     def unknown_words(self, text: str) -> list[str]:
         """Always empty, so that the message about the missing tokenizer is the one that is seen."""

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tcl_core.errors import SettingsError, WeightsError
+from tcl_core.errors import SettingsError, VocabularyError, WeightsError
 from tcl_core.methods import Method, method_class
 from tcl_core.methods.capabilities import DenseEmbedding, Fitted, Segments
 from tcl_core.methods.semantic_unit import UnitOptions
@@ -26,6 +26,7 @@ from tcl_core.tensors import TensorBundle
 from tests.contract.examples import (
     TEMPLATES,
     example_windows,
+    model_of,
     other_values,
     prompts_of,
     similarities,
@@ -212,6 +213,21 @@ def test_prompts_together_alone_and_permuted(method: Method, refined: bool) -> N
     order = [*range(1, len(texts)), 0]
     permuted = similarities(method, features, prompts_of(method, [texts[place] for place in order]), refine)
     assert torch.allclose(permuted, together[:, order], atol=ROUNDING)
+
+
+def test_a_prompt_is_read_to_its_end_or_refused(method: Method) -> None:
+    """The longest prompt depends on its last word; a longer one, which would be cut, is refused."""
+    if method.refusal("cat dog") is not None:
+        pytest.skip("prompts of this method are a closed list")
+    words = list(dict.fromkeys(word for text in method.example_prompts() for word in text.split()))
+    first, other, model = words[0], words[1], model_of(method)
+    most = max(tokenizer.context_length for tokenizer in method.tokenizers()) - method.reserved_tokens - 2
+    longest = [" ".join([first] * (most - 1) + [last]) for last in (first, other)]
+    model.check_prompts(longest)
+    one, two = (prompts_of(method, [text]).tensors() for text in longest)
+    assert all(not torch.equal(one[name], two[name]) for name in one if one[name].is_floating_point())
+    with pytest.raises(VocabularyError, match=r"^prompt '.*': is too long by 1 token .* use a shorter prompt"):
+        model.check_prompts([" ".join([first] * (most + 1))])
 
 
 def test_bundles_are_cut_and_joined(method: Method) -> None:

@@ -195,6 +195,7 @@ def test_hub_tokenizer(tokenizer_file: Path) -> None:
     expected = [[2, 4, 5, 6, 7, 3], [2, 4, 4, 4, 4, 3], [2, 1, 3, 0, 0, 0], [2, 3, 0, 0, 0, 0]]
     assert tokenizer(texts).tolist() == expected
     assert tokenizer([]).shape == (0, 6)
+    assert [tokenizer.length(text) for text in texts] == [6, 9, 3, 2]
     stripped = HubTokenizer(tokenizer_file, 6, strip_sep_token=True)(texts).tolist()
     assert stripped == [[0 if number == 3 else number for number in row] for row in expected]
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import open_clip
 import pytest
 import torch
@@ -78,6 +80,13 @@ def test_open_clip_equals_the_library() -> None:
     assert short[2, -1] == 49407 and short[2, 0] == 49406
     assert OpenClipTokenizer(8)([]).shape == (0, 8)
     assert OpenClipTokenizer().unknown_words("zzyzx") == []
+
+
+@pytest.mark.parametrize("kind", [lambda length: WordTokenizer(WORDS, length), OpenClipTokenizer])
+@pytest.mark.parametrize("text", ["", "a red sofa", "naïve café's", "red " * 90])
+def test_length_is_that_of_the_text_before_it_is_cut(kind: Callable[[int], Tokenizer], text: str) -> None:
+    # Padding is 0, which no text of these has as an id.
+    assert kind(5).length(text) == int((kind(300)([text]) != 0).sum())
 
 
 @pytest.mark.parametrize("tokenizer", [WordTokenizer(WORDS, 6), OpenClipTokenizer(9), NoTokenizer(8, 50)])

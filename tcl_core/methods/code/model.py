@@ -140,6 +140,11 @@ class CoDe(CoDeTraining, Grounded):
         nouns = cast(Tokenizer, self.clip.tokenizer)(list(prompts))
         return CoDePrompts(self.embed_nouns(nouns), self.embed_tokens(tokens))
 
+    @property
+    def reserved_tokens(self) -> int:
+        """The learned vectors stand in front of a bare prompt."""
+        return self.config.context_tokens
+
     @torch.no_grad()
     def embed_nouns(self, nouns: Tensor) -> Tensor:
         """Embed tokenized nouns or class names behind the learned vectors.

@@ -24,7 +24,7 @@ from tcl_core.methods.upstream import UpstreamModel
 from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
 from tcl_core.towers.base import Tower
 from tcl_core.towers.padding import pad_to_multiple
-from tcl_core.towers.tokenizer import tokenizer_from_dict
+from tcl_core.towers.tokenizer import Tokenizer, tokenizer_from_dict
 
 __all__ = ["GroupPrompts", "GroupViT", "GroupViTFeatures"]
 
@@ -158,9 +158,9 @@ class GroupViT(Method):
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
-    def unknown_words(self, text: str) -> list[str]:
-        """Words of ``text`` that the text tower never learned."""
-        return list(dict.fromkeys(self.tokenizer.unknown_words(text)))
+    def tokenizers(self) -> tuple[Tokenizer, ...]:
+        """That of the text encoder, which is no tower of its own."""
+        return (self.tokenizer,)
 
     def known_words(self) -> tuple[str, ...] | None:
         """The closed list of words, where there is one."""
