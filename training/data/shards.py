@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import tarfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,6 +26,7 @@ from tcl_core.errors import ImageError, SettingsError, reason_of
 from tcl_core.images import DEFAULT_MAX_PIXELS, image_size
 from tcl_core.models.paths import home_folder, write_atomically
 from training.data.source import DataReport, Pair, Source
+from training.processes import in_order
 
 __all__ = ["Filters", "Shard", "ShardSource", "index_shard"]
 
@@ -244,13 +244,14 @@ class ShardSource(Source):
         found = {path: self._cached(path) for path in paths}
         missing = [path for path, shard in found.items() if shard is None]
         done = len(paths) - len(missing)
-        for shard in _index_all(missing, self._filters, workers):
-            self._keep(shard)
-            # Read back, so that millions of entries lie in the file's memory instead of this process'.
-            found[shard.path] = self._cached(shard.path) or shard
-            done += 1
-            if progress is not None:
-                progress(done, len(paths))
+        with closing(_index_all(missing, self._filters, workers)) as shards:
+            for shard in shards:
+                self._keep(shard)
+                # Read back, so that millions of entries lie in the file's memory instead of this process'.
+                found[shard.path] = self._cached(shard.path) or shard
+                done += 1
+                if progress is not None:
+                    progress(done, len(paths))
         return [shard for shard in found.values() if shard is not None]
 
     def _place(self, path: Path) -> Path:
@@ -308,20 +309,7 @@ def _index(path: Path, filters: Filters) -> Shard:
         raise SettingsError(f"{path}: cannot be read: {reason_of(error)}; make it readable, or leave it out") from error
 
 
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _index_all(paths: Sequence[Path], filters: Filters, workers: int) -> Iterator[Shard]:
+def _index_all(paths: Sequence[Path], filters: Filters, workers: int) -> Generator[Shard, None, None]:
     """One after the other, as soon as they are ready, so that an interruption keeps what was done."""
-    if workers < 2 or len(paths) < 2:
-        yield from map(_index, paths, [filters] * len(paths))
-        return
-    with ProcessPoolExecutor(
-        min(workers, len(paths)), mp_context=get_context("spawn"), initializer=_ignore_interrupts
-    ) as pool:
-        try:
-            yield from pool.map(_index, paths, [filters] * len(paths))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    processes = min(workers, len(paths))
+    return in_order(partial(_index, filters=filters), paths, processes if processes > 1 else 0)

@@ -19,9 +19,9 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from training.data.source import DataReport, Pair, Source
 from training.engine import Interruption, Options, StoppedError, run_recipe
 from training.playground.data import ImageSet, draw_image
 from training.playground.recipe import RECIPE
+from training.processes import in_order
 
 __all__ = ["RUNS", "UNIT", "Run", "SceneSource", "draw", "extended_clip", "main", "recipe_of", "table"]
 
@@ -53,6 +54,7 @@ _POSITIONS = 24
 # Words of the captions' frames, which are nouns but no things of a scene.
 _NO_THINGS = "background drawing illustration left lot photo picture right scene"
 _TRIES = 60
+_TOGETHER = 64
 _BRIEF = 0.55
 # The copied blocks stay frozen, and masks have 16 x 16 pixels.
 _MGCA_STYLE = {"hard_pixels": 8}
@@ -141,8 +143,7 @@ def draw(folder: Path, images: ImageSet, workers: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     texts: list[dict[str, str]] = []
     pixels = bytearray()
-    with get_context("spawn").Pool(workers) as pool:
-        drawn = pool.imap(partial(captions_of, images), range(images.count), chunksize=64)
+    with closing(in_order(partial(captions_of, images), range(images.count), workers, _TOGETHER)) as drawn:
         for found in tqdm(drawn, total=images.count, desc="drawing", mininterval=5):
             if found is not None:
                 pixels += found[0]

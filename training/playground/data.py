@@ -6,11 +6,10 @@ drawn, and its list of objects is what captions are made from and nothing else.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from tcl_core.playground import Scene, caption, draw_scene, scene_rng
 from tcl_core.towers.tokenizer import Tokenizer
 from training.playground.negatives import Things, colors_met, negative_weights
 from training.playground.words import Reader, Words, find_words
+from training.processes import in_order
 
 __all__ = [
     "CAPTION_STREAM",
@@ -43,6 +43,8 @@ CAPTION_STREAM = 2
 
 WORKERS = 2
 """Processes that draw."""
+
+_TOGETHER = 64
 
 _NO_LABELS = np.zeros((0, 0), np.int32)
 
@@ -195,25 +197,10 @@ def _in_processes(
 
     Without workers they are made in this process.
     """
-    if not workers:
-        for index in range(count):
-            check()
-            yield what(index)
-        return
-    with get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
-        made = pool.imap(what, range(count), chunksize=64)
-        for each in tqdm(made, total=count, desc=title, mininterval=5, disable=None):
+    with closing(in_order(what, range(count), workers, _TOGETHER)) as made:
+        for each in tqdm(made, total=count, desc=title, mininterval=5, disable=None if workers else True):
             check()
             yield each
-        pool.close()
-        # So that its CPU time is known when it has ended.
-        pool.join()
-
-
-def _start_worker() -> None:
-    # The process that trains decides when to stop; a terminal signals all of them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def draw_images(
