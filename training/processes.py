@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,6 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from tcl_core.errors import SettingsError
+from tcl_core.jobs.attached import attach_to_parent
 
 __all__ = ["in_order"]
 
@@ -43,7 +42,7 @@ def in_order(
     if not workers:
         yield from map(what, items)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), attach_to_parent)
     try:
         with _usual_allocator():
             # Everything is submitted, and so all processes are started, before this returns.
@@ -71,17 +70,3 @@ def _usual_allocator() -> Iterator[None]:
         yield
     finally:
         os.environ.update(kept)
-
-
-def _start() -> None:
-    # This process's parent decides when to stop; terminals and job schedulers signal all of them.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

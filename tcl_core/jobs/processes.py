@@ -11,7 +11,6 @@ import os
 import pickle
 import queue
 import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -21,6 +20,7 @@ from multiprocessing.synchronize import Lock
 from typing import Any, Generic, Literal
 
 from tcl_core.errors import SettingsError
+from tcl_core.jobs.attached import SIGNALS, attach_to_parent
 from tcl_core.jobs.pipeline import done
 from tcl_core.jobs.stages import printable_name
 from tcl_core.jobs.workers import AnyStages, AnyWorkers, DecidedT, InlineWorkers, ReadT, TaskT, TracedT
@@ -36,7 +36,6 @@ _SECONDS_TO_END = 5
 _MOST_WORKERS = 16
 _FEW_IMAGES = 32
 """Fewer are done before workers have started."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class WorkerLostError(SettingsError):
@@ -197,7 +196,7 @@ def _blocked_signals() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
@@ -209,9 +208,7 @@ def _blocked_signals() -> Iterator[None]:
 
 def _work(connection: Connection, stages: Any, one_large: Lock) -> None:
     """Answer calls until the parent closes the connection."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    attach_to_parent()
     while True:
         try:
             stage, task = connection.recv()
@@ -234,10 +231,3 @@ def _work(connection: Connection, stages: Any, one_large: Lock) -> None:
 
 def _is_large(stages: AnyStages[TaskT, Any, Any, Any], task: TaskT) -> bool:
     return stages.header_pixels(task) > LARGE_IMAGE
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

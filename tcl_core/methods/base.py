@@ -210,7 +210,7 @@ class Method(nn.Module, ABC):
 
     def known_words(self) -> tuple[str, ...] | None:
         """The closed list of words that prompts may hold; ``None`` where any text will do."""
-        lists = [getattr(tower.tokenizer, "words", None) for tower in self.towers.values()]
+        lists = [getattr(tokenizer, "words", None) for tokenizer in self.tokenizers()]
         closed = [tuple(map(str, words)) for words in lists if words is not None]
         return closed[0] if closed else None
 

@@ -53,7 +53,6 @@ PARTS = [
 ]
 _TRAIN = """
 import sys
-from contextlib import closing
 from pathlib import Path
 import torch
 from tests.training.test_playground_run import CODE, RECIPE, begin, run, short

@@ -44,7 +44,7 @@ from training.config import Recipe
 from training.cpu import Precision, fast_attention, native_precision
 from training.data.source import DataReport, Pair, Source
 from training.engine import Interruption, Options, StoppedError, run_recipe
-from training.playground.data import ImageSet, draw_image
+from training.playground.data import DRAWN_TOGETHER, ImageSet, draw_image
 from training.playground.recipe import RECIPE
 from training.processes import in_order
 
@@ -54,7 +54,6 @@ _POSITIONS = 24
 # Words of the captions' frames, which are nouns but no things of a scene.
 _NO_THINGS = "background drawing illustration left lot photo picture right scene"
 _TRIES = 60
-_TOGETHER = 64
 _BRIEF = 0.55
 # The copied blocks stay frozen, and masks have 16 x 16 pixels.
 _MGCA_STYLE = {"hard_pixels": 8}
@@ -143,7 +142,7 @@ def draw(folder: Path, images: ImageSet, workers: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     texts: list[dict[str, str]] = []
     pixels = bytearray()
-    with closing(in_order(partial(captions_of, images), range(images.count), workers, _TOGETHER)) as drawn:
+    with closing(in_order(partial(captions_of, images), range(images.count), workers, DRAWN_TOGETHER)) as drawn:
         for found in tqdm(drawn, total=images.count, desc="drawing", mininterval=5):
             if found is not None:
                 pixels += found[0]

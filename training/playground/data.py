@@ -26,6 +26,7 @@ from training.processes import in_order
 
 __all__ = [
     "CAPTION_STREAM",
+    "DRAWN_TOGETHER",
     "WORKERS",
     "Batch",
     "Captions",
@@ -44,7 +45,8 @@ CAPTION_STREAM = 2
 WORKERS = 2
 """Processes that draw."""
 
-_TOGETHER = 64
+DRAWN_TOGETHER = 64
+"""Images that are sent to a process, and come back, together."""
 
 _NO_LABELS = np.zeros((0, 0), np.int32)
 
@@ -197,7 +199,7 @@ def _in_processes(
 
     Without workers they are made in this process.
     """
-    with closing(in_order(what, range(count), workers, _TOGETHER)) as made:
+    with closing(in_order(what, range(count), workers, DRAWN_TOGETHER)) as made:
         for each in tqdm(made, total=count, desc=title, mininterval=5, disable=None if workers else True):
             check()
             yield each

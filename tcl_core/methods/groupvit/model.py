@@ -162,11 +162,6 @@ class GroupViT(Method):
         """That of the text encoder, which is no tower of its own."""
         return (self.tokenizer,)
 
-    def known_words(self) -> tuple[str, ...] | None:
-        """The closed list of words, where there is one."""
-        words = getattr(self.tokenizer, "words", None)
-        return None if words is None else tuple(map(str, words))
-
     @torch.no_grad()
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Embed tokenized prompts: the mean over templates, normalized.
