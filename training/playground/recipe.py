@@ -142,7 +142,7 @@ RECIPE = Recipe(
         balanced=True,
         ust_steps=200,
         schedule=Schedule(
-            steps=2000, lr=7e-4, min_lr=2e-5, warmup=50, betas=(0.9, 0.999), clip_norm=5.0, scalar_scale=5.0
+            steps=1500, lr=7e-4, min_lr=2e-5, warmup=50, betas=(0.9, 0.999), clip_norm=5.0, scalar_scale=5.0
         ),
     ),
     debias_axes=11,
