@@ -24,7 +24,8 @@ from tcl_core.models import Model, load_model
 from tcl_core.regions import label_map_to_regions
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession
-from tcl_core.towers.open_clip_vit import FrozenClip, attention_block
+from tcl_core.towers.clip_blocks import attention_block
+from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.vocabulary import Vocabulary
 
 N = TypeVar("N", bound=nn.Module)

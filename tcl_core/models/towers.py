@@ -17,7 +17,8 @@ from tcl_core.models.manifest import RemoteFile, load_manifest
 from tcl_core.models.paths import download_folder
 from tcl_core.models.tensor_files import all_finite, pytorch_entries, safetensors_entries, unchanged
 from tcl_core.tensors import state_faults
-from tcl_core.towers.open_clip_vit import FrozenClip, clip_config_from_state_dict
+from tcl_core.towers.clip_config import clip_config_from_state_dict
+from tcl_core.towers.open_clip_vit import FrozenClip
 
 __all__ = [
     "build_clip",

@@ -7,8 +7,7 @@ global embedding at any image size, the tokens part of the way up, and the last 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,71 +15,22 @@ import torch.nn.functional as F
 from open_clip import CLIP
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
 
 from tcl_core.errors import WeightsError
 from tcl_core.towers.base import PositionRule
-from tcl_core.towers.text_prefixes import PrefixTree, prefix_trees
+from tcl_core.towers.clip_blocks import (
+    attention_block,
+    class_token_block,
+    diagonal_attention_block,
+    project_pixels,
+    query_key_value,
+    recomputed,
+    run_block,
+)
+from tcl_core.towers.clip_text import text_embeddings
 from tcl_core.towers.tokenizer import Tokenizer
 
-__all__ = [
-    "FrozenClip",
-    "attention_block",
-    "bicubic_positions",
-    "block_at",
-    "class_token_block",
-    "clip_config_from_state_dict",
-    "diagonal_attention_block",
-    "project_pixels",
-    "query_key_value",
-    "run_block",
-    "text_at_ends",
-    "text_blocks",
-]
-
-# Nodes of a tree of texts: attention grows with their square, and a GPU takes many as fast as a few.
-_MOST_NODES = {"cpu": 256}
-_MOST_NODES_ELSEWHERE = 1024
-# Small savings do not pay for trees.
-_WORTH_SHARING = 0.75
-
-
-def diagonal_attention_block(block: nn.Module, tokens: Tensor) -> Tensor:
-    """Run a pre-norm transformer block in which every token attends to itself alone.
-
-    With the attention mask 0 on the diagonal and minus infinity elsewhere the softmax is the identity, so that
-    ``y = x + out_proj(W_v LN1(x) + b_v)`` and ``z = y + MLP(LN2(y))``; queries and keys have no effect.
-
-    Args:
-        block: an ``open_clip`` residual attention block of width C.
-        tokens: float ``[..., C]``.
-
-    Returns:
-        float ``[..., C]``.
-    """
-    parts = cast(Any, block)
-    width = parts.attn.embed_dim
-    weight, bias = parts.attn.in_proj_weight, parts.attn.in_proj_bias
-    value = F.linear(parts.ln_1(tokens), weight[2 * width :], None if bias is None else bias[2 * width :])
-    tokens = tokens + parts.ls_1(parts.attn.out_proj(value))
-    return tokens + parts.ls_2(parts.mlp(parts.ln_2(tokens)))
-
-
-def query_key_value(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of a block's attention.
-
-    Args:
-        block: an ``open_clip`` residual attention block of width C.
-        tokens: float ``[B, N, C]`` before the block.
-
-    Returns:
-        float ``[B, heads, N, C / heads]`` each.
-    """
-    parts = cast(Any, block)
-    joint = F.linear(parts.ln_1(tokens), parts.attn.in_proj_weight, parts.attn.in_proj_bias)
-    query, key, value = joint.unflatten(-1, (3, parts.attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-    return query, key, value
+__all__ = ["FrozenClip", "bicubic_positions", "scaled_bicubic_positions"]
 
 
 def bicubic_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -92,152 +42,6 @@ def scaled_bicubic_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
     """Resize with the scale factors ``(n + 0.1) / trained`` that SCLIP and its successors give."""
     scale = ((grid[0] + 0.1) / int(table.shape[-2]), (grid[1] + 0.1) / int(table.shape[-1]))
     return F.interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False, recompute_scale_factor=False)
-
-
-def attention_block(block: nn.Module, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Run a pre-norm transformer block; the same as calling it, and faster where its weights are frozen.
-
-    ``nn.MultiheadAttention`` swaps the first two axes before its input projection. Where the weight takes no gradient,
-    PyTorch then repeats it for every token, and spends more time on copies than on the products.
-
-    Args:
-        block: an ``open_clip`` residual attention block of width C.
-        tokens: float ``[B, N, C]``.
-        mask: float ``[N, N]``, added to the scores; none lets every token see every other.
-
-    Returns:
-        float ``[B, N, C]``.
-    """
-    parts = cast(Any, block)
-    attention = parts.attn
-    query, key, value = query_key_value(block, tokens)
-    if tokens.device.type == "cpu" and not torch.is_grad_enabled():
-        # The kernel for attention runs at half its speed on heads that lie apart.
-        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
-    tokens = tokens + parts.ls_1(attention.out_proj(mixed))
-    return tokens + parts.ls_2(parts.mlp(parts.ln_2(tokens)))
-
-
-def class_token_block(block: nn.Module, tokens: Tensor) -> Tensor:
-    """What a pre-norm transformer block makes of the first token alone, at a sixth of the block's cost.
-
-    Args:
-        block: an ``open_clip`` residual attention block of width C.
-        tokens: float ``[B, N, C]``.
-
-    Returns:
-        float ``[B, 1, C]``.
-    """
-    return _block_for(block, tokens, slice(0, 1), None)
-
-
-def block_at(block: nn.Module, tokens: Tensor, mask: Tensor, places: Tensor) -> Tensor:
-    """What a pre-norm transformer block makes of some tokens alone.
-
-    Args:
-        block: an ``open_clip`` residual attention block of width C.
-        tokens: float ``[B, N, C]``.
-        mask: float ``[N, N]``, added to the scores.
-        places: int64 ``[M]``, of those tokens.
-
-    Returns:
-        float ``[B, M, C]``.
-    """
-    return _block_for(block, tokens, places, mask[places])
-
-
-def _block_for(block: nn.Module, tokens: Tensor, places: slice | Tensor, mask: Tensor | None) -> Tensor:
-    parts = cast(Any, block)
-    attention = parts.attn
-    width, heads = attention.embed_dim, (-1, attention.num_heads, attention.head_dim)
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    normed = parts.ln_1(tokens)
-    query = F.linear(normed[:, places], weight[:width], None if bias is None else bias[:width])
-    key, value = F.linear(normed, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
-    query, key, value = (each.unflatten(-1, heads[1:]).transpose(1, 2) for each in (query, key, value))
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
-    token = tokens[:, places] + parts.ls_1(attention.out_proj(mixed))
-    return token + parts.ls_2(parts.mlp(parts.ln_2(token)))
-
-
-def run_block(block: nn.Module, tokens: Tensor) -> Tensor:
-    """Run a transformer block on ``[B, N, C]``, whichever axis it wants first, in the way that is faster.
-
-    Args:
-        block: an ``open_clip`` residual attention block of width C.
-        tokens: float ``[B, N, C]``.
-
-    Returns:
-        float ``[B, N, C]``.
-    """
-    # PyTorch's own fused block is for inference alone, and on a CPU slower than its parts.
-    if torch.is_grad_enabled() or tokens.device.type == "cpu" or torch.jit.is_tracing():
-        return attention_block(block, tokens)
-    if cast(Any, block).attn.batch_first:
-        return cast(Tensor, block(tokens))
-    return cast(Tensor, block(tokens.transpose(0, 1))).transpose(0, 1)
-
-
-def text_at_ends(model: nn.Module, tokens: Tensor, ends: Tensor) -> Tensor:
-    """What a causal text tower says at each text's end, before the projection.
-
-    No token sees a later one, so what follows the end of the longest text (a few words of 77) changes nothing and is
-    left out.
-
-    Args:
-        model: an ``open_clip`` CLIP with a causal text tower of width C.
-        tokens: token ids int64 ``[N, L]``, on the CPU or where the model is.
-        ends: place of each text's last token, int64 ``[N]``, beside them.
-
-    Returns:
-        float ``[N, C]``.
-    """
-    parts = cast(Any, model)
-    length = int(ends.max()) + 1
-    dtype = parts.transformer.get_cast_dtype()
-    tokens, ends = (x.to(parts.token_embedding.weight.device) for x in (tokens[:, :length], ends))
-    x = parts.token_embedding(tokens).to(dtype) + parts.positional_embedding[:length].to(dtype)
-    x = parts.ln_final(text_blocks(model, x, parts.attn_mask[:length, :length]))
-    return cast(Tensor, x[torch.arange(len(x), device=x.device), ends])
-
-
-def text_blocks(model: nn.Module, x: Tensor, mask: Tensor, ends: Tensor | None = None) -> Tensor:
-    """Run the blocks of a text tower, in the way that is faster.
-
-    Args:
-        model: an ``open_clip`` CLIP with a text tower of width C.
-        x: float ``[B, N, C]``.
-        mask: float ``[N, N]``, added to the scores.
-        ends: int64 ``[M]``, the only places that are wanted; without gradients the last block computes no others.
-
-    Returns:
-        float ``[B, N, C]``, or ``[B, M, C]``.
-    """
-    transformer = cast(Any, model).transformer
-    *lower, last = blocks = list(transformer.resblocks)
-    light = x.device.type == "cpu" and not torch.is_grad_enabled()
-    if not light or any(type(block) is not ResidualAttentionBlock for block in blocks):
-        x = transformer(x, attn_mask=mask)
-        return x if ends is None else x[:, ends]
-    for block in lower:
-        x = attention_block(block, x, mask.to(x.dtype))
-    return attention_block(last, x, mask.to(x.dtype)) if ends is None else block_at(last, x, mask.to(x.dtype), ends)
-
-
-def project_pixels(features: Tensor, norm: nn.Module, projection: Tensor) -> Tensor:
-    """Apply a layer norm and a linear projection to every pixel of a feature map.
-
-    Args:
-        features: float ``[B, C, h, w]``.
-        norm: layer norm over C channels.
-        projection: float ``[C, E]``.
-
-    Returns:
-        float ``[B, E, h, w]``.
-    """
-    pixels = features.permute(0, 2, 3, 1)
-    return (norm(pixels) @ projection).permute(0, 3, 1, 2)
 
 
 class FrozenClip(nn.Module):
@@ -366,33 +170,7 @@ class FrozenClip(nn.Module):
         """
         if tokens.ndim != 2 or tokens.shape[1] != self.context_length:
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}, expected [N, {self.context_length}]")
-        model = cast(Any, self.model)
-        device = model.token_embedding.weight.device
-        if model.text_pool_type != "argmax" or model.attn_mask is None:
-            return model.encode_text(tokens.to(device))
-        # Texts are looked at where they are: on a GPU each look would have to wait for it.
-        end = tokens.argmax(dim=-1)
-        length = int(end.max()) + 1 if len(tokens) else 0
-        rows = tokens[:, :length].tolist()
-        texts = [row[: last + 1] for row, last in zip(rows, end.tolist(), strict=True)]
-        trees = prefix_trees(texts, _MOST_NODES.get(device.type, _MOST_NODES_ELSEWHERE))
-        if trees and sum(len(tree) for tree, _ in trees) <= len(tokens) * length * _WORTH_SHARING:
-            order = torch.tensor([place for _, places in trees for place in places], device=device)
-            x = torch.cat([self._tree_ends(tree) for tree, _ in trees])
-            x = torch.empty_like(x).index_copy_(0, order, x)
-        else:
-            x = text_at_ends(model, tokens, end)
-        projection = model.text_projection
-        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
-
-    def _tree_ends(self, tree: PrefixTree) -> Tensor:
-        """What the text tower says at the ends of the texts of a tree, before the projection: float ``[N, C]``."""
-        model = cast(Any, self.model)
-        device, dtype = model.token_embedding.weight.device, model.transformer.get_cast_dtype()
-        tokens, depths = torch.tensor([tree.tokens, tree.depths], device=device)
-        x = (model.token_embedding(tokens).to(dtype) + model.positional_embedding.to(dtype)[depths])[None]
-        mask, ends = tree.attention_mask().to(device), torch.tensor(tree.ends, device=device)
-        return cast(Tensor, model.ln_final(text_blocks(model, x, mask, ends))[0])
+        return text_embeddings(self.model, tokens)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Embed whole images; differentiable with respect to the image.
@@ -494,7 +272,7 @@ class FrozenClip(nn.Module):
         run, run_class_token = self._blocks
         top = run_class_token if only_class_token else run
         for each, block in [*((run, block) for block in lower), (top, last)]:
-            tokens = _recomputed(each, block, tokens) if self.recompute else each(block, tokens)
+            tokens = recomputed(each, block, tokens) if self.recompute else each(block, tokens)
         return tokens
 
     def _embed_patches(self, image: Tensor, positions: PositionRule) -> Tensor:
@@ -514,39 +292,6 @@ class FrozenClip(nn.Module):
             return position
         resized = positions(position[1:].unflatten(0, trained).permute(2, 0, 1)[None], grid)
         return torch.cat([position[:1], resized[0].flatten(1).T], dim=0)
-
-
-def _recomputed(run: Callable[..., Tensor], block: nn.Module, tokens: Tensor) -> Tensor:
-    """Run a block, and once more in the backward pass, there with the kernels for attention that are allowed now."""
-    flags = torch.backends.cuda
-    allowed = {
-        "FLASH_ATTENTION": flags.flash_sdp_enabled,
-        "EFFICIENT_ATTENTION": flags.mem_efficient_sdp_enabled,
-        # Since PyTorch 2.5, as the precision of sums below.
-        "CUDNN_ATTENTION": getattr(flags, "cudnn_sdp_enabled", lambda: False),
-        "MATH": flags.math_sdp_enabled,
-    }
-    kernels = [getattr(SDPBackend, name) for name, is_allowed in allowed.items() if is_allowed()]
-    half = getattr(flags, "fp16_bf16_reduction_math_sdp_allowed", lambda: False)
-    allow_half = getattr(flags, "allow_fp16_bf16_reduction_math_sdp", lambda enabled: None)
-    halves = half()
-
-    @contextmanager
-    def same() -> Iterator[None]:
-        before = half()
-        allow_half(halves)
-        try:
-            with sdpa_kernel(kernels):
-                yield
-        finally:
-            allow_half(before)
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), same()
-
-    return cast(
-        Tensor, checkpoint(run, block, tokens, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-    )
 
 
 def _check_text_tower(model: nn.Module) -> None:
@@ -572,69 +317,3 @@ def _check_text_tower(model: nn.Module) -> None:
             "The CLIP text tower has a class token, which open_clip.CLIP does not support; choose a CLIP whose text "
             "embed_cls is false."
         )
-
-
-def clip_config_from_state_dict(
-    state: Mapping[str, Tensor], *, head_width: int = 64, text_heads: int | None = None, quick_gelu: bool = True
-) -> dict[str, Any]:
-    """Read the sizes of a CLIP with a ViT image tower off its tensors.
-
-    Args:
-        state: tensors under OpenAI's (and open_clip's) names.
-        head_width: channels per attention head of the image tower; not visible in the tensors.
-        text_heads: attention heads of the text tower; ``None`` takes one head per 64 channels, as OpenAI does.
-        quick_gelu: whether the model was trained with QuickGELU.
-
-    Returns:
-        Keyword arguments of ``open_clip.CLIP``.
-
-    Raises:
-        WeightsError: a tensor that tells a size is missing, or the position grid is not square.
-    """
-    needed = (
-        "visual.conv1.weight",
-        "visual.positional_embedding",
-        "visual.proj",
-        "visual.transformer.resblocks.0.mlp.c_fc.weight",
-        "transformer.resblocks.0.mlp.c_fc.weight",
-        "positional_embedding",
-        "token_embedding.weight",
-    )
-    missing = [name for name in needed if name not in state]
-    if missing:
-        raise WeightsError(f"These tensors are not a CLIP with a ViT image tower; missing: {', '.join(missing)}.")
-    odd = [x for x in needed if state[x].dim() != (4 if "conv1" in x else 2) or not state[x].numel()]
-    if odd:
-        sizes = ", ".join(f"{name} {list(state[name].shape)}" for name in odd)
-        raise WeightsError(f"These tensors are not a CLIP with a ViT image tower; wrong shapes: {sizes}.")
-    width, _, patch, _ = state["visual.conv1.weight"].shape
-    positions = state["visual.positional_embedding"].shape[0] - 1
-    side = round(positions**0.5)
-    if side * side != positions:
-        raise WeightsError(f"visual.positional_embedding has {positions} grid positions, which is not a square.")
-    vocabulary, text_width = state["token_embedding.weight"].shape
-    vision_blocks, text_blocks = "visual.transformer.resblocks.", "transformer.resblocks."
-    return {
-        "embed_dim": state["visual.proj"].shape[1],
-        "quick_gelu": quick_gelu,
-        "vision_cfg": {
-            "image_size": side * patch,
-            "patch_size": patch,
-            "width": width,
-            "head_width": head_width,
-            "layers": _count_blocks(state, vision_blocks),
-            "mlp_ratio": state[f"{vision_blocks}0.mlp.c_fc.weight"].shape[0] / width,
-        },
-        "text_cfg": {
-            "context_length": state["positional_embedding"].shape[0],
-            "vocab_size": vocabulary,
-            "width": text_width,
-            "heads": text_heads if text_heads is not None else max(text_width // 64, 1),
-            "layers": _count_blocks(state, text_blocks),
-            "mlp_ratio": state[f"{text_blocks}0.mlp.c_fc.weight"].shape[0] / text_width,
-        },
-    }
-
-
-def _count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
-    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})

@@ -10,12 +10,9 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 from tcl_core.errors import WeightsError
-from tcl_core.towers.open_clip_vit import (
-    FrozenClip,
-    attention_block,
-    clip_config_from_state_dict,
-    diagonal_attention_block,
-)
+from tcl_core.towers.clip_blocks import attention_block, diagonal_attention_block
+from tcl_core.towers.clip_config import clip_config_from_state_dict
+from tcl_core.towers.open_clip_vit import FrozenClip
 
 
 def build(quick_gelu: bool = False, **vision: Any) -> open_clip.CLIP:

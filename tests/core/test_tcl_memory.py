@@ -11,7 +11,7 @@ import tcl_core.methods.tcl.grounder as grounder_module
 from tcl_core.methods.tcl.gated_conv import gated_conv
 from tcl_core.methods.tcl.losses import total_variation, variations
 from tcl_core.methods.tcl.mask_terms import mask_terms, mask_terms_in_parts
-from tcl_core.towers.open_clip_vit import attention_block, class_token_block
+from tcl_core.towers.clip_blocks import attention_block, class_token_block
 from tests.core.tcl_models import small_clip, small_tcl
 
 

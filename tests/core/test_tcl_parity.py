@@ -26,7 +26,9 @@ from tcl_core.methods.tcl import TCL, TCLConfig, frozen_clip_state_dict, learned
 from tcl_core.methods.tcl.grounder import cosine_maps
 from tcl_core.refinement.pamr import pamr
 from tcl_core.segmentation.sliding_window import background_plane, merge_windows, split_windows
-from tcl_core.towers.open_clip_vit import FrozenClip, clip_config_from_state_dict, diagonal_attention_block
+from tcl_core.towers.clip_blocks import diagonal_attention_block
+from tcl_core.towers.clip_config import clip_config_from_state_dict
+from tcl_core.towers.open_clip_vit import FrozenClip
 from tests.core.tcl_models import pamr_guide, score_maps
 
 FOLDER = Path(os.environ.get("TCL_PARITY_DIR") or Path(__file__).parents[1] / "data" / "tcl_mini")

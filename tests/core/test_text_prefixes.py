@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tcl_core.towers.open_clip_vit as clip_module
+import tcl_core.towers.clip_text as clip_module
 from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.text_prefixes import prefix_tree, prefix_trees
 from tests.tiny_model import CLIP_CONFIG, TEXT_CONFIG

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tcl_core.methods.tcl import TCL, TCLConfig, frozen_clip_state_dict, learned_state_dict_from_upstream
 from tcl_core.methods.tcl.training import Batch
-from tcl_core.towers.open_clip_vit import FrozenClip, clip_config_from_state_dict
+from tcl_core.towers.clip_config import clip_config_from_state_dict
+from tcl_core.towers.open_clip_vit import FrozenClip
 from training.config import OptimizerSettings, ScheduleSettings, Stage, TrainPhase
 
 DATA = Path(__file__).parents[1] / "data"

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from tcl_core.methods.tcl.losses import info_nce
 from tcl_core.methods.trainable import BatchTrainable
-from tcl_core.towers.open_clip_vit import FrozenClip, run_block, text_at_ends
+from tcl_core.towers.clip_blocks import run_block
+from tcl_core.towers.clip_text import text_at_ends
+from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.tokenizer import Tokenizer
 from training.config import TrainPhase
 from training.cpu import Precision

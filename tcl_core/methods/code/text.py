@@ -12,7 +12,8 @@ from open_clip.transformer import QuickGELU, Transformer
 from torch import Tensor, nn
 
 from tcl_core.errors import SettingsError
-from tcl_core.towers.open_clip_vit import FrozenClip, attention_block
+from tcl_core.towers.clip_blocks import attention_block
+from tcl_core.towers.open_clip_vit import FrozenClip
 
 __all__ = [
     "LearnedPrompt",

@@ -19,7 +19,8 @@ from tcl_core.methods.tcl.upstream import (
     tokenizer_of,
 )
 from tcl_core.methods.upstream import UpstreamModel
-from tcl_core.towers.open_clip_vit import FrozenClip, clip_config_from_state_dict
+from tcl_core.towers.clip_config import clip_config_from_state_dict
+from tcl_core.towers.open_clip_vit import FrozenClip
 
 if TYPE_CHECKING:
     from tcl_core.methods.code.model import CoDe

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from tcl_core.methods.tcl.config import GrounderConfig
 from tcl_core.methods.tcl.gated_conv import gated_conv, gated_conv_inference
 from tcl_core.methods.tcl.losses import EPSILON
-from tcl_core.towers.open_clip_vit import FrozenClip, diagonal_attention_block, project_pixels, run_block
+from tcl_core.towers.clip_blocks import diagonal_attention_block, project_pixels, run_block
+from tcl_core.towers.open_clip_vit import FrozenClip
 
 __all__ = ["Decoder", "GatedConv", "Grounder", "ImageEncoder", "SimilarityToMask", "cosine_maps"]
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from tcl_core.errors import WeightsError
 from tcl_core.methods.tcl.config import TCLConfig
 from tcl_core.methods.upstream import UpstreamModel
-from tcl_core.towers.open_clip_vit import FrozenClip, clip_config_from_state_dict
+from tcl_core.towers.clip_config import clip_config_from_state_dict
+from tcl_core.towers.open_clip_vit import FrozenClip
 
 if TYPE_CHECKING:
     from tcl_core.methods.tcl.model import TCL

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcl_core.towers.open_clip_vit import query_key_value
+from tcl_core.towers.clip_blocks import query_key_value
 
 __all__ = ["Attention", "attend", "gaussian_window", "last_block"]
 

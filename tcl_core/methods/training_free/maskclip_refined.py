@@ -17,7 +17,7 @@ from tcl_core.methods.registry import register_method
 from tcl_core.methods.training_free.attention import last_block
 from tcl_core.methods.training_free.base import DenseFeatures, DenseOptions, DensePrompts, TrainingFree
 from tcl_core.methods.training_free.names import BACKGROUND_NAMES
-from tcl_core.towers.open_clip_vit import query_key_value
+from tcl_core.towers.clip_blocks import query_key_value
 from tcl_core.towers.padding import pad_to_multiple
 
 __all__ = ["KeyedFeatures", "MaskCLIPRefined", "key_affinity", "smooth_by_keys"]

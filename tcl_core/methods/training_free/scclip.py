@@ -20,7 +20,7 @@ from tcl_core.methods.training_free.self_calibration import (
     repair,
     swapped_places,
 )
-from tcl_core.towers.open_clip_vit import query_key_value
+from tcl_core.towers.clip_blocks import query_key_value
 
 __all__ = ["SCCLIP", "SCCLIPOptions"]
 
