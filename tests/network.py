@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tcl_core.segmentation.segmenter import Segmenter
+from tcl_core.segmentation.encoding import ImageEncoder
 
 __all__ = ["forbid_network"]
 
@@ -16,4 +16,4 @@ def forbid_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the network ran")
 
     # Not the method's `encode`: a backend may have exported it before.
-    monkeypatch.setattr(Segmenter, "_embed", refuse)
+    monkeypatch.setattr(ImageEncoder, "_embed", refuse)

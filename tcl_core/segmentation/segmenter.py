@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial, reduce
-from itertools import islice
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -18,37 +16,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tcl_core.backends.calibration import Calibration
-from tcl_core.devices import precision_name, to_device
-from tcl_core.errors import ImageError, SettingsError
-from tcl_core.images import ResizedImage, content_hash, working_size
-from tcl_core.methods.base import Features, PromptEmbeddings
-from tcl_core.refinement.base import Guide, Refine, ScoreRefiner
+from tcl_core.devices import precision_name
+from tcl_core.errors import SettingsError
+from tcl_core.images import ResizedImage
+from tcl_core.methods.base import PromptEmbeddings
+from tcl_core.refinement.base import ScoreRefiner
 from tcl_core.segmentation.argmax import label_map_from_parts
 from tcl_core.segmentation.background_names import BackgroundNames, NameChoice, owners, strongest_names
-from tcl_core.segmentation.features import (
-    FeatureCache,
-    FeatureKey,
-    ImageFeatures,
-    PreparedImage,
-    check_image,
-)
+from tcl_core.segmentation.encoding import ImageEncoder
+from tcl_core.segmentation.features import FeatureCache, FeatureKey, ImageFeatures, check_image
 from tcl_core.segmentation.model import SegmentationModel
 from tcl_core.segmentation.name_plane import NamePlane
-from tcl_core.segmentation.sliding_window import merge_windows, split_windows
+from tcl_core.segmentation.scoring import ImageScorer
 from tcl_core.segmentation.specks import speck_area
 from tcl_core.segmentation.texts import Texts
 from tcl_core.types import Segmentation, Unlabeled
-from tcl_core.vocabulary import Label, Vocabulary
+from tcl_core.vocabulary import Vocabulary
 from tcl_core.vocabulary.common_names import common_names_version
 
 __all__ = ["Segmenter"]
-
-# Score maps of all prompts at once would grow with the vocabulary; beyond this they are worked off in groups. A GPU
-# takes many as fast as a few.
-_SCORE_BYTES = {"cpu": 64 << 20}
-_SCORE_BYTES_ELSEWHERE = 256 << 20
-# Score maps made together: enough that fixed costs do not count, few enough that a cancelled work ends soon.
-_MAPS_TOGETHER = 64
 
 
 class Segmenter:
@@ -96,8 +82,6 @@ class Segmenter:
         self.refine = refine
         chosen = self.method.default_refiner() if refiner is None else refiner
         self.refiner: ScoreRefiner | None = chosen if refine else None
-        self.cache = cache
-        self.batch_size = batch_size
         self._texts = Texts(model, self.method)
         self._names = BackgroundNames(model, self.method, self._texts.embed)
         self._score_identities: dict[str, str] = {}
@@ -124,7 +108,21 @@ class Segmenter:
             },
             sort_keys=True,
         )
-        self._encode_windows = model.backend.encoder(self.method, self.network_identity, model.precision)
+        encode_windows = model.backend.encoder(self.method, self.network_identity, model.precision)
+        self._encoder = ImageEncoder(
+            model, self.method, self.refiner, encode_windows, self._feature_settings, cache, batch_size
+        )
+        self._scorer = ImageScorer(model, self.method, self.refiner)
+
+    @property
+    def cache(self) -> FeatureCache | None:
+        """Where features of images are kept."""
+        return self._encoder.cache
+
+    @property
+    def batch_size(self) -> int:
+        """Most windows that go through the network together."""
+        return self._encoder.batch_size
 
     def _checked_calibration(self) -> Calibration | None:
         if self.model.precision != torch.int8:
@@ -197,8 +195,7 @@ class Segmenter:
         Args:
             image: uint8 ``[H, W, 3]``, RGB, or what `resized` made of it.
         """
-        content = image.content if isinstance(image, ResizedImage) else content_hash(image)
-        return FeatureKey(content, self.model.weights_sha256, self._feature_settings)
+        return self._encoder.feature_key(image)
 
     # -- the image ---------------------------------------------------------------------------------------------
 
@@ -212,19 +209,7 @@ class Segmenter:
             ImageError: the array is not such an image, or was resized for another working size.
         """
         check_image(image)
-        return self._resized(image)
-
-    def _resized(self, image: NDArray[np.uint8] | ResizedImage, content: str | None = None) -> ResizedImage:
-        preprocess = self.model.preprocess
-        if not isinstance(image, ResizedImage):
-            return ResizedImage.of(image, preprocess.short_side, preprocess.max_long_side, content)
-        size = working_size(*image.size, preprocess.short_side, preprocess.max_long_side)
-        if image.pixels.shape[:2] != size:
-            raise ImageError(
-                f"the image was resized to {image.pixels.shape[1]} x {image.pixels.shape[0]} pixels, but the model "
-                f"{self.model.name} works at {size[1]} x {size[0]}; resize it with this segmenter."
-            )
-        return image
+        return self._encoder.resized(image)
 
     def encode(
         self, image: NDArray[np.uint8] | ResizedImage, on_progress: Callable[[int, int], None] | None = None
@@ -241,7 +226,6 @@ class Segmenter:
         """
         return self.encode_batch([image], on_progress)[0]
 
-    @torch.no_grad()
     def encode_batch(
         self,
         images: Sequence[NDArray[np.uint8] | ResizedImage],
@@ -262,110 +246,7 @@ class Segmenter:
         Raises:
             ImageError: one of the arrays is not such an image.
         """
-        for image in images:
-            check_image(image)
-        keys = [self.feature_key(image) for image in images]
-        found: dict[FeatureKey, ImageFeatures] = {}
-        missing: dict[FeatureKey, NDArray[np.uint8] | ResizedImage] = {}
-        for key, image in dict(zip(keys, images, strict=True)).items():
-            cached = None if self.cache is None else self.cache.get(key)
-            if cached is None:
-                missing[key] = image
-            else:
-                found[key] = self._guided(cached, image)
-        by_window: dict[tuple[int, ...], list[PreparedImage]] = {}
-        for key, image in missing.items():
-            prepared = self._prepare(image, key)
-            by_window.setdefault(tuple(prepared.windows.shape[1:]), []).append(prepared)
-        total = sum(len(prepared.windows) for group in by_window.values() for prepared in group)
-        done = 0
-
-        def advance(windows: int) -> None:
-            nonlocal done
-            done += windows
-            if on_progress is not None:
-                on_progress(done, total)
-
-        if total:
-            advance(0)
-        while by_window:
-            _, group = by_window.popitem()
-            for features in self._embed(group, advance):
-                found[features.key] = features
-                if self.cache is not None:
-                    self.cache.put(features.key, features)
-        return [found[key] for key in keys]
-
-    def _guided(self, features: ImageFeatures, image: NDArray[np.uint8] | ResizedImage) -> ImageFeatures:
-        """Features on the model's device, with the guides that a cache did not keep."""
-        if self.refiner is None or features.guide is not None or features.image_guide is not None:
-            if next(iter(features.windows.tensors().values())).device == self.model.device:
-                return features
-            return replace(features, windows=features.windows.to(self.model.device))
-        prepared = self._prepare(image, features.key)
-        guides: list[Guide] = []
-        for start in range(0, len(prepared.windows), self.batch_size):
-            windows = to_device(prepared.windows[start : start + self.batch_size], self.model.device)
-            guide = self.method.window_guide(self.refiner, windows)
-            if guide is not None:
-                guides.append(guide)
-        complete = replace(
-            features,
-            windows=features.windows.to(self.model.device),
-            guide=type(guides[0]).join(guides) if guides else None,
-            image_guide=prepared.image_guide,
-        )
-        if self.cache is not None:
-            self.cache.put(features.key, complete)
-        return complete
-
-    def _prepare(self, image: NDArray[np.uint8] | ResizedImage, key: FeatureKey) -> PreparedImage:
-        preprocess = self.model.preprocess
-        small = self._resized(image, key.content)
-        original, size = small.size, (small.pixels.shape[0], small.pixels.shape[1])
-        mean = torch.tensor(preprocess.mean).view(3, 1, 1)
-        std = torch.tensor(preprocess.std).view(3, 1, 1)
-        resized = torch.from_numpy(small.pixels).permute(2, 0, 1)
-        pixels = resized.float().contiguous().div_(255).sub_(mean).div_(std)
-        score_size = self.method.score_size(size, original)
-        guide = None
-        if self.refiner is not None:
-            guide = self.method.image_guide(self.refiner, to_device(pixels[None], self.model.device), score_size)
-        windows, origins = split_windows(pixels, preprocess.window, preprocess.stride)
-        return PreparedImage(windows, guide, tuple(origins), size, score_size, original, key)
-
-    def _embed(self, group: list[PreparedImage], advance: Callable[[int], None]) -> Iterator[ImageFeatures]:
-        """Run images whose windows have one size through the network; each is given out once it is complete."""
-        queue = ((image, index) for image in group for index in range(len(image.windows)))
-        parts: list[Features] = []
-        guides: list[Guide] = []
-        while batch := list(islice(queue, self.batch_size)):
-            windows = to_device(torch.stack([image.windows[index] for image, index in batch]), self.model.device)
-            encoded = self._encode_windows(windows)
-            guide = None if self.refiner is None else self.method.window_guide(self.refiner, windows)
-            start = 0
-            for stop in range(1, len(batch) + 1):
-                image, index = batch[stop - 1]
-                complete = index == len(image.windows) - 1
-                if not complete and stop < len(batch):
-                    continue
-                parts.append(encoded[start:stop])
-                if guide is not None:
-                    guides.append(guide[start:stop])
-                start = stop
-                if complete:
-                    yield ImageFeatures(
-                        windows=type(parts[0]).join(parts),
-                        guide=type(guides[0]).join(guides) if guides else None,
-                        image_guide=image.image_guide,
-                        origins=image.origins,
-                        working_size=image.working_size,
-                        score_size=image.score_size,
-                        size=image.size,
-                        key=image.key,
-                    )
-                    parts, guides = [], []
-            advance(len(batch))
+        return self._encoder.encode_batch(images, on_progress)
 
     # -- the prompts ---------------------------------------------------------------------------------------------
 
@@ -455,7 +336,6 @@ class Segmenter:
 
     # -- both ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def similarities(
         self,
         features: ImageFeatures,
@@ -477,30 +357,8 @@ class Segmenter:
             SettingsError: the features come from another model or other settings.
         """
         self._check_features(features)
-        if not len(prompts):
-            return torch.zeros(0, *features.score_size, device=self.model.device)
-        at_once = self._at_once(features) if self.method.independent_prompts else len(prompts)
-        refine = self._bound(features.image_guide)
-        groups = [
-            self.method.settle(
-                self._merged(features, prompts[first : first + at_once], on_progress), features.score_size, refine
-            )
-            for first in range(0, len(prompts), at_once)
-        ]
-        return groups[0] if len(groups) == 1 else torch.cat(groups)
+        return self._scorer.similarities(features, prompts, on_progress)
 
-    def _merged(
-        self, features: ImageFeatures, prompts: PromptEmbeddings, on_progress: Callable[[int, int], None] | None
-    ) -> Tensor:
-        prompts = self.method.prompts_for_image(features.windows, prompts)
-        if len(features.origins) == 1:
-            whole = self.method.similarities_at(features.windows, prompts, features.score_size)
-            if whole is not None:
-                return whole
-        windows = self._window_similarities(features, prompts, on_progress)
-        return merge_windows(windows, features.origins, features.working_size)
-
-    @torch.no_grad()
     def name_winners(
         self,
         features: ImageFeatures,
@@ -525,13 +383,8 @@ class Segmenter:
         """
         self._check_features(features)
         embedded = self.embed_prompts(names, templates)
-        parts = []
-        for group in self._window_groups(features, len(names), on_progress):
-            best, who = self.method.name_values(features.windows[group], embedded).max(dim=1)
-            parts.append(torch.stack([best, who.to(best.dtype)], dim=1))
-        return torch.cat(parts)
+        return self._scorer.name_winners(features, embedded, on_progress)
 
-    @torch.no_grad()
     def finish(self, features: ImageFeatures, merged: Tensor, labels: Sequence[int]) -> Tensor:
         """Score maps float32 ``[K, h, w]`` in ``[0, 1]`` of merged similarities; see `tcl_core.methods.Method.finish`.
 
@@ -540,7 +393,7 @@ class Segmenter:
             merged: float32 ``[P, h, w]`` of `similarities`.
             labels: the label of each of the P prompts, from 0; -1 for names of the background.
         """
-        return self.method.finish(merged, labels, self._bound(features.image_guide))
+        return self._scorer.finish(features, merged, labels)
 
     @torch.no_grad()
     def score_maps(
@@ -611,7 +464,7 @@ class Segmenter:
 
         def parts() -> Iterator[Tensor]:
             first = 0
-            for group in self._label_groups(labels, features):
+            for group in self._scorer.label_groups(labels, features):
                 places = owners(group)
                 merged = self.similarities(features, prompts[first : first + len(places)], on_progress)
                 yield self.finish(features, merged, places)
@@ -631,55 +484,13 @@ class Segmenter:
         if not choice.few:
             winners = [self.name_winners(features, group, templates, on_progress) for group in choice.groups]
             names = strongest_names(choice.groups, winners)
-        at_once = self._at_once(features)
+        at_once = self._scorer.at_once(features)
         groups = [names[first : first + at_once] for first in range(0, len(names), at_once)]
         parts = (
             NamePlane.of(group, self.similarities(features, self.embed_prompts(group, templates), on_progress))
             for group in groups
         )
         return reduce(NamePlane.joined, parts)
-
-    def _label_groups(self, labels: Sequence[Label], features: ImageFeatures) -> Iterator[Sequence[Label]]:
-        """Labels whose score maps are made together, so that memory stays bounded."""
-        at_once = self._at_once(features)
-        group: list[Label] = []
-        for label in labels:
-            if group and sum(len(other.prompts) for other in (*group, label)) > at_once:
-                yield group
-                group = []
-            group.append(label)
-        yield group
-
-    @property
-    def _score_bytes(self) -> int:
-        return _SCORE_BYTES.get(self.model.device.type, _SCORE_BYTES_ELSEWHERE)
-
-    def _at_once(self, features: ImageFeatures) -> int:
-        pixels = max(height * width for height, width in (features.working_size, features.score_size))
-        return max(1, self._score_bytes // (4 * pixels))
-
-    def _window_similarities(
-        self, features: ImageFeatures, prompts: PromptEmbeddings, on_progress: Callable[[int, int], None] | None
-    ) -> Iterator[Tensor]:
-        """Similarities ``[P, h, w]`` of the windows, one after the other."""
-        for group in self._window_groups(features, len(prompts), on_progress):
-            guide = None if features.guide is None else features.guide[group]
-            yield from self.method.similarities(features.windows[group], prompts, self._bound(guide))
-
-    def _window_groups(
-        self, features: ImageFeatures, planes: int, on_progress: Callable[[int, int], None] | None = None
-    ) -> Iterator[slice]:
-        """Windows that are worked off together, so that their maps of so many planes stay small."""
-        preprocess, (height, width) = self.model.preprocess, features.working_size
-        pixels = min(preprocess.window, height) * min(preprocess.window, width)
-        at_once = max(1, min(_MAPS_TOGETHER, self._score_bytes // (4 * pixels)) // planes)
-        for first in range(0, len(features.origins), at_once):
-            if on_progress is not None:
-                on_progress(first, len(features.origins))
-            yield slice(first, first + at_once)
-
-    def _bound(self, guide: Guide | None) -> Refine | None:
-        return None if guide is None or self.refiner is None else partial(self.refiner.refine, guide)
 
     def _check_features(self, features: ImageFeatures) -> None:
         if (features.key.weights, features.key.settings) != (self.model.weights_sha256, self._feature_settings):

@@ -13,7 +13,7 @@ from torch import Tensor
 from tcl_core.methods import Method
 from tcl_core.methods.tcl.model import TCL
 from tcl_core.refinement.pamr import Pamr
-from tcl_core.segmentation import segmenter as segmenter_module
+from tcl_core.segmentation import scoring
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession, SimilarityCache
 from tests.contract.examples import example_image, model_of, vocabulary_of
@@ -69,5 +69,5 @@ def test_session_says_what_the_segmenter_says(kind: type[Method], monkeypatch: p
             assert (alone.label_map == again.label_map).all()
             assert torch.allclose(fresh.scores(vocabulary), expected, atol=2e-5)
         with monkeypatch.context() as patched:
-            patched.setattr(segmenter_module, "_SCORE_BYTES", {"cpu": 1})
+            patched.setattr(scoring, "_SCORE_BYTES", {"cpu": 1})
             assert torch.allclose(segmenter.score_maps(features, vocabulary), expected, atol=2e-5)

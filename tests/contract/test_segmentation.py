@@ -16,7 +16,7 @@ from torch import Tensor
 from tcl_core.errors import SettingsError
 from tcl_core.methods import Method
 from tcl_core.refinement.pamr import Pamr
-from tcl_core.segmentation import segmenter as segmenter_module
+from tcl_core.segmentation import scoring
 from tcl_core.segmentation.features import FeatureCache, ImageFeatures
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession, SimilarityCache
@@ -66,8 +66,8 @@ def test_scores_do_not_depend_on_groups(
     assert expected.shape == (planes_expected, *features.score_size) and expected.dtype == torch.float32
     assert expected.isfinite().all() and expected.min() >= 0 and expected.max() <= 1
     height, width = features.score_size
-    monkeypatch.setattr(segmenter_module, "_SCORE_BYTES", {"cpu": 4 * height * width * planes})
-    monkeypatch.setattr(segmenter_module, "_MAPS_TOGETHER", planes)
+    monkeypatch.setattr(scoring, "_SCORE_BYTES", {"cpu": 4 * height * width * planes})
+    monkeypatch.setattr(scoring, "_MAPS_TOGETHER", planes)
     assert torch.allclose(segmenter.score_maps(features, vocabulary), expected, atol=ROUNDING)
 
 
@@ -97,7 +97,7 @@ def test_dependent_labels_are_finished_together(method: Method, monkeypatch: pyt
         pytest.skip("labels of this method do not depend on each other")
     segmenter = Segmenter(model_of(copy.copy(method)))
     features, vocabulary = segmenter.encode(IMAGE), vocabulary_of(method)
-    monkeypatch.setattr(segmenter_module, "_SCORE_BYTES", {"cpu": 1})
+    monkeypatch.setattr(scoring, "_SCORE_BYTES", {"cpu": 1})
     calls, names = Calls(segmenter.method, monkeypatch), count_names(segmenter, vocabulary)
     segmenter.segment(features, vocabulary)
     session = ImageSession(segmenter, features)

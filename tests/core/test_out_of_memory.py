@@ -73,7 +73,7 @@ def test_segment_says_it_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("tcl_core.segmentation.segmenter.Segmenter._embed", failing(error))
+    monkeypatch.setattr("tcl_core.segmentation.encoding.ImageEncoder._embed", failing(error))
     assert run(["segment", str(photos / "0.png"), "--label", "cat", "--model", str(tiny_model_path)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1
@@ -114,7 +114,7 @@ def test_images_that_fit_alone_are_done_alone(photos: Path, tiny_model: Model, t
 def test_an_image_that_does_not_fit_costs_itself(
     photos: Path, tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tcl_core.segmentation.segmenter.Segmenter._embed", failing(ERRORS[1]))
+    monkeypatch.setattr("tcl_core.segmentation.encoding.ImageEncoder._embed", failing(ERRORS[1]))
     segmenter, vocabulary = Segmenter(tiny_model, refine=False), Vocabulary.from_options(["cat", "sofa"])
     summary = run_prelabel(find_images([str(photos)]), segmenter, vocabulary, tmp_path / "out.json")
     assert summary.done == 0 and len(summary.failed) == 5 and summary.internal == 0

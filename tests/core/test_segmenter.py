@@ -18,7 +18,7 @@ from tcl_core.images import ResizedImage, content_hash, resize_bilinear
 from tcl_core.methods import create_method
 from tcl_core.models import Model
 from tcl_core.models.metadata import ModelMetadata, Preprocess
-from tcl_core.segmentation import segmenter as segmenter_module
+from tcl_core.segmentation import scoring
 from tcl_core.segmentation.argmax import label_map_from_scores
 from tcl_core.segmentation.features import FeatureCache
 from tcl_core.segmentation.segmenter import Segmenter
@@ -314,7 +314,7 @@ def test_prompts_in_groups_give_the_same_scores(model: Model, monkeypatch: pytes
     features = segmenter.encode(random_image(50, 70))
     expected = segmenter.score_maps(features, VOCABULARY)
     height, width = features.working_size
-    monkeypatch.setattr(segmenter_module, "_SCORE_BYTES", {"cpu": 4 * height * width * 2})
+    monkeypatch.setattr(scoring, "_SCORE_BYTES", {"cpu": 4 * height * width * 2})
     np.testing.assert_allclose(segmenter.score_maps(features, VOCABULARY), expected, atol=1e-6)
 
 

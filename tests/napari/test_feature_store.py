@@ -153,7 +153,7 @@ def test_a_job_without_a_folder_writes_nothing(segmenter: Segmenter, image: np.n
     (tmp_path / "photos").mkdir()
     Image.fromarray(image).save(tmp_path / "photos" / "a.png")
     job = FolderJob.open(tmp_path / "photos", VOCABULARY, segmenter.settings(), tmp_path / "photos.masks")
-    segmenter.cache = FolderFeatureCache()
-    with segmenter.cache.beside(None):
-        list(job.run(segmenter))
+    cache = FolderFeatureCache()
+    with cache.beside(None):
+        list(job.run(Segmenter(segmenter.model, refine=segmenter.refine, cache=cache)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "photos.masks"]
