@@ -127,3 +127,8 @@ def in_process(action: Callable[..., Any], *arguments: Any) -> Any:
 def _alone(action: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     action(*arguments)
+
+
+def totals(folder: Path) -> list[float]:
+    """The whole loss of every step of a run."""
+    return [line["total"] for line in log_of(folder)]
