@@ -283,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, train and score."""
     parser = argparse.ArgumentParser(prog="python -m training.playground.compare_methods", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/methods"), help="where everything is kept")
-    parser.add_argument("--steps", type=int, default=500, help="steps of each training")
+    parser.add_argument("--steps", type=int, default=375, help="steps of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training of each run for each")
     parser.add_argument("--runs", nargs="+", choices=sorted(RUNS), default=list(_DEFAULT_RUNS), help="what is trained")
     parser.add_argument("--batch", type=int, help="images of a step, by default those of the embedded model")
