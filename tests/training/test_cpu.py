@@ -22,6 +22,13 @@ def test_bfloat16_is_for_processors_that_multiply_matrices_of_it(capabilities, e
     assert native_precision() == expected
 
 
+@pytest.mark.parametrize(("generation", "expected"), [((7, 5), "float32"), ((9, 0), "bfloat16")])
+def test_a_gpu_is_asked_for_itself(generation: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: generation)
+    assert native_precision(torch.device("cuda")) == expected
+
+
 def test_attention_in_float32_is_left_alone() -> None:
     before = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     with fast_attention("float32"):

@@ -14,7 +14,7 @@ from typing import cast
 
 import torch
 
-from tcl_core.devices import precision_name, select_device, select_precision
+from tcl_core.devices import select_device
 from tcl_core.errors import SettingsError, TclError
 from training.cpu import Precision, native_precision
 from training.journal import code_of, read_journal, spent
@@ -117,9 +117,7 @@ def _precision(wanted: str, folder: Path, device: torch.device) -> Precision:
     entries = read_journal(folder / "run.jsonl")
     if entries:
         return cast(Precision, entries[0]["about"]["precision"])
-    if device.type == "cpu":
-        return native_precision()
-    return cast(Precision, precision_name(select_precision("auto", device)))
+    return native_precision(device)
 
 
 if __name__ == "__main__":

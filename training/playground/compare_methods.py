@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -299,9 +300,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clip", type=Path, help="model file whose CLIP is trained on; by default the embedded one")
     parser.add_argument(
         "--precision",
-        choices=("float32", "bfloat16"),
-        default=native_precision(),
-        help="of towers and decoder; by default bfloat16 where the processor has AMX, else float32",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of towers and decoder; auto: bfloat16 where the device multiplies it in hardware, else float32",
     )
     parser.add_argument(
         "--set", dest="changes", type=json.loads, default={}, metavar="JSON", help="other settings of the methods"
@@ -316,6 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # Before minutes are spent on drawing.
         device = select_device(options.device)
+        precision: Precision = native_precision(device) if options.precision == "auto" else options.precision
         draw(work / "images", images, options.workers)
         if not clip.is_file():
             extended_clip(clip, _POSITIONS, options.clip)
@@ -324,14 +326,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for seed in options.seeds:
                 for run in options.runs:
                     trained = RUNS[run].model or run
-                    recipe = recipe_of(
-                        trained, clip, options.steps, seed, options.changes, options.batch, options.precision
-                    )
+                    recipe = recipe_of(trained, clip, options.steps, seed, options.changes, options.batch, precision)
                     ending = f"{options.name}-{options.steps}-{seed}"
                     recipe = recipe.model_copy(update={"name": f"{trained}{ending}"})
                     source = SceneSource(work / "images", RUNS[run].captions)
                     settings = Options(work / recipe.name, device, options.feeders)
-                    with fast_attention(options.precision, device):
+                    with fast_attention(precision, device):
                         model = run_recipe(recipe, source, settings, interruption)
                     score(
                         model,
@@ -342,10 +342,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         str(device),
                     )
     except StoppedError as error:
-        print(error)
+        print(error, file=sys.stderr)
         return 130
     except TclError as error:
-        print(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print(table(work, options.split))
     return 0

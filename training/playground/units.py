@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     # After each, for the next may be interrupted.
                     options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     except TclError as error:
-        print(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print(table(found))
     return 0
