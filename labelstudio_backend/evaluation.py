@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from labelstudio_backend.export import image_name
 from labelstudio_backend.labeled_shapes import join_labels
 from labelstudio_backend.labeling_config import BACKGROUND_NAMES
-from labelstudio_backend.shapes import mask_of_value
+from labelstudio_backend.shapes import image_size_of, mask_of_value
 from tcl_core.errors import DataSetError
 from tcl_core.evaluation.datasets.base import IGNORED, ClassList, files_sha256
 from tcl_core.evaluation.datasets.own import FolderDataSet
@@ -84,9 +84,9 @@ class LabelStudioDataSet(FolderDataSet):
                 continue
             where = f"{self._path}: task {task.get('id')}, region {result.get('id')}"
             try:
-                size = int(result["original_height"]), int(result["original_width"])
-            except (KeyError, TypeError, ValueError):
-                raise DataSetError(f"{where}: the size of its image is missing; export the project again") from None
+                size = image_size_of(result)
+            except ValueError as error:
+                raise DataSetError(f"{where}: {error}; export the project again") from None
             if result.get("image_rotation"):
                 raise DataSetError(f"{where}: was drawn on a rotated image, so its position is unknown; draw it again")
             value = result.get("value") or {}

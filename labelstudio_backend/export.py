@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from labelstudio_backend.image_fetch.locations import cloud_key
 from labelstudio_backend.labeled_shapes import join_labels
 from labelstudio_backend.labeling_config import BACKGROUND_NAMES, LabelingConfig, ProjectConfig
-from labelstudio_backend.shapes import mask_of_value, polygon_of_value
+from labelstudio_backend.shapes import image_size_of, mask_of_value, polygon_of_value
 from tcl_core.errors import CocoError, SettingsError, TclError
 from tcl_core.export.coco import Geometry, ImageResult, regions_to_annotations, write_coco_file
 from tcl_core.regions import label_map_to_regions
@@ -175,9 +175,9 @@ def _read(
             continue
         value = result.get("value") or {}
         try:
-            size = int(result["original_height"]), int(result["original_width"])
-        except (KeyError, TypeError, ValueError):
-            left_out.append(f"region {result.get('id')}: the size of its image is missing")
+            size = image_size_of(result)
+        except ValueError as error:
+            left_out.append(f"region {result.get('id')}: {error}")
             continue
         sizes.add(size)
         if result.get("image_rotation"):

@@ -31,13 +31,13 @@ def results_of_task(*sources: object) -> tuple[dict[str, Any], ...]:
     Returns:
         Results with labels, one of each id.
     """
-    found: dict[tuple[str, object], dict[str, Any]] = {}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for entry in (entry for source in sources if isinstance(source, list) for entry in source):
         listed = entry.get("result") if isinstance(entry, Mapping) else None
         for result in join_labels(listed if isinstance(listed, list) else []):
             number = result.get("id")
             if isinstance(number, str) and 0 < len(number) <= _LONGEST_ID and len(found) < _MOST:
-                found.setdefault((number, result.get("from_name")), result)
+                found.setdefault((number, str(result.get("from_name"))), result)
     return tuple(found.values())
 
 

@@ -127,14 +127,14 @@ class LabelingConfig:
         """The tags that predictions are drawn with."""
         return tuple(control for control in self.controls if not control.skipped)
 
-    def label_of(self, from_name: str | None, written: str) -> str | None:
+    def label_of(self, from_name: object, written: str) -> str | None:
         """The value of the label that an annotator drew with; ``None`` where there is no such label.
 
         Args:
-            from_name: the tag's name; ``None`` looks in all.
+            from_name: the tag's name as a result says it; what is no known name looks in all.
             written: what stands in the result: a value or an alias.
         """
-        own = None if from_name is None else self.spellings.get(from_name)
+        own = self.spellings.get(from_name) if isinstance(from_name, str) else None
         tags = list(self.spellings.values()) if own is None else [own]
         for spelling in (written, written.strip()):
             for names in tags:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +9,13 @@ from typing import Any
 from labelstudio_backend.labeled_shapes import join_labels, value_of_result
 from labelstudio_backend.labeling_config import Control, LabelingConfig, ProjectConfig
 from labelstudio_backend.prompts import Added
-from labelstudio_backend.shapes import ellipse_points, polygon_of_value, rectangle_points
+from labelstudio_backend.shapes import (
+    ellipse_points,
+    finite_number,
+    image_size_of,
+    polygon_of_value,
+    rectangle_points,
+)
 from tcl_core.errors import SettingsError
 
 __all__ = ["Asked", "Context", "Corners", "Drawn", "Plan", "Stroke", "freeze", "read_context"]
@@ -243,20 +248,15 @@ def _outline(kind: str, value: Mapping[str, Any]) -> Corners:
 
 def _point(value: Mapping[str, Any]) -> tuple[float, float]:
     try:
-        x, y = float(value["x"]) / 100, float(value["y"]) / 100
-    except (KeyError, TypeError, ValueError):
+        return finite_number(value["x"]) / 100, finite_number(value["y"]) / 100
+    except KeyError:
         raise ValueError("it lacks x or y") from None
-    if not (math.isfinite(x) and math.isfinite(y)):
-        raise ValueError("it contains a number that is not finite")
-    return x, y
+    except ValueError:
+        raise ValueError("it contains something that is not a finite number") from None
 
 
 def _stroke(result: Mapping[str, Any]) -> Stroke:
     rle = value_of_result(result).get("rle")
     if not isinstance(rle, Sequence) or isinstance(rle, str) or not all(isinstance(byte, int) for byte in rle):
         raise ValueError("it has no rle")
-    try:
-        size = int(result["original_height"]), int(result["original_width"])
-    except (KeyError, TypeError, ValueError):
-        raise ValueError("the size of its image is missing") from None
-    return Stroke(tuple(rle), size)
+    return Stroke(tuple(rle), image_size_of(result))

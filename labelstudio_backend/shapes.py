@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import shapely
@@ -14,9 +14,55 @@ from shapely import Polygon
 from labelstudio_backend.brush_rle import decode_brush
 from tcl_core.polygons.rasterize import polygon_to_mask
 
-__all__ = ["cropped_mask", "ellipse_points", "mask_of_value", "polygon_of_value", "rectangle_points"]
+__all__ = [
+    "cropped_mask",
+    "ellipse_points",
+    "finite_number",
+    "image_size_of",
+    "mask_of_value",
+    "polygon_of_value",
+    "rectangle_points",
+]
 
 _ELLIPSE_CORNERS = 64
+_MOST_PIXELS = 1 << 31
+
+
+def finite_number(value: object) -> float:
+    """A number of a request or an export, which may hold anything that JSON can write.
+
+    Raises:
+        ValueError: it is no number, not finite, or too large for a float.
+
+    Example:
+        >>> finite_number("12.5"), finite_number(3)
+        (12.5, 3.0)
+    """
+    try:
+        number = float(cast(Any, value))
+    except (TypeError, OverflowError):
+        raise ValueError("it is not a number") from None
+    if not math.isfinite(number):
+        raise ValueError("it is not finite")
+    return number
+
+
+def image_size_of(result: Mapping[str, Any]) -> tuple[int, int]:
+    """``(height, width)`` of the image that a region was drawn on.
+
+    Args:
+        result: as Label Studio writes it, with ``original_height`` and ``original_width``.
+
+    Raises:
+        ValueError: they are missing, or no image has this size.
+    """
+    try:
+        height, width = (int(finite_number(result[f"original_{side}"])) for side in ("height", "width"))
+    except (KeyError, ValueError):
+        raise ValueError("the size of its image is missing") from None
+    if min(height, width) < 1 or height * width > _MOST_PIXELS:
+        raise ValueError("no image has the size that it was drawn at")
+    return height, width
 
 
 def mask_of_value(kind: str, value: Mapping[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -101,7 +147,7 @@ def polygon_of_value(kind: str, value: Mapping[str, Any], size: tuple[int, int])
         raise ValueError("the polygon has fewer than three points")
     try:
         xy = np.asarray(points, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("the polygon's points are not pairs of numbers") from None
     if xy.ndim != 2 or xy.shape[1] != 2 or not np.isfinite(xy).all():
         raise ValueError("the polygon's points are not pairs of numbers")
@@ -154,10 +200,9 @@ def ellipse_points(value: Mapping[str, Any], size: tuple[int, int]) -> NDArray[n
 def _read_numbers(value: Mapping[str, Any], keys: tuple[str, ...], what: str) -> tuple[list[float], float]:
     """Numbers that are in percent, as shares, and the rotation in radians."""
     try:
-        shares = [float(value[key]) / 100 for key in keys]
-        turn = math.radians(float(value.get("rotation") or 0))
-    except (KeyError, TypeError, ValueError):
+        shares = [finite_number(value[key]) / 100 for key in keys]
+        return shares, math.radians(finite_number(value.get("rotation") or 0))
+    except KeyError:
         raise ValueError(f"the {what} lacks {', '.join(keys[:-1])} or {keys[-1]}") from None
-    if not all(map(math.isfinite, (*shares, turn))):
-        raise ValueError(f"the {what} contains a number that is not finite")
-    return shares, turn
+    except ValueError:
+        raise ValueError(f"the {what} contains something that is not a finite number") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
 import os
@@ -467,6 +468,46 @@ def test_numbers_that_json_does_not_have(number: float, client: TestClient) -> N
     body["tasks"][0]["id"] = number
     send_odd(client, "/predict", body)
     send_odd(client, "/setup", {"project": number, "schema": number})
+
+
+def places_in(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Keys that lead to each part of a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        yield (*place, key)
+        yield from places_in(part, (*place, key))
+
+
+DRAWN = {
+    "rectangle": {"x": 10, "y": 10, "width": 50, "height": 50, "rotation": 0},
+    "polygon": {"points": [[10, 10], [60, 10], [10, 60]]},
+    "keypoint": {"x": 10, "y": 10, "width": 1},
+    "brush": {"rle": [0, 0, 0, 4]},
+}
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_any_part_of_a_request_may_be_odd(client: TestClient, kind: str) -> None:
+    """Numbers that fit no float, in JSON as 1e400 or with 400 digits, and types that nobody expects there."""
+    tag = f"{kind}labels"
+    value = {**DRAWN[kind], tag: ["cat"]}
+    size = {"original_width": 20, "original_height": 30, "image_rotation": 0}
+    result = {"id": "a", "type": tag, "from_name": "brush", "to_name": "image", "item_index": 0, **size, "value": value}
+    body = {**request([data_url()]), "params": {"context": {"result": [result]}}}
+    body["tasks"][0]["predictions"] = [{"model_version": "x", "score": 0.5, "result": [result]}]
+    answers = set()
+    for place in places_in(body):
+        for odd in ("1e400", "1" + 400 * "0", "-1", "[[]]", '{"a": 1}', "null", '"x"'):
+            changed = copy.deepcopy(body)
+            part: Any = changed
+            for key in place[:-1]:
+                part = part[key]
+            part[place[-1]] = "ODD"
+            content = json.dumps(changed).replace('"ODD"', odd)
+            answer = client.post("/predict", content=content, headers={"Content-Type": "application/json"})
+            assert answer.status_code in (200, 400, 422), (place, odd, answer.text)
+            answers.add(answer.status_code)
+    assert answers == {200, 400, 422}
 
 
 @MANY

@@ -142,7 +142,7 @@ def test_what_asks_for_nothing(result: Any) -> None:
         (drawn("rectanglelabels", {"rectanglelabels": ["dogs"]}), "'dogs', for which no region can be drawn"),
         (drawn("keypointlabels", {"x": 1, "y": 2, "keypointlabels": ["owl"]}, "kp"), "'owl', for which no region"),
         (drawn("keypointlabels", {"x": 1, "keypointlabels": ["cat"]}, "kp"), "lacks x or y"),
-        (drawn("keypointlabels", {"x": 1, "y": "nan", "keypointlabels": ["cat"]}, "kp"), "not finite"),
+        (drawn("keypointlabels", {"x": 1, "y": "nan", "keypointlabels": ["cat"]}, "kp"), "not a finite number"),
         (drawn("rectanglelabels", {"x": "wide", "y": 1, "rectanglelabels": ["cat"]}), "rectangle cannot be used"),
         (drawn("ellipselabels", {"x": 1, "ellipselabels": ["cat"]}), "ellipse cannot be used"),
         (drawn("polygonlabels", {"points": [[1, 1]], "polygonlabels": ["cat"]}), "fewer than three points"),
