@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelstudio_backend.export import image_name
-from labelstudio_backend.labeled_shapes import join_labels
+from labelstudio_backend.labeled_shapes import join_labels, value_of_result
 from labelstudio_backend.labeling_config import BACKGROUND_NAMES
 from labelstudio_backend.shapes import image_size_of, mask_of_value
 from tcl_core.errors import DataSetError
@@ -46,8 +48,12 @@ class LabelStudioDataSet(FolderDataSet):
 
     def __init__(self, path: Path, images: Path, vocabulary: Vocabulary | None) -> None:
         self._path = path
-        tasks = [task for task in _read(path) if _newest(task) is not None]
-        self._results = [list(self._regions(task)) for task in tasks]
+        tasks, self._results = [], []
+        for task in _read(path):
+            with _as_exported(path, task):
+                if _newest(task) is not None:
+                    tasks.append(task)
+                    self._results.append(list(self._regions(task)))
         if vocabulary is None:
             used = {str(label) for regions in self._results for _, label, _, _ in regions}
             if not used:
@@ -67,7 +73,7 @@ class LabelStudioDataSet(FolderDataSet):
         name = names[0]
         base = name.rsplit("/", 1)[-1]
         for candidate in (name, base, _UPLOAD_PREFIX.sub("", base)):
-            if (images / candidate).is_file():
+            if os.path.isfile(images / candidate):
                 return candidate
         return name
 
@@ -89,10 +95,10 @@ class LabelStudioDataSet(FolderDataSet):
                 raise DataSetError(f"{where}: {error}; export the project again") from None
             if result.get("image_rotation"):
                 raise DataSetError(f"{where}: was drawn on a rotated image, so its position is unknown; draw it again")
-            value = result.get("value") or {}
+            value = value_of_result(result)
             for label in value.get(kind) or []:
-                if str(label).casefold() not in BACKGROUND_NAMES:
-                    yield kind, str(label), value, size
+                if label.casefold() not in BACKGROUND_NAMES:
+                    yield kind, label, value, size
 
     def check(self, index: int) -> None:
         """See `DataSet.check`."""
@@ -119,6 +125,17 @@ class LabelStudioDataSet(FolderDataSet):
         for mask, place in sorted(drawn, key=lambda pair: -int(pair[0].sum())):
             truth[mask] = place + first
         return truth
+
+
+@contextmanager
+def _as_exported(path: Path, task: Mapping[str, Any]) -> Iterator[None]:
+    """Refuse what has not the form that Label Studio gives it."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError):
+        raise DataSetError(
+            f"{path}: task {task.get('id')} is not as Label Studio writes it; export the project as JSON"
+        ) from None
 
 
 def _newest(task: Mapping[str, Any]) -> Mapping[str, Any] | None:

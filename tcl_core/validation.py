@@ -9,19 +9,30 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import re
 import reprlib
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, TypeVar, cast, dataclass_transform
+from typing import Annotated, Any, TypeGuard, TypeVar, cast, dataclass_transform
 
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator
 
 from tcl_core.errors import TclError
 
-__all__ = ["FiniteNumber", "KeysOf", "StrictFields", "Text", "WholeNumber", "checked", "explain", "validated"]
+__all__ = [
+    "FiniteNumber",
+    "KeysOf",
+    "StrictFields",
+    "Text",
+    "WholeNumber",
+    "checked",
+    "explain",
+    "is_finite_number",
+    "validated",
+]
 
 T = TypeVar("T")
 
@@ -31,6 +42,22 @@ FiniteNumber = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 """A number that is neither infinite nor NaN, and no boolean."""
 Text = Annotated[str, Field(min_length=1)]
 """Text that is not empty."""
+
+
+def is_finite_number(value: object) -> TypeGuard[float]:
+    """Whether what a JSON file holds is a number that a double can hold, and neither NaN nor infinite.
+
+    Example:
+        >>> [is_finite_number(value) for value in (1, 2.5, True, "1", float("inf"), 10**400)]
+        [True, True, False, False, False, False]
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
 
 _WORDS = {
     "bool_type": "true or false",

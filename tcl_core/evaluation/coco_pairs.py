@@ -7,7 +7,6 @@ of its own, whose images are then told by their file names and whose categories 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,9 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from tcl_core.errors import CocoError
-from tcl_core.export.coco.rle import encode_counts, read_rle
+from tcl_core.export.coco.rle import MOST_PIXELS, encode_counts, read_rle
+from tcl_core.polygons.rasterize import is_far_outside
+from tcl_core.validation import is_finite_number
 
 __all__ = ["GroundTruth", "Objects", "read_detections", "read_ground_truth"]
 
@@ -94,7 +95,7 @@ def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:
         crowd, area = entry.get("iscrowd"), entry.get("area")
         filled["iscrowd"] += crowd is None
         found["iscrowd"] = int(bool(crowd))
-        if area is None or not _is_number(area):
+        if area is None or not is_finite_number(area):
             filled["area"] += 1
             area = _area(found)
         truth.entries.append({**found, "area": area})
@@ -149,7 +150,7 @@ def _scored(
     found: Objects, entry: Mapping[str, Any], place: str, truth: GroundTruth, image: int | None, category: int | None
 ) -> None:
     score = entry.get("score")
-    if score is None or not _is_number(score):
+    if score is None or not is_finite_number(score):
         raise CocoError(
             f"{found.path}: {place}: score is {'missing' if score is None else 'not a number'}; average precision "
             "needs a score for each detection"
@@ -235,7 +236,7 @@ def _object(
             )
     box, segmentation = entry.get("bbox") or None, entry.get("segmentation") or None
     if box is not None:
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) and min(box[2:]) >= 0):
+        if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite_number, box)) and min(box[2:]) >= 0):
             raise CocoError(f"{file}: {place}: bbox is not four numbers x, y, width, height")
         box = [float(value) for value in box]
     if segmentation is not None:
@@ -270,8 +271,10 @@ def _run_lengths(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     rings = segmentation if isinstance(segmentation, list) else [None]
     for ring in rings:
         # pycocotools takes four numbers for a box.
-        if not (isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 and all(map(_is_number, ring))):
+        if not (isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 and all(map(is_finite_number, ring))):
             raise ValueError("it is neither RLE nor a list of rings with at least three points")
+        if is_far_outside(ring, size):
+            raise ValueError("a ring is far outside its image")
     merged = coco_mask.merge(coco_mask.frPyObjects(rings, *size))
     return {"size": list(size), "counts": merged["counts"].decode("ascii")}
 
@@ -315,12 +318,9 @@ def _id(entry: Mapping[str, Any], key: str, place: str, file: Path) -> int:
 
 def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     height, width = entry.get("height"), entry.get("width")
-    whole = isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0
-    return (height, width) if whole else None  # type: ignore[return-value]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+        return None
+    return (height, width) if height * width <= MOST_PIXELS else None
 
 
 def _first(named: Mapping[int, str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from tcl_core.errors import CocoError, ExportError
-from tcl_core.export.coco.rle import read_rle
+from tcl_core.export.coco.rle import MOST_PIXELS, read_rle
 from tcl_core.export.folder import INFO_FILE
 from tcl_core.export.semantic_png import IGNORED, values_of
 from tcl_core.images import DEFAULT_MAX_PIXELS
+from tcl_core.polygons.rasterize import is_far_outside
+from tcl_core.validation import is_finite_number
 from tcl_core.vocabulary import Label, Vocabulary
 from tcl_core.vocabulary.labels import name_key
 
@@ -101,7 +102,7 @@ class CocoSource(Source):
             self._annotations: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
             for annotation in data["annotations"]:
                 self._annotations[int(annotation["image_id"])].append(annotation)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else "a field has the wrong type"
             raise CocoError(
                 f"{path} is not a COCO file with instances ({what}); for details, run tcl-annotate validate-coco"
@@ -119,10 +120,10 @@ class CocoSource(Source):
         """Height and width of an image, as the file says.
 
         Raises:
-            CocoError: it is empty.
+            CocoError: no image has that size.
         """
         _, name, height, width = self._entries[index]
-        if height < 1 or width < 1:
+        if min(height, width) < 1 or height * width > MOST_PIXELS:
             raise CocoError(
                 f"{self._path}: the image {name} has a size of {width}x{height}; correct its width and height"
             )
@@ -182,9 +183,9 @@ def _fault(segmentation: object, size: tuple[int, int]) -> str | None:
     for ring in segmentation:
         if not isinstance(ring, list) or len(ring) < 6 or len(ring) % 2:
             return "with a ring of fewer than three points"
-        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in ring):
+        if not all(map(is_finite_number, ring)):
             return "with a coordinate that is not a number"
-        if min(ring) < -size[1] - size[0] or max(ring) > 2 * (size[0] + size[1]):
+        if is_far_outside(ring, size):
             return "with a ring far outside its image"
     return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import shapely
 from numpy.typing import NDArray
@@ -11,7 +13,7 @@ from tcl_core.polygons.arcs import EdgeGraph
 from tcl_core.polygons.simplify import FittedArcs
 from tcl_core.types import Region
 
-__all__ = ["mask_iou", "partition_of_arcs", "polygon_iou", "polygon_to_mask"]
+__all__ = ["is_far_outside", "mask_iou", "partition_of_arcs", "polygon_iou", "polygon_to_mask"]
 
 
 def polygon_to_mask(
@@ -41,6 +43,20 @@ def polygon_to_mask(
     flat = [(shapely.get_coordinates(ring)[:-1] - origin).ravel().tolist() for ring in rings]
     drawn = coco_mask.decode(coco_mask.frPyObjects(flat, height, width))
     return np.asarray(drawn.sum(axis=2) % 2 == 1)
+
+
+def is_far_outside(ring: Sequence[float], size: tuple[int, int]) -> bool:
+    """Whether a ring leaves its image so far that pycocotools, which walks along outlines, may run out of memory.
+
+    Args:
+        ring: x, y, x, y, ... in pixels, finite.
+        size: height and width of the image.
+
+    Example:
+        >>> is_far_outside([0, 0, 9, 0, 9, 9], (4, 4)), is_far_outside([0, 0, 1e30, 0, 9, 9], (4, 4))
+        (False, True)
+    """
+    return min(ring) < -size[1] - size[0] or max(ring) > 2 * (size[0] + size[1])
 
 
 def mask_iou(one: NDArray[np.bool_], two: NDArray[np.bool_]) -> float:

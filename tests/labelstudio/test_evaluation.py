@@ -13,10 +13,11 @@ from PIL import Image
 
 from labelstudio_backend.evaluation import LabelStudioDataSet
 from tcl_core.cli.main import run
-from tcl_core.errors import DataSetError
+from tcl_core.errors import DataSetError, ImageError
 from tcl_core.evaluation import jobs
 from tcl_core.vocabulary import Label, Vocabulary
 from tests.labelstudio.test_export import SIZE, brush, mask_of, polygon
+from tests.odd_json import odd_copies
 
 
 def write_export(folder: Path, *tasks: dict[str, Any]) -> Path:
@@ -99,3 +100,17 @@ def test_the_command_finds_it_by_its_entry_point(
     words = ["evaluate", "--label-studio", str(export), "--images", str(tmp_path / "images"), "--device", "cpu"]
     assert run([*words, "--model", str(tiny_model_path), "--out", str(tmp_path / "out")]) == 0
     assert "export own, 2 images, 3 classes" in capsys.readouterr().out
+
+
+def test_odd_values_are_refused_or_drawn(tmp_path: Path) -> None:
+    shapes = [polygon([(0, 0), (20, 0), (0, 20)]), brush(np.ones(SIZE, dtype=bool), "sofa")]
+    path, drawn, refused = write_export(tmp_path, task(1, "/data/upload/a.png", annotation(*shapes))), 0, 0
+    for _, _, text in odd_copies(json.loads(path.read_text())):
+        path.write_text(text)
+        try:
+            data = LabelStudioDataSet(path, tmp_path / "images", None)
+            data.check(0)
+            drawn += data.truth(0).shape == SIZE
+        except (DataSetError, ImageError):
+            refused += 1
+    assert drawn and refused

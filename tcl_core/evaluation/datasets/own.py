@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,13 @@ class FolderDataSet(DataSet):
         self.about: dict[str, Any] = {}
 
     def _find(self, folder: Path, name: str) -> Path:
+        # Not Path.is_file, which raises for a name that no file can have.
         path = folder / name
-        if path.suffix.lower() in SUPPORTED_EXTENSIONS and path.is_file():
+        if path.suffix.lower() in SUPPORTED_EXTENSIONS and os.path.isfile(path):
             return path
         for ending in SUPPORTED_EXTENSIONS:
             for other in (path.with_suffix(ending), path.with_suffix(ending.upper())):
-                if other.is_file():
+                if os.path.isfile(other):
                     return other
         raise DataSetError(f"{path}: this image of {self.name} is missing; is --images {folder} its folder?")
 

@@ -15,7 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-__all__ = ["Runs", "counts_of_crop", "decode_counts", "encode_counts", "encode_crop", "read_rle"]
+__all__ = ["MOST_PIXELS", "Runs", "counts_of_crop", "decode_counts", "encode_counts", "encode_crop", "read_rle"]
+
+MOST_PIXELS = (1 << 32) - 1
+"""Of an image with masks: ``pycocotools`` counts in 32 bits."""
 
 # A count is below 2**32; with five bits a character (one of them the sign) it never needs more than this.
 _MAX_CHARS_PER_COUNT = 7
