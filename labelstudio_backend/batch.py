@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from anyio.from_thread import start_blocking_portal
 
-from labelstudio_backend.client import GoneError, LabelStudioClient, LabelStudioError, Project, SignInError
+from labelstudio_backend.client import (
+    GoneError,
+    LabelStudioClient,
+    LabelStudioError,
+    Project,
+    RefusedError,
+    SignInError,
+)
 from labelstudio_backend.image_fetch.fetching import ImageFetcher
 from labelstudio_backend.labeling_config import LabelingConfig, ProjectConfig, parse_project_config
 from labelstudio_backend.model_options import ModelOptions, model_version
@@ -241,28 +248,40 @@ class _Sender:
         except SignInError:
             raise
         except TclError as error:
-            if len(batch) == 1:
-                self._fail(batch[0]["task"], str(error))
-                return
-            # One prediction, such as that of a task which is gone by now, makes Label Studio refuse all.
-            for prediction in batch:
-                self._batch = [prediction]
-                self.send()
+            self._send_one_by_one(batch, error)
             return
         lost = set() if created == len(batch) else {p["task"] for p in batch if not self._is_stored(p)}
-        stored = 0
+        for task in lost:
+            self._fail(task, "Label Studio did not store the prediction")
+        self._note([prediction for prediction in batch if prediction["task"] not in lost])
+
+    def _send_one_by_one(self, batch: list[dict[str, Any]], error: TclError) -> None:
+        """Send what one prediction, such as that of a task which is gone by now, made Label Studio refuse with it."""
+        stored: list[dict[str, Any]] = []
+        if not isinstance(error, RefusedError):
+            # Without an answer it may have stored them all the same; stored again, every region would be there twice.
+            with suppress(LabelStudioError):
+                stored = [prediction for prediction in batch if self._is_stored(prediction)]
+        self._note(stored)
+        there = {prediction["task"] for prediction in stored}
         for prediction in batch:
-            task = prediction["task"]
-            if task in lost:
-                self._fail(task, "Label Studio did not store the prediction")
+            if prediction["task"] in there:
                 continue
+            if len(batch) == 1:
+                self._fail(prediction["task"], str(error))
+                return
+            self._batch = [prediction]
+            self.send()
+
+    def _note(self, batch: list[dict[str, Any]]) -> None:
+        """Count predictions that are stored, and replace older ones of their tasks."""
+        for task in (prediction["task"] for prediction in batch):
             self._summary.done += 1
             if task in self._reasons:
                 self._summary.empty[task] = self._reasons.pop(task)
             if task in self._predicted:
                 self._replace(task)
-            stored += 1
-        self._progress.advance(stored)
+        self._progress.advance(len(batch))
 
     def _is_stored(self, prediction: dict[str, Any]) -> bool:
         try:

@@ -37,12 +37,14 @@ class LabelStudio:
         imported: bodies of the requests that stored predictions, in order.
         predictions: those stored, by number.
         on_image: called before each uploaded file is sent, with its name.
+        silent: number of requests that store predictions and are answered as by a proxy that waited too long.
     """
 
     def __init__(self, config: str, tasks: Sequence[Mapping[str, Any]], files: Mapping[str, bytes]) -> None:
         self.imported: list[bytes] = []
         self.predictions: dict[int, dict[str, Any]] = {}
         self.on_image: Callable[[str], None] = lambda name: None
+        self.silent = 0
         self._config, self._files = config, files
         self._tasks = {number: dict(data) for number, data in enumerate(tasks, start=1)}
         self._numbers = itertools.count(1)
@@ -89,6 +91,9 @@ class LabelStudio:
             for entry in entries:
                 number = next(self._numbers)
                 self.predictions[number] = {"id": number, **entry}
+            if self.silent:
+                self.silent -= 1
+                return 504, {}
             return 201, {"created": len(entries)}
         if method == "GET" and path == "/api/predictions/":
             return 200, [each for each in self.predictions.values() if each["task"] == int(query["task"][0])]

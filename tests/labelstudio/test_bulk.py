@@ -183,6 +183,16 @@ def test_older_predictions_are_replaced(server: LabelStudio, options: ModelOptio
     assert {each["model_version"] for each in server.predictions.values()} == {again.model_version}
 
 
+def test_what_is_stored_without_an_answer_is_not_stored_twice(server: LabelStudio, options: ModelOptions) -> None:
+    expected = predict(server, options, 0)
+    stored = server.results()
+    server.forget()
+    server.silent = 2
+    summary = predict(server, options, 0)
+    assert summary == expected and server.results() == stored
+    assert len(server.predictions) == summary.done and len(server.imported) == 2
+
+
 def test_the_command_takes_workers_and_names_the_stages(
     server: LabelStudio, options: ModelOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
