@@ -215,6 +215,7 @@ def projects_command(
     from tcl_core.evaluation.projects import (
         evaluate_projects,
         format_projects,
+        mistaken_for_synonyms,
         projects_to_json,
         synonyms_and_others,
     )
@@ -236,6 +237,8 @@ def projects_command(
         f"\nsimilarity of synonyms at least {synonyms:.2f}, of different things at most {others:.2f}; "
         f"background names are left out at {NEAR} or above"
     )
+    for one, other, nearness in mistaken_for_synonyms(segmenter):
+        click.echo(f"{one} and {other} ({nearness:.2f}) do not compete with each other")
     if json_file is not None:
         content = {"settings": segmenter.settings(), "scenes": scenes, "seed": seed, "background_threshold": height}
         content["rows"] = json.loads(projects_to_json(rows))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 
 import numpy as np
 
 from tcl_core.evaluation.miou import MeanIoU
 from tcl_core.playground import CLASS_NAMES, KINDS, SYNONYMS, draw_scene, scene_rng
+from tcl_core.segmentation.background_names import NEAR
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.segmentation.session import ImageSession
 from tcl_core.vocabulary import Label, Vocabulary
@@ -25,6 +27,7 @@ __all__ = [
     "evaluate_projects",
     "format_projects",
     "projects_to_json",
+    "mistaken_for_synonyms",
     "synonyms_and_others",
 ]
 
@@ -167,6 +170,21 @@ def synonyms_and_others(segmenter: Segmenter) -> tuple[float, float]:
     same = np.array([[name == owner for owner in (*owners, *CLASS_NAMES)] for name in CLASS_NAMES])
     values = found.cpu().numpy()
     return float(values[:, : len(others)][same[:, : len(others)]].min()), float(values[~same].max())
+
+
+def mistaken_for_synonyms(segmenter: Segmenter) -> list[tuple[str, str, float]]:
+    """Pairs of different things whose names are as near as synonyms, so that they do not compete with each other.
+
+    Returns:
+        Two names and their nearness, the nearest pair first.
+    """
+    found = segmenter.nearness(CLASS_NAMES, CLASS_NAMES)
+    assert found is not None
+    pairs = [
+        (one, other, float(found[CLASS_NAMES.index(one), CLASS_NAMES.index(other)]))
+        for one, other in combinations(CLASS_NAMES, 2)
+    ]
+    return sorted((pair for pair in pairs if pair[2] >= NEAR), key=lambda pair: -pair[2])
 
 
 def format_projects(rows: Sequence[ProjectRow]) -> str:

@@ -105,7 +105,9 @@ def test_near_names_say_what_they_are_near_to(playground: Segmenter) -> None:
 def test_different_things_do_not_step_aside(playground: Segmenter) -> None:
     for name in CLASS_NAMES:
         names = playground.background_names(Vocabulary.from_options([name])).names
-        assert set(names) == set(CLASS_NAMES) - {name}
+        # See `tcl_core.evaluation.projects.mistaken_for_synonyms`.
+        near = {"snow", "marble"} if name in ("snow", "marble") else {name}
+        assert set(names) == set(CLASS_NAMES) - near
 
 
 # -- which of them in an image -----------------------------------------------------------------------------------------

