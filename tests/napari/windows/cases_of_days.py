@@ -258,9 +258,10 @@ def test_features_of_a_folder(
     loaded = widget.engine.loaded
     assert loaded is not None
     encoded: list[object] = []
-    embed = loaded._embed
+    encoder = loaded._encoder
+    embed = encoder._embed
     # Not the method's `encode`: a backend may have exported it before.
-    loaded._embed = lambda *group: encoded.append(group) or embed(*group)  # type: ignore[method-assign,func-returns-value]
+    encoder._embed = lambda *group: encoded.append(group) or embed(*group)  # type: ignore[method-assign,func-returns-value]
     for name in ("0.png", "1.png", "2.png"):
         widget.folder.open(name)
         if widget.question.isVisible():
