@@ -124,8 +124,9 @@ class CocoSource(Source):
         """
         _, name, height, width = self._entries[index]
         if min(height, width) < 1 or height * width > MOST_PIXELS:
+            why = " (too many pixels)" if min(height, width) > 0 else ""
             raise CocoError(
-                f"{self._path}: the image {name} has a size of {width}x{height}; correct its width and height"
+                f"{self._path}: the image {name} has a size of {width}x{height}{why}; correct its width and height"
             )
         return height, width
 
