@@ -250,7 +250,7 @@ class _Sender:
         except TclError as error:
             self._send_one_by_one(batch, error)
             return
-        lost = set() if created == len(batch) else {p["task"] for p in batch if not self._is_stored(p)}
+        lost = [] if created == len(batch) else [p["task"] for p in batch if not self._is_stored(p)]
         for task in lost:
             self._fail(task, "Label Studio did not store the prediction")
         self._note([prediction for prediction in batch if prediction["task"] not in lost])

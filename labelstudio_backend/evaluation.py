@@ -55,7 +55,7 @@ class LabelStudioDataSet(FolderDataSet):
                     tasks.append(task)
                     self._results.append(list(self._regions(task)))
         if vocabulary is None:
-            used = {str(label) for regions in self._results for _, label, _, _ in regions}
+            used = {label for regions in self._results for _, label, _, _ in regions}
             if not used:
                 raise DataSetError(f"{path}: no task has an annotated region; annotate one, or pass --labels FILE")
             vocabulary = Vocabulary(tuple(Label(name) for name in sorted(used)))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelstudio_backend.image_fetch.locations import cloud_key
-from labelstudio_backend.labeled_shapes import join_labels
+from labelstudio_backend.labeled_shapes import join_labels, value_of_result
 from labelstudio_backend.labeling_config import BACKGROUND_NAMES, LabelingConfig, ProjectConfig
 from labelstudio_backend.shapes import image_size_of, mask_of_value, polygon_of_value
 from tcl_core.errors import CocoError, SettingsError, TclError
@@ -173,7 +173,7 @@ def _read(
             continue
         if config.item_index is not None and (result.get("item_index") or 0) != config.item_index:
             continue
-        value = result.get("value") or {}
+        value = value_of_result(result)
         try:
             size = image_size_of(result)
         except ValueError as error:

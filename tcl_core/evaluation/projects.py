@@ -180,10 +180,7 @@ def mistaken_for_synonyms(segmenter: Segmenter) -> list[tuple[str, str, float]]:
     """
     found = segmenter.nearness(CLASS_NAMES, CLASS_NAMES)
     assert found is not None
-    pairs = [
-        (one, other, float(found[CLASS_NAMES.index(one), CLASS_NAMES.index(other)]))
-        for one, other in combinations(CLASS_NAMES, 2)
-    ]
+    pairs = [(one, other, float(found[i, j])) for (i, one), (j, other) in combinations(enumerate(CLASS_NAMES), 2)]
     return sorted((pair for pair in pairs if pair[2] >= NEAR), key=lambda pair: -pair[2])
 
 

@@ -93,7 +93,7 @@ class Segmenter:
         }
         self.network_identity = json.dumps(network, sort_keys=True)
         self._calibration = self._checked_calibration()
-        self._feature_settings = json.dumps(
+        settings = json.dumps(
             {
                 # Its name holds the configuration under which a CLIP's file is used.
                 "model": model.name,
@@ -109,9 +109,7 @@ class Segmenter:
             sort_keys=True,
         )
         encode_windows = model.backend.encoder(self.method, self.network_identity, model.precision)
-        self._encoder = ImageEncoder(
-            model, self.method, self.refiner, encode_windows, self._feature_settings, cache, batch_size
-        )
+        self._encoder = ImageEncoder(model, self.method, self.refiner, encode_windows, settings, cache, batch_size)
         self._scorer = ImageScorer(model, self.method, self.refiner)
 
     @property
@@ -493,7 +491,7 @@ class Segmenter:
         return reduce(NamePlane.joined, parts)
 
     def _check_features(self, features: ImageFeatures) -> None:
-        if (features.key.weights, features.key.settings) != (self.model.weights_sha256, self._feature_settings):
+        if (features.key.weights, features.key.settings) != (self.model.weights_sha256, self._encoder.settings):
             raise SettingsError(
                 "these features come from another model or other settings; encode the image with this segmenter."
             )

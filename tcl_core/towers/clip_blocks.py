@@ -45,8 +45,7 @@ def diagonal_attention_block(block: nn.Module, tokens: Tensor) -> Tensor:
     width = parts.attn.embed_dim
     weight, bias = parts.attn.in_proj_weight, parts.attn.in_proj_bias
     value = F.linear(parts.ln_1(tokens), weight[2 * width :], None if bias is None else bias[2 * width :])
-    tokens = tokens + parts.ls_1(parts.attn.out_proj(value))
-    return tokens + parts.ls_2(parts.mlp(parts.ln_2(tokens)))
+    return _after_attention(block, tokens, value)
 
 
 def query_key_value(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,15 +78,12 @@ def attention_block(block: nn.Module, tokens: Tensor, mask: Tensor | None = None
     Returns:
         float ``[B, N, C]``.
     """
-    parts = cast(Any, block)
-    attention = parts.attn
     query, key, value = query_key_value(block, tokens)
     if tokens.device.type == "cpu" and not torch.is_grad_enabled():
         # The kernel for attention runs at half its speed on heads that lie apart.
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
-    tokens = tokens + parts.ls_1(attention.out_proj(mixed))
-    return tokens + parts.ls_2(parts.mlp(parts.ln_2(tokens)))
+    return _after_attention(block, tokens, mixed)
 
 
 def class_token_block(block: nn.Module, tokens: Tensor) -> Tensor:
@@ -121,15 +117,21 @@ def block_at(block: nn.Module, tokens: Tensor, mask: Tensor, places: Tensor) -> 
 def _block_for(block: nn.Module, tokens: Tensor, places: slice | Tensor, mask: Tensor | None) -> Tensor:
     parts = cast(Any, block)
     attention = parts.attn
-    width, heads = attention.embed_dim, (-1, attention.num_heads, attention.head_dim)
+    width, heads = attention.embed_dim, (attention.num_heads, attention.head_dim)
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     normed = parts.ln_1(tokens)
     query = F.linear(normed[:, places], weight[:width], None if bias is None else bias[:width])
     key, value = F.linear(normed, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
-    query, key, value = (each.unflatten(-1, heads[1:]).transpose(1, 2) for each in (query, key, value))
+    query, key, value = (each.unflatten(-1, heads).transpose(1, 2) for each in (query, key, value))
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
-    token = tokens[:, places] + parts.ls_1(attention.out_proj(mixed))
-    return token + parts.ls_2(parts.mlp(parts.ln_2(token)))
+    return _after_attention(block, tokens[:, places], mixed)
+
+
+def _after_attention(block: nn.Module, tokens: Tensor, mixed: Tensor) -> Tensor:
+    """The rest of a block: project what attention mixed, add it to the tokens, and run the MLP."""
+    parts = cast(Any, block)
+    tokens = tokens + parts.ls_1(parts.attn.out_proj(mixed))
+    return cast(Tensor, tokens + parts.ls_2(parts.mlp(parts.ln_2(tokens))))
 
 
 def run_block(block: nn.Module, tokens: Tensor) -> Tensor:

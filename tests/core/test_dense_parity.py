@@ -200,7 +200,7 @@ def test_pipeline(case: Case, window: int, stride: int) -> None:
         working_size=(height, width),
         score_size=method.score_size((height, width), size),
         size=size,
-        key=FeatureKey("", segmenter.model.weights_sha256, segmenter._feature_settings),
+        key=FeatureKey("", segmenter.model.weights_sha256, segmenter._encoder.settings),
     )
     assert features.score_size == size
     # The records' class 0 is the background.
