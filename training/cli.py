@@ -51,6 +51,11 @@ Examples:
 )
 @click.option("--compile", "compiled", is_flag=True, help="Use torch.compile.")
 @click.option(
+    "--keep-activations",
+    is_flag=True,
+    help="Keep CLIP's activations of masked images for the backward pass: more memory, less time, the same gradients.",
+)
+@click.option(
     "--log",
     "loggers",
     multiple=True,
@@ -95,6 +100,7 @@ def command(
     workers: int,
     accumulate: int,
     compiled: bool,
+    keep_activations: bool,
     loggers: tuple[str, ...],
     changes: tuple[str, ...],
     accept_changes: bool,
@@ -127,7 +133,9 @@ def command(
         if process_rank() == 0:
             for line in source.report.lines():
                 click.echo(line, err=True)
-        options = Options(out, chosen, workers, accumulate, compiled, loggers, accept_changes, eval_data)
+        options = Options(
+            out, chosen, workers, accumulate, compiled, keep_activations, loggers, accept_changes, eval_data
+        )
         if dry_run:
             try_steps(settings, source, options)
             return 0

@@ -23,7 +23,7 @@ from training.model import Trained, build
 from training.phase import Feed, Identity, Interruption, Options, PhaseRun, StoppedError, act_together, to_device
 from training.step import Stepper
 
-__all__ = ["Interruption", "Options", "StoppedError", "check_batch", "run_recipe", "to_device"]
+__all__ = ["Interruption", "Options", "StoppedError", "built", "check_batch", "run_recipe", "to_device"]
 
 
 def run_recipe(recipe: Recipe, source: Source, options: Options, interruption: Interruption | None = None) -> Path:
@@ -51,12 +51,7 @@ def run_recipe(recipe: Recipe, source: Source, options: Options, interruption: I
         raise SettingsError(f"The recipe {recipe.name} has no phase that trains; give it one of kind train.")
     for each in phases:
         check_batch(each, options)
-    trained = build(recipe, phases[-1].augmentation)
-    module = cast(nn.Module, trained.method)
-    # Convolutions are faster with the channels last, on GPUs as on CPUs.
-    module.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if options.compile:
-        trained.trainable.compile_training()
+    trained = built(recipe, phases[-1], options)
     # All at once: what is wrong with the last phase should not be found out after the first one.
     runs = {phase.name: _source_run(recipe, phase, trained, source, options, interruption) for phase in phases}
     start, results = _copy(trained.method.learned_state_dict()), dict[str, dict[str, Tensor]]()
@@ -75,6 +70,25 @@ def run_recipe(recipe: Recipe, source: Source, options: Options, interruption: I
     out = options.out / f"{recipe.name}.safetensors"
     act_together(lambda: trained.write(out), options.device)
     return out
+
+
+def built(recipe: Recipe, last: TrainPhase, options: Options) -> Trained:
+    """The model of a recipe on its device, as its phases train it.
+
+    Args:
+        recipe: that names the model.
+        last: its last phase that trains, whose images the model file will ask for.
+        options: of the run.
+    """
+    trained = build(recipe, last.augmentation)
+    module = cast(nn.Module, trained.method)
+    # Convolutions are faster with the channels last, on GPUs as on CPUs.
+    module.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if options.compile:
+        trained.trainable.compile_training()
+    if options.keep_activations:
+        trained.trainable.keep_activations()
+    return trained
 
 
 def _source_run(

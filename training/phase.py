@@ -44,6 +44,7 @@ class Options:
         workers: processes that decode images, for each process that trains.
         accumulate: parts in which a batch is worked through, see `training.step.Stepper`.
         compile: use ``torch.compile``.
+        keep_activations: spare a second forward pass with more memory, see `BatchTrainable.keep_activations`.
         loggers: keys of `training.log.LOGGERS`.
         accept_changes: go on from a checkpoint of other settings or other data.
         evaluation_data: folder of the benchmarks that a recipe evaluates on.
@@ -56,6 +57,7 @@ class Options:
     workers: int = 0
     accumulate: int = 1
     compile: bool = False
+    keep_activations: bool = False
     loggers: tuple[str, ...] = ()
     accept_changes: bool = False
     evaluation_data: Path | None = None

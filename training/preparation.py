@@ -9,12 +9,11 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 import torch
 import yaml
-from torch import nn
 from tqdm import tqdm
 
 from tcl_core.devices import select_device
@@ -28,9 +27,8 @@ from training.data.shards import Filters, ShardSource
 from training.data.source import JoinedSource, Source
 from training.data.tables import coco_captions, table
 from training.distributed import process_rank, wait_for_first, world_size
-from training.engine import Options, check_batch, to_device
+from training.engine import Options, built, check_batch, to_device
 from training.evaluation import check_words, open_evaluations
-from training.model import build
 from training.step import Stepper
 
 __all__ = ["changed", "dry_run", "open_data", "process_device"]
@@ -161,10 +159,7 @@ def dry_run(recipe: Recipe, source: Source, options: Options) -> None:
         raise SettingsError(f"The recipe {recipe.name} has no phase that trains; give it one of kind train.")
     for phase in phases:
         check_batch(phase, options)
-    trained = build(recipe, phases[-1].augmentation)
-    cast(nn.Module, trained.method).to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if options.compile:
-        trained.trainable.compile_training()
+    trained = built(recipe, phases[-1], options)
     total = 0.0
     evaluations = {phase.name: open_evaluations(phase.evaluation, options.evaluation_data) for phase in phases}
     for phase in phases:

@@ -95,6 +95,9 @@ class BatchTrainable(ABC):
     def compile_training(self) -> None:  # noqa: B027
         """Let ``torch.compile`` have the parts of the training step that gain by it; nothing by default."""
 
+    def keep_activations(self) -> None:  # noqa: B027
+        """Keep for the backward pass what is computed again by default: more memory, less time; same gradients."""
+
     @abstractmethod
     def loss(self, embeddings: Any, batch: Any) -> Mapping[str, Tensor]:
         """The scalars of a step from all embeddings; ``total`` is minimized, all are logged."""

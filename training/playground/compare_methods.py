@@ -330,7 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     ending = f"{options.name}-{options.steps}-{seed}"
                     recipe = recipe.model_copy(update={"name": f"{trained}{ending}"})
                     source = SceneSource(work / "images", RUNS[run].captions)
-                    settings = Options(work / recipe.name, device, options.feeders)
+                    # The towers are so small that memory does not matter, and time does.
+                    settings = Options(work / recipe.name, device, options.feeders, keep_activations=True)
                     with fast_attention(precision, device):
                         model = run_recipe(recipe, source, settings, interruption)
                     score(

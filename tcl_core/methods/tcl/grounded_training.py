@@ -141,6 +141,10 @@ class GroundedTraining(Trainable):
         cast(nn.Module, self.masker.image_encoder).compile()
         self.clip.compile_blocks()
 
+    def keep_activations(self) -> None:
+        """Keep the activations of the blocks through which gradients pass to the image."""
+        self.clip.recompute = False
+
     @torch.no_grad()
     def image_tokens(self, batch: ImageBatch) -> Tensor:
         """Tokens ``[B, 1 + hw, C]`` before the copied blocks, unless the batch has them."""
