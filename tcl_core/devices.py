@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import math
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -38,6 +41,8 @@ PRECISIONS: dict[str, torch.dtype] = {
     "int8": torch.int8,
 }
 """Number formats by the names users write."""
+# Between half and twice the speed of float32.
+_FAST, _ROUNDS = 1.4, 9
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -83,8 +88,8 @@ def select_precision(name: str = "auto", device: torch.device | str = "cpu") -> 
     ``auto`` means bfloat16 on CUDA devices that compute in it natively, where it is several times faster than float32,
     and float32 everywhere else. On the CPU it stays float32 even where the processor knows bfloat16: the same images
     then give the same COCO file on every machine of a team, and the products of a small model on a CPU are too little
-    of the time to give that up for. ``bfloat16`` may be asked for on any CPU; without AMX it is correct but slower
-    than float32.
+    of the time to give that up for. ``bfloat16`` may be asked for on any CPU; where it is not fast
+    (`has_fast_bfloat16`) it is correct but slower than float32.
 
     Args:
         name: ``auto``, ``float32``, ``bfloat16``, ``float16`` (CUDA only: CPU kernels for it are missing or slow), or
@@ -123,7 +128,7 @@ def has_wide_vectors() -> bool:
 
 def has_native_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 without converting it (AMX, AVX-512 BF16)."""
-    return has_fast_bfloat16() or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+    return _has_amx() or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 def has_integer_products() -> bool:
@@ -132,12 +137,30 @@ def has_integer_products() -> bool:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether the CPU multiplies matrices of bfloat16 faster than those of float32, which takes AMX.
+    """Whether the CPU multiplies matrices of bfloat16 much faster than those of float32.
 
-    AVX-512 BF16 alone is not enough: Intel's processors have that instruction in fewer units than those of float32, and
-    PyTorch and OpenVINO took 1.7 times as long with it (``python -m benchmarks.first_prompt``).
+    With AMX it does. AVX-512 BF16 alone does not tell: Intel's processors run that instruction in fewer units than
+    those of float32, and take longer with it, while AMD's take half the time. There it is measured, once in a process,
+    in a tenth of a second; the two kinds are too far apart for a busy machine to confuse them.
     """
+    return has_native_bfloat16() and (_has_amx() or _gain_of_bfloat16() > _FAST)
+
+
+def _has_amx() -> bool:
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+@functools.cache
+def _gain_of_bfloat16() -> float:
+    """How many times as long a product of float32 takes as one of bfloat16, at best; at the size of a small tower."""
+    factors = {dtype: torch.ones(768, 768, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    best = dict.fromkeys(factors, math.inf)
+    for _ in range(_ROUNDS):
+        for dtype, matrix in factors.items():
+            begin = time.perf_counter()
+            torch.mm(matrix[:256], matrix)
+            best[dtype] = min(best[dtype], time.perf_counter() - begin)
+    return best[torch.float32] / best[torch.bfloat16]
 
 
 def available_devices() -> tuple[str, ...]:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
 
+import tcl_core.devices as devices_module
 from tcl_core.devices import (
     PRECISIONS,
     autocast,
@@ -70,14 +72,41 @@ def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("amx", "avx512", "fast", "native"), [(True, True, True, True), (False, True, False, True), (False,) * 4]
+    ("amx", "avx512", "gain", "fast", "native"),
+    [
+        (True, True, 1.0, True, True),
+        (False, True, 0.6, False, True),
+        (False, True, 2.1, True, True),
+        (False, False, 2.1, False, False),
+    ],
 )
 def test_processors_of_bfloat16(
-    amx: bool, avx512: bool, fast: bool, native: bool, monkeypatch: pytest.MonkeyPatch
+    amx: bool, avx512: bool, gain: float, fast: bool, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(devices_module, "_gain_of_bfloat16", lambda: gain)
     assert (has_fast_bfloat16(), has_native_bfloat16()) == (fast, native)
+
+
+def test_products_are_measured_once_and_in_both_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiplied = []
+    product = torch.mm
+
+    def slow(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        multiplied.append(right.dtype)
+        time.sleep(0.004 if right.dtype == torch.float32 else 0.001)
+        return product(left[:1, :1], right[:1, :1])
+
+    devices_module._gain_of_bfloat16.cache_clear()
+    monkeypatch.setattr(torch, "mm", slow)
+    try:
+        assert devices_module._gain_of_bfloat16() > 2
+        count = len(multiplied)
+        assert devices_module._gain_of_bfloat16() > 2
+        assert len(multiplied) == count and set(multiplied) == {torch.float32, torch.bfloat16}
+    finally:
+        devices_module._gain_of_bfloat16.cache_clear()
 
 
 @pytest.mark.parametrize(

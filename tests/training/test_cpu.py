@@ -5,26 +5,21 @@ import torch
 import torch.nn.functional as F
 
 from tests.core.tcl_models import captions, small_tcl
+from training import cpu
 from training.cpu import fast_attention, native_precision
 
 
-@pytest.mark.parametrize(
-    ("capabilities", "expected"),
-    [
-        ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "float32"),
-        ({"avx512_bf16": True}, "float32"),
-        ({"amx_bf16": True}, "bfloat16"),
-        ({}, "float32"),
-    ],
-)
-def test_bfloat16_is_for_processors_that_multiply_matrices_of_it(capabilities, expected, monkeypatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+@pytest.mark.parametrize(("fast", "expected"), [(False, "float32"), (True, "bfloat16")])
+def test_bfloat16_is_for_processors_that_are_fast_in_it(
+    fast: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "has_fast_bfloat16", lambda: fast)
     assert native_precision() == expected
 
 
 @pytest.mark.parametrize(("generation", "expected"), [((7, 5), "float32"), ((9, 0), "bfloat16")])
 def test_a_gpu_is_asked_for_itself(generation: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
+    monkeypatch.setattr(cpu, "has_fast_bfloat16", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: generation)
     assert native_precision(torch.device("cuda")) == expected
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from tcl_core.errors import SettingsError
 from tcl_core.models import load_model
+from tcl_core.towers.clip_blocks import recomputed
 from tests.training.runs import in_process, in_processes, log_of, tiny_data, tiny_recipe, totals, train_here
 from tests.training.shards import encoded, plain_shards, sample, write_shard
 from training import engine, phase
@@ -400,6 +401,23 @@ def test_parts_take_the_same_steps(tmp_path: Path) -> None:
     train_here(tmp_path, "whole")
     train_here(tmp_path, "parts", accumulate=3)
     assert totals(tmp_path / "parts") == pytest.approx(totals(tmp_path / "whole"), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_kept_activations_change_nothing_but_what_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = []
+
+    def counted(run: Any, block: Any, tokens: Any) -> Any:
+        again.append(block)
+        return recomputed(run, block, tokens)
+
+    monkeypatch.setattr("tcl_core.towers.open_clip_vit.recomputed", counted)
+    whole = train_here(tmp_path, "whole")
+    assert again
+    again.clear()
+    kept = train_here(tmp_path, "kept", keep_activations=True)
+    assert not again
+    assert kept.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.slow

@@ -251,7 +251,8 @@ def score(
     """Score a model file on the playground, once."""
     if out.is_file():
         return
-    loaded = load_model(model, device=device, precision="float32")
+    # Scores that are published do not depend on what else is installed.
+    loaded = load_model(model, device=device, precision="float32", backend="torch")
     loaded = dataclasses.replace(loaded, method=loaded.method.configured(options or {}))
     with tqdm(total=2 * scenes, desc=f"scoring {out.stem}", mininterval=5) as bar:
         rows = evaluate_playground(loaded, scenes, lambda done, _: bar.update(done - bar.n), split)
