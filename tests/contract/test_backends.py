@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import time
@@ -215,6 +216,38 @@ def test_backends_that_cannot_be(name: str, device: str, message: str, monkeypat
     with pytest.raises(SettingsError, match=message):
         select_backend(name, device)
     assert available_backends() == ("torch", "compile")
+
+
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        ("/usr/lib/x86_64-linux-gnu/libjemalloc.so.2", "libjemalloc.so.2"),
+        ("/opt/my libraries/libtcmalloc_minimal.so.4.5.9", "libtcmalloc_minimal.so.4.5.9"),
+        ("/usr/lib/libmimalloc.so", "libmimalloc.so"),
+        ("/site-packages/openvino/libs/libtbbmalloc.so.2", None),
+        ("/home/jemalloc/lib/libc.so.6", None),
+    ],
+)
+def test_openvino_with_another_allocator_is_refused(
+    library: str, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = tmp_path / "maps"
+    maps.write_text(f"7f00-7f01 r-xp 00000000 fe:00 1 /usr/lib/libm.so.6\n7f02-7f03 r--p 00000000 fe:00 2 {library}\n")
+    monkeypatch.setattr(choice_module, "_MAPPED", maps)
+    monkeypatch.setattr(choice_module, "_has_openvino", lambda: True)
+    monkeypatch.setattr(choice_module, "has_wide_vectors", lambda: True)
+    monkeypatch.delenv("TCL_ANNOTATE_BACKEND", raising=False)
+    choice_module._other_allocator.cache_clear()
+    try:
+        assert select_backend() == ("torch" if name else "openvino")
+        assert ("openvino" in available_backends()) == (name is None)
+        if name:
+            with pytest.raises(
+                SettingsError, match=f"crashes with the memory allocator {re.escape(name)}; take it out"
+            ):
+                select_backend("openvino")
+    finally:
+        choice_module._other_allocator.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--precision",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="auto: that of the run if it is resumed, else bfloat16 where the processor has AMX",
+        help="auto: that of the run if it is resumed, else bfloat16 where the processor is fast in it",
     )
     parser.add_argument("--device", default="cpu", help="cpu, or the GPU that trains: auto, cuda or cuda:N")
     parser.add_argument("--workers", type=int, default=WORKERS, help="processes that draw images")
