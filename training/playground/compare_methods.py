@@ -35,7 +35,7 @@ from tcl_core.devices import select_device
 from tcl_core.errors import TclError
 from tcl_core.evaluation.playground import Split, evaluate_playground, rows_to_json
 from tcl_core.methods.code.nouns import find_nouns
-from tcl_core.models import load_model
+from tcl_core.models import Model, load_model
 from tcl_core.models.modelfile import read_model_file, write_model_file
 from tcl_core.models.registry import find_model
 from tcl_core.playground import caption, scene_rng
@@ -255,10 +255,16 @@ def score(
     loaded = load_model(model, device=device, precision="float32", backend="torch")
     loaded = dataclasses.replace(loaded, method=loaded.method.configured(options or {}))
     with tqdm(total=2 * scenes, desc=f"scoring {out.stem}", mininterval=5) as bar:
-        rows = evaluate_playground(loaded, scenes, lambda done, _: bar.update(done - bar.n), split)
+        rows = evaluate_playground(loaded, scenes, lambda done, _: bar.update(done - bar.n), split, _variants(loaded))
     out.write_text(
         json.dumps({"scenes": scenes, "split": split, "rows": json.loads(rows_to_json(rows))}, indent=1) + "\n"
     )
+
+
+def _variants(model: Model) -> tuple[str, str]:
+    """What is scored: the masks that were trained, without and with refinement."""
+    name = "TCL" if model.method.name == "tcl" else model.method.name
+    return name, f"{name} + PAMR"
 
 
 def table(work: Path, split: Split = "validation") -> str:
@@ -270,8 +276,6 @@ def table(work: Path, split: Split = "validation") -> str:
     for path in sorted(_scores(work, split).glob("*.json")):
         run, steps, seed = path.stem.rsplit("-", 2)
         for row in json.loads(path.read_text())["rows"]:
-            if "KP" in row["variant"] or "baseline" in row["variant"]:
-                continue
             figures = " | ".join(f"{row[key]:.1f}" for key in ("seen", "seen_kinds", "seen_stuff", "held_out"))
             lines.append(f"| {run} | {steps} | {seed} | {'yes' if 'PAMR' in row['variant'] else 'no'} | {figures} |")
     return "\n".join(lines)
