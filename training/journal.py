@@ -26,7 +26,7 @@ from tcl_core.errors import SettingsError, reason_of
 from training.checkpoints import difference
 from training.phase import StoppedError
 
-__all__ = ["Code", "Journal", "Spent", "code_of", "read_journal", "spent"]
+__all__ = ["Code", "Journal", "Spent", "code_of", "read_journal", "spent", "surroundings"]
 
 _PACKAGES = ("torch", "numpy", "open_clip_torch", "pillow", "scikit-image")
 
@@ -158,7 +158,7 @@ class Journal:
                     )
             if entries[-1]["event"] not in ("interrupted", "failed", "finished"):
                 self._write({"event": "cut off", "after": entries[-1]["time"]})
-        self._write({"event": "start" if first is None else "resume", **now, **_surroundings()})
+        self._write({"event": "start" if first is None else "resume", **now, **surroundings()})
 
     def _drop_cut_line(self) -> None:
         content = self._path.read_bytes() if self._path.exists() else b""
@@ -230,7 +230,8 @@ def _cpu_seconds() -> float:
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
-def _surroundings() -> dict[str, Any]:
+def surroundings() -> dict[str, Any]:
+    """The machine, the version of Python and those of the packages that decide results."""
     packages: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:

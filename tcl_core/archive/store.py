@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tcl_core.archive.pixels import square
 from tcl_core.caching import ByteBoundedCache
-from tcl_core.errors import SettingsError, WeightsError
+from tcl_core.errors import ImageError, SettingsError, WeightsError
 from tcl_core.images import load_image
 from tcl_core.models.metadata import Preprocess
 from tcl_core.models.paths import write_atomically
@@ -85,6 +85,9 @@ class ArchiveFolder:
         folder: with the archive.
         cache_bytes: bound of the embeddings that are kept in memory; all others are read again for every word.
 
+    Attributes:
+        passed_over: why images that `nearest` would have given could not be, by their names.
+
     Raises:
         SettingsError: there is no archive, or it is damaged.
     """
@@ -110,6 +113,8 @@ class ArchiveFolder:
                 self._rows[known.name] = (part, row)
                 self._entries[known.name] = known
         self._cache: ByteBoundedCache[int, Tensor] = ByteBoundedCache(cache_bytes, lambda x: x.nbytes)
+        self.passed_over: dict[str, str] = {}
+        self._readable: set[str] = set()
         self._side = self.about.side
         self._preprocess: Preprocess | None = None
 
@@ -188,16 +193,25 @@ class ArchiveFolder:
     def nearest(self, text: Tensor, k: int, without: Collection[str]) -> list[tuple[str, float]]:
         """The k images nearest to a text; see `tcl_core.methods.reco.fitting.Archive`.
 
-        Images whose files were deleted are passed over.
+        Images whose files were deleted or damaged since are passed over, see `passed_over`.
         """
         names, values = self.similarities(text)
         found: list[tuple[str, float]] = []
         for place in values.argsort(descending=True, stable=True).tolist():
             if len(found) == k:
                 break
-            if names[place] not in without and self.path(names[place]).is_file():
+            if names[place] not in without and self._can_read(names[place]):
                 found.append((names[place], float(values[place])))
         return found
+
+    def _can_read(self, name: str) -> bool:
+        if name not in self._readable and name not in self.passed_over:
+            try:
+                load_image(self.path(name))
+                self._readable.add(name)
+            except ImageError as error:
+                self.passed_over[name] = str(error)
+        return name in self._readable
 
     def embeddings(self, names: Sequence[str]) -> Tensor:
         """Embeddings float32 ``[k, E]`` of images of the archive."""

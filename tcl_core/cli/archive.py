@@ -244,6 +244,13 @@ def fit_command(
         f"{out}: {len(found.fitting.names):,} references from {settings['archive_images']:,} images, correspondences "
         f"by {settings['correspondences']} (ReCo-style)"
     )
+    if archive.passed_over:
+        number, first = len(archive.passed_over), next(iter(archive.passed_over.values()))
+        click.echo(
+            f"warning: {folder}: {number:,} image{'s' * (number != 1)} of the archive cannot be read any more and "
+            f"{'were' if number != 1 else 'was'} passed over ({first})",
+            err=True,
+        )
     for name, reason in found.doubtful.items():
         click.echo(f"warning: {name}: {reason}", err=True)
     if page is not None:

@@ -105,9 +105,12 @@ def test_only_new_and_changed_images_are_embedded(
     red = dict(zip(*found.similarities(plain), strict=True))["scene-0002.png"]
     assert red != pytest.approx(dict(zip(*ArchiveFolder(tmp_path / "a").similarities(plain), strict=True))["new.png"])
     assert len(found.similarities(plain)[0]) == 14
-    # What was deleted is not retrieved.
+    # What was deleted or damaged is not retrieved.
     (images / "new.png").unlink()
-    assert "new.png" not in [name for name, _ in found.nearest(plain, 14, ())]
+    (images / "scene-0003.png").write_bytes((images / "scene-0003.png").read_bytes()[:200])
+    assert not {"new.png", "scene-0003.png"} & {name for name, _ in found.nearest(plain, 14, ())}
+    assert set(found.passed_over) == {"new.png", "scene-0003.png"}
+    assert all(name in reason for name, reason in found.passed_over.items())
 
 
 def test_a_stopped_build_keeps_its_parts(
@@ -267,6 +270,10 @@ def test_from_images_to_every_front_end(
     assert "photos-archive: 13 images, 13 of them new" in shown and "refs.safetensors: 4 references" in shown
     assert "correspondences by the CLIP's own tokens (ReCo-style)" in shown
     assert run(fit) == 2 and "already exists" in capfd.readouterr().err
+    Path("photos/scene-0002.png").write_bytes(b"")
+    assert run([*fit, "--overwrite"]) == 0
+    assert "1 image of the archive cannot be read any more and was passed over" in capfd.readouterr().err
+    shutil.copyfile(scenes / "scene-0002.png", "photos/scene-0002.png")
     Path("struck.json").write_text('{"house": ["scene-0001.png"]}')
     assert run([*fit, "--overwrite", "--without", "struck.json"]) == 0
     model = ["--model", "refs.safetensors"]

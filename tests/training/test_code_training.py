@@ -15,20 +15,23 @@ from tcl_core.errors import SettingsError
 from tcl_core.methods.code import CoDe
 from tcl_core.models import load_model
 from tcl_core.models.metadata import ModelMetadata, Preprocess
-from tcl_core.models.modelfile import write_model_file
+from tcl_core.models.modelfile import read_model_file, write_model_file
 from tcl_core.segmentation.segmenter import Segmenter
 from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.tokenizer import split_words
 from tcl_core.vocabulary import Vocabulary
 from tests.contract.examples import example_image
+from tests.docs.pages import REPOSITORY
 from tests.training.runs import in_processes
 from tests.training.shards import sample, write_shard
 from training.config import Recipe, ScheduleSettings, Stage, TrainPhase, read_recipe
 from training.data.shards import ShardSource
 from training.engine import Interruption, Options, StoppedError, run_recipe
-from training.playground import compare_methods
-from training.playground.compare_methods import RUNS, SceneSource, draw, extended_clip, recipe_of, table
+from training.playground import compare_methods, publish_methods
+from training.playground.compare_methods import RUNS, recipe_of
 from training.playground.data import ImageSet
+from training.playground.method_data import SceneSource, draw, extended_clip
+from training.playground.method_tables import table
 from training.step import Stepper
 
 CPU = torch.device("cpu")
@@ -234,3 +237,17 @@ def test_comparison(tmp_path: Path) -> None:
         == 0
     )
     assert "| code | 2 | 0 | yes |" in table(tmp_path)
+
+    checkout = tmp_path / "checkout"
+    for place in ("docs/code.md", "docs/mgca.md", "training/playground/results/table.json"):
+        copy = checkout / place
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes((REPOSITORY / place).read_bytes())
+    assert publish_methods.main(["--work", str(tmp_path), "--repository", str(checkout)]) == 0
+    published = json.loads((checkout / "training/playground/results/methods.json").read_text())
+    (run,) = published["runs"]
+    assert (run["run"], run["steps"], run["seed"], run["batch"]) == ("code", 2, 0, 4)
+    assert run["weights_sha256"] == read_model_file(tmp_path / "code-2-0" / "code-2-0.safetensors").sha256
+    # The test's CLIP is that of the embedded model, which the table is of, too.
+    page = (checkout / "docs/code.md").read_text()
+    assert "| CoDe | 2 | 1 | " in page and "The CLIP is that of the embedded weights" in " ".join(page.split())

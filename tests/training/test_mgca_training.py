@@ -27,6 +27,7 @@ from training.data.shards import ShardSource
 from training.engine import Options, run_recipe
 from training.playground import compare_methods, units
 from training.playground.compare_methods import RUNS, recipe_of
+from training.playground.method_tables import table
 
 CONFIG = {"hard_pixels": 4, "region_negatives": 3, "train_last_block": False}
 # Captions that a random text tower tells apart, twice each.
@@ -167,7 +168,7 @@ def test_comparison(tmp_path: Path) -> None:
     words += ["--workers", "1", "--batch", "4", "--precision", "float32"]
     words += ["--runs", "mgca-style-unit"]
     assert compare_methods.main(words) == 0
-    shown = compare_methods.table(tmp_path)
+    shown = table(tmp_path)
     assert "| mgca-style-unit | 2 | 0 | yes |" in shown
     # What is scored is the model of another run.
     assert [path.parent.name for path in tmp_path.glob("*/*.safetensors")] == ["mgca-style-pixel-2-0"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from tcl_core.evaluation.playground import SEEDS, held_out_scene
 from tcl_core.evaluation.projects import PROJECT_SEED, VALIDATION_SEED
 from tcl_core.models.modelfile import read_model_file
 from tests.docs.pages import REPOSITORY
-from training.playground import shards
+from training.playground import publish_methods, shards
+from training.playground.method_tables import comparison
 from training.playground.pages import parts_of, targets_of, with_parts
 from training.playground.recipe import RECIPE
 
@@ -23,7 +25,7 @@ ASSET = REPOSITORY / "tcl_core" / "assets" / "playground.safetensors"
 
 
 def _results() -> dict:
-    names = ("table", "projects", "training-free")
+    names = ("table", "projects", "training-free", "methods")
     return {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names}
 
 
@@ -51,6 +53,30 @@ def test_a_target_that_is_missed_is_shown() -> None:
     assert "| points lost on held-out combinations | at most 10 | 10.0 | **missed** |" in text
     main["lost"] = 10.0
     assert all(target.met for target in targets_of(results["table"]))
+
+
+def test_a_comparison_without_scores_or_with_scores_of_other_scenes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--work", str(tmp_path), "--repository", str(tmp_path)]
+    assert publish_methods.main(words) == 2
+    assert "has no scores; run training.playground.compare_methods first" in capsys.readouterr().err
+    scores = tmp_path / "scores"
+    scores.mkdir()
+    (scores / "tcl-375-0.json").write_text(json.dumps({"scenes": 500, "split": "validation", "rows": []}))
+    assert publish_methods.main(words) == 2
+    message = capsys.readouterr().err
+    assert "tcl-375-0.safetensors" in message and "Traceback" not in message
+    assert not list(tmp_path.glob("**/methods.json"))
+
+
+def test_a_comparison_on_former_weights_says_so() -> None:
+    results = _results()
+    texts = [
+        comparison(results["methods"], digest, {"tcl": "TCL", "code": "CoDe"})
+        for digest in (results["methods"]["clip_of"], "")
+    ]
+    assert "of the embedded weights" in texts[0] and "of former embedded weights" in texts[1]
 
 
 def test_a_page_keeps_what_is_not_generated() -> None:

@@ -16,46 +16,30 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from tcl_core.devices import select_device
 from tcl_core.errors import TclError
 from tcl_core.evaluation.playground import Split, evaluate_playground, rows_to_json
-from tcl_core.methods.code.nouns import find_nouns
 from tcl_core.models import Model, load_model
-from tcl_core.models.modelfile import read_model_file, write_model_file
-from tcl_core.models.registry import find_model
-from tcl_core.playground import caption, scene_rng
-from tcl_core.towers.tokenizer import split_words
-from tcl_core.vocabulary.templates import get_templates
 from training.config import Recipe
 from training.cpu import Precision, fast_attention, native_precision
-from training.data.source import DataReport, Pair, Source
 from training.engine import Interruption, Options, StoppedError, run_recipe
-from training.playground.data import DRAWN_TOGETHER, ImageSet, draw_image
+from training.playground.method_data import NO_THINGS, SceneSource, draw, extended_clip
+from training.playground.method_tables import scores_folder, table
 from training.playground.recipe import RECIPE
-from training.processes import in_order
 
-__all__ = ["RUNS", "UNIT", "Run", "SceneSource", "draw", "extended_clip", "main", "recipe_of", "table"]
+__all__ = ["RUNS", "UNIT", "Run", "main", "recipe_of"]
 
 _POSITIONS = 24
-# Words of the captions' frames, which are nouns but no things of a scene.
-_NO_THINGS = "background drawing illustration left lot photo picture right scene"
-_TRIES = 60
-_BRIEF = 0.55
 # The copied blocks stay frozen, and masks have 16 x 16 pixels.
 _MGCA_STYLE = {"hard_pixels": 8}
 _FIRST_TERMS = 0.6
@@ -96,89 +80,6 @@ RUNS = {
 _DEFAULT_RUNS = ("tcl", "tcl-two", "code")
 
 
-def extended_clip(path: Path, positions: int, source: Path | None = None) -> Path:
-    """Write a model with a longer text tower, see the module's description.
-
-    Args:
-        path: the model file to write.
-        positions: of its text tower.
-        source: a model file that holds its CLIP, as `training.playground` makes them; ``None`` for the embedded one.
-    """
-    file = read_model_file(source or find_model("playground"))
-    metadata, config = file.metadata, json.loads(json.dumps(file.metadata.clip["config"]))
-    known = config["text_cfg"]["context_length"]
-    config["text_cfg"]["context_length"] = positions
-    rows = [place if place < known else 1 + (place - 1) % (known - 1) for place in range(positions)]
-    clip = dict(file.clip)
-    clip["positional_embedding"] = clip["positional_embedding"][rows].clone()
-    metadata = dataclasses.replace(
-        metadata,
-        name="playground-longer",
-        clip={"config": config},
-        tokenizer={**metadata.tokenizer, "context_length": positions},
-        debiasing={},
-    )
-    write_model_file(path, metadata, file.learned, clip)
-    return path
-
-
-def captions_of(images: ImageSet, index: int) -> tuple[bytes, dict[str, str]] | None:
-    """An image of a set, uint8 pixels, with a caption of each kind; nothing if two things of it cannot be named."""
-    pixels, scene = draw_image(images, index)
-    rng = scene_rng(images.seed, index, 1)
-    brief = caption(rng, scene, get_templates("full"), _BRIEF)
-    for _ in range(_TRIES):
-        text = caption(rng, scene, (), 0.0)
-        named = [noun for noun in find_nouns(text, "rules") if noun not in _NO_THINGS.split()]
-        if len(named) >= 2 and len(split_words(text)) <= RECIPE.context_length - 2:
-            return pixels.tobytes(), {"brief": brief, "two": text}
-    return None
-
-
-def draw(folder: Path, images: ImageSet, workers: int) -> None:
-    """Draw images and captions into a folder, once."""
-    about, pixels_file = folder / "captions.json", folder / "images.npy"
-    if about.is_file() and json.loads(about.read_text())["set"] == json.loads(json.dumps(dataclasses.asdict(images))):
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    texts: list[dict[str, str]] = []
-    pixels = bytearray()
-    with closing(in_order(partial(captions_of, images), range(images.count), workers, DRAWN_TOGETHER)) as drawn:
-        for found in tqdm(drawn, total=images.count, desc="drawing", mininterval=5):
-            if found is not None:
-                pixels += found[0]
-                texts.append(found[1])
-    np.save(pixels_file, np.frombuffer(pixels, np.uint8).reshape(len(texts), images.size, images.size, 3))
-    about.write_text(json.dumps({"set": dataclasses.asdict(images), "captions": texts}))
-
-
-class SceneSource(Source):
-    """Drawn scenes with captions of one kind.
-
-    Args:
-        folder: of `draw`.
-        kind: of the captions.
-    """
-
-    def __init__(self, folder: Path, kind: str) -> None:
-        content = json.loads((folder / "captions.json").read_text())
-        self._captions = [entry[kind] for entry in content["captions"]]
-        self._pixels = np.load(folder / "images.npy", mmap_mode="r")
-        self._identity = f"scenes {json.dumps(content['set'], sort_keys=True)} {kind}"
-        self.groups = [len(part) for part in np.array_split(np.arange(len(self._captions)), 8)]
-        self.report = DataReport(pairs=len(self._captions), files=1)
-
-    def read(self, index: int) -> Pair:
-        """The pair of a number."""
-        stream = io.BytesIO()
-        Image.fromarray(np.asarray(self._pixels[index])).save(stream, "BMP")
-        return Pair(stream.getvalue(), self._captions[index], f"scene {index}")
-
-    def identity(self) -> str:
-        """The set and the kind of captions."""
-        return self._identity
-
-
 def recipe_of(
     run: str,
     clip: Path,
@@ -209,7 +110,7 @@ def recipe_of(
         "kp_weight": own.kp_weight,
     }
     if method == "code":
-        config |= {"tagger": "rules", "ignored_nouns": _NO_THINGS}
+        config |= {"tagger": "rules", "ignored_nouns": NO_THINGS}
     names, share = ("ust", "full"), stage.ust_steps / stage.schedule.steps
     if method == "mgca-style":
         config |= {**_MGCA_STYLE, **RUNS[run].config}
@@ -256,33 +157,14 @@ def score(
     loaded = dataclasses.replace(loaded, method=loaded.method.configured(options or {}))
     with tqdm(total=2 * scenes, desc=f"scoring {out.stem}", mininterval=5) as bar:
         rows = evaluate_playground(loaded, scenes, lambda done, _: bar.update(done - bar.n), split, _variants(loaded))
-    out.write_text(
-        json.dumps({"scenes": scenes, "split": split, "rows": json.loads(rows_to_json(rows))}, indent=1) + "\n"
-    )
+    content = {"model": model.stem, "scenes": scenes, "split": split, "rows": json.loads(rows_to_json(rows))}
+    out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _variants(model: Model) -> tuple[str, str]:
     """What is scored: the masks that were trained, without and with refinement."""
     name = "TCL" if model.method.name == "tcl" else model.method.name
     return name, f"{name} + PAMR"
-
-
-def table(work: Path, split: Split = "validation") -> str:
-    """All scores of a split as Markdown."""
-    lines = [
-        "| run | steps | seed | PAMR | seen: all | kinds | stuff | held out: all |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for path in sorted(_scores(work, split).glob("*.json")):
-        run, steps, seed = path.stem.rsplit("-", 2)
-        for row in json.loads(path.read_text())["rows"]:
-            figures = " | ".join(f"{row[key]:.1f}" for key in ("seen", "seen_kinds", "seen_stuff", "held_out"))
-            lines.append(f"| {run} | {steps} | {seed} | {'yes' if 'PAMR' in row['variant'] else 'no'} | {figures} |")
-    return "\n".join(lines)
-
-
-def _scores(work: Path, split: Split) -> Path:
-    return work / ("scores" if split == "validation" else f"scores-{split}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -318,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work: Path = options.work
     images = dataclasses.replace(RECIPE.tcl_stage.images, count=options.images)
     clip = work / "clip.safetensors"
-    scores = _scores(work, options.split)
+    scores = scores_folder(work, options.split)
     try:
         # Before minutes are spent on drawing.
         device = select_device(options.device)

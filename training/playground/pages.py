@@ -12,11 +12,12 @@ import numpy as np
 from tcl_core.errors import SettingsError
 from tcl_core.evaluation.playground import EvaluationRow, format_rows
 from tcl_core.evaluation.projects import ProjectRow, format_projects
+from training.playground.method_tables import comparison
 
 __all__ = ["BASELINE", "MAIN", "Results", "Target", "parts_of", "targets_of", "with_parts", "write_pages"]
 
 Results = Mapping[str, Any]
-"""Contents of ``table.json``, ``projects.json`` and ``training-free.json`` by their names without the ending."""
+"""Contents of ``table.json``, ``projects.json``, ``training-free.json`` and ``methods.json`` by name without ending."""
 
 MAIN, BASELINE = "TCL + PAMR", "dense baseline: CLIP's value path"
 _UNBIASED = "TCL + PAMR, prompts not debiased"
@@ -27,6 +28,15 @@ _METHODS = {
     "clearclip": "ClearCLIP",
     "naclip": "NACLIP",
     "scclip": "SC-CLIP",
+}
+_CODE = {"tcl": "TCL", "tcl-two": "TCL on CoDe's captions", "code": "CoDe"}
+_MGCA_STYLE = {
+    "tcl": "TCL",
+    "tcl-unit": "TCL, with the unit",
+    "mgca-style-object": "object",
+    "mgca-style-region": "+ region",
+    "mgca-style-pixel": "+ pixel",
+    "mgca-style-unit": "+ pixel, with the unit",
 }
 _FIGURES = ("seen", "seen_kinds", "seen_stuff", "held_out", "held_out_kinds", "held_out_stuff")
 
@@ -60,9 +70,16 @@ def targets_of(table: Mapping[str, Any]) -> list[Target]:
 
 
 def parts_of(results: Results) -> dict[Path, dict[str, str]]:
-    """Text of every generated part, by the document and the name of the part."""
+    """Text of every generated part that these results are for, by the document and the name of the part."""
     table = results["table"]
-    return {
+    parts: dict[Path, dict[str, str]] = {}
+    if "methods" in results:
+        compared = {"docs/code.md": _CODE, "docs/mgca.md": _MGCA_STYLE}
+        for page, names in compared.items():
+            parts[Path(page)] = {"comparison": comparison(results["methods"], table["weights_sha256"], names)}
+    if "projects" not in results:
+        return parts
+    return parts | {
         Path("docs/playground.md"): {
             "table": _table(table),
             "projects": _projects(results["projects"], table),

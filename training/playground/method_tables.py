@@ -1,0 +1,111 @@
+"""Tables of compared methods, see `training.playground.compare_methods`."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tcl_core.evaluation.playground import Split
+
+__all__ = ["comparison", "scores_folder", "summary", "table"]
+
+_FIGURES = ("seen", "seen_kinds", "seen_stuff", "held_out")
+
+
+def scores_folder(work: Path, split: Split) -> Path:
+    """Where the scores of a comparison are."""
+    return work / ("scores" if split == "validation" else f"scores-{split}")
+
+
+def table(work: Path, split: Split = "validation") -> str:
+    """All scores of a split as Markdown."""
+    lines = [
+        "| run | steps | seed | PAMR | seen: all | kinds | stuff | held out: all |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(scores_folder(work, split).glob("*.json")):
+        run, steps, seed = path.stem.rsplit("-", 2)
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+            figures = " | ".join(f"{row[key]:.1f}" for key in _FIGURES)
+            lines.append(f"| {run} | {steps} | {seed} | {'yes' if _is_refined(row) else 'no'} | {figures} |")
+    return "\n".join(lines)
+
+
+def _is_refined(row: Mapping[str, Any]) -> bool:
+    return "PAMR" in row["variant"]
+
+
+def summary(runs: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> str:
+    """Means over seeds as Markdown, in the order of the names.
+
+    Args:
+        runs: ``run``, ``steps``, ``seed`` and ``rows`` of each.
+        names: what is shown, and what it is called in the table; other runs are left out.
+
+    Example:
+        >>> row = {"seen": 50.0, "seen_kinds": 40.0, "seen_stuff": 60.0, "held_out": 45.0}
+        >>> rows = [row | {"variant": "TCL"}, row | {"variant": "TCL + PAMR", "seen": 52.0}]
+        >>> again = [each | {"seen": each["seen"] + 1} for each in rows]
+        >>> run = {"run": "tcl", "steps": 375}
+        >>> print(summary([run | {"seed": 0, "rows": rows}, run | {"seed": 1, "rows": again}], {"tcl": "TCL"}))
+        | | steps | seeds | seen, PAMR | kinds | stuff | held out | seen, without PAMR |
+        |---|---|---|---|---|---|---|---|
+        | TCL | 375 | 2 | 52.5 ± 0.7 | 40.0 ± 0.0 | 60.0 ± 0.0 | 45.0 ± 0.0 | 50.5 ± 0.7 |
+    """
+    lines = [
+        "| | steps | seeds | seen, PAMR | kinds | stuff | held out | seen, without PAMR |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    found: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
+    for one in runs:
+        if one["run"] in names:
+            found.setdefault((one["steps"], one["run"]), []).append(one)
+    order = list(names)
+    for (steps, run), seeds in sorted(found.items(), key=lambda item: (item[0][0], order.index(item[0][1]))):
+        figures = [
+            [next(row for row in one["rows"] if _is_refined(row))[key] for key in _FIGURES]
+            + [next(row for row in one["rows"] if not _is_refined(row))["seen"]]
+            for one in seeds
+        ]
+        lines.append(f"| {names[run]} | {steps:,} | {len(seeds)} | " + " | ".join(_spread(figures)) + " |")
+    return "\n".join(lines)
+
+
+def _spread(figures: Sequence[Sequence[float]]) -> list[str]:
+    values = np.array(figures)
+    if len(values) == 1:
+        return [f"{value:.1f}" for value in values[0]]
+    pairs = zip(values.mean(axis=0), values.std(axis=0, ddof=1), strict=True)
+    return [f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in pairs]
+
+
+def comparison(methods: Mapping[str, Any], weights_sha256: str, names: Mapping[str, str]) -> str:
+    """A table with what it was measured on.
+
+    Args:
+        methods: of `training.playground.publish_methods.record`.
+        weights_sha256: of the embedded weights.
+        names: see `summary`.
+    """
+    machine, seeds = methods["machine"], methods["seeds"]
+    shown = [run for run in methods["runs"] if run["run"] in names]
+    if all(run["run"].startswith("tcl") for run in shown):
+        return (
+            "**The comparison has not been run at length, so there is no table here.** Whether the method is better "
+            "than\nTCL is not known yet."
+        )
+    precisions = " and ".join(sorted({run["precision"] for run in shown}))
+    clip = "the embedded weights" if methods["clip_of"] == weights_sha256 else "former embedded weights"
+    about = (
+        f"Mean IoU in percent on {methods['scenes']} {methods['split']} scenes of each set (seeds {seeds['seen']}, "
+        f"seen, and {seeds['held-out']}, held out), mean ± deviation where there are several seeds. The CLIP is that "
+        f"of {clip}; trained in {precisions} on {machine['cores']} cores ({machine['processor']}, "
+        f"{machine['vectors']}). "
+        "[`methods.json`](../training/playground/results/methods.json) has every run."
+    )
+    return f"{summary(shown, names)}\n\n{textwrap.fill(about, 120, break_long_words=False, break_on_hyphens=False)}"

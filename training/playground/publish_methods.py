@@ -1,0 +1,106 @@
+"""Publish a comparison of methods: ``python -m training.playground.publish_methods --work build/methods``.
+
+Writes the scores that `training.playground.compare_methods` left in its folder, with machine, versions and settings, to
+``training/playground/results/methods.json``, and the parts of the documents that show them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tcl_core.errors import SettingsError, TclError
+from tcl_core.evaluation.playground import SEEDS, Split
+from tcl_core.models.modelfile import read_model_file
+from training.journal import code_of, surroundings
+from training.playground.method_tables import scores_folder
+from training.playground.pages import write_pages
+
+__all__ = ["main", "record"]
+
+_REPOSITORY = Path(__file__).parents[2]
+_RESULTS = Path("training/playground/results")
+
+
+def record(work: Path, split: Split = "validation") -> dict[str, Any]:
+    """What is published of a comparison.
+
+    Args:
+        work: folder of `training.playground.compare_methods`.
+        split: of the scores.
+
+    Raises:
+        SettingsError: there are no scores, or the model of one is not there.
+    """
+    runs, scenes = [], set()
+    for path in sorted(scores_folder(work, split).glob("*.json")):
+        run, steps, seed = path.stem.rsplit("-", 2)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        scenes.add(content["scenes"])
+        name = content.get("model", path.stem)
+        model = read_model_file(work / name / f"{name}.safetensors")
+        recipe = model.metadata.extra["recipe"]
+        (phase,) = recipe["phases"]
+        runs.append(
+            {
+                "run": run,
+                "steps": int(steps),
+                "seed": int(seed),
+                "weights_sha256": model.sha256,
+                "precision": phase["precision"],
+                "batch": phase["batch"],
+                "config": recipe["model"]["config"],
+                "rows": content["rows"],
+            }
+        )
+    folder = scores_folder(work, split)
+    if not runs:
+        raise SettingsError(f"{folder}: has no scores; run training.playground.compare_methods first")
+    if len(scenes) > 1:
+        numbers = " and ".join(map(str, sorted(scenes)))
+        raise SettingsError(
+            f"{folder}: has scores of {numbers} scenes; remove those of the wrong number, and run "
+            "training.playground.compare_methods again"
+        )
+    clip = read_model_file(work / "clip.safetensors").metadata
+    code = code_of(_REPOSITORY, ("tcl_core", "training"))
+    return {
+        "commit": code.commit,
+        "modified": list(code.modified),
+        **surroundings(),
+        "clip_of": clip.extra.get("clip_of"),
+        "split": split,
+        "scenes": scenes.pop(),
+        "seeds": {which: SEEDS[split][which] for which in ("seen", "held-out")},
+        "runs": runs,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, and write."""
+    parser = argparse.ArgumentParser(prog="python -m training.playground.publish_methods", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("build/methods"), help="folder of the comparison")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="which scores")
+    parser.add_argument("--repository", type=Path, default=_REPOSITORY, help="checkout to write into")
+    options = parser.parse_args(arguments)
+    folder = options.repository / _RESULTS
+    try:
+        methods = record(options.work, options.split)
+        table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        path = folder / "methods.json"
+        path.write_text(json.dumps(methods, indent=1) + "\n", encoding="utf-8")
+        written = [path, *write_pages(options.repository, {"table": table, "methods": methods})]
+    except TclError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in written:
+        print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
