@@ -49,6 +49,7 @@ class FolderTab(Widget):
         super().__init__()
         self.owner = owner
         self.job: FolderJob | None = None
+        self._items: dict[str, QListWidgetItem] = {}
         self._opened: _Opened | None = None
         self._features: FeatureFolder | None = None
         self.folder = FileEdit(
@@ -347,24 +348,23 @@ class FolderTab(Widget):
     def _show_job(self, job: FolderJob) -> None:
         self.job = job
         self.images.clear()
+        # A folder of ten thousand images is not searched for each of them.
+        self._items.clear()
         for state in job.states():
             item = QListWidgetItem()
             item.setData(_NAME_ROLE, state.file_name)
             self.images.addItem(item)
+            self._items[state.file_name] = item
             self._show_state(state)
 
     def _show_state(self, state: ImageState) -> None:
-        item = self._item(state.file_name)
+        item = self._items.get(state.file_name)
         if item is not None:
             item.setText(f"{_MARKS[state.state]}  {state.file_name}")
             item.setToolTip(f"{state.file_name}\n{state.reason or state.state}")
 
-    def _item(self, file_name: str) -> QListWidgetItem | None:
-        items = (self.images.item(row) for row in range(self.images.count()))
-        return next((item for item in items if item is not None and item.data(_NAME_ROLE) == file_name), None)
-
     def _choose(self, file_name: str) -> None:
-        item = self._item(file_name)
+        item = self._items.get(file_name)
         if item is not None:
             self.images.setCurrentItem(item)
 
