@@ -92,20 +92,22 @@ def comparison(methods: Mapping[str, Any], weights_sha256: str, names: Mapping[s
         weights_sha256: of the embedded weights.
         names: see `summary`.
     """
-    machine, seeds = methods["machine"], methods["seeds"]
+    seeds = methods["seeds"]
     shown = [run for run in methods["runs"] if run["run"] in names]
     if all(run["run"].startswith("tcl") for run in shown):
         return (
             "**The comparison has not been run at length, so there is no table here.** Whether the method is better "
             "than\nTCL is not known yet."
         )
-    precisions = " and ".join(sorted({run["precision"] for run in shown}))
+    machines = [(run["precision"], run["recorded"]["machine"]) for run in shown]
+    trained = sorted(
+        {f"{precision} on {one['cores']} cores ({one['processor']}, {one['vectors']})" for precision, one in machines}
+    )
     clip = "the embedded weights" if methods["clip_of"] == weights_sha256 else "former embedded weights"
     about = (
         f"Mean IoU in percent on {methods['scenes']} {methods['split']} scenes of each set (seeds {seeds['seen']}, "
         f"seen, and {seeds['held-out']}, held out), mean ± deviation where there are several seeds. The CLIP is that "
-        f"of {clip}; trained in {precisions} on {machine['cores']} cores ({machine['processor']}, "
-        f"{machine['vectors']}). "
+        f"of {clip}; trained in {' and in '.join(trained)}. "
         "[`methods.json`](../training/playground/results/methods.json) has every run."
     )
     return f"{summary(shown, names)}\n\n{textwrap.fill(about, 120, break_long_words=False, break_on_hyphens=False)}"

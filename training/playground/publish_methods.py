@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from training.journal import code_of, surroundings
 from training.playground.method_tables import scores_folder
 from training.playground.pages import write_pages
 
-__all__ = ["main", "record"]
+__all__ = ["joined", "main", "record"]
 
 _REPOSITORY = Path(__file__).parents[2]
 _RESULTS = Path("training/playground/results")
@@ -33,9 +33,14 @@ def record(work: Path, split: Split = "validation") -> dict[str, Any]:
         work: folder of `training.playground.compare_methods`.
         split: of the scores.
 
+    Returns:
+        ``clip_of`` (the weights whose CLIP it is), ``split``, ``scenes``, ``seeds`` and ``runs``.
+
     Raises:
         SettingsError: there are no scores, or the model of one is not there.
     """
+    code = code_of(_REPOSITORY, ("tcl_core", "training"))
+    here = {"commit": code.commit, "modified": list(code.modified), **surroundings()}
     runs, scenes = [], set()
     for path in sorted(scores_folder(work, split).glob("*.json")):
         run, steps, seed = path.stem.rsplit("-", 2)
@@ -54,6 +59,7 @@ def record(work: Path, split: Split = "validation") -> dict[str, Any]:
                 "precision": phase["precision"],
                 "batch": phase["batch"],
                 "config": recipe["model"]["config"],
+                "recorded": here,
                 "rows": content["rows"],
             }
         )
@@ -67,17 +73,38 @@ def record(work: Path, split: Split = "validation") -> dict[str, Any]:
             "training.playground.compare_methods again"
         )
     clip = read_model_file(work / "clip.safetensors").metadata
-    code = code_of(_REPOSITORY, ("tcl_core", "training"))
     return {
-        "commit": code.commit,
-        "modified": list(code.modified),
-        **surroundings(),
         "clip_of": clip.extra.get("clip_of"),
         "split": split,
         "scenes": scenes.pop(),
         "seeds": {which: SEEDS[split][which] for which in ("seen", "held-out")},
         "runs": runs,
     }
+
+
+def joined(former: Mapping[str, Any], methods: dict[str, Any]) -> dict[str, Any]:
+    """A comparison with the runs of a former one on the same CLIP and scenes; those that were run again are replaced.
+
+    Args:
+        former: of `record`, or empty.
+        methods: of `record`.
+
+    Example:
+        >>> one = {"clip_of": "a", "runs": [{"run": "tcl", "steps": 375, "seed": 0}]}
+        >>> two = {"clip_of": "a", "runs": [{"run": "code", "steps": 375, "seed": 0}]}
+        >>> [run["run"] for run in joined(one, two)["runs"]]
+        ['code', 'tcl']
+        >>> len(joined(one | {"clip_of": "b"}, two)["runs"])
+        1
+    """
+    if any(former.get(key) != value for key, value in methods.items() if key != "runs"):
+        return methods
+    runs = {_key(run): run for run in (*former["runs"], *methods["runs"])}
+    return methods | {"runs": [runs[key] for key in sorted(runs)]}
+
+
+def _key(run: Mapping[str, Any]) -> tuple[str, int, int]:
+    return run["run"], run["steps"], run["seed"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         methods = record(options.work, options.split)
         table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
         path = folder / "methods.json"
+        if path.is_file():
+            methods = joined(json.loads(path.read_text(encoding="utf-8")), methods)
         path.write_text(json.dumps(methods, indent=1) + "\n", encoding="utf-8")
         written = [path, *write_pages(options.repository, {"table": table, "methods": methods})]
     except TclError as error:
