@@ -55,9 +55,7 @@ def test_a_target_that_is_missed_is_shown() -> None:
     assert all(target.met for target in targets_of(results["table"]))
 
 
-def test_a_comparison_without_scores_or_with_scores_of_other_scenes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_comparison_without_scores_or_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--work", str(tmp_path), "--repository", str(tmp_path)]
     assert publish_methods.main(words) == 2
     assert "has no scores; run training.playground.compare_methods first" in capsys.readouterr().err

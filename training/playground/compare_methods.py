@@ -2,8 +2,9 @@
 
 All methods see the same images in the same order, for the same number of steps under the same schedule. CoDe's
 captions name at least two things. TCL is trained twice, on captions like those of its own recipe, most of which are
-brief, and on CoDe's. MGCA-style is trained on TCL's captions, with more and more of its terms; runs whose name ends
-with ``-unit`` score the model of another run with the adaptive semantic unit.
+brief, and on CoDe's; CoDe with settings for the playground, and with its paper's. MGCA-style is trained on TCL's
+captions, with more and more of its terms; runs whose name ends with ``-unit`` score the model of another run with the
+adaptive semantic unit.
 
 CoDe's learned prompt needs more positions than the small text tower has. Positions behind the last one take the
 embeddings of the first ones again, from the second on, so that a noun behind 16 learned vectors stands where the noun

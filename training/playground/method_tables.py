@@ -44,35 +44,36 @@ def summary(runs: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> str:
     """Means over seeds as Markdown, in the order of the names.
 
     Args:
-        runs: ``run``, ``steps``, ``seed`` and ``rows`` of each.
+        runs: ``run``, ``steps``, ``seed``, ``scenes`` and ``rows`` of each.
         names: what is shown, and what it is called in the table; other runs are left out.
 
     Example:
         >>> row = {"seen": 50.0, "seen_kinds": 40.0, "seen_stuff": 60.0, "held_out": 45.0}
         >>> rows = [row | {"variant": "TCL"}, row | {"variant": "TCL + PAMR", "seen": 52.0}]
         >>> again = [each | {"seen": each["seen"] + 1} for each in rows]
-        >>> run = {"run": "tcl", "steps": 375}
+        >>> run = {"run": "tcl", "steps": 375, "scenes": 500}
         >>> print(summary([run | {"seed": 0, "rows": rows}, run | {"seed": 1, "rows": again}], {"tcl": "TCL"}))
-        | | steps | seeds | seen, PAMR | kinds | stuff | held out | seen, without PAMR |
-        |---|---|---|---|---|---|---|---|
-        | TCL | 375 | 2 | 52.5 ± 0.7 | 40.0 ± 0.0 | 60.0 ± 0.0 | 45.0 ± 0.0 | 50.5 ± 0.7 |
+        | | steps | seeds | scenes | seen, PAMR | kinds | stuff | held out | seen, without PAMR |
+        |---|---|---|---|---|---|---|---|---|
+        | TCL | 375 | 2 | 500 | 52.5 ± 0.7 | 40.0 ± 0.0 | 60.0 ± 0.0 | 45.0 ± 0.0 | 50.5 ± 0.7 |
     """
     lines = [
-        "| | steps | seeds | seen, PAMR | kinds | stuff | held out | seen, without PAMR |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | steps | seeds | scenes | seen, PAMR | kinds | stuff | held out | seen, without PAMR |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    found: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
+    found: dict[tuple[int, int, int], list[Mapping[str, Any]]] = {}
+    order = list(names)
     for one in runs:
         if one["run"] in names:
-            found.setdefault((one["steps"], one["run"]), []).append(one)
-    order = list(names)
-    for (steps, run), seeds in sorted(found.items(), key=lambda item: (item[0][0], order.index(item[0][1]))):
+            found.setdefault((one["steps"], order.index(one["run"]), one["scenes"]), []).append(one)
+    for (steps, place, scenes), seeds in sorted(found.items()):
         figures = [
             [next(row for row in one["rows"] if _is_refined(row))[key] for key in _FIGURES]
             + [next(row for row in one["rows"] if not _is_refined(row))["seen"]]
             for one in seeds
         ]
-        lines.append(f"| {names[run]} | {steps:,} | {len(seeds)} | " + " | ".join(_spread(figures)) + " |")
+        cells = [names[order[place]], f"{steps:,}", str(len(seeds)), str(scenes), *_spread(figures)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -105,8 +106,8 @@ def comparison(methods: Mapping[str, Any], weights_sha256: str, names: Mapping[s
     )
     clip = "the embedded weights" if methods["clip_of"] == weights_sha256 else "former embedded weights"
     about = (
-        f"Mean IoU in percent on {methods['scenes']} {methods['split']} scenes of each set (seeds {seeds['seen']}, "
-        f"seen, and {seeds['held-out']}, held out), mean ± deviation where there are several seeds. The CLIP is that "
+        f"Mean IoU in percent on {methods['split']} scenes of each set (seeds {seeds['seen']}, seen, and "
+        f"{seeds['held-out']}, held out), mean ± deviation where there are several seeds. The CLIP is that "
         f"of {clip}; trained in {' and in '.join(trained)}. "
         "[`methods.json`](../training/playground/results/methods.json) has every run."
     )

@@ -29,7 +29,18 @@ _METHODS = {
     "naclip": "NACLIP",
     "scclip": "SC-CLIP",
 }
-_CODE = {"tcl": "TCL", "tcl-two": "TCL on CoDe's captions", "code": "CoDe"}
+_CODE = {
+    "tcl": "TCL",
+    "tcl-two": "TCL on CoDe's captions",
+    "code-paper": "CoDe with the paper's weights",
+    "code": "CoDe",
+}
+_CODE_SETTINGS = {
+    "code-paper": "the paper's",
+    "code-neg": "no false negatives, area of negatives at 0.4",
+    "code-neg-double": "and two convolutions",
+    "code": "and the contrast of regions and texts at 0.1",
+}
 _MGCA_STYLE = {
     "tcl": "TCL",
     "tcl-unit": "TCL, with the unit",
@@ -74,9 +85,14 @@ def parts_of(results: Results) -> dict[Path, dict[str, str]]:
     table = results["table"]
     parts: dict[Path, dict[str, str]] = {}
     if "methods" in results:
-        compared = {"docs/code.md": _CODE, "docs/mgca.md": _MGCA_STYLE}
-        for page, names in compared.items():
-            parts[Path(page)] = {"comparison": comparison(results["methods"], table["weights_sha256"], names)}
+        tables = {
+            ("docs/code.md", "comparison"): _CODE,
+            ("docs/code.md", "settings"): _CODE_SETTINGS,
+            ("docs/mgca.md", "comparison"): _MGCA_STYLE,
+        }
+        for (page, part), names in tables.items():
+            text = comparison(results["methods"], table["weights_sha256"], names)
+            parts.setdefault(Path(page), {})[part] = text
     if "projects" not in results:
         return parts
     return parts | {

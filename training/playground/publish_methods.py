@@ -34,18 +34,17 @@ def record(work: Path, split: Split = "validation") -> dict[str, Any]:
         split: of the scores.
 
     Returns:
-        ``clip_of`` (the weights whose CLIP it is), ``split``, ``scenes``, ``seeds`` and ``runs``.
+        ``clip_of`` (the weights whose CLIP it is), ``split``, ``seeds`` and ``runs``.
 
     Raises:
         SettingsError: there are no scores, or the model of one is not there.
     """
     code = code_of(_REPOSITORY, ("tcl_core", "training"))
     here = {"commit": code.commit, "modified": list(code.modified), **surroundings()}
-    runs, scenes = [], set()
+    runs = []
     for path in sorted(scores_folder(work, split).glob("*.json")):
         run, steps, seed = path.stem.rsplit("-", 2)
         content = json.loads(path.read_text(encoding="utf-8"))
-        scenes.add(content["scenes"])
         name = content.get("model", path.stem)
         model = read_model_file(work / name / f"{name}.safetensors")
         recipe = model.metadata.extra["recipe"]
@@ -59,6 +58,7 @@ def record(work: Path, split: Split = "validation") -> dict[str, Any]:
                 "precision": phase["precision"],
                 "batch": phase["batch"],
                 "config": recipe["model"]["config"],
+                "scenes": content["scenes"],
                 "recorded": here,
                 "rows": content["rows"],
             }
@@ -66,17 +66,10 @@ def record(work: Path, split: Split = "validation") -> dict[str, Any]:
     folder = scores_folder(work, split)
     if not runs:
         raise SettingsError(f"{folder}: has no scores; run training.playground.compare_methods first")
-    if len(scenes) > 1:
-        numbers = " and ".join(map(str, sorted(scenes)))
-        raise SettingsError(
-            f"{folder}: has scores of {numbers} scenes; remove those of the wrong number, and run "
-            "training.playground.compare_methods again"
-        )
     clip = read_model_file(work / "clip.safetensors").metadata
     return {
         "clip_of": clip.extra.get("clip_of"),
         "split": split,
-        "scenes": scenes.pop(),
         "seeds": {which: SEEDS[split][which] for which in ("seen", "held-out")},
         "runs": runs,
     }
