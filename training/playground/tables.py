@@ -20,7 +20,7 @@ from tqdm import tqdm
 from tcl_core.errors import SettingsError, TclError
 from tcl_core.evaluation.playground import SEEDS, evaluate_playground, rows_to_json
 from tcl_core.evaluation.projects import PROJECT_SEED, evaluate_projects, projects_to_json, synonyms_and_others
-from tcl_core.models import load_model
+from tcl_core.models import Model, load_model
 from tcl_core.models.modelfile import read_model_file
 from tcl_core.segmentation.segmenter import Segmenter
 from training.journal import read_journal, spent
@@ -71,15 +71,20 @@ def _once(path: Path, sha256: str, scenes: int, make: Any) -> Any:
     return found
 
 
+def _loaded(name: str) -> Model:
+    """A model as what is published is scored, whatever else is installed."""
+    return load_model(name, device="cpu", precision="float32", backend="torch")
+
+
 def _rows(name: str, scenes: int, variants: Collection[str] | None = None) -> dict[str, Any]:
-    model = load_model(name, device="cpu")
+    model = _loaded(name)
     with tqdm(total=2 * scenes, desc=f"scoring {model.name}", mininterval=5, disable=None) as bar:
         rows = evaluate_playground(model, scenes, lambda done, _: bar.update(done - bar.n), "test", variants)
     return {"rows": json.loads(rows_to_json(rows))}
 
 
 def _projects(path: Path, scenes: int, draws: int) -> dict[str, Any]:
-    segmenter = Segmenter(load_model(str(path), device="cpu"))
+    segmenter = Segmenter(_loaded(str(path)))
     with tqdm(total=scenes, desc="scoring projects", mininterval=5, disable=None) as bar:
         rows = evaluate_projects(segmenter, scenes, draws, progress=lambda done, _: bar.update(done - bar.n))
     synonyms, others = synonyms_and_others(segmenter)
