@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found: list[dict[str, Any]] = []
     try:
         for name in options.models:
-            model = load_model(name, device="cpu")
+            model = load_model(name, device="cpu", precision="float32", backend="torch")
             for each in settings_of(options.points, options.thresholds):
                 rows = [dataclasses.asdict(row) for row in scores(model, each, options.scenes)]
                 found.append({"model": name, "options": each, "scenes": options.scenes, "rows": rows})
