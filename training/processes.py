@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from tcl_core.errors import SettingsError
-from tcl_core.jobs.attached import attach_to_parent
+from tcl_core.jobs.attached import attach_to_parent, blocked_signals
 
 __all__ = ["in_order"]
 
@@ -44,7 +44,7 @@ def in_order(
         return
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), attach_to_parent)
     try:
-        with _usual_allocator():
+        with _usual_allocator(), blocked_signals():
             # Everything is submitted, and so all processes are started, before this returns.
             results = pool.map(what, items, chunksize=together)
         yield from results

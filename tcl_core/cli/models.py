@@ -9,6 +9,7 @@ import click
 from tcl_core.cli.main import EXIT_FINE
 from tcl_core.cli.places import INPUT_PATH, OUTPUT_PATH
 from tcl_core.cli.quantize import command as quantize_command
+from tcl_core.errors import SettingsError
 
 __all__ = ["command"]
 
@@ -107,10 +108,17 @@ Examples:
     "and that is not OpenAI's ViT-B/16; otherwise it saves a download.",
 )
 @click.option("--license", default="", metavar="TEXT", help="License of the weights, stored in the model file.")
-def import_command(file: Path, name: str | None, out: Path | None, clip_file: Path | None, license: str) -> int:
+@click.option("--overwrite", is_flag=True, help="Replace the model if it exists.")
+def import_command(
+    file: Path, name: str | None, out: Path | None, clip_file: Path | None, license: str, overwrite: bool
+) -> int:
     """Convert the published or training checkpoint FILE (.pth) to a model file, without running code from it."""
     from tcl_core.models.checkpoints import import_checkpoint
+    from tcl_core.models.paths import models_folder
 
+    target = out or models_folder() / f"{name or file.stem}.safetensors"
+    if target.exists() and not overwrite:
+        raise SettingsError(f"{target}: already exists; add --overwrite, or choose another --name")
     written = import_checkpoint(file, name=name, out=out, clip_file=clip_file, license=license)
     click.echo(f"ready: {written}")
     return EXIT_FINE

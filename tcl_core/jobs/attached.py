@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["SIGNALS", "attach_to_parent"]
+__all__ = ["SIGNALS", "attach_to_parent", "blocked_signals"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """By which a terminal or a job scheduler asks for the end."""
@@ -18,6 +20,19 @@ def attach_to_parent() -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+@contextmanager
+def blocked_signals() -> Iterator[None]:
+    """Hold signals back while processes are started, which then leave them to this one from their first moment."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:

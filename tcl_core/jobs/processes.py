@@ -11,16 +11,15 @@ import os
 import pickle
 import queue
 import signal
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Lock
 from typing import Any, Generic, Literal
 
 from tcl_core.errors import SettingsError
-from tcl_core.jobs.attached import SIGNALS, attach_to_parent
+from tcl_core.jobs.attached import attach_to_parent, blocked_signals
 from tcl_core.jobs.pipeline import done
 from tcl_core.jobs.stages import printable_name
 from tcl_core.jobs.workers import AnyStages, AnyWorkers, DecidedT, InlineWorkers, ReadT, TaskT, TracedT
@@ -116,7 +115,7 @@ class ProcessWorkers(Generic[TaskT, ReadT, DecidedT, TracedT]):
         self._workers: list[_Worker] = []
         self._closed = False
         # A worker inherits what is blocked: signals are for this process, which ends the workers in its own time.
-        with _blocked_signals():
+        with blocked_signals():
             for _ in range(count):
                 worker = _Worker(context, (stages, self._one_large))
                 self._workers.append(worker)
@@ -189,18 +188,6 @@ class _Worker:
         self._process.kill()
         self._process.join()
         self._connection.close()
-
-
-@contextmanager
-def _blocked_signals() -> Iterator[None]:
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # -- in a worker -------------------------------------------------------------------------------------------------------

@@ -110,6 +110,10 @@ class Trainable(BatchTrainable):
         """Whether a sample with this caption can be prepared; others are left out. By default every one can."""
         return True
 
+    def refusal(self, caption: str) -> str:
+        """Why `accepts` refuses a caption, in a clause."""
+        return "the method cannot learn from it"
+
     def needed_files(self) -> tuple[str, ...]:
         """Names of downloads that preparing samples needs and that are not there; none by default."""
         return ()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tcl_core.cli.main import run
 from tcl_core.errors import SettingsError, VocabularyError, WeightsError
 from tcl_core.methods import create_method
 from tcl_core.models import fetch_model, list_models, load_model
@@ -242,3 +243,15 @@ def test_fetch_the_full_model_from_a_mirror(
     save_file({"x": torch.ones(1)}, downloaded)
     with pytest.raises(WeightsError, match="the first download had"):
         load_model("tcl-vit-b16", device="cpu")
+
+
+def test_import_keeps_a_model_that_is_there(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["models", "import", str(MINI / "full.pth"), "--name", "mine"]
+    assert run(words) == 0
+    path = home / "models" / "mine.safetensors"
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert run([*words[:2], str(MINI / "minimal.pth"), *words[3:]]) == 2
+    assert "mine.safetensors: already exists; add --overwrite, or choose another --name" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert run([*words, "--overwrite"]) == 0

@@ -161,7 +161,8 @@ def test_processes_and_parts_take_the_same_steps(tmp_path: Path) -> None:
 
 def test_captions_that_name_too_little(tmp_path: Path) -> None:
     source = pairs(tmp_path / "data", ("the dog",) * 4)
-    with pytest.raises(SettingsError, match="pairs in a row cannot be used.*cannot learn from the caption 'the dog'"):
+    reason = "the caption 'the dog' cannot be used: the setting nouns asks for 2 things, and it names dog"
+    with pytest.raises(SettingsError, match=f"pairs in a row cannot be used.*{reason}"):
         run_recipe(tiny_recipe(tmp_path), source, Options(tmp_path / "out", CPU, quiet=True))
 
 
@@ -251,3 +252,21 @@ def test_comparison(tmp_path: Path) -> None:
     # The test's CLIP is that of the embedded model, which the table is of, too.
     page = (checkout / "docs/code.md").read_text()
     assert "| CoDe | 2 | 1 | " in page and "The CLIP is that of the embedded weights" in " ".join(page.split())
+
+
+def test_drawing_that_is_stopped_or_cut_off_is_done_again(tmp_path: Path) -> None:
+    images = ImageSet(count=12, size=64, objects=(1, 3), radius=(12, 30), plain=0.1, seed=1)
+
+    def stop() -> None:
+        raise StoppedError("asked to")
+
+    with pytest.raises(StoppedError):
+        draw(tmp_path, images, 0, stop)
+    assert not (tmp_path / "captions.json").exists()
+    draw(tmp_path, images, 0)
+    whole = (tmp_path / "captions.json").read_bytes()
+    (tmp_path / "captions.json").write_bytes(whole[:-100])
+    draw(tmp_path, images, 0)
+    assert (tmp_path / "captions.json").read_bytes() == whole
+    # Drawn once.
+    draw(tmp_path, images, 0, stop)

@@ -58,6 +58,11 @@ def test_a_target_that_is_missed_is_shown() -> None:
 def test_a_comparison_without_scores_or_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--work", str(tmp_path), "--repository", str(tmp_path)]
     assert publish_methods.main(words) == 2
+    assert "is no checkout" in capsys.readouterr().err
+    copy = tmp_path / "training/playground/results/table.json"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes((RESULTS / "table.json").read_bytes())
+    assert publish_methods.main(words) == 2
     assert "has no scores; run training.playground.compare_methods first" in capsys.readouterr().err
     scores = tmp_path / "scores"
     scores.mkdir()

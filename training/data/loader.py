@@ -79,7 +79,8 @@ class PairDataset(Dataset[dict[str, Any]]):
         for attempt in range(_MOST_ATTEMPTS):
             pair = self._source.read(self._order.pair(step, place, attempt))
             if not self._method.accepts(pair.caption):
-                reason = ImageError(f"{pair.name}: the method cannot learn from the caption {pair.caption!r}.")
+                refusal = self._method.refusal(pair.caption)
+                reason = ImageError(f"{pair.name}: the caption {pair.caption!r} cannot be used: {refusal}.")
                 continue
             try:
                 image = load_image(pair.image, name=pair.name, on_warning=_log.debug)
@@ -89,7 +90,8 @@ class PairDataset(Dataset[dict[str, Any]]):
                 reason = error
         else:
             raise SettingsError(
-                f"{_MOST_ATTEMPTS} pairs in a row cannot be used, the last one because: {reason} Check the data."
+                f"{_MOST_ATTEMPTS} pairs in a row cannot be used, the last one because: {reason} Check the data "
+                "and the recipe's settings."
             )
         rng = np.random.default_rng([self._seed, step, place])
         sample = {"image": self._transform(image, int(rng.integers(2**62))), "caption": pair.caption}

@@ -214,11 +214,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Before minutes are spent on drawing.
         device = select_device(options.device)
         precision: Precision = native_precision(device) if options.precision == "auto" else options.precision
-        draw(work / "images", images, options.workers)
-        if not clip.is_file():
-            extended_clip(clip, _POSITIONS, options.clip)
-        scores.mkdir(exist_ok=True)
         with Interruption().listening() as interruption:
+
+            def check() -> None:
+                if interruption.asked:
+                    raise StoppedError("Stopped while images were drawn; run the same command again to draw them.")
+
+            draw(work / "images", images, options.workers, check)
+            if not clip.is_file():
+                extended_clip(clip, _POSITIONS, options.clip)
+            scores.mkdir(exist_ok=True)
             for seed in options.seeds:
                 for run in options.runs:
                     trained = RUNS[run].model or run

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -73,21 +75,41 @@ def captions_of(images: ImageSet, index: int) -> tuple[bytes, dict[str, str]] | 
     return None
 
 
-def draw(folder: Path, images: ImageSet, workers: int) -> None:
-    """Draw images and captions into a folder, once."""
+def draw(folder: Path, images: ImageSet, workers: int, check: Callable[[], None] = lambda: None) -> None:
+    """Draw images and captions into a folder, once.
+
+    Args:
+        folder: is made if need be.
+        images: what to draw.
+        workers: processes that draw; 0 draws in this one.
+        check: called after each image; what it raises ends the work and is passed on.
+    """
     about, pixels_file = folder / "captions.json", folder / "images.npy"
-    if about.is_file() and json.loads(about.read_text())["set"] == json.loads(json.dumps(dataclasses.asdict(images))):
+    if _drawn(about) == json.loads(json.dumps(dataclasses.asdict(images))):
         return
     folder.mkdir(parents=True, exist_ok=True)
+    # The captions are written last, and say that all is there.
+    about.unlink(missing_ok=True)
     texts: list[dict[str, str]] = []
     pixels = bytearray()
     with closing(in_order(partial(captions_of, images), range(images.count), workers, DRAWN_TOGETHER)) as drawn:
         for found in tqdm(drawn, total=images.count, desc="drawing", mininterval=5):
+            check()
             if found is not None:
                 pixels += found[0]
                 texts.append(found[1])
     np.save(pixels_file, np.frombuffer(pixels, np.uint8).reshape(len(texts), images.size, images.size, 3))
-    about.write_text(json.dumps({"set": dataclasses.asdict(images), "captions": texts}))
+    part = about.with_suffix(".part")
+    part.write_text(json.dumps({"set": dataclasses.asdict(images), "captions": texts}))
+    part.replace(about)
+
+
+def _drawn(about: Path) -> Any:
+    """The set whose captions a file holds; nothing where it holds none."""
+    try:
+        return json.loads(about.read_text())["set"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 class SceneSource(Source):

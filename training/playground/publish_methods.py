@@ -109,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder = options.repository / _RESULTS
     try:
+        if not (folder / "table.json").is_file():
+            raise SettingsError(f"--repository {options.repository}: is no checkout; name the folder of one")
         methods = record(options.work, options.split)
         table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
         path = folder / "methods.json"

@@ -69,7 +69,7 @@ class CoDeConfig(TCLConfig):
             valid = value is None or (type(value) is int and value >= 1)
             return "" if valid else "a number of pixels, or null"
         if name == "ignored_nouns":
-            return "" if isinstance(value, str) and value == value.lower() else "words in lower case"
+            return "" if isinstance(value, str) and value == value.lower() else "one text of words in lower case"
         if name in ("tagger", "negatives"):
             choices = get_args(Tagger if name == "tagger" else Negatives)
             return "" if value in choices else " or ".join(map(repr, choices))

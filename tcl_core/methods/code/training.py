@@ -57,6 +57,14 @@ class CoDeTraining(GroundedTraining):
         """Whether a caption names as many things as are chosen from each."""
         return len(self._named(caption)) >= self.config.nouns
 
+    def refusal(self, caption: str) -> str:
+        """What a caption names, and what the settings ask for."""
+        named = ", ".join(self._named(caption)) or "nothing"
+        ignored = f" that ignored_nouns does not leave out ({self.config.ignored_nouns})" * bool(
+            self.config.ignored_nouns
+        )
+        return f"the setting nouns asks for {self.config.nouns} things{ignored}, and it names {named}"
+
     def prepare(self, sample: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Choose nouns of a caption and a template for each, and say which of its words are which noun.
 

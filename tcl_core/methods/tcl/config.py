@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -103,8 +104,10 @@ class GrounderConfig:
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(settings.keys() - known):
+            near = [match for name in unknown for match in difflib.get_close_matches(name, known, n=1)]
+            hint = f" Did you mean {' and '.join(near)}?" if near else ""
             listed = ", ".join(sorted(known))
-            raise SettingsError(f"Unknown {cls.method} settings: {', '.join(unknown)}; known are: {listed}.")
+            raise SettingsError(f"Unknown {cls.method} settings: {', '.join(unknown)}.{hint} Known are: {listed}.")
         return cls(**settings)
 
     def heights(self) -> dict[str, float]:
