@@ -110,7 +110,7 @@ class Trainable(BatchTrainable):
         """Whether a sample with this caption can be prepared; others are left out. By default every one can."""
         return True
 
-    def refusal(self, caption: str) -> str:
+    def why_refused(self, caption: str) -> str:
         """Why `accepts` refuses a caption, in a clause."""
         return "the method cannot learn from it"
 

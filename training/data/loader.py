@@ -79,8 +79,8 @@ class PairDataset(Dataset[dict[str, Any]]):
         for attempt in range(_MOST_ATTEMPTS):
             pair = self._source.read(self._order.pair(step, place, attempt))
             if not self._method.accepts(pair.caption):
-                refusal = self._method.refusal(pair.caption)
-                reason = ImageError(f"{pair.name}: the caption {pair.caption!r} cannot be used: {refusal}.")
+                reason_why = self._method.why_refused(pair.caption)
+                reason = ImageError(f"{pair.name}: the caption {pair.caption!r} cannot be used: {reason_why}.")
                 continue
             try:
                 image = load_image(pair.image, name=pair.name, on_warning=_log.debug)

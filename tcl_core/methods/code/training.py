@@ -57,7 +57,7 @@ class CoDeTraining(GroundedTraining):
         """Whether a caption names as many things as are chosen from each."""
         return len(self._named(caption)) >= self.config.nouns
 
-    def refusal(self, caption: str) -> str:
+    def why_refused(self, caption: str) -> str:
         """What a caption names, and what the settings ask for."""
         named = ", ".join(self._named(caption)) or "nothing"
         ignored = f" that ignored_nouns does not leave out ({self.config.ignored_nouns})" * bool(
