@@ -223,7 +223,7 @@ def test_a_finished_run_is_published(whole: Path, tmp_path: Path, monkeypatch: p
     seeds = [0, 5] if (whole / "ground-5").exists() else [0]
     assert [one["seed"] for one in table["spread"]] == seeds
     assert [target["met"] for target in table["targets"]] == [False, False, True, True]
-    model = load_model(file.path)
+    model = load_model(file.path, device="cpu", precision="float32", backend="torch")
     rows = evaluate_playground(model, 1, split="test")
     assert [row.seen for row in rows] == pytest.approx([row["seen"] for row in table["rows"]])
     records = ["ground-5.jsonl", "run.jsonl"][-len(seeds) :]
