@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--precision",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="of towers and decoder; auto: bfloat16 where the device multiplies it in hardware, else float32",
+        help="of towers and decoder; auto: bfloat16 where the device is fast in it, else float32",
     )
     parser.add_argument(
         "--set", dest="changes", type=json.loads, default={}, metavar="JSON", help="other settings of the methods"

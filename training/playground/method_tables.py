@@ -67,11 +67,10 @@ def summary(runs: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> str:
         if one["run"] in names:
             found.setdefault((one["steps"], order.index(one["run"]), one["scenes"]), []).append(one)
     for (steps, place, scenes), seeds in sorted(found.items()):
-        figures = [
-            [next(row for row in one["rows"] if _is_refined(row))[key] for key in _FIGURES]
-            + [next(row for row in one["rows"] if not _is_refined(row))["seen"]]
-            for one in seeds
-        ]
+        figures = []
+        for one in seeds:
+            plain, refined = sorted(one["rows"], key=_is_refined)
+            figures.append([*(refined[key] for key in _FIGURES), plain["seen"]])
         cells = [names[order[place]], f"{steps:,}", str(len(seeds)), str(scenes), *_spread(figures)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
