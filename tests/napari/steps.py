@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    import pytest
     from napari import Viewer
     from napari.layers import Labels
 
@@ -22,6 +25,7 @@ __all__ = [
     "brush",
     "close_dock",
     "dock",
+    "hold",
     "idle",
     "press_key",
     "register_plugin",
@@ -47,6 +51,18 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(_PAUSE)
         assert time.monotonic() < end, f"waited in vain until {what}"
     QApplication.processEvents()
+
+
+def hold(patches: pytest.MonkeyPatch, owner: object, name: str, calls: int) -> threading.Event:
+    """Let a method return a number of times; later calls wait until the event is set."""
+    go_on, counted, method = threading.Event(), itertools.count(1), getattr(owner, name)
+
+    def held(*arguments: Any, **options: Any) -> Any:
+        assert next(counted) <= calls or go_on.wait(PATIENCE), f"{name} was held for {PATIENCE} s"
+        return method(*arguments, **options)
+
+    patches.setattr(owner, name, held)
+    return go_on
 
 
 def settle() -> None:

@@ -80,6 +80,7 @@ RUNS = {
     "tcl-unit": Run("tcl", "brief", options=UNIT, model="tcl"),
     "code-paper": Run("code", "two"),
     "code": Run("code", "two", _CODE),
+    "code-brief": Run("code", "brief", {**_CODE, "nouns": 1}),
     "mgca-style-object": Run("mgca-style", "brief", {"region_weight": 0.0, "pixel_weight": 0.0}),
     "mgca-style-region": Run("mgca-style", "brief", {"pixel_weight": 0.0}),
     "mgca-style-pixel": Run("mgca-style", "brief"),
