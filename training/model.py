@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tcl_core.errors import SettingsError
+from tcl_core.errors import SettingsError, WeightsError
 from tcl_core.methods import Method, create_method, list_methods, method_class
 from tcl_core.methods.trainable import Trainable
 from tcl_core.models.clips import clip_name, clip_preprocess, find_clip
@@ -84,6 +84,9 @@ def build(recipe: Recipe, augmentation: Augmentation) -> Trained:
         trainable = [name for name in list_methods() if issubclass(method_class(name), Trainable)]
         raise SettingsError(f"The method {settings.method!r} cannot be trained; choose one of: {', '.join(trainable)}.")
     named = clip_name(settings.clip)
+    if named is not None:
+        # What is wrong with them should not be said after a download of minutes.
+        kind.check_settings(settings.config)
     base: Model | None = None
     if named is not None:
         found = find_clip(named)
@@ -106,12 +109,13 @@ def build(recipe: Recipe, augmentation: Augmentation) -> Trained:
         tower = cast(FrozenClip, base.method.towers["clip"])
         preprocess, reference = base.preprocess, dict(base.metadata.clip)
     same = base is not None and base.method.name == settings.method
-    config = {**(base.method.config_to_dict() if base is not None and same else {}), **settings.config}
+    former = base.method.config_to_dict() if base is not None and same else {}
+    config = {**former, **settings.config}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         method = create_method(settings.method, {"clip": tower}, config)
     if base is not None and same and not settings.new_weights:
-        method.load_learned_state_dict(base.method.learned_state_dict())
+        _start_from(method, base, {key: value for key, value in settings.config.items() if former.get(key) != value})
     # What captions need, such as a tagger and its data, should not be found out by a process that loads them.
     samples = cast(Trainable, method)
     samples.use_files({name: fetch_file(load_manifest().files[name]) for name in samples.needed_files()})
@@ -136,6 +140,27 @@ def build(recipe: Recipe, augmentation: Augmentation) -> Trained:
     )
     tensors = cast(nn.Module, tower.model).state_dict() if "config" in reference else None
     return Trained(method, metadata, tensors)
+
+
+def _start_from(method: Method, base: Model, other: Mapping[str, Any]) -> None:
+    """Take the weights of a model of the same method.
+
+    Args:
+        method: takes them.
+        base: the model.
+        other: settings that are not the model's.
+    """
+    try:
+        method.load_learned_state_dict(base.method.learned_state_dict())
+    except WeightsError as error:
+        if not other:
+            raise
+        known = base.method.config_to_dict()
+        listed = ", ".join(f"{key}={value} (its own: {known.get(key)})" for key, value in other.items())
+        raise SettingsError(
+            f"model.config: the weights of {base.name} do not fit these settings: {listed}; leave out those that "
+            "change the size of weights, or set model.new_weights=true to start with new ones."
+        ) from error
 
 
 _CONFIG_KEYS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")

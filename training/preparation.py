@@ -189,6 +189,12 @@ def dry_run(recipe: Recipe, source: Source, options: Options) -> None:
                     began = time.perf_counter()
                     stepper.step(first + number, to_device(batch, options.device))
                     seconds.append(time.perf_counter() - began)
+            if batches.replaced:
+                used = len(seconds) * phase.batch // world_size()
+                say(
+                    f"  {batches.replaced:,} of the first {used + batches.replaced:,} pairs would be replaced: "
+                    "their images are damaged, or the method cannot learn from their captions"
+                )
             count = sum(p.numel() for p in trained.trainable.trainable(stage.stage))
             total += stage.steps * min(seconds)
             peak = _peak(options.device)

@@ -106,6 +106,17 @@ class BatchTrainable(ABC):
 class Trainable(BatchTrainable):
     """Training of a method on images and captions, which are prepared one by one and put together into batches."""
 
+    @classmethod
+    def check_settings(cls, settings: Mapping[str, Any]) -> None:  # noqa: B027
+        """Refuse settings that no CLIP can mend, before one is downloaded; by default none is.
+
+        Args:
+            settings: of the method, as a recipe has them.
+
+        Raises:
+            SettingsError: a setting is unknown, out of range, or needs what is not installed.
+        """
+
     def accepts(self, caption: str) -> bool:
         """Whether a sample with this caption can be prepared; others are left out. By default every one can."""
         return True

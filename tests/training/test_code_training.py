@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from tests.training.shards import sample, write_shard
 from training.config import Recipe, ScheduleSettings, Stage, TrainPhase, read_recipe
 from training.data.shards import ShardSource
 from training.engine import Interruption, Options, StoppedError, run_recipe
+from training.model import build
 from training.playground import compare_methods, publish_methods
 from training.playground.compare_methods import RUNS, recipe_of
 from training.playground.data import ImageSet
 from training.playground.method_data import SceneSource, draw, extended_clip
 from training.playground.method_tables import table
+from training.preparation import dry_run
 from training.step import Stepper
 
 CPU = torch.device("cpu")
@@ -177,6 +180,67 @@ def test_a_missing_tagger_is_found_before_the_training(tmp_path: Path, monkeypat
     with pytest.raises(SettingsError, match="^no tagger here$"):
         run_recipe(recipe, pairs(tmp_path / "data"), Options(tmp_path / "out", CPU, workers=1, quiet=True))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tagger": "nltk"}, "^no tagger here$"),
+        ({"nouns": 0}, "The CoDe setting nouns is 0"),
+        ({"tager": "rules"}, "Unknown CoDe settings: tager. Did you mean tagger"),
+    ],
+)
+def test_settings_are_checked_before_a_clip_is_downloaded(
+    settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(caption: str) -> list[str]:
+        raise SettingsError("no tagger here")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a CLIP was looked for")
+
+    monkeypatch.setattr("tcl_core.methods.code.nouns._nouns_by_nltk", absent)
+    monkeypatch.setattr("tcl_core.methods.code.training.missing_data", tuple)
+    monkeypatch.setattr("training.model.find_clip", refuse)
+    recipe = read_recipe("code-cc3m-cc12m")
+    phase = recipe.phases[-1]
+    assert isinstance(phase, TrainPhase)
+    with pytest.raises(SettingsError, match=message):
+        build(
+            recipe.model_copy(update={"model": recipe.model.model_copy(update={"config": settings})}),
+            phase.augmentation,
+        )
+
+
+def test_settings_that_do_not_fit_the_weights_to_start_from(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, context_tokens=3, area_prior=0.5)
+    phase = recipe.phases[-1]
+    assert isinstance(phase, TrainPhase)
+    build(recipe, phase.augmentation)
+    started = recipe.model_copy(update={"model": recipe.model.model_copy(update={"new_weights": False})})
+    with pytest.raises(SettingsError, match=r"of tiny do not fit .*context_tokens=3 \(its own: 4\)") as caught:
+        build(started, phase.augmentation)
+    assert "model.new_weights=true" in str(caught.value) and "tagger" not in str(caught.value)
+
+
+def test_playground_recipe() -> None:
+    recipe = read_recipe("code-playground")
+    # That of the comparison, but for what shards and a small text tower ask for.
+    config = recipe_of("code", Path("clip.safetensors"), 100, 0).model.config
+    own = {**recipe.model.config}
+    assert (own.pop("context_tokens"), own.pop("nouns")) == (4, 1) and own == config
+    phase = recipe.phases[-1]
+    assert isinstance(phase, TrainPhase)
+    assert isinstance(build(recipe, phase.augmentation).method, CoDe)
+
+
+def test_dry_run_counts_captions_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Two of six captions name one thing.
+    dry_run(tiny_recipe(tmp_path), pairs(tmp_path / "data"), Options(tmp_path / "out", CPU, quiet=True))
+    text = capsys.readouterr().out
+    assert re.search(r"  [1-9] of the first \d+ pairs would be replaced: .* cannot learn from their captions", text)
+    dry_run(tiny_recipe(tmp_path, nouns=1), pairs(tmp_path / "data"), Options(tmp_path / "out", CPU, quiet=True))
+    assert "replaced" not in capsys.readouterr().out
 
 
 def test_recipe_of_the_paper() -> None:

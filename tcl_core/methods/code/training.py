@@ -33,6 +33,7 @@ class CoDeTraining(GroundedTraining):
     """The training half of :class:`tcl_core.methods.code.CoDe`."""
 
     config: CoDeConfig
+    config_class = CoDeConfig
     clip_text_encoder: PromptedTexts
     text_decoder: TextDecoder
     learnable_image_bg: nn.Parameter
@@ -44,6 +45,14 @@ class CoDeTraining(GroundedTraining):
     hcl_loss: nn.Module
 
     # -- samples -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def check_settings(cls, settings: Mapping[str, Any]) -> None:
+        """Refuse settings that are unknown or out of range, and NLTK where it is not installed."""
+        super().check_settings(settings)
+        tagger = settings.get("tagger", cls.config_class.tagger)
+        if tagger != "nltk" or not missing_data():
+            find_nouns("a cat on a sofa", tagger)
 
     def needed_files(self) -> tuple[str, ...]:
         """NLTK's data, where NLTK is the tagger, is installed, and lacks them."""

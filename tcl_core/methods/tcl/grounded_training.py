@@ -80,9 +80,15 @@ class GroundedTraining(Trainable):
 
     stages = ("ust", "full")
 
+    config_class: ClassVar[type[GrounderConfig]]
     clip: FrozenClip
     masker: Grounder
     first_block: int
+
+    @classmethod
+    def check_settings(cls, settings: Mapping[str, Any]) -> None:
+        """Refuse settings that are unknown or out of range."""
+        cls.config_class.from_dict(settings)
 
     def trainable(self, stage: str) -> list[nn.Parameter]:
         """Choose what is trained.
