@@ -25,6 +25,7 @@ __all__ = [
     "evaluate_playground",
     "format_rows",
     "held_out_scene",
+    "own_variants",
     "rows_to_json",
 ]
 
@@ -126,10 +127,7 @@ def evaluate_playground(
     """
     vocabulary = Vocabulary(tuple(Label(name, (name,)) for name in CLASS_NAMES), background=False)
     biased = replace(model, debiasing=None)
-    own = model.method.options_class.model_fields
-    fitting = VARIANTS if all(set(variant.options) <= set(own) for variant in VARIANTS.values()) else PLAIN_VARIANTS
-    if model.method.name != "tcl":
-        fitting = {name.replace("TCL", model.method.name): variant for name, variant in fitting.items()}
+    fitting = _variants_of(model)
     segmenters = {
         name: Segmenter(model if variant.debias else biased, refine=variant.refine, options=variant.options)
         for name, variant in fitting.items()
@@ -158,6 +156,30 @@ def evaluate_playground(
         )
         for name in segmenters
     ]
+
+
+def own_variants(model: Model) -> tuple[str, str]:
+    """Names of the rows with a model's own masks alone, without and with refinement.
+
+    Example:
+        >>> from tcl_core.models import load_model
+        >>> own_variants(load_model("playground"))
+        ('TCL', 'TCL + PAMR')
+    """
+    variants = _variants_of(model)
+    # Of TCL's rows, the two without anything of CLIP's own.
+    plain, refined = [name for name, each in variants.items() if each.debias and not any(each.options.values())]
+    return plain, refined
+
+
+def _variants_of(model: Model) -> dict[str, Variant]:
+    own = model.method.options_class.model_fields
+    fitting = VARIANTS if all(set(variant.options) <= set(own) for variant in VARIANTS.values()) else PLAIN_VARIANTS
+    return {name.replace("TCL", _title(model)): variant for name, variant in fitting.items()}
+
+
+def _title(model: Model) -> str:
+    return "TCL" if model.method.name == "tcl" else model.method.name
 
 
 def format_rows(rows: list[EvaluationRow]) -> str:

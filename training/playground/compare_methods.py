@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from tcl_core.devices import select_device
 from tcl_core.errors import TclError
-from tcl_core.evaluation.playground import Split, evaluate_playground, rows_to_json
-from tcl_core.models import Model, load_model
+from tcl_core.evaluation.playground import Split, evaluate_playground, own_variants, rows_to_json
+from tcl_core.models import load_model
 from training.config import Recipe
 from training.cpu import Precision, fast_attention, native_precision
 from training.engine import Interruption, Options, StoppedError, run_recipe
@@ -166,15 +166,11 @@ def score(
     loaded = load_model(model, device=device, precision="float32", backend="torch")
     loaded = dataclasses.replace(loaded, method=loaded.method.configured(options or {}))
     with tqdm(total=2 * scenes, desc=f"scoring {out.stem}", mininterval=5) as bar:
-        rows = evaluate_playground(loaded, scenes, lambda done, _: bar.update(done - bar.n), split, _variants(loaded))
+        rows = evaluate_playground(
+            loaded, scenes, lambda done, _: bar.update(done - bar.n), split, own_variants(loaded)
+        )
     content = {"model": model.stem, "scenes": scenes, "split": split, "rows": json.loads(rows_to_json(rows))}
     out.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _variants(model: Model) -> tuple[str, str]:
-    """What is scored: the masks that were trained, without and with refinement."""
-    name = "TCL" if model.method.name == "tcl" else model.method.name
-    return name, f"{name} + PAMR"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
