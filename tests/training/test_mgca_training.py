@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +187,18 @@ def test_gain_of_the_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     words = ["--models", "maskclip:playground", "--points", "9", "--thresholds", "0.5", "1", "--scenes", "1"]
     assert units.main([*words, "--threads", "1", "--json", str(tmp_path / "units.json")]) == 0
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| `maskclip")]
-    assert [line[2] for line in lines] == ["", "", "9", "9", "9", "9"]
+    assert [line[1] for line in lines] == ["no", "yes"]
     # Single pixels gain nothing.
-    assert [line[-1] for line in lines[4:]] == ["+0.00 |"] * 2
-    assert (tmp_path / "units.json").is_file()
+    assert [line[-1] for line in lines] == ["+0.0 |"] * 2
+    content = json.loads((tmp_path / "units.json").read_text())
+    assert [entry["options"]["unit_points"] for entry in content["scores"]] == [0, 9, 9]
     # Settings are chosen on scenes of their own.
     assert drawn == {"validation"}
+
+    # What is there is not scored again, and what is of other scenes is not mixed with it.
+    drawn.clear()
+    assert units.main([*words, "--json", str(tmp_path / "units.json")]) == 0
+    assert not drawn and capsys.readouterr().out.splitlines()[2:] == [" | ".join(line) for line in lines]
+    words[-1] = "2"
+    assert units.main([*words, "--json", str(tmp_path / "units.json")]) == 2
+    assert "does not hold scores of as many scenes" in capsys.readouterr().err

@@ -12,8 +12,10 @@ import numpy as np
 
 from tcl_core.evaluation.playground import Split
 
-__all__ = ["comparison", "scores_folder", "summary", "table"]
+__all__ = ["PIXELS", "comparison", "key_of", "scores_folder", "summary", "table", "unit_gains"]
 
+PIXELS: dict[str, Any] = {"unit_points": 0}
+"""Options of a method without the adaptive semantic unit."""
 _FIGURES = ("seen", "seen_kinds", "seen_stuff", "held_out")
 
 
@@ -111,3 +113,42 @@ def comparison(methods: Mapping[str, Any], weights_sha256: str, names: Mapping[s
         "[`methods.json`](../training/playground/results/methods.json) has every run."
     )
     return f"{summary(shown, names)}\n\n{textwrap.fill(about, 120, break_long_words=False, break_on_hyphens=False)}"
+
+
+def unit_gains(found: Sequence[Mapping[str, Any]]) -> str:
+    """What the unit gains, as Markdown: a column for each choice of options.
+
+    Args:
+        found: ``model``, ``options`` and ``rows`` of each; those without the unit come before those with it.
+
+    Example:
+        >>> rows = [{"variant": name, "seen": 50.0, "held_out": 40.0} for name in ("as it is", "+ PAMR")]
+        >>> better = [row | {"held_out": 41.0} for row in rows]
+        >>> unit = {"unit_points": 64, "unit_threshold": 0.5}
+        >>> print(unit_gains([{"model": "a", "options": {"unit_points": 0}, "rows": rows},
+        ...                   {"model": "a", "options": unit, "rows": better}]))
+        | | PAMR | without the unit | 64 points, 0.5 |
+        |---|---|---|---|
+        | `a` | no | 45.0 | +0.5 |
+        | `a` | yes | 45.0 | +0.5 |
+    """
+    chosen = [entry["options"] for entry in found if entry["model"] == found[0]["model"] and entry["options"] != PIXELS]
+    titles = [f"{each['unit_points']} points, {each['unit_threshold']:g}" for each in chosen]
+    lines = [f"| | PAMR | without the unit | {' | '.join(titles)} |", f"|{'---|' * (len(titles) + 3)}"]
+    for model in dict.fromkeys(entry["model"] for entry in found):
+        means = {key_of(entry["options"]): _means(entry["rows"]) for entry in found if entry["model"] == model}
+        for which, refined in enumerate(("no", "yes")):
+            plain = means[key_of(PIXELS)][which]
+            gains = [f"{means[key][which] - plain:+.1f}" if (key := key_of(each)) in means else "" for each in chosen]
+            lines.append(f"| `{model}` | {refined} | {plain:.1f} | {' | '.join(gains)} |")
+    return "\n".join(lines)
+
+
+def key_of(options: Mapping[str, Any]) -> str:
+    """Options of a method as one text, equal for equal options."""
+    return json.dumps(options, sort_keys=True)
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Mean over both sets, without and with refinement."""
+    return [(row["seen"] + row["held_out"]) / 2 for row in sorted(rows, key=_is_refined)]

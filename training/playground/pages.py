@@ -12,12 +12,12 @@ import numpy as np
 from tcl_core.errors import SettingsError
 from tcl_core.evaluation.playground import EvaluationRow, format_rows
 from tcl_core.evaluation.projects import ProjectRow, format_projects
-from training.playground.method_tables import comparison
+from training.playground.method_tables import comparison, unit_gains
 
 __all__ = ["BASELINE", "MAIN", "Results", "Target", "parts_of", "targets_of", "with_parts", "write_pages"]
 
 Results = Mapping[str, Any]
-"""Contents of ``table.json``, ``projects.json``, ``training-free.json`` and ``methods.json`` by name without ending."""
+"""Contents of the files ``table``, ``projects``, ``training-free``, ``methods`` and ``units`` (``.json``) by name."""
 
 MAIN, BASELINE = "TCL + PAMR", "dense baseline: CLIP's value path"
 _UNBIASED = "TCL + PAMR, prompts not debiased"
@@ -93,6 +93,8 @@ def parts_of(results: Results) -> dict[Path, dict[str, str]]:
         for (page, part), names in tables.items():
             text = comparison(results["methods"], table["weights_sha256"], names)
             parts.setdefault(Path(page), {})[part] = text
+    if "units" in results:
+        parts.setdefault(Path("docs/mgca.md"), {})["unit"] = _units(results["units"])
     if "projects" not in results:
         return parts
     return parts | {
@@ -267,6 +269,14 @@ def _training_free(results: Results) -> str:
     own = {row["variant"]: row for row in results["table"]["rows"]}
     lines += [_row(f"**{name}**", own[name]) for name in ("TCL", MAIN)]
     return "\n".join(lines)
+
+
+def _units(units: Mapping[str, Any]) -> str:
+    about = (
+        f"Mean IoU in percent over {units['scenes']} seen and {units['scenes']} held-out {units['split']} scenes, and "
+        "what the unit adds to it. [`units.json`](../training/playground/results/units.json) has every figure."
+    )
+    return f"{unit_gains(units['scores'])}\n\n{_paragraph(about)}"
 
 
 def _row(name: str, row: Mapping[str, Any]) -> str:

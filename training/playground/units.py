@@ -1,7 +1,9 @@
 """Whether the adaptive semantic unit gains: ``python -m training.playground.units``.
 
-Scores models with and without it on scenes that settings are chosen on, which no reported score is measured on. A model
-whose gain is positive with the same options with and without refinement may have the unit on by default.
+Scores models with and without it on scenes that settings are chosen on, which no reported score is measured on. A
+method whose gain is positive with the same options with and without refinement may have the unit on by default.
+
+Scores are written after each choice of options; the same command goes on behind the last one.
 """
 
 from __future__ import annotations
@@ -10,20 +12,24 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from tcl_core.errors import TclError
-from tcl_core.evaluation.playground import EvaluationRow, evaluate_playground
+from tcl_core.errors import SettingsError, TclError
+from tcl_core.evaluation.playground import SEEDS, EvaluationRow, evaluate_playground, own_variants
 from tcl_core.models import Model, load_model
+from training.journal import code_of, surroundings
+from training.playground.method_tables import PIXELS, key_of, unit_gains
+from training.playground.pages import write_pages
 
-__all__ = ["main", "scores", "settings_of", "table"]
+__all__ = ["main", "scores", "settings_of"]
 
-_PLAIN: dict[str, Any] = {"unit_points": 0}
+_REPOSITORY = Path(__file__).parents[2]
+_RESULTS = _REPOSITORY / "training/playground/results"
 
 
 def settings_of(points: Sequence[int], thresholds: Sequence[float]) -> list[dict[str, Any]]:
@@ -33,43 +39,33 @@ def settings_of(points: Sequence[int], thresholds: Sequence[float]) -> list[dict
         >>> settings_of([64], [0.5, 0.7])[1:]
         [{'unit_points': 64, 'unit_threshold': 0.5}, {'unit_points': 64, 'unit_threshold': 0.7}]
     """
-    return [_PLAIN, *({"unit_points": k, "unit_threshold": cosine} for k in points for cosine in thresholds)]
+    return [PIXELS, *({"unit_points": k, "unit_threshold": cosine} for k in points for cosine in thresholds)]
 
 
-def scores(model: Model, options: dict[str, Any], scenes: int) -> list[EvaluationRow]:
-    """Score a model with these options on scenes that settings are chosen on."""
+def scores(model: Model, options: Mapping[str, Any], scenes: int) -> list[EvaluationRow]:
+    """Score a model with these options on scenes that settings are chosen on, without and with refinement."""
     chosen = dataclasses.replace(model, method=model.method.configured(options))
     with tqdm(total=2 * scenes, desc=f"{model.name} {options}", mininterval=5) as bar:
-        return evaluate_playground(chosen, scenes, lambda done, _: bar.update(done - bar.n), "validation")
+        return evaluate_playground(
+            chosen, scenes, lambda done, _: bar.update(done - bar.n), "validation", own_variants(model)
+        )
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
-    """All scores as Markdown, with what the unit gains.
+def _former(path: Path | None, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Scores of an earlier call of the same kind.
 
-    Args:
-        found: ``model``, ``options`` and ``rows`` of each; those without the unit come before those with it.
+    Raises:
+        SettingsError: the file is damaged or holds something else.
     """
-    lines = [
-        "| model | variant | points | threshold | seen: all | held out: all | gain |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    plain: dict[tuple[str, str], float] = {}
-    for entry in found:
-        for row in entry["rows"]:
-            mean = (row["seen"] + row["held_out"]) / 2
-            points = entry["options"]["unit_points"]
-            before = plain.setdefault((entry["model"], row["variant"]), mean)
-            cells = (
-                f"`{entry['model']}`",
-                row["variant"],
-                str(points or ""),
-                str(entry["options"].get("unit_threshold", "")),
-                f"{row['seen']:.1f}",
-                f"{row['held_out']:.1f}",
-                f"{mean - before:+.2f}" if points else "",
-            )
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    if path is None or not path.is_file():
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if all(content[key] == value for key, value in about.items()):
+            return list(content["scores"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise SettingsError(f"{path}: does not hold scores of as many scenes; name another file, or remove it")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,23 +76,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.5, 0.7, 0.9], help="cosines")
     parser.add_argument("--scenes", type=int, default=100, help="scenes of each of the two sets")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--json", type=Path, help="also write all scores to this file")
+    parser.add_argument("--json", type=Path, help="also write all scores to this file, and go on behind those in it")
+    parser.add_argument(
+        "--publish", action="store_true", help="write results/units.json instead, and the table of docs/mgca.md"
+    )
     options = parser.parse_args(arguments)
+    path: Path | None = _RESULTS / "units.json" if options.publish else options.json
     torch.set_num_threads(options.threads)
-    found: list[dict[str, Any]] = []
+    seeds = {which: SEEDS["validation"][which] for which in ("seen", "held-out")}
+    about: dict[str, Any] = {"split": "validation", "seeds": seeds, "scenes": options.scenes}
     try:
+        found = _former(path, about)
+        done = {(entry["model"], entry["weights_sha256"], key_of(entry["options"])) for entry in found}
         for name in options.models:
             model = load_model(name, device="cpu", precision="float32", backend="torch")
+            # The place of a file says nothing to readers of the table.
+            called = Path(name).stem if Path(name).is_file() else name
             for each in settings_of(options.points, options.thresholds):
+                if (called, model.weights_sha256, key_of(each)) in done:
+                    continue
                 rows = [dataclasses.asdict(row) for row in scores(model, each, options.scenes)]
-                found.append({"model": name, "options": each, "scenes": options.scenes, "rows": rows})
-                if options.json is not None:
-                    # After each, for the next may be interrupted.
-                    options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                found.append({"model": called, "weights_sha256": model.weights_sha256, "options": each, "rows": rows})
+                if path is not None:
+                    code = code_of(_REPOSITORY, ("tcl_core", "training"))
+                    here = {"commit": code.commit, "modified": list(code.modified), **surroundings()}
+                    text = json.dumps({**about, "recorded": here, "scores": found}, indent=1) + "\n"
+                    part = path.with_suffix(".part")
+                    part.write_text(text, encoding="utf-8")
+                    part.replace(path)
     except TclError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table(found))
+    print(unit_gains(found))
+    if options.publish:
+        results = {
+            name: json.loads((_RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("table", "units")
+        }
+        write_pages(_REPOSITORY, results)
     return 0
 
 
