@@ -34,12 +34,16 @@ _CODE = {
     "tcl-two": "TCL on CoDe's captions",
     "code-paper": "CoDe with the paper's weights",
     "code": "CoDe",
+    "code-regions-only": "CoDe without the contrast of regions and texts",
+    "code-brief": "CoDe on TCL's captions",
+    "code-brief-regions-only": "CoDe on TCL's captions, without that contrast",
 }
 _CODE_SETTINGS = {
     "code-paper": "the paper's",
     "code-neg": "no false negatives, area of negatives at 0.4",
     "code-neg-double": "and two convolutions",
     "code": "and the contrast of regions and texts at 0.1",
+    "code-regions-only": "and without the contrast of regions and texts",
 }
 _MGCA_STYLE = {
     "tcl": "TCL",
@@ -48,6 +52,12 @@ _MGCA_STYLE = {
     "mgca-style-region": "+ region",
     "mgca-style-pixel": "+ pixel",
     "mgca-style-unit": "+ pixel, with the unit",
+}
+_MGCA_TRIED = {
+    "mgca-style-pixel": "as in the table above",
+    "mgca-style-pixel-block": "copied blocks trained from the stage `all` on",
+    "mgca-style-object-block": "copied blocks trained, object alone",
+    "mgca-style-pixel-block-light": "copied blocks trained, region and pixel at 0.02 instead of 0.1",
 }
 _FIGURES = ("seen", "seen_kinds", "seen_stuff", "held_out", "held_out_kinds", "held_out_stuff")
 
@@ -89,6 +99,7 @@ def parts_of(results: Results) -> dict[Path, dict[str, str]]:
             ("docs/code.md", "comparison"): _CODE,
             ("docs/code.md", "settings"): _CODE_SETTINGS,
             ("docs/mgca.md", "comparison"): _MGCA_STYLE,
+            ("docs/mgca.md", "tried"): _MGCA_TRIED,
         }
         for (page, part), names in tables.items():
             text = comparison(results["methods"], table["weights_sha256"], names)

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tcl_core.errors import SettingsError, TclError
 from tcl_core.evaluation.playground import SEEDS, Split
 from tcl_core.models.modelfile import read_model_file
@@ -24,6 +26,8 @@ __all__ = ["joined", "main", "record"]
 
 _REPOSITORY = Path(__file__).parents[2]
 _RESULTS = Path("training/playground/results")
+_LAST_LINES = 4
+_NO_LOSSES = {"lr", "images_per_second", "waiting", "seconds"}
 
 
 def record(work: Path, split: Split = "validation") -> dict[str, Any]:
@@ -59,6 +63,7 @@ def record(work: Path, split: Split = "validation") -> dict[str, Any]:
                 "batch": phase["batch"],
                 "config": recipe["model"]["config"],
                 "scenes": content["scenes"],
+                "losses": _last_losses(work / name / f"{phase['name']}.jsonl"),
                 "recorded": here,
                 "rows": content["rows"],
             }
@@ -73,6 +78,14 @@ def record(work: Path, split: Split = "validation") -> dict[str, Any]:
         "seeds": {which: SEEDS[split][which] for which in ("seen", "held-out")},
         "runs": runs,
     }
+
+
+def _last_losses(log: Path) -> dict[str, float]:
+    """The means of the last lines of a training's log; nothing where it was removed."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    entries = [json.loads(line) for line in lines[-_LAST_LINES:]]
+    names = [key for key, value in entries[-1].items() if isinstance(value, float)] if entries else []
+    return {name: float(np.mean([entry[name] for entry in entries])) for name in names if name not in _NO_LOSSES}
 
 
 def joined(former: Mapping[str, Any], methods: dict[str, Any]) -> dict[str, Any]:
