@@ -153,8 +153,9 @@ def command(
 
 def _recipes(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        for name in list_recipes():
-            click.echo(f"{name:<20} {read_recipe(name).description}")
+        names = list_recipes()
+        for name in names:
+            click.echo(f"{name:<{max(map(len, names))}}  {read_recipe(name).description}")
         ctx.exit()
 
 

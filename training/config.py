@@ -149,7 +149,7 @@ class TrainPhase(_Entry):
         name: of its checkpoint and log.
         start: name of an earlier phase whose result it starts from; the phase before it by default.
         stages: one after the other, under one schedule and with one state of the optimizer.
-        batch: pairs of a step, over all processes.
+        batch: pairs of a step, over all processes; at least 2, because each is told apart from the others.
         optimizer: AdamW.
         schedule: learning rates.
         clip_norm: largest norm of the gradient; ``null`` leaves it as it is.
@@ -164,7 +164,7 @@ class TrainPhase(_Entry):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     start: Text | None = None
     stages: Annotated[list[Stage], Field(min_length=1)]
-    batch: _Count
+    batch: Annotated[WholeNumber, Field(ge=2)]
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings
     clip_norm: _Positive | None = 5.0

@@ -29,7 +29,7 @@ def in_words() -> Iterator[None]:
         if is_out_of_memory(error):
             raise SettingsError(
                 "There is not enough memory for a step; work through the batch in parts with --accumulate, or choose a "
-                "smaller one, such as --set phases.0.batch=32."
+                "smaller one with --set phases.0.batch=N."
             ) from error
         if world_size() > 1 and (isinstance(error, dist.DistError) or any(sign in str(error) for sign in _SIGNS)):
             raise SettingsError("Another process of this training ended; its message says why.") from error

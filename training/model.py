@@ -25,7 +25,7 @@ from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.tokenizer import tokenizer_from_dict
 from training.config import Augmentation, Recipe
 
-__all__ = ["Trained", "build"]
+__all__ = ["Trained", "build", "trainable_class"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,19 @@ class Trained:
         return write_model_file(path, self.metadata, self.method.learned_state_dict(), self.clip)
 
 
+def trainable_class(name: str) -> type[Trainable]:
+    """The class of a method that can be trained.
+
+    Raises:
+        SettingsError: the method is not known or cannot be trained.
+    """
+    kind = method_class(name)
+    if not issubclass(kind, Trainable):
+        trainable = [other for other in list_methods() if issubclass(method_class(other), Trainable)]
+        raise SettingsError(f"The method {name!r} cannot be trained; choose one of: {', '.join(trainable)}.")
+    return kind
+
+
 def build(recipe: Recipe, augmentation: Augmentation) -> Trained:
     """Make what a recipe trains.
 
@@ -79,10 +92,7 @@ def build(recipe: Recipe, augmentation: Augmentation) -> Trained:
         WeightsError: the CLIP cannot be had.
     """
     settings = recipe.model
-    kind = method_class(settings.method)
-    if not issubclass(kind, Trainable):
-        trainable = [name for name in list_methods() if issubclass(method_class(name), Trainable)]
-        raise SettingsError(f"The method {settings.method!r} cannot be trained; choose one of: {', '.join(trainable)}.")
+    kind = trainable_class(settings.method)
     named = clip_name(settings.clip)
     if named is not None:
         # What is wrong with them should not be said after a download of minutes.

@@ -7,7 +7,7 @@ import pkgutil
 
 from tcl_core.methods.base import Background, Features, Method, PromptEmbeddings
 from tcl_core.methods.options import MethodOptions, option
-from tcl_core.methods.registry import create_method, list_methods, method_class, register_method
+from tcl_core.methods.registry import create_method, list_methods, method_class, register_method, runs_on_a_clip
 
 __all__ = [
     "Background",
@@ -20,6 +20,7 @@ __all__ = [
     "method_class",
     "option",
     "register_method",
+    "runs_on_a_clip",
 ]
 
 # A new paper is one new file here; looking them up keeps it so.

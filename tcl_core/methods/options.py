@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from copy import copy
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin
@@ -72,7 +73,9 @@ class MethodOptions(BaseModel):
         for name in values:
             if name not in known:
                 listed = ", ".join(known) or "none"
-                raise SettingsError(f"option {name!r}: the method has no such option; it has: {listed}.")
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise SettingsError(f"option {name!r}: the method has no such option; it has: {listed}.{hint}")
             if isinstance(values[name], bool) and known[name].annotation is not bool:
                 raise SettingsError(f"option {name} is {values[name]!r}: expected a number or text, not true or false.")
         try:

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Method
+from tcl_core.methods.trainable import Trainable
 from tcl_core.plugins import installed, load, package_of
 from tcl_core.towers.base import Tower
 
-__all__ = ["ENTRY_POINTS", "create_method", "list_methods", "method_class", "register_method"]
+__all__ = ["ENTRY_POINTS", "create_method", "list_methods", "method_class", "register_method", "runs_on_a_clip"]
 
 ENTRY_POINTS = "tcl_annotate.methods"
 
@@ -68,6 +69,16 @@ def method_class(name: str) -> type[Method]:
         raise SettingsError(
             f"The method {name!r} of the package {package_of(point)} cannot be used: {error}."
         ) from error
+
+
+def runs_on_a_clip(kind: type[Method]) -> bool:
+    """Whether a method needs a CLIP alone, as far as its class tells: those that are trained or fitted need weights.
+
+    Example:
+        >>> [name for name in ("maskclip", "tcl") if runs_on_a_clip(method_class(name))]
+        ['maskclip']
+    """
+    return kind.tower_names == ("clip",) and not kind.fitted_by and not issubclass(kind, Trainable)
 
 
 def create_method(name: str, towers: Mapping[str, Tower], config: Mapping[str, Any] | None = None) -> Method:

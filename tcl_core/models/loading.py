@@ -18,7 +18,7 @@ from tcl_core.backends import Backend, make_backend, select_backend
 from tcl_core.backends.base import TorchBackend, check_precision
 from tcl_core.devices import has_fast_bfloat16, select_device, select_precision
 from tcl_core.errors import SettingsError, VocabularyError, WeightsError
-from tcl_core.methods import Method, MethodOptions, create_method, list_methods, method_class
+from tcl_core.methods import Method, MethodOptions, create_method, list_methods, method_class, runs_on_a_clip
 from tcl_core.models.clips import ClipName, FoundClip, check_clip, clip_preprocess, clip_tokenizer_file, find_clip
 from tcl_core.models.image_encoders import load_image_encoder
 from tcl_core.models.metadata import ModelMetadata, Preprocess
@@ -282,14 +282,18 @@ def _model_from_clip(method: str, name: ClipName, device: torch.device, precisio
     kind = method_class(method)
     if kind.tower_names != ("clip",):
         raise SettingsError(f"The method {method!r} does not run on a CLIP alone; use a model of its own.")
+    missing = SettingsError(
+        f"The method {method!r} needs learned tensors, which a CLIP does not have; {_remedy(kind)}."
+    )
+    # A CLIP that cannot be used should not be downloaded.
+    if not runs_on_a_clip(kind):
+        raise missing
     found = find_clip(name)
     tower = load_clip_file(found.config, found.path)
     tower.tokenizer = clip_tokenizer(found)
     built = create_method(method, {"clip": tower})
     if built.learned_state_dict():
-        raise SettingsError(
-            f"The method {method!r} needs learned tensors, which a CLIP does not have; {_remedy(kind)}."
-        )
+        raise missing
     preprocess, full_name = clip_preprocess(found), f"{method}:{name}"
     reference = {"open_clip": name.architecture, "pretrained": name.tag or found.path.name, "sha256": found.sha256}
     return Model(

@@ -12,7 +12,7 @@ from typing import Any
 
 import tcl_core
 from tcl_core.errors import WeightsError
-from tcl_core.methods import list_methods, method_class
+from tcl_core.methods import list_methods, method_class, runs_on_a_clip
 from tcl_core.models.checkpoints import import_checkpoint
 from tcl_core.models.clips import ClipName, clip_name, find_clip
 from tcl_core.models.download import check_file, fetch_file
@@ -117,6 +117,8 @@ def _usual_method() -> str:
 def _hint(text: str) -> str:
     """What may have been meant by a name that looks like a method's or a CLIP's; empty for others."""
     method, colon, _ = text.partition(":")
+    if text in list_methods() and not runs_on_a_clip(method_class(text)):
+        return f"; {text!r} is a method with weights of its own; give the name or the file of a model of it"
     if text in list_methods():
         return f"; it is a method, which runs on a model or CLIP, such as {text}:ViT-B-16-quickgelu/openai"
     if colon and not method[:1].isupper() and method.replace("-", "").isalnum():

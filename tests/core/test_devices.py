@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 import torch
@@ -72,41 +71,35 @@ def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("amx", "avx512", "gain", "fast", "native"),
+    ("amx", "avx512", "amd", "fast", "native"),
     [
-        (True, True, 1.0, True, True),
-        (False, True, 0.6, False, True),
-        (False, True, 2.1, True, True),
-        (False, False, 2.1, False, False),
+        (True, True, False, True, True),
+        (False, True, False, False, True),
+        (False, True, True, True, True),
+        (False, False, True, False, False),
     ],
 )
 def test_processors_of_bfloat16(
-    amx: bool, avx512: bool, gain: float, fast: bool, native: bool, monkeypatch: pytest.MonkeyPatch
+    amx: bool, avx512: bool, amd: bool, fast: bool, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    monkeypatch.setattr(devices_module, "_gain_of_bfloat16", lambda: gain)
+    monkeypatch.setattr(devices_module, "_is_amd", lambda: amd)
     assert (has_fast_bfloat16(), has_native_bfloat16()) == (fast, native)
 
 
-def test_products_are_measured_once_and_in_both_formats(monkeypatch: pytest.MonkeyPatch) -> None:
-    multiplied = []
-    product = torch.mm
+@pytest.mark.parametrize(("maker", "amd"), [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_the_maker_of_the_processor(maker: str, amd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object, **__: object) -> str:
+        raise FileNotFoundError
 
-    def slow(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        multiplied.append(right.dtype)
-        time.sleep(0.004 if right.dtype == torch.float32 else 0.001)
-        return product(left[:1, :1], right[:1, :1])
-
-    devices_module._gain_of_bfloat16.cache_clear()
-    monkeypatch.setattr(torch, "mm", slow)
-    try:
-        assert devices_module._gain_of_bfloat16() > 2
-        count = len(multiplied)
-        assert devices_module._gain_of_bfloat16() > 2
-        assert len(multiplied) == count and set(multiplied) == {torch.float32, torch.bfloat16}
-    finally:
-        devices_module._gain_of_bfloat16.cache_clear()
+    is_amd = devices_module._is_amd.__wrapped__
+    monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: f"processor: 0\nvendor_id : {maker}\n")
+    assert is_amd() == amd
+    # As Windows says it.
+    monkeypatch.setattr("pathlib.Path.read_text", absent)
+    monkeypatch.setattr("platform.processor", lambda: f"AMD64 Family 25 Model 17 Stepping 1, {maker}")
+    assert is_amd() == amd
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,18 @@ def test_nothing_of_that_name() -> None:
         fetch_model("nope")
 
 
+@pytest.mark.parametrize("name", ["naclip", "maskclip"])
+def test_a_method_that_runs_on_a_clip(name: str) -> None:
+    with pytest.raises(WeightsError, match=f"it is a method, which runs on a model or CLIP, such as {name}:ViT-B-16"):
+        load_model(name)
+
+
+@pytest.mark.parametrize("name", ["mgca-style", "code", "groupvit", "reco"])
+def test_a_method_that_needs_weights_is_not_said_to_run_on_a_clip(name: str) -> None:
+    with pytest.raises(WeightsError, match=f"'{name}' is a method with weights of its own; give .* of a model of it"):
+        load_model(name)
+
+
 def test_wrong_device_and_precision_come_first() -> None:
     with pytest.raises(SettingsError, match="device"):
         load_model("nope", device="tpu")

@@ -130,6 +130,9 @@ def test_a_clip_needs_a_method(weights: Path) -> None:
         load_model(f"{ARCHITECTURE}/random")
     with pytest.raises(SettingsError, match="'tcl' needs learned tensors"):
         load_model(f"tcl:{ARCHITECTURE}={weights}")
+    # Said before a CLIP is looked for, which would be downloaded.
+    with pytest.raises(SettingsError, match="'mgca-style' needs learned tensors"):
+        load_model("mgca-style:ViT-B-16-quickgelu/openai")
 
 
 def test_the_list_shows_suggestions(hub: HubServer) -> None:

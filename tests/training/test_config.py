@@ -118,7 +118,7 @@ def written(folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 0}, "mine.yaml: phases.0.*batch must be at least 1"),
+        ({"batch": 0}, "mine.yaml: phases.0.*batch must be at least 2"),
         ({"bach": 3}, r"mine.yaml: phases.0: unknown keys: bach; the keys are kind, .*; did you mean batch\?"),
         ({"schedule": {"lr": 0.1, "warmpu": 3}}, r"phases.0.schedule: unknown keys: warmpu; .*did you mean warmup\?"),
         ({"kind": "trian"}, "phases.0: kind is 'trian', which is none of 'train', 'average'"),
@@ -157,7 +157,7 @@ def test_settings_are_changed_by_name(tmp_path: Path) -> None:
     for wrong, right in (("phases.0.bach", "phases.0.batch"), ("phases.0.schedule.learning", "phases.0.schedule.")):
         with pytest.raises(SettingsError, match=rf"did you mean {right}\w*\?"):
             changed(recipe, [f"{wrong}=8"])
-    with pytest.raises(SettingsError, match="--set: phases.0.*batch must be at least 1"):
+    with pytest.raises(SettingsError, match="--set: phases.0.*batch must be at least 2"):
         changed(recipe, ["phases.0.batch=0"])
 
 

@@ -48,9 +48,10 @@ class Order:
         self._starts = np.cumsum(self._groups) - self._groups
         self.pairs_total, self.batch, self._seed, self._block = int(self._groups.sum()), batch, seed, block
         if self.pairs_total < batch:
+            found = "is 1 usable pair" if self.pairs_total == 1 else f"are {self.pairs_total} usable pairs"
+            smaller = f", or give --set phases.0.batch={self.pairs_total}" * (self.pairs_total > 1)
             raise SettingsError(
-                f"There are {self.pairs_total} usable pairs of image and caption, fewer than the batch of {batch}; add "
-                "data, or choose a smaller batch, such as --set phases.0.batch=32."
+                f"There {found} of image and caption, fewer than the batch of {batch}; add data{smaller}."
             )
         # Per instance, so that it is freed with it.
         self._epoch_blocks = lru_cache(maxsize=4)(self._make_epoch_blocks)

@@ -57,7 +57,10 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """For people; damaged files by name, up to ten."""
-        found = [f"{self.pairs:,} image-caption pairs in {self.files:,} file{'s' * (self.files != 1)}"]
+        found = [
+            f"{self.pairs:,} image-caption pair{'s' * (self.pairs != 1)} in "
+            f"{self.files:,} file{'s' * (self.files != 1)}"
+        ]
         if self.dropped:
             listed = (f"{count:,} {reason}{self._example(reason)}" for reason, count in sorted(self.dropped.items()))
             found.append(f"left out: {', '.join(listed)}")

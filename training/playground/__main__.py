@@ -19,6 +19,7 @@ from tcl_core.errors import SettingsError, TclError
 from training.cpu import Precision, native_precision
 from training.journal import code_of, read_journal, spent
 from training.phase import Interruption, StoppedError
+from training.playground.arguments import at_least
 from training.playground.data import WORKERS
 from training.playground.estimate import estimate
 from training.playground.recipe import RECIPE
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m training.playground", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/playground"), help="folder of the run")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--threads", type=at_least(1), default=2, help="CPU threads")
     parser.add_argument(
         "--precision",
         choices=("auto", "float32", "bfloat16"),
@@ -58,12 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="auto: that of the run if it is resumed, else bfloat16 where the processor is fast in it",
     )
     parser.add_argument("--device", default="cpu", help="cpu, or the GPU that trains: auto, cuda or cuda:N")
-    parser.add_argument("--workers", type=int, default=WORKERS, help="processes that draw images")
+    parser.add_argument("--workers", type=at_least(0), default=WORKERS, help="processes that draw images")
     parser.add_argument(
-        "--feeders", type=int, default=0, help="processes that make batches (Linux); 4 keep a GPU from waiting for them"
+        "--feeders",
+        type=at_least(0),
+        default=0,
+        help="processes that make batches (Linux); 4 keep a GPU from waiting for them",
     )
     parser.add_argument(
-        "--ground-seed", type=int, metavar="N", help="train the TCL stage of a finished run anew, with another seed"
+        "--ground-seed",
+        type=at_least(0),
+        metavar="N",
+        help="train the TCL stage of a finished run anew, with another seed",
     )
     parser.add_argument(
         "--estimate", action="store_true", help="only print how long training would take on this machine"

@@ -34,6 +34,8 @@ from tcl_core.models import load_model
 from training.config import Recipe
 from training.cpu import Precision, fast_attention, native_precision
 from training.engine import Interruption, Options, StoppedError, run_recipe
+from training.model import trainable_class
+from training.playground.arguments import at_least, json_settings
 from training.playground.method_data import NO_THINGS, SceneSource, draw, extended_clip
 from training.playground.method_tables import scores_folder, table
 from training.playground.recipe import RECIPE
@@ -177,19 +179,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, train and score."""
     parser = argparse.ArgumentParser(prog="python -m training.playground.compare_methods", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/methods"), help="where everything is kept")
-    parser.add_argument("--steps", type=int, default=375, help="steps of each training")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training of each run for each")
+    parser.add_argument("--steps", type=at_least(2), default=375, help="steps of each training")
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0], help="one training of each run for each")
     parser.add_argument("--runs", nargs="+", choices=sorted(RUNS), default=list(_DEFAULT_RUNS), help="what is trained")
-    parser.add_argument("--batch", type=int, help="images of a step, by default those of the embedded model")
-    parser.add_argument("--images", type=int, default=40_000, help="images that are drawn, once for all runs")
-    parser.add_argument("--scenes", type=int, default=500, help="scenes of each of the two sets of the score")
+    parser.add_argument("--batch", type=at_least(2), help="images of a step, by default those of the embedded model")
+    parser.add_argument("--images", type=at_least(1), default=40_000, help="images that are drawn, once for all runs")
+    parser.add_argument("--scenes", type=at_least(1), default=500, help="scenes of each of the two sets of the score")
     parser.add_argument(
         "--split", choices=("validation", "test"), default="validation", help="scenes: test for a published table alone"
     )
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw")
+    parser.add_argument("--threads", type=at_least(1), default=2, help="CPU threads")
+    parser.add_argument("--workers", type=at_least(0), default=2, help="processes that draw")
     parser.add_argument("--device", default="cpu", help="cpu, or the GPU that trains and scores: auto, cuda or cuda:N")
-    parser.add_argument("--feeders", type=int, default=0, help="processes that prepare batches")
+    parser.add_argument("--feeders", type=at_least(0), default=0, help="processes that prepare batches")
     parser.add_argument("--clip", type=Path, help="model file whose CLIP is trained on; by default the embedded one")
     parser.add_argument(
         "--precision",
@@ -198,7 +200,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="of towers and decoder; auto: bfloat16 where the device is fast in it, else float32",
     )
     parser.add_argument(
-        "--set", dest="changes", type=json.loads, default={}, metavar="JSON", help="other settings of the methods"
+        "--set",
+        dest="changes",
+        type=json_settings,
+        default={},
+        metavar="JSON",
+        help="other settings of the methods, such as '{\"regions\": 2}'",
     )
     parser.add_argument("--name", default="", help="put behind the name of the run, to tell settings apart")
     options = parser.parse_args(arguments)
@@ -217,6 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if interruption.asked:
                     raise StoppedError("Stopped while images were drawn; run the same command again to draw them.")
 
+            for run in options.runs:
+                checked = recipe_of(RUNS[run].model or run, clip, options.steps, 0, options.changes).model
+                trainable_class(checked.method).check_settings(checked.config)
             draw(work / "images", images, options.workers, check)
             if not clip.is_file():
                 extended_clip(clip, _POSITIONS, options.clip)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tcl_core.playground import caption
+from training.playground.arguments import at_least
 from training.playground.data import ImageSet, draw_image
 
 __all__ = ["main", "write_shards"]
@@ -53,8 +54,8 @@ def main() -> None:
     """Parse the command line and draw."""
     parser = argparse.ArgumentParser(prog="python -m training.playground.shards", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the tar files go")
-    parser.add_argument("--count", type=int, default=_SCENES.count, help="scenes")
-    parser.add_argument("--per-shard", type=int, default=500, help="scenes in each tar file")
+    parser.add_argument("--count", type=at_least(1), default=_SCENES.count, help="scenes")
+    parser.add_argument("--per-shard", type=at_least(1), default=500, help="scenes in each tar file")
     options = parser.parse_args()
     scenes = ImageSet(**{**_SCENES.__dict__, "count": options.count})
     paths = write_shards(options.folder, scenes, options.per_shard)

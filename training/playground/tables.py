@@ -24,6 +24,7 @@ from tcl_core.models import Model, load_model
 from tcl_core.models.modelfile import read_model_file
 from tcl_core.segmentation.segmenter import Segmenter
 from training.journal import read_journal, spent
+from training.playground.arguments import at_least
 from training.playground.pages import MAIN, targets_of, write_pages
 
 __all__ = ["main", "publish", "score"]
@@ -191,10 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, default=Path("build/playground"), help="folder of the finished run")
     parser.add_argument("--embed", action="store_true", help="also make its model file the embedded one")
     parser.add_argument("--repository", type=Path, default=_REPOSITORY, help="checkout to write into")
-    parser.add_argument("--scenes", type=int, default=500, help="scenes of each set")
-    parser.add_argument("--project-scenes", type=int, default=300, help="scenes of the projects")
-    parser.add_argument("--draws", type=int, default=10, help="draws of labels for each kind of project")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--scenes", type=at_least(1), default=500, help="scenes of each set")
+    parser.add_argument("--project-scenes", type=at_least(1), default=300, help="scenes of the projects")
+    parser.add_argument("--draws", type=at_least(1), default=10, help="draws of labels for each kind of project")
+    parser.add_argument("--threads", type=at_least(1), default=2, help="CPU threads")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     try:

@@ -23,6 +23,7 @@ from tcl_core.errors import SettingsError, TclError
 from tcl_core.evaluation.playground import SEEDS, EvaluationRow, evaluate_playground, own_variants
 from tcl_core.models import Model, load_model
 from training.journal import code_of, surroundings
+from training.playground.arguments import at_least
 from training.playground.method_tables import PIXELS, key_of, unit_gains
 from training.playground.pages import write_pages
 
@@ -72,10 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and score."""
     parser = argparse.ArgumentParser(prog="python -m training.playground.units", description=__doc__)
     parser.add_argument("--models", nargs="+", default=["playground", "maskclip:playground"], help="names or files")
-    parser.add_argument("--points", type=int, nargs="+", default=[64, 256], help="meta-points of each window")
+    parser.add_argument("--points", type=at_least(1), nargs="+", default=[64, 256], help="meta-points of each window")
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.5, 0.7, 0.9], help="cosines")
-    parser.add_argument("--scenes", type=int, default=100, help="scenes of each of the two sets")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--scenes", type=at_least(1), default=100, help="scenes of each of the two sets")
+    parser.add_argument("--threads", type=at_least(1), default=2, help="CPU threads")
     parser.add_argument("--json", type=Path, help="also write all scores to this file, and go on behind those in it")
     parser.add_argument(
         "--publish", action="store_true", help="write results/units.json instead, and the table of docs/mgca.md"
@@ -92,7 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model = load_model(name, device="cpu", precision="float32", backend="torch")
             # The place of a file says nothing to readers of the table.
             called = Path(name).stem if Path(name).is_file() else name
-            for each in settings_of(options.points, options.thresholds):
+            chosen = settings_of(options.points, options.thresholds)
+            for each in chosen:
+                # All of them before the first is scored.
+                model.method.configured(each)
+            for each in chosen:
                 if (called, model.weights_sha256, key_of(each)) in done:
                     continue
                 rows = [dataclasses.asdict(row) for row in scores(model, each, options.scenes)]
