@@ -84,10 +84,8 @@ class ModelOptions:
         """
         from tcl_core.models.registry import check_options, named_clip, weights_file
 
-        try:
-            method, options = check_options(self.model, self.options)
-        except SettingsError as error:
-            raise SettingsError(f"model.options: {error}") from None
+        method, options = check_options(self.model, self.options)
+
         settings = asdict(self)
         for name in ("model", "batch_size", "max_pixels"):
             del settings[name]

@@ -88,7 +88,8 @@ def build(recipe: Recipe, augmentation: Augmentation) -> Trained:
         augmentation: of the last phase; its mean and deviation become the model's.
 
     Raises:
-        SettingsError: the method is not known or cannot be trained.
+        SettingsError: the method is not known or cannot be trained, or a setting is wrong or does not fit the weights
+            that the training starts from.
         WeightsError: the CLIP cannot be had.
     """
     settings = recipe.model

@@ -26,7 +26,7 @@ from training.data.order import Order
 from training.data.shards import Filters, ShardSource
 from training.data.source import JoinedSource, Source
 from training.data.tables import coco_captions, table
-from training.distributed import process_rank, wait_for_first, world_size
+from training.distributed import average_scalars, process_rank, wait_for_first, world_size
 from training.engine import Options, built, check_batch, to_device
 from training.evaluation import check_words, open_evaluations
 from training.step import Stepper
@@ -189,12 +189,8 @@ def dry_run(recipe: Recipe, source: Source, options: Options) -> None:
                     began = time.perf_counter()
                     stepper.step(first + number, to_device(batch, options.device))
                     seconds.append(time.perf_counter() - began)
-            if batches.replaced:
-                used = len(seconds) * phase.batch // world_size()
-                say(
-                    f"  {batches.replaced:,} of the first {used + batches.replaced:,} pairs would be replaced: "
-                    "their images are damaged, or the method cannot learn from their captions"
-                )
+            share = average_scalars({"replaced": float(batches.replaced)}, options.device)["replaced"]
+            replaced = round(share * world_size())
             count = sum(p.numel() for p in trained.trainable.trainable(stage.stage))
             total += stage.steps * min(seconds)
             peak = _peak(options.device)
@@ -203,6 +199,11 @@ def dry_run(recipe: Recipe, source: Source, options: Options) -> None:
                 f"for data {batches.waited / (batches.waited + sum(seconds)):.0%} of the first steps, "
                 f"peak memory {'unknown' if peak is None else f'{peak:.1f} GiB'}"
             )
+            if replaced:
+                say(
+                    f"    {replaced:,} of {len(seconds) * phase.batch + replaced:,} pairs would be replaced by others: "
+                    "their images are damaged, or the method cannot learn from their captions"
+                )
             first += stage.steps
     say(f"about {_duration(total)} in all, without evaluations; nothing was written")
 

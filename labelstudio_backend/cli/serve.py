@@ -20,6 +20,7 @@ from labelstudio_backend.settings import (
 from tcl_core.cli.main import EXIT_FINE
 from tcl_core.cli.options import min_area_option, model_options
 from tcl_core.cli.places import INPUT_PATH
+from tcl_core.errors import SettingsError
 
 __all__ = ["command"]
 
@@ -156,11 +157,15 @@ def command(
         "allow_addresses": allow_addresses,
         "local_root": local_root,
     }
+    from_file = "option_values" not in given and bool(_options_of(file))
     if "option_values" in given:
         given["options"] = {**_options_of(file), **given.pop("option_values")}
     settings = settings_from(top, {**given, "tolerance": tolerance}, images, config_file)
     # Reads the file once: a wrong name ends here, and the hash is known before the first request.
-    settings.model.identity()
+    try:
+        settings.model.identity()
+    except SettingsError as error:
+        raise SettingsError(f"{config_file}: model.options: {error}" if from_file else str(error)) from None
     check_address(host, port)
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("httpx", "httpcore"):

@@ -309,10 +309,10 @@ def _models(
 
 def _methods_without_weights() -> list[str]:
     """Methods that run on the CLIP of any model."""
-    from tcl_core.methods import list_methods, method_class
+    from tcl_core.methods import list_methods, method_class, runs_on_a_clip
 
     kinds = [method_class(name) for name in list_methods()]
-    return [kind.name for kind in kinds if kind.tower_names == ("clip",) and not kind.example().learned_state_dict()]
+    return [kind.name for kind in kinds if runs_on_a_clip(kind) and not kind.example().learned_state_dict()]
 
 
 def _folders(models: Sequence[ModelSpec]) -> list[str]:

@@ -7,7 +7,15 @@ import pkgutil
 
 from tcl_core.methods.base import Background, Features, Method, PromptEmbeddings
 from tcl_core.methods.options import MethodOptions, option
-from tcl_core.methods.registry import create_method, list_methods, method_class, register_method, runs_on_a_clip
+from tcl_core.methods.registry import (
+    create_method,
+    list_methods,
+    method_class,
+    needs_weights,
+    refuse_without_weights,
+    register_method,
+    runs_on_a_clip,
+)
 
 __all__ = [
     "Background",
@@ -18,7 +26,9 @@ __all__ = [
     "create_method",
     "list_methods",
     "method_class",
+    "needs_weights",
     "option",
+    "refuse_without_weights",
     "register_method",
     "runs_on_a_clip",
 ]

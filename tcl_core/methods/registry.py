@@ -15,7 +15,16 @@ from tcl_core.methods.trainable import Trainable
 from tcl_core.plugins import installed, load, package_of
 from tcl_core.towers.base import Tower
 
-__all__ = ["ENTRY_POINTS", "create_method", "list_methods", "method_class", "register_method", "runs_on_a_clip"]
+__all__ = [
+    "ENTRY_POINTS",
+    "create_method",
+    "list_methods",
+    "method_class",
+    "needs_weights",
+    "refuse_without_weights",
+    "register_method",
+    "runs_on_a_clip",
+]
 
 ENTRY_POINTS = "tcl_annotate.methods"
 
@@ -79,6 +88,27 @@ def runs_on_a_clip(kind: type[Method]) -> bool:
         ['maskclip']
     """
     return kind.tower_names == ("clip",) and not kind.fitted_by and not issubclass(kind, Trainable)
+
+
+def refuse_without_weights(method: str) -> None:
+    """Refuse a method on a CLIP alone if it needs learned tensors, before the CLIP is downloaded.
+
+    Raises:
+        SettingsError: it does; or there is no such method.
+    """
+    kind = method_class(method)
+    if kind.tower_names != ("clip",):
+        raise SettingsError(f"The method {method!r} does not run on a CLIP alone; use a model of its own.")
+    if not runs_on_a_clip(kind):
+        raise needs_weights(kind, "which a CLIP does not have")
+
+
+def needs_weights(kind: type[Method], why: str) -> SettingsError:
+    """What to say where a method's learned tensors are missing; ``why`` is a clause."""
+    made = f", which '{kind.fitted_by}' makes" if kind.fitted_by else ""
+    return SettingsError(
+        f"The method {kind.name!r} needs learned tensors, {why}; use a model file of {kind.name!r}{made}."
+    )
 
 
 def create_method(name: str, towers: Mapping[str, Tower], config: Mapping[str, Any] | None = None) -> Method:

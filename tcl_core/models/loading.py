@@ -18,7 +18,15 @@ from tcl_core.backends import Backend, make_backend, select_backend
 from tcl_core.backends.base import TorchBackend, check_precision
 from tcl_core.devices import has_fast_bfloat16, select_device, select_precision
 from tcl_core.errors import SettingsError, VocabularyError, WeightsError
-from tcl_core.methods import Method, MethodOptions, create_method, list_methods, method_class, runs_on_a_clip
+from tcl_core.methods import (
+    Method,
+    MethodOptions,
+    create_method,
+    list_methods,
+    method_class,
+    needs_weights,
+    refuse_without_weights,
+)
 from tcl_core.models.clips import ClipName, FoundClip, check_clip, clip_preprocess, clip_tokenizer_file, find_clip
 from tcl_core.models.image_encoders import load_image_encoder
 from tcl_core.models.metadata import ModelMetadata, Preprocess
@@ -213,10 +221,7 @@ def model_from_file(file: ModelFile, device: torch.device, precision: torch.dtyp
             if own:
                 built.load_learned_state_dict(file.learned)
         if not own and built.learned_state_dict():
-            raise SettingsError(
-                f"The method {kind.name!r} needs learned tensors, but those of {metadata.name!r} belong to the method "
-                f"{metadata.method!r}; {_remedy(kind)}."
-            )
+            raise needs_weights(kind, f"but those of {metadata.name!r} belong to the method {metadata.method!r}")
         debiasing = None
         if own and metadata.debiasing and file.debiasing_axes is not None:
             text_set = str(metadata.debiasing["text_set"])
@@ -279,21 +284,13 @@ def _on_meta(module: nn.Module) -> dict[int, Any]:
 
 def _model_from_clip(method: str, name: ClipName, device: torch.device, precision: torch.dtype) -> Model:
     """A method that learns nothing on a CLIP of open_clip."""
-    kind = method_class(method)
-    if kind.tower_names != ("clip",):
-        raise SettingsError(f"The method {method!r} does not run on a CLIP alone; use a model of its own.")
-    missing = SettingsError(
-        f"The method {method!r} needs learned tensors, which a CLIP does not have; {_remedy(kind)}."
-    )
-    # A CLIP that cannot be used should not be downloaded.
-    if not runs_on_a_clip(kind):
-        raise missing
+    refuse_without_weights(method)
     found = find_clip(name)
     tower = load_clip_file(found.config, found.path)
     tower.tokenizer = clip_tokenizer(found)
     built = create_method(method, {"clip": tower})
     if built.learned_state_dict():
-        raise missing
+        raise needs_weights(type(built), "which a CLIP does not have")
     preprocess, full_name = clip_preprocess(found), f"{method}:{name}"
     reference = {"open_clip": name.architecture, "pretrained": name.tag or found.path.name, "sha256": found.sha256}
     return Model(
@@ -308,12 +305,6 @@ def _model_from_clip(method: str, name: ClipName, device: torch.device, precisio
         metadata=ModelMetadata(name=full_name, preprocess=preprocess, method=method, clip=reference, templates="full"),
         text_folder=texts_folder(),
     )
-
-
-def _remedy(kind: type[Method]) -> str:
-    """Where a method's learned tensors come from."""
-    made = f", which '{kind.fitted_by}' makes" if kind.fitted_by else ""
-    return f"use a model file of {kind.name!r}{made}"
 
 
 def clip_tokenizer(found: FoundClip) -> Tokenizer:

@@ -12,7 +12,7 @@ from typing import Any
 
 import tcl_core
 from tcl_core.errors import WeightsError
-from tcl_core.methods import list_methods, method_class, runs_on_a_clip
+from tcl_core.methods import list_methods, method_class, refuse_without_weights, runs_on_a_clip
 from tcl_core.models.checkpoints import import_checkpoint
 from tcl_core.models.clips import ClipName, clip_name, find_clip
 from tcl_core.models.download import check_file, fetch_file
@@ -164,9 +164,18 @@ def weights_file(name_or_path: str | os.PathLike[str]) -> Path:
 
     Raises:
         WeightsError: there is no such model or file, or it cannot be had.
+        SettingsError: the method needs more than a CLIP.
     """
     clip = named_clip(name_or_path)
-    return find_model(split_method(name_or_path)[1]) if clip is None else find_clip(clip).path
+    return find_model(split_method(name_or_path)[1]) if clip is None else _clip_path(name_or_path, clip)
+
+
+def _clip_path(name_or_path: str | os.PathLike[str], clip: ClipName, progress: TransferProgress = True) -> Path:
+    """Download a CLIP for a method that runs on it; without a method, for itself."""
+    method = split_method(name_or_path)[0]
+    if method is not None:
+        refuse_without_weights(method)
+    return find_clip(clip, progress=progress).path
 
 
 def check_options(name_or_path: str | os.PathLike[str], options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -198,11 +207,12 @@ def fetch_model(name: str, progress: TransferProgress = True) -> Path:
 
     Raises:
         WeightsError: the name is unknown, or a file cannot be downloaded, verified or written.
+        SettingsError: the method needs more than a CLIP.
     """
     manifest = load_manifest()
     clip = named_clip(name)
     if clip is not None:
-        return find_clip(clip, progress=progress).path
+        return _clip_path(name, clip, progress)
     if name in manifest.files:
         return fetch_file(manifest.files[name], progress=progress)
     if name not in manifest.models:

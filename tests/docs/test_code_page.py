@@ -30,6 +30,8 @@ def test_what_the_contrast_costs() -> None:
     assert f"gains {own:.1f} points of seen combinations with CoDe's captions and {brief:.1f} with TCL's" in page()
     assert f"cost TCL {score('tcl') - score('tcl-two'):.1f} points at full length" in page()
     assert f"({score('tcl', 'seen_stuff'):.1f} and {score('tcl-two', 'seen_stuff'):.1f})" in page()
+    more, less = score("code-brief") - score("code"), score("code-regions-only") - score("code-brief-regions-only")
+    assert f"CoDe gains {more:.1f} points, and without the contrast it loses {less:.1f}" in page()
     # What the heading says.
     assert score("code") < score("tcl") and score("code-brief") < score("code-brief-regions-only") < score("tcl")
     assert abs(score("code-regions-only") - score("tcl")) < 0.5

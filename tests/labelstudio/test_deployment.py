@@ -124,6 +124,19 @@ def test_a_port_that_is_taken_is_named(server: str, capsys: pytest.CaptureFixtur
         check_address("no-such-host.invalid", 1)
 
 
+def test_an_option_of_the_settings_file_is_named_with_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "backend.yaml"
+    config.write_text("model: {model: playground, options: {kp_wieght: 0.2}}\n")
+    assert run(["label-studio", "serve", "--config", str(config)]) == 2
+    message = capsys.readouterr().err
+    assert f"error: {config}: model.options: option 'kp_wieght'" in message and "Did you mean kp_weight?" in message
+    # What was written on the command line is not said to be of the file.
+    assert run(["label-studio", "serve", "--model", "playground", "--option", "kp_wieght=0.2"]) == 2
+    assert "error: option 'kp_wieght'" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_two_workers_answer_as_one(model_path: Path) -> None:
     """Every answer is that of the model in this process, and both workers have had jobs."""

@@ -238,7 +238,7 @@ def test_dry_run_counts_captions_that_cannot_be_used(tmp_path: Path, capsys: pyt
     # Two of six captions name one thing.
     dry_run(tiny_recipe(tmp_path), pairs(tmp_path / "data"), Options(tmp_path / "out", CPU, quiet=True))
     text = capsys.readouterr().out
-    assert re.search(r"  [1-9] of the first \d+ pairs would be replaced: .* cannot learn from their captions", text)
+    assert re.search(r"    [1-9] of \d+ pairs would be replaced by others: .* cannot learn from their captions", text)
     dry_run(tiny_recipe(tmp_path, nouns=1), pairs(tmp_path / "data"), Options(tmp_path / "out", CPU, quiet=True))
     assert "replaced" not in capsys.readouterr().out
 

@@ -84,7 +84,7 @@ def test_an_order_can_be_sent_to_another_process() -> None:
 
 
 def test_too_few_pairs() -> None:
-    with pytest.raises(SettingsError, match="are 5 usable pairs.*fewer than the batch of 6.*--set phases.0.batch=5"):
+    with pytest.raises(SettingsError, match="are 5 usable pairs.*fewer than the batch of 6; .* a batch of at most 5"):
         Order([2, 3], batch=6, seed=0)
     with pytest.raises(SettingsError, match=r"is 1 usable pair of .*fewer than the batch of 6; add data\.$"):
         Order([1], batch=6, seed=0)

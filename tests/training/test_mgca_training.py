@@ -201,4 +201,4 @@ def test_gain_of_the_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     assert not drawn and capsys.readouterr().out.splitlines()[2:] == [" | ".join(line) for line in lines]
     words[-1] = "2"
     assert units.main([*words, "--json", str(tmp_path / "units.json")]) == 2
-    assert "does not hold scores of as many scenes" in capsys.readouterr().err
+    assert "its scores are of other scenes" in capsys.readouterr().err

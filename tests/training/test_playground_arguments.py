@@ -15,7 +15,7 @@ from training.playground import compare_methods, shards, units
     ("command", "words", "message"),
     [
         (units.main, ["--scenes", "0"], "--scenes: '0' is not a whole number of at least 1"),
-        (units.main, ["--points", "-1"], "--points"),
+        (units.main, ["--points", "-1"], "--points: '-1' is not a whole number of at least 1"),
         (compare_methods.main, ["--steps", "1"], "--steps: '1' is not a whole number of at least 2"),
         (compare_methods.main, ["--set", "[1]"], "--set: '[1]' is not a JSON object"),
         (compare_methods.main, ["--set", "regions=1"], "--set: 'regions=1' is not a JSON object"),

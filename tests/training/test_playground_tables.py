@@ -25,7 +25,7 @@ ASSET = REPOSITORY / "tcl_core" / "assets" / "playground.safetensors"
 
 
 def _results() -> dict:
-    names = ("table", "projects", "training-free", "methods")
+    names = ("table", "projects", "training-free", "methods", "units")
     return {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names}
 
 
@@ -80,6 +80,25 @@ def test_a_comparison_on_former_weights_says_so() -> None:
         for digest in (results["methods"]["clip_of"], "")
     ]
     assert "of the embedded weights" in texts[0] and "of former embedded weights" in texts[1]
+
+
+def test_losses_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "a.jsonl"
+    lines = [
+        {"stage": "object", "object_loss": 1.0, "total": 1.0},
+        {"stage": "all", "object_loss": 0.5, "pixel_loss": None, "total": 0.5, "lr": 0.1, "peak_gib": 3.0},
+        {"stage": "all", "object_loss": 0.25, "pixel_loss": 0.125, "total": 0.375, "lr": 0.1, "peak_gib": 3.0},
+        {"stage": "all", "playground": 50.0},
+    ]
+    log.write_text("\n".join(map(json.dumps, lines)))
+    found = publish_methods._last_losses(log)
+    assert found == {"object_loss": 0.375, "pixel_loss": 0.125, "total": 0.4375}
+    assert publish_methods._last_losses(tmp_path / "removed.jsonl") == {}
+    key = {"run": "a", "steps": 1, "seed": 0}
+    former, again = ({"runs": [{**key, "weights_sha256": "x", "losses": losses}]} for losses in (found, {}))
+    assert publish_methods.joined(former, again)["runs"][0]["losses"] == found
+    again["runs"][0]["weights_sha256"] = "y"
+    assert publish_methods.joined(former, again)["runs"][0]["losses"] == {}
 
 
 def test_a_page_keeps_what_is_not_generated() -> None:

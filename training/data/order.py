@@ -49,7 +49,7 @@ class Order:
         self.pairs_total, self.batch, self._seed, self._block = int(self._groups.sum()), batch, seed, block
         if self.pairs_total < batch:
             found = "is 1 usable pair" if self.pairs_total == 1 else f"are {self.pairs_total} usable pairs"
-            smaller = f", or give --set phases.0.batch={self.pairs_total}" * (self.pairs_total > 1)
+            smaller = f", or choose a batch of at most {self.pairs_total}" * (self.pairs_total > 1)
             raise SettingsError(
                 f"There {found} of image and caption, fewer than the batch of {batch}; add data{smaller}."
             )

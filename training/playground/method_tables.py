@@ -132,14 +132,18 @@ def unit_gains(found: Sequence[Mapping[str, Any]]) -> str:
         | `a` | no | 45.0 | +0.5 |
         | `a` | yes | 45.0 | +0.5 |
     """
-    chosen = [entry["options"] for entry in found if entry["model"] == found[0]["model"] and entry["options"] != PIXELS]
+    options = {key_of(entry["options"]): entry["options"] for entry in found}
+    chosen = [each for each in options.values() if each != PIXELS]
     titles = [f"{each['unit_points']} points, {each['unit_threshold']:g}" for each in chosen]
     lines = [f"| | PAMR | without the unit | {' | '.join(titles)} |", f"|{'---|' * (len(titles) + 3)}"]
     for model in dict.fromkeys(entry["model"] for entry in found):
         means = {key_of(entry["options"]): _means(entry["rows"]) for entry in found if entry["model"] == model}
         for which, refined in enumerate(("no", "yes")):
             plain = means[key_of(PIXELS)][which]
-            gains = [f"{means[key][which] - plain:+.1f}" if (key := key_of(each)) in means else "" for each in chosen]
+            gains = [
+                f"{round(means[key][which] - plain, 1) + 0.0:+.1f}" if (key := key_of(each)) in means else ""
+                for each in chosen
+            ]
             lines.append(f"| `{model}` | {refined} | {plain:.1f} | {' | '.join(gains)} |")
     return "\n".join(lines)
 

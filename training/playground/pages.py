@@ -54,10 +54,10 @@ _MGCA_STYLE = {
     "mgca-style-unit": "+ pixel, with the unit",
 }
 _MGCA_TRIED = {
-    "mgca-style-pixel": "as in the table above",
-    "mgca-style-pixel-block": "copied blocks trained from the stage `all` on",
-    "mgca-style-object-block": "copied blocks trained, object alone",
-    "mgca-style-pixel-block-light": "copied blocks trained, region and pixel at 0.02 instead of 0.1",
+    "mgca-style-pixel-frozen": "all terms, as above",
+    "mgca-style-pixel-block": "and the copied blocks trained in the stage `all`",
+    "mgca-style-pixel-block-light": "and region and pixel at 0.02 instead of 0.1",
+    "mgca-style-object-block": "and no region or pixel: object alone",
 }
 _FIGURES = ("seen", "seen_kinds", "seen_stuff", "held_out", "held_out_kinds", "held_out_stuff")
 

@@ -27,7 +27,7 @@ __all__ = ["joined", "main", "record"]
 _REPOSITORY = Path(__file__).parents[2]
 _RESULTS = Path("training/playground/results")
 _LAST_LINES = 4
-_NO_LOSSES = {"lr", "images_per_second", "waiting", "seconds"}
+_OTHER_MEANS = ("total", "mask", "neg_mask")
 
 
 def record(work: Path, split: Split = "validation") -> dict[str, Any]:
@@ -83,9 +83,13 @@ def record(work: Path, split: Split = "validation") -> dict[str, Any]:
 def _last_losses(log: Path) -> dict[str, float]:
     """The means of the last lines of a training's log; nothing where it was removed."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    entries = [json.loads(line) for line in lines[-_LAST_LINES:]]
-    names = [key for key, value in entries[-1].items() if isinstance(value, float)] if entries else []
-    return {name: float(np.mean([entry[name] for entry in entries])) for name in names if name not in _NO_LOSSES}
+    # Other lines are of evaluations.
+    entries = [entry for entry in map(json.loads, lines) if "total" in entry][-_LAST_LINES:]
+    # Stages differ in their losses.
+    entries = [entry for entry in entries if entry["stage"] == entries[-1]["stage"]]
+    names = [name for name in (entries[-1] if entries else ()) if name.endswith("_loss") or name in _OTHER_MEANS]
+    found = {name: [entry[name] for entry in entries if entry[name] is not None] for name in names}
+    return {name: float(np.mean(values)) for name, values in found.items() if values}
 
 
 def joined(former: Mapping[str, Any], methods: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +109,13 @@ def joined(former: Mapping[str, Any], methods: dict[str, Any]) -> dict[str, Any]
     """
     if any(former.get(key) != value for key, value in methods.items() if key != "runs"):
         return methods
-    runs = {_key(run): run for run in (*former["runs"], *methods["runs"])}
+    runs = {_key(run): run for run in former["runs"]}
+    for run in methods["runs"]:
+        before = runs.get(_key(run), {})
+        # The log may be gone since.
+        same = not run.get("losses") and before.get("weights_sha256") == run.get("weights_sha256")
+        kept = {"losses": before["losses"]} if same and "losses" in before else {}
+        runs[_key(run)] = {**run, **kept}
     return methods | {"runs": [runs[key] for key in sorted(runs)]}
 
 

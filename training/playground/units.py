@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tcl_core.errors import SettingsError, TclError
+from tcl_core.errors import SettingsError, TclError, reason_of
 from tcl_core.evaluation.playground import SEEDS, EvaluationRow, evaluate_playground, own_variants
 from tcl_core.models import Model, load_model
 from training.journal import code_of, surroundings
@@ -56,17 +56,42 @@ def _former(path: Path | None, about: Mapping[str, Any]) -> list[dict[str, Any]]
     """Scores of an earlier call of the same kind.
 
     Raises:
-        SettingsError: the file is damaged or holds something else.
+        SettingsError: the file or its folder cannot be used, or the file holds something else.
     """
-    if path is None or not path.is_file():
+    if path is None:
+        return []
+    if not path.parent.is_dir():
+        raise SettingsError(f"--json {path}: there is no folder {path.parent}; make it first")
+    if not path.exists():
         return []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if all(content[key] == value for key, value in about.items()):
-            return list(content["scores"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise SettingsError(f"{path}: does not hold scores of as many scenes; name another file, or remove it")
+        found = [dict(entry) for entry in content["scores"]]
+        complete = all({"model", "weights_sha256", "options", "rows"} <= set(entry) for entry in found)
+    except OSError as error:
+        raise SettingsError(f"--json {path}: cannot be read: {reason_of(error)}") from error
+    except (ValueError, KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise SettingsError(f"--json {path}: holds no scores of this command; name another file, or remove it")
+    if any(content.get(key) != value for key, value in about.items()):
+        raise SettingsError(f"--json {path}: its scores are of other scenes; name another file, or give its --scenes")
+    return found
+
+
+def _names(models: Sequence[str]) -> dict[str, str]:
+    """What models are called in the table, by what was given; the place of a file says nothing to its readers.
+
+    Raises:
+        SettingsError: two have the same name.
+    """
+    found: dict[str, str] = {}
+    for model in models:
+        name = Path(model).stem if Path(model).is_file() else model
+        if name in found:
+            raise SettingsError(f"--models: {found[name]} and {model} are both called {name}; rename one of the files")
+        found[name] = model
+    return {model: name for name, model in found.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,28 +111,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     seeds = {which: SEEDS["validation"][which] for which in ("seen", "held-out")}
     about: dict[str, Any] = {"split": "validation", "seeds": seeds, "scenes": options.scenes}
+    code = code_of(_REPOSITORY, ("tcl_core", "training"))
+    here = {"commit": code.commit, "modified": list(code.modified), **surroundings()}
     try:
-        found = _former(path, about)
-        done = {(entry["model"], entry["weights_sha256"], key_of(entry["options"])) for entry in found}
-        for name in options.models:
-            model = load_model(name, device="cpu", precision="float32", backend="torch")
-            # The place of a file says nothing to readers of the table.
-            called = Path(name).stem if Path(name).is_file() else name
+        names, found = _names(options.models), _former(path, about)
+        for given, name in names.items():
+            model = load_model(given, device="cpu", precision="float32", backend="torch")
+            found = [one for one in found if one["model"] != name or one["weights_sha256"] == model.weights_sha256]
+            done = {key_of(one["options"]) for one in found if one["model"] == name}
             chosen = settings_of(options.points, options.thresholds)
             for each in chosen:
                 # All of them before the first is scored.
                 model.method.configured(each)
             for each in chosen:
-                if (called, model.weights_sha256, key_of(each)) in done:
+                if key_of(each) in done:
                     continue
                 rows = [dataclasses.asdict(row) for row in scores(model, each, options.scenes)]
-                found.append({"model": called, "weights_sha256": model.weights_sha256, "options": each, "rows": rows})
+                about_model = {"model": name, "weights_sha256": model.weights_sha256}
+                found.append({**about_model, "options": each, "recorded": here, "rows": rows})
                 if path is not None:
-                    code = code_of(_REPOSITORY, ("tcl_core", "training"))
-                    here = {"commit": code.commit, "modified": list(code.modified), **surroundings()}
-                    text = json.dumps({**about, "recorded": here, "scores": found}, indent=1) + "\n"
                     part = path.with_suffix(".part")
-                    part.write_text(text, encoding="utf-8")
+                    part.write_text(json.dumps({**about, "scores": found}, indent=1) + "\n", encoding="utf-8")
                     part.replace(path)
     except TclError as error:
         print(f"error: {error}", file=sys.stderr)
