@@ -36,8 +36,8 @@ def test_how_far_it_is_above() -> None:
     names, sets = ("code-regions-only", "tcl"), ("seen", "held_out")
     gains = [mean(names[0], which) - mean(names[1], which) for mean in (quarter, score) for which in sets]
     text = (
-        "by {:.1f} points of seen and {:.1f} of held-out combinations (three seeds). At full length it is level with TCL on "
-        "seen and {:.1f} points above it on held-out combinations (one seed)"
+        "by {:.1f} points of seen and {:.1f} of held-out combinations (three seeds). At full length it is level with "
+        "TCL on seen and {:.1f} points above it on held-out combinations (one seed)"
     )
     assert text.format(gains[0], gains[1], gains[3]) in page()
     assert min(gains) > 0 and gains[2] < 0.5
