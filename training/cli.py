@@ -154,8 +154,9 @@ def command(
 def _recipes(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         names = list_recipes()
+        width = max(map(len, names))
         for name in names:
-            click.echo(f"{name:<{max(map(len, names))}}  {read_recipe(name).description}")
+            click.echo(f"{name:<{width}}  {read_recipe(name).description}")
         ctx.exit()
 
 

@@ -26,7 +26,7 @@ from tcl_core.errors import SettingsError, reason_of
 from training.checkpoints import difference
 from training.phase import StoppedError
 
-__all__ = ["Code", "Journal", "Spent", "code_of", "read_journal", "spent", "surroundings"]
+__all__ = ["Code", "Journal", "Spent", "code_of", "origin", "read_journal", "spent", "surroundings"]
 
 _PACKAGES = ("torch", "numpy", "open_clip_torch", "pillow", "scikit-image")
 
@@ -228,6 +228,12 @@ def _cpu_seconds() -> float:
     """Of this process and of those of its children that have ended."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def origin(folder: Path, parts: Sequence[str]) -> dict[str, Any]:
+    """Where results come from: `code_of` a checkout, and `surroundings`."""
+    code = code_of(folder, parts)
+    return {"commit": code.commit, "modified": list(code.modified), **surroundings()}
 
 
 def surroundings() -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 from tcl_core.errors import SettingsError, TclError
 from tcl_core.evaluation.playground import SEEDS, Split
 from tcl_core.models.modelfile import read_model_file
-from training.journal import code_of, surroundings
+from training.journal import origin
 from training.playground.method_tables import scores_folder
 from training.playground.pages import write_pages
 
@@ -43,8 +43,7 @@ def record(work: Path, split: Split = "validation") -> dict[str, Any]:
     Raises:
         SettingsError: there are no scores, or the model of one is not there.
     """
-    code = code_of(_REPOSITORY, ("tcl_core", "training"))
-    here = {"commit": code.commit, "modified": list(code.modified), **surroundings()}
+    here = origin(_REPOSITORY, ("tcl_core", "training"))
     runs = []
     for path in sorted(scores_folder(work, split).glob("*.json")):
         run, steps, seed = path.stem.rsplit("-", 2)

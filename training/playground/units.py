@@ -22,7 +22,8 @@ from tqdm import tqdm
 from tcl_core.errors import SettingsError, TclError, reason_of
 from tcl_core.evaluation.playground import SEEDS, EvaluationRow, evaluate_playground, own_variants
 from tcl_core.models import Model, load_model
-from training.journal import code_of, surroundings
+from tcl_core.models.paths import write_atomically
+from training.journal import origin
 from training.playground.arguments import at_least
 from training.playground.method_tables import PIXELS, key_of, unit_gains
 from training.playground.pages import write_pages
@@ -111,8 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     seeds = {which: SEEDS["validation"][which] for which in ("seen", "held-out")}
     about: dict[str, Any] = {"split": "validation", "seeds": seeds, "scenes": options.scenes}
-    code = code_of(_REPOSITORY, ("tcl_core", "training"))
-    here = {"commit": code.commit, "modified": list(code.modified), **surroundings()}
+    here = origin(_REPOSITORY, ("tcl_core", "training"))
     try:
         names, found = _names(options.models), _former(path, about)
         for given, name in names.items():
@@ -130,9 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 about_model = {"model": name, "weights_sha256": model.weights_sha256}
                 found.append({**about_model, "options": each, "recorded": here, "rows": rows})
                 if path is not None:
-                    part = path.with_suffix(".part")
-                    part.write_text(json.dumps({**about, "scores": found}, indent=1) + "\n", encoding="utf-8")
-                    part.replace(path)
+                    text = json.dumps({**about, "scores": found}, indent=1) + "\n"
+                    write_atomically(path, text.encode())
     except TclError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
