@@ -33,7 +33,6 @@ class CoDeTraining(GroundedTraining):
     """The training half of :class:`tcl_core.methods.code.CoDe`."""
 
     config: CoDeConfig
-    config_class = CoDeConfig
     clip_text_encoder: PromptedTexts
     text_decoder: TextDecoder
     learnable_image_bg: nn.Parameter
@@ -50,7 +49,7 @@ class CoDeTraining(GroundedTraining):
     def check_settings(cls, settings: Mapping[str, Any]) -> None:
         """Refuse settings that are unknown or out of range, and NLTK where it is not installed."""
         super().check_settings(settings)
-        tagger = settings.get("tagger", cls.config_class.tagger)
+        tagger = settings.get("tagger", CoDeConfig.tagger)
         if tagger != "nltk" or not missing_data():
             find_nouns("a cat on a sofa", tagger)
 
