@@ -188,7 +188,12 @@ class Annotation:
     def _changes(self, index: Index) -> dict[MapName, list[StrokePart]]:
         draft, accepted = self.draft[index], self.accepted[index]
         found: dict[MapName, list[StrokePart]] = {"draft": [], "accepted": []}
-        changed = self._changed(index)
+        painted = self._painted(index)
+        covered = painted & (self._seen_accepted[index] > 0)
+        if covered.any():
+            # Paint on accepted pixels is none, and would be shown until the slice is next drawn.
+            draft[covered] = 0
+        changed = painted & ~covered
         if changed.any():
             found["draft"].append(self._write(index, "hand", changed, draft[changed].astype(np.uint32) + 1))
         differs = accepted != self._seen_accepted[index]
@@ -453,7 +458,10 @@ class Annotation:
 
     def _changed(self, index: Index) -> NDArray[np.bool_]:
         """Pixels of the draft that somebody changed unnoticed; below accepted ones it is nothing but paint on paint."""
-        return np.asarray((self.draft[index] != self._expected(index)) & (self._seen_accepted[index] == 0))
+        return self._painted(index) & (self._seen_accepted[index] == 0)
+
+    def _painted(self, index: Index) -> NDArray[np.bool_]:
+        return np.asarray(self.draft[index] != self._expected(index))
 
     def _render(self, index: Index, box: Box | None = None) -> None:
         draft = self.draft[index]

@@ -28,6 +28,17 @@ def test_corrections_survive_the_next_run(
     assert np.array_equal(note.by_hand(()), stroke)
 
 
+def test_paint_on_an_accepted_region_goes_when_it_is_noticed() -> None:
+    note = empty()
+    region = np.full(SHAPE, 2, np.uint16)
+    note.propose((), region)
+    note.accept((), [2])
+    note.draft[0, 0] = 1
+    # Nothing that the model says is new, so nothing else is drawn.
+    assert note.accept((), [1]) == 0 and note.propose((), region) is None
+    assert not note.draft.any() and (note.accepted == 2).all()
+
+
 @given(first=MAPS, second=MAPS, brush=MAPS)
 def test_accepted_regions_are_never_overwritten(first: np.ndarray, second: np.ndarray, brush: np.ndarray) -> None:
     note = empty()
