@@ -236,7 +236,9 @@ def _opened(source: ImageSource, shown: str) -> Iterator[tuple[ImageFile.ImageFi
             raise
         except UnidentifiedImageError as error:
             known = ", ".join(extension[1:] for extension in SUPPORTED_EXTENSIONS)
-            raise ImageError(f"{shown}: not an image that can be read; use one of {known}.") from error
+            raise ImageError(
+                f"{shown}: not an image that can be read, whatever its name says; images are read as {known}."
+            ) from error
         except MemoryError as error:
             raise ImageError(f"{shown}: not enough memory to decode it; make the image smaller.") from error
         # Decoders of damaged files raise whatever they stumble over (struct.error, KeyError, zlib.error, ...).

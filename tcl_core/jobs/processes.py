@@ -24,7 +24,7 @@ from tcl_core.jobs.pipeline import done
 from tcl_core.jobs.stages import printable_name
 from tcl_core.jobs.workers import AnyStages, AnyWorkers, DecidedT, InlineWorkers, ReadT, TaskT, TracedT
 
-__all__ = ["LARGE_IMAGE", "ProcessWorkers", "WorkerLostError", "automatic_count", "start_workers"]
+__all__ = ["LARGE_IMAGE", "ProcessWorkers", "WorkerLostError", "automatic_count", "check_workers", "start_workers"]
 
 LARGE_IMAGE = 24_000_000
 """Images of more pixels are worked on one at a time, so that memory does not grow with the number of workers."""
@@ -33,6 +33,7 @@ _PIXELS_BEHIND = 48_000_000
 _PIXELS_BEHIND_OF_WORKER = 12_000_000
 _SECONDS_TO_END = 5
 _MOST_WORKERS = 16
+_MOST_ASKED, _MOST_OF_A_CORE = 32, 4
 _FEW_IMAGES = 32
 """Fewer are done before workers have started."""
 
@@ -59,19 +60,39 @@ def start_workers(
         remedy: what to do if a worker is lost.
 
     Raises:
-        SettingsError: the count is negative, or the exporter cannot be sent.
+        SettingsError: the count is negative or too large for the machine, or the exporter cannot be sent.
     """
     if count == "auto":
         count = automatic_count(images) if _can_be_sent(stages) else 0
+    check_workers(count)
+    return ProcessWorkers(stages, count, batch_size, remedy) if count else InlineWorkers(stages)
+
+
+def check_workers(count: int) -> None:
+    """Refuse a number of workers that would take the machine's memory and gain nothing.
+
+    Raises:
+        SettingsError: it is negative, or above 32 and four for each core.
+    """
     if count < 0:
         raise SettingsError(f"--workers {count}: give auto, or a number of processes, 0 or more")
-    return ProcessWorkers(stages, count, batch_size, remedy) if count else InlineWorkers(stages)
+    cores = _cores()
+    most = max(_MOST_ASKED, _MOST_OF_A_CORE * cores)
+    if count > most:
+        raise SettingsError(
+            f"--workers {count}: this machine has {cores} core{'s' * (cores > 1)}, where more than {most} processes "
+            "gain nothing and can take all its memory; give auto, or fewer"
+        )
 
 
 def automatic_count(images: int) -> int:
     """One worker for each core that this process may use, at most 16; none for few images or on one core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _cores()
     return min(cores, _MOST_WORKERS) if cores > 1 and images >= _FEW_IMAGES else 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _can_be_sent(stages: object) -> bool:

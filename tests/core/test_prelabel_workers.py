@@ -22,7 +22,7 @@ from tcl_core.export.coco import CocoExporter
 from tcl_core.jobs import processes
 from tcl_core.jobs.inputs import ImageList, find_images
 from tcl_core.jobs.journal import journal_path
-from tcl_core.jobs.processes import ProcessWorkers, WorkerLostError, automatic_count, start_workers
+from tcl_core.jobs.processes import ProcessWorkers, WorkerLostError, automatic_count, check_workers, start_workers
 from tcl_core.jobs.stages import (
     DecidedImage,
     Failure,
@@ -167,6 +167,17 @@ def test_an_exporter_that_cannot_be_sent(tmp_path: Path) -> None:
     assert isinstance(start_workers("auto", stages, images=100), InlineWorkers)
     with pytest.raises(SettingsError, match="--workers -1: give auto"):
         start_workers(-1, STAGES, images=100)
+
+
+def test_more_workers_than_a_machine_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand of them took all memory, and the system ended other programs."""
+    monkeypatch.setattr(processes, "_cores", lambda: 2)
+    message = "--workers 1000: this machine has 2 cores, where more than 32 processes gain nothing"
+    with pytest.raises(SettingsError, match=message):
+        start_workers(1000, STAGES, 2000)
+    check_workers(32)
+    monkeypatch.setattr(processes, "_cores", lambda: 64)
+    check_workers(256)
 
 
 def test_few_images_start_no_worker() -> None:
