@@ -65,6 +65,7 @@ def build(backend, precision, folder):
 _BUILD_OWN = """
 from pathlib import Path
 from tcl_core.backends import make_backend
+from tcl_core.methods.semantic_unit import PIXELS
 from tcl_core.methods.tcl import TCL
 from tcl_core.models import Model
 from tcl_core.models.metadata import ModelMetadata, Preprocess
@@ -78,7 +79,8 @@ def vocabulary(words):
     return Vocabulary.from_options(words, background_names=())
 
 def build(backend, precision, folder):
-    method = finished(TCL(FrozenClip(make_clip(), OpenClipTokenizer(77))))
+    # Nor does it know the adaptive semantic unit.
+    method = finished(TCL(FrozenClip(make_clip(), OpenClipTokenizer(77)))).configured(PIXELS)
     preprocess = Preprocess(*PREPROCESS)
     return Segmenter(Model(
         name="random", method=method, preprocess=preprocess, templates="custom",

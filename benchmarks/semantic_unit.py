@@ -1,7 +1,8 @@
 """Cost of the adaptive semantic unit beside encoding a window: ``python -m benchmarks.semantic_unit``.
 
 On a CLIP ViT-B/16 with random weights, because time does not depend on them. Prints the shortest time of several
-repeats of each, and their ratio.
+repeats, of encoding and of the cosines of twenty prompts: with pixels, with parts that are made for them, and with
+parts that are kept (or made again, where they are too large).
 """
 
 from __future__ import annotations
@@ -9,19 +10,22 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import open_clip
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tcl_core.methods import create_method
 from tcl_core.methods.capabilities import DenseEmbedding
-from tcl_core.methods.semantic_unit import semantic_units
+from tcl_core.methods.semantic_unit import PIXELS, Parts, UnitOptions, cosines_in_units
 from tcl_core.towers.open_clip_vit import FrozenClip
 
 __all__ = ["main", "shortest"]
 
+_PROMPTS = 20
 _METHODS = ("tcl", "mgca-style", "naclip", "maskclip")
 
 
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", default=list(_METHODS), help="names of methods")
     parser.add_argument("--architecture", default="ViT-B-16-quickgelu", help="of the CLIP, a name of open_clip")
     parser.add_argument("--window", type=int, default=448, help="side in pixels")
-    parser.add_argument("--points", type=int, nargs="+", default=[49, 196, 784], help="meta-points of the window")
+    parser.add_argument("--points", type=int, nargs="+", default=[64, 196, 784], help="meta-points of the window")
     parser.add_argument("--repeats", type=int, default=3, help="calls that are timed")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -59,15 +63,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     clip = FrozenClip(cast(Any, open_clip.create_model(options.architecture, pretrained=None)))
     window = torch.rand(1, 3, options.window, options.window, device=options.device)
-    print("| method | pixels | points | encoding in s | unit in s | ratio |\n|---|---|---|---|---|---|")
+    print("| method | pixels | points | encoding, ms | prompts | with the unit | again | unit / encoding |")
+    print(f"|{'---|' * 8}")
     for name in options.methods:
-        method = create_method(name, {"clip": clip}).eval().to(options.device)
+        method = create_method(name, {"clip": clip}).configured(PIXELS).eval().to(options.device)
         pixels: Tensor = cast(DenseEmbedding, method).pixels(method.encode(window))
-        encoding = shortest(lambda method=method: method.encode(window), options.repeats)  # type: ignore[misc]
+        rows = F.normalize(torch.randn(_PROMPTS, pixels.shape[1], device=options.device), dim=1)
+        encoding = shortest(partial(method.encode, window), options.repeats)
         for points in options.points:
-            unit = shortest(lambda pixels=pixels, points=points: semantic_units(pixels, points, 0.6), options.repeats)  # type: ignore[misc]
-            size = f"{pixels.shape[2]} x {pixels.shape[3]}"
-            print(f"| {name} | {size} | {points} | {encoding:.3f} | {unit:.3f} | {unit / encoding:.1%} |", flush=True)
+            unit = UnitOptions(unit_points=points)
+            parts = Parts.of(pixels, unit)
+            plain, first, again = (
+                shortest(partial(cosines_in_units, pixels, rows, chosen, kept), options.repeats)
+                for chosen, kept in ((UnitOptions(), None), (unit, None), (unit, parts))
+            )
+            cells = [name, f"{pixels.shape[2]} x {pixels.shape[3]}", str(points)]
+            cells += [f"{1000 * seconds:.1f}" for seconds in (encoding, plain, first, again)]
+            print(f"| {' | '.join(cells)} | {(first - plain) / encoding:.1%} |", flush=True)
     return 0
 
 

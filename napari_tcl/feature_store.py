@@ -31,7 +31,7 @@ MAX_IMAGE_BYTES = 20_000_000
 MAX_FOLDER_BYTES = 4_000_000_000
 """Of all files of a folder together."""
 
-_FORMAT = "2"
+_FORMAT = "3"
 _SUFFIX = ".features"
 # The mark by which programs for backups know what can be made anew.
 _TAG = "CACHEDIR.TAG"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from tcl_core.evaluation.miou import MeanIoU
+from tcl_core.methods.semantic_unit import PIXELS, UNIT
 from tcl_core.models import Model
 from tcl_core.playground import CLASS_NAMES, KINDS, Scene, draw_scene, scene_rng
 from tcl_core.playground.scenes import Combinations
@@ -27,6 +28,7 @@ __all__ = [
     "held_out_scene",
     "own_variants",
     "rows_to_json",
+    "variants_of",
 ]
 
 Split = Literal["validation", "test"]
@@ -61,12 +63,14 @@ VARIANTS: dict[str, Variant] = {
     "TCL + PAMR": Variant(refine=True, options={"kp_weight": 0.0}),
     "TCL + PAMR + KP": Variant(refine=True, options={"kp_weight": 0.3}),
     "TCL + PAMR, prompts not debiased": Variant(refine=True, options={"kp_weight": 0.0}, debias=False),
+    "TCL + PAMR + unit": Variant(refine=True, options={"kp_weight": 0.0, **UNIT}),
 }
-"""The rows of the table of TCL."""
+"""The rows of the table of TCL; those that do not name the adaptive semantic unit are without it, see `variants_of`."""
 
 PLAIN_VARIANTS: dict[str, Variant] = {
     "as it is": Variant(refine=False, options={}),
     "+ PAMR": Variant(refine=True, options={}),
+    "+ PAMR + unit": Variant(refine=True, options=UNIT),
 }
 """The rows of the table of any other method."""
 
@@ -109,7 +113,7 @@ def evaluate_playground(
     scenes: int = 500,
     progress: Callable[[int, int], object] | None = None,
     split: Split = "validation",
-    variants: Collection[str] | None = None,
+    variants: Mapping[str, Variant] | None = None,
 ) -> list[EvaluationRow]:
     """Score a model on scenes that were never used for training.
 
@@ -120,18 +124,17 @@ def evaluate_playground(
         scenes: number of scenes in each of the two sets.
         progress: called with the scenes done and the total.
         split: which scenes.
-        variants: rows of the table that are wanted; ``None`` for all.
+        variants: rows of the table by name; ``None`` for `variants_of` the model.
 
     Returns:
         One row per variant; variants without debiasing only for models that debias prompts.
     """
     vocabulary = Vocabulary(tuple(Label(name, (name,)) for name in CLASS_NAMES), background=False)
     biased = replace(model, debiasing=None)
-    fitting = _variants_of(model)
     segmenters = {
         name: Segmenter(model if variant.debias else biased, refine=variant.refine, options=variant.options)
-        for name, variant in fitting.items()
-        if (variant.debias or model.debiasing is not None) and (variants is None or name in variants)
+        for name, variant in (variants_of(model) if variants is None else variants).items()
+        if variant.debias or model.debiasing is not None
     }
     # Features depend on the refinement alone among the settings that differ.
     encoders = {segmenter.refine: segmenter for segmenter in segmenters.values()}
@@ -158,23 +161,43 @@ def evaluate_playground(
     ]
 
 
-def own_variants(model: Model) -> tuple[str, str]:
-    """Names of the rows with a model's own masks alone, without and with refinement.
+def variants_of(model: Model) -> dict[str, Variant]:
+    """The rows of a model's table; whether one has the adaptive semantic unit does not depend on the model's options.
 
     Example:
         >>> from tcl_core.models import load_model
-        >>> own_variants(load_model("playground"))
-        ('TCL', 'TCL + PAMR')
+        >>> list(variants_of(load_model("naclip:playground")))
+        ['as it is', '+ PAMR', '+ PAMR + unit']
     """
-    variants = _variants_of(model)
-    # Of TCL's rows, the two without anything of CLIP's own.
-    plain, refined = [name for name, each in variants.items() if each.debias and not any(each.options.values())]
-    return plain, refined
-
-
-def _variants_of(model: Model) -> dict[str, Variant]:
     own = model.method.options_class.model_fields
-    fitting = VARIANTS if all(set(variant.options) <= set(own) for variant in VARIANTS.values()) else PLAIN_VARIANTS
+    grouped = UNIT.keys() <= own.keys()
+    found = {}
+    for name, variant in _variants(model).items():
+        if grouped:
+            found[name] = replace(variant, options={**PIXELS, **variant.options})
+        elif not UNIT.keys() & variant.options.keys():
+            found[name] = variant
+    return found
+
+
+def own_variants(model: Model) -> dict[str, Variant]:
+    """The rows with a model's own masks alone, without and with refinement, and with the unit of the model's options.
+
+    Example:
+        >>> from tcl_core.models import load_model
+        >>> list(own_variants(load_model("playground")))
+        ['TCL', 'TCL + PAMR']
+    """
+    # Of TCL's rows, those without anything of CLIP's own.
+    return {
+        name: variant
+        for name, variant in _variants(model).items()
+        if variant.debias and not any(variant.options.values())
+    }
+
+
+def _variants(model: Model) -> dict[str, Variant]:
+    fitting = VARIANTS if "kp_weight" in model.method.options_class.model_fields else PLAIN_VARIANTS
     return {name.replace("TCL", _title(model)): variant for name, variant in fitting.items()}
 
 

@@ -7,18 +7,39 @@ That such a unit lies between pixels and whole groups, and that it gathers pixel
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tcl_core.methods.options import MethodOptions, OptionRow, option
+from tcl_core.tensors import TensorBundle
 
-__all__ = ["UnitOptions", "in_units", "meta_points", "semantic_units"]
+__all__ = [
+    "PIXELS",
+    "POINTS",
+    "UNIT",
+    "Parts",
+    "UnitOptions",
+    "cosines_in_units",
+    "in_units",
+    "meta_points",
+    "semantic_units",
+]
+
+POINTS, _THRESHOLD = 64, 0.7
+PIXELS: dict[str, Any] = {"unit_points": 0}
+"""Options of a method without the unit, as in every paper but one."""
+UNIT: dict[str, Any] = {"unit_points": POINTS, "unit_threshold": _THRESHOLD}
+"""Options where the unit is on by default; chosen on validation scenes, see ``docs/mgca.md``."""
 
 # Affinities that are alive at a time; 196 points and the 112 x 112 pixels of a window of 448 fit.
 _MOST_AFFINITIES = 2**22
 _MOST_POINTS = 2**16
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class UnitOptions(MethodOptions):
@@ -26,13 +47,13 @@ class UnitOptions(MethodOptions):
 
     unit_points: int = option(
         0,
-        "Meta-points per window of the adaptive semantic unit, such as 196; 0: every pixel is scored on its own.",
+        "Meta-points per window of the adaptive semantic unit, such as 64; 0: every pixel is scored on its own.",
         affects="scores",
         ge=0,
         le=_MOST_POINTS,
     )
     unit_threshold: float = option(
-        0.6,
+        _THRESHOLD,
         "Cosine above which a pixel joins the part of a meta-point; -1 gives the largest parts, 1 single pixels.",
         affects="scores",
         ge=-1,
@@ -99,14 +120,111 @@ def semantic_units(pixels: Tensor, points: int, threshold: float) -> Tensor:
 def _units_of_window(window: Tensor, places: Tensor, threshold: float) -> Tensor:
     """The same for one window ``[E, hw]`` with points at these places."""
     gathered, weights = torch.zeros_like(window), window.new_zeros(window.shape[1])
-    for part in places.split(max(1, _MOST_AFFINITIES // window.shape[1])):
-        affinity = (window[:, part].T @ window).sub_(threshold).clamp_(min=0)
-        # A point of which not even itself is above the threshold makes no part.
-        affinity /= affinity.sum(dim=1, keepdim=True).clamp(min=torch.finfo(affinity.dtype).tiny)
-        units = F.normalize(affinity @ window.T, dim=1)
-        gathered.addmm_(units.T, affinity)
-        weights += affinity.sum(dim=0)
-    return torch.where(weights > 0, gathered / weights.clamp(min=torch.finfo(weights.dtype).tiny), window)
+    for affinity, units in _parts(window, places, threshold):
+        shares = _shares(affinity)
+        gathered.addmm_((units * shares[:, None]).T, affinity)
+        weights += shares @ affinity
+    return torch.where(weights > 0, gathered / weights.clamp(min=_TINY), window)
+
+
+def _parts(window: Tensor, places: Tensor, threshold: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Affinities ``[K, hw]`` above the threshold, and embeddings ``[K, E]`` of the parts, a few points at a time."""
+    for few in places.split(max(1, _MOST_AFFINITIES // window.shape[1])):
+        affinity = (window[:, few].T @ window).sub_(threshold).clamp_(min=0)
+        yield affinity, F.normalize(affinity @ window.T, dim=1)
+
+
+def _shares(affinity: Tensor) -> Tensor:
+    """By what affinities ``[K, hw]`` are multiplied to be shares of their part."""
+    # A point of which not even itself is above the threshold makes no part.
+    return affinity.sum(dim=1).clamp(min=_TINY).reciprocal()
+
+
+@dataclass(frozen=True, eq=False)
+class Parts(TensorBundle):
+    """Parts of B windows, kept with their features so that a new prompt is compared with parts and not with pixels.
+
+    Attributes:
+        affinity: float32 ``[B, K, hw]``, the cosine of each point with each pixel above the threshold.
+        units: float32 ``[B, K, E]``, the embedding of each part, L2-normalized over E.
+        made_with: int64 ``[B, 2]``, the points and the threshold in millionths; zeros where nothing is kept.
+    """
+
+    affinity: Tensor
+    units: Tensor
+    made_with: Tensor
+
+    @classmethod
+    def of(cls, pixels: Tensor, options: UnitOptions) -> Self:
+        """Parts to keep: none where the unit is off, or where they take more memory than the pixels' scores.
+
+        Args:
+            pixels: float ``[B, E, h, w]``, L2-normalized over E.
+            options: of the method.
+        """
+        count, depth, height, width = pixels.shape
+        places = meta_points((height, width), options.unit_points) if options.unit_points else torch.zeros(0)
+        if not 0 < len(places) * height * width <= _MOST_AFFINITIES:
+            none = pixels.new_zeros(count, 0, dtype=torch.float32)
+            return cls(none[..., None], none[..., None], torch.zeros(count, 2, dtype=torch.int64, device=pixels.device))
+        made_with = torch.tensor(_made_with(options), device=pixels.device).expand(count, 2)
+        with torch.autocast(device_type=pixels.device.type, enabled=False):
+            found = [
+                next(_parts(window, places.to(pixels.device), options.unit_threshold))
+                for window in pixels.float().flatten(2)
+            ]
+        return cls(torch.stack([each for each, _ in found]), torch.stack([each for _, each in found]), made_with)
+
+    def fit(self, options: UnitOptions) -> bool:
+        """Whether they were made with these options."""
+        return bool(self.units.shape[1]) and self.made_with[0].tolist() == _made_with(options)
+
+
+def _made_with(options: UnitOptions) -> list[int]:
+    return [options.unit_points, round(options.unit_threshold * 1_000_000)]
+
+
+def cosines_in_units(pixels: Tensor, rows: Tensor, options: UnitOptions, parts: Parts | None = None) -> Tensor:
+    """Cosines of rows with ``in_units(pixels, options)``, which are not made for it.
+
+    Args:
+        pixels: float ``[B, E, h, w]``, L2-normalized over E.
+        rows: float32 ``[P, E]``, of prompts.
+        options: of the method.
+        parts: of the same pixels; made anew where they are not given, or were made with other options.
+
+    Returns:
+        float32 ``[B, P, h, w]``.
+
+    Example:
+        >>> pixels, rows = F.normalize(torch.randn(1, 8, 6, 5), dim=1), torch.randn(3, 8)
+        >>> options = UnitOptions(unit_points=4, unit_threshold=0.1)
+        >>> expected = torch.einsum("behw,pe->bphw", in_units(pixels, options), rows)
+        >>> torch.allclose(cosines_in_units(pixels, rows, options, Parts.of(pixels, options)), expected, atol=1e-5)
+        True
+    """
+    size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
+    if not options.unit_points:
+        return (rows @ pixels.float().flatten(2)).unflatten(2, size)
+    kept = parts if parts is not None and parts.fit(options) else None
+    places = meta_points(size, options.unit_points).to(pixels.device)
+    found = []
+    for number, window in enumerate(pixels.flatten(2)):
+        if kept is not None:
+            made: Iterable[tuple[Tensor, Tensor]] = [(kept.affinity[number].float(), kept.units[number].float())]
+        else:
+            made = _parts(window.float(), places, options.unit_threshold)
+        cosines, weights = rows.new_zeros(len(rows), window.shape[1]), rows.new_zeros(window.shape[1])
+        for affinity, units in made:
+            shares = _shares(affinity)
+            cosines.addmm_(rows @ (units * shares[:, None]).T, affinity)
+            weights += shares @ affinity
+        cosines /= weights.clamp(min=_TINY)
+        (lonely,) = torch.nonzero(weights <= 0, as_tuple=True)
+        if len(lonely):
+            cosines[:, lonely] = rows @ window[:, lonely].float()
+        found.append(cosines)
+    return torch.stack(found).unflatten(2, size)
 
 
 def meta_points(size: tuple[int, int], points: int) -> Tensor:

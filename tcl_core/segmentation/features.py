@@ -25,7 +25,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class FeatureKey:
-    """What features depend on; equal keys mean equal features.
+    """What features depend on; equal keys mean equal features, but for what is kept only to score them faster.
 
     Attributes:
         content: `content_hash` of the image's pixels.

@@ -26,7 +26,7 @@ from benchmarks.gpu.sections import Figure, Section, format_result, run_sections
 from benchmarks.gpu.table import PAGE, page_with, table
 from benchmarks.gpu.timing import interleaved, mode, peak_memory
 from tcl_core.benchmarks.machine import describe_machine, loaded_distributions
-from tcl_core.methods.tcl.model import TCLFeatures
+from tcl_core.methods.tcl.model import TCLFeatures, TCLOptions
 from tcl_core.playground import CLASS_NAMES
 from tcl_core.vocabulary import Label, Vocabulary
 
@@ -177,7 +177,7 @@ def test_directions_are_those_from_the_mean_to_the_labels_pixels() -> None:
     label_map = np.array([[1, 1], [2, 2]], np.int32)
     pixels = torch.nn.functional.normalize(torch.tensor([[3.0, 0.0], [3.0, 1.0], [1.0, 3.0], [0.0, 3.0]]), dim=1)
     image_emb = pixels.T.reshape(1, 2, 2, 2)
-    features = TCLFeatures(image_emb, image_emb, (2, 2), (2, 2), (0, 0))
+    features = TCLFeatures.of(image_emb, image_emb, TCLOptions(unit_points=1), (2, 2), (2, 2), (0, 0))
     vocabulary = Vocabulary((Label(CLASS_NAMES[0]), Label(CLASS_NAMES[1])))
     rows = class_directions(features, [label_map], vocabulary)
     expected = pixels[:2].mean(dim=0) - pixels.mean(dim=0)

@@ -8,6 +8,7 @@ from typing import Any
 import open_clip
 import torch
 
+from tcl_core.methods.semantic_unit import PIXELS
 from tcl_core.methods.tcl import TCL, TCLConfig
 from tcl_core.methods.tcl.model import TCLFeatures, TCLPrompts
 from tcl_core.refinement.base import Guide
@@ -50,9 +51,9 @@ def captions(count: int, seed: int = 0) -> torch.Tensor:
 def score_maps(
     tcl: TCL, features: TCLFeatures, text: torch.Tensor, guide: Guide | None = None, kp_weight: float = 0.0
 ) -> torch.Tensor:
-    """Score maps of windows for embedded texts ``[P, E]``."""
+    """Score maps of windows for embedded texts ``[P, E]``, of pixels by themselves as in the paper."""
     refine = None if guide is None else partial(Pamr().refine, guide)
-    return tcl.configured({"kp_weight": kp_weight}).similarities(features, TCLPrompts(text), refine)
+    return tcl.configured({"kp_weight": kp_weight, **PIXELS}).similarities(features, TCLPrompts(text), refine)
 
 
 def pamr_guide(tcl: TCL, windows: torch.Tensor) -> Guide:

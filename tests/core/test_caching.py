@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from tcl_core.caching import ByteBoundedCache
 from tcl_core.errors import SettingsError
-from tcl_core.methods.tcl.model import TCLFeatures
+from tcl_core.methods.training_free.base import DenseFeatures
 from tcl_core.refinement.pamr import PamrAffinity
 from tcl_core.segmentation.features import FeatureCache, FeatureKey, ImageFeatures
 
 
 def features(name: str, pixels: int, refined: bool = False) -> ImageFeatures:
-    windows = TCLFeatures(torch.zeros(1, 1, 1, pixels), torch.zeros(1, 1, 1, 1), (1, 1), (1, 1), (0, 0))
+    windows = DenseFeatures(torch.zeros(1, 1, 1, pixels + 1), (1, 1), (1, 1), (0, 0))
     affinity = PamrAffinity(torch.zeros(1, 48, 1, pixels)) if refined else None
     return ImageFeatures(windows, affinity, None, ((0, 0),), (1, 1), (1, 1), (1, 1), FeatureKey(name, "w", "s"))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tcl_core.methods.code import CoDe, CoDePrompts
 from tcl_core.methods.code.nouns import word_labels
+from tcl_core.methods.semantic_unit import PIXELS
 from tcl_core.refinement.pamr import Pamr
 from tests.core.code_records import FOLDER, CodeRecord, missing_files
 
@@ -85,7 +86,7 @@ def test_masks(key: str) -> None:
     refiner = Pamr()
     refine = partial(refiner.refine, code.window_guide(refiner, image)) if use_pamr == "1" else None
     prompts = CoDePrompts(TENSORS["cls_emb"], TENSORS["kp_emb"])
-    method = code.configured({"kp_weight": float(kp_weight)})
+    method = code.configured({"kp_weight": float(kp_weight), **PIXELS})
     assert_near(method.similarities(code.encode(image), prompts, refine), TENSORS[key])
 
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tcl_core.methods import create_method
+from tcl_core.methods.semantic_unit import PIXELS
 from tcl_core.methods.training_free.base import DensePrompts, TrainingFree
 from tcl_core.methods.training_free.last_block import LastBlock
 from tcl_core.models.metadata import Preprocess
@@ -127,7 +128,7 @@ def method_of(case: Case) -> TrainingFree:
         options["upstream_order"] = case.file.parent.name == "scclip"
     size = description["ori_shape"]
     options["finish_pixels"] = size[0] * size[1]
-    made = create_method(name, {"clip": tower()}).configured(options)
+    made = create_method(name, {"clip": tower()}).configured({**options, **PIXELS})
     assert isinstance(made, TrainingFree)
     return made.eval()
 

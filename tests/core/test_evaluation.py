@@ -88,9 +88,9 @@ def test_a_model_that_debiases_nothing_has_no_row_for_it() -> None:
     rows = {row.variant: row for row in evaluate_playground(model, scenes=1)}
     plain = evaluate_playground(replace(model, debiasing=None), scenes=1)
     assert [row.variant for row in plain] == [name for name, variant in VARIANTS.items() if variant.debias]
-    (alone,) = evaluate_playground(model, scenes=1, variants=["TCL + PAMR"])
+    (alone,) = evaluate_playground(model, scenes=1, variants={"TCL + PAMR": VARIANTS["TCL + PAMR"]})
     assert alone == rows["TCL + PAMR"]
-    (other,) = evaluate_playground(model, scenes=1, split="test", variants=["TCL + PAMR"])
+    (other,) = evaluate_playground(model, scenes=1, split="test", variants={"TCL + PAMR": VARIANTS["TCL + PAMR"]})
     assert other != alone
     assert plain[3].seen_stuff == rows["TCL + PAMR, prompts not debiased"].seen_stuff
 

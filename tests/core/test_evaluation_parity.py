@@ -14,6 +14,7 @@ from tcl_core.evaluation.records import JournalIndex
 from tcl_core.evaluation.report import build_result
 from tcl_core.evaluation.run import Evaluation
 from tcl_core.images import resize_bilinear, working_size
+from tcl_core.methods.semantic_unit import PIXELS
 from tcl_core.segmentation.segmenter import Segmenter
 from tests.core.evaluation_records import EXPECTED, FOLDER, SETTINGS, label_maps, recorded_model
 
@@ -33,7 +34,7 @@ def test_label_maps_and_figures(key: str, tmp_path: Path) -> None:
     name, protocol, _ = key.split("/")
     recorded = EXPECTED["results"][key]
     model = recorded_model(name, protocol)
-    segmenter = Segmenter(model, refine=recorded["pamr"], options={"kp_weight": recorded["kp_w"]})
+    segmenter = Segmenter(model, refine=recorded["pamr"], options={"kp_weight": recorded["kp_w"], **PIXELS})
     data = open_benchmark(name, FOLDER / "data")
     height = recorded["bg_thresh"]
     if height is not None and "EVAL_PARITY_DIR" not in os.environ:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tcl_core.methods.semantic_unit import PIXELS
 from tcl_core.methods.training_free import MaskCLIP, MaskCLIPRefined
 from tcl_core.methods.training_free.base import DensePrompts
 from tcl_core.methods.training_free.maskclip_refined import JudgedPrompts, key_affinity, smooth_by_keys
@@ -71,7 +72,7 @@ def labels_agree(maps: Tensor, size: str, setting: str) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_value_path(size: str) -> None:
-    method, image = MaskCLIP(tower()), RECORD[f"{size}/image"]
+    method, image = MaskCLIP(tower()).configured(PIXELS), RECORD[f"{size}/image"]
     value, feature = recorded(size, "value"), recorded(size, "feature")
     with torch.no_grad():
         tokens = method.patch_tokens(image)
@@ -90,7 +91,7 @@ def test_value_path(size: str) -> None:
 def test_refinements(size: str, setting: str) -> None:
     denoising, smoothing = NUMBERS["settings"][setting]
     options = {"prompt_denoising": denoising, "key_smoothing": smoothing, "upstream_key_norm": True}
-    method = MaskCLIPRefined(tower()).configured(options)
+    method = MaskCLIPRefined(tower()).configured({**options, **PIXELS})
     features = method.encode(RECORD[f"{size}/image"])
     near(features.keys, recorded(size, "key"), PLAIN)
     # Prompts are dropped for each image.
@@ -112,7 +113,7 @@ def test_key_smoothing_over_channels(size: str) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_similarities_keep_the_order_of_smoothed_shares(size: str) -> None:
     """Dividing by the weights, so that windows can be averaged, changes no label of a patch."""
-    method = MaskCLIPRefined(tower()).configured({"prompt_denoising": 0})
+    method = MaskCLIPRefined(tower()).configured({"prompt_denoising": 0, **PIXELS})
     features = method.encode(RECORD[f"{size}/image"])
     assert torch.equal(
         method.patch_maps(features, prompts()).argmax(dim=1), method.patch_scores(features, prompts()).argmax(dim=1)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tcl_core.methods import semantic_unit
-from tcl_core.methods.semantic_unit import UnitOptions, in_units, meta_points, semantic_units
+from tcl_core.methods.semantic_unit import Parts, UnitOptions, cosines_in_units, in_units, meta_points, semantic_units
 from tcl_core.methods.tcl import TCL
 from tcl_core.methods.training_free.last_block import NACLIP
 from tcl_core.models.loading import options_of
@@ -145,7 +145,64 @@ def test_one_segment_has_one_score(kind: type[TCL] | type[NACLIP]) -> None:
     assert float(values[..., 0, 0].std()) > 1e-4
 
 
-@pytest.mark.parametrize("model", ["playground", "naclip:ViT-B-16-quickgelu/openai"])
-def test_models_list_the_options(model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "points"),
+    [("playground", 64), ("maskclip:ViT-B-16-quickgelu/openai", 64), ("naclip:ViT-B-16-quickgelu/openai", 0)],
+)
+def test_models_list_the_options(model: str, points: int) -> None:
     rows = {row.name: row for row in options_of(model)[1].rows()}
-    assert rows["unit_points"].value == 0 and rows["unit_threshold"].value == 0.6
+    assert rows["unit_points"].value == points and rows["unit_threshold"].value == 0.7
+
+
+@pytest.mark.parametrize("points", [0, 1, 9, 64, 2**16])
+@pytest.mark.parametrize("threshold", [-1.0, 0.1, 0.5, 0.95])
+def test_cosines_are_those_with_units(points: int, threshold: float) -> None:
+    """Whatever was kept: nothing, the same parts, in half precision, or those of other options."""
+    pixels, rows = unit_pixels(2, 8, 11, 9), F.normalize(torch.randn(5, 8), dim=1)
+    options = UnitOptions(unit_points=points, unit_threshold=threshold)
+    expected = torch.einsum("behw,pe->bphw", in_units(pixels, options), rows)
+    torch.testing.assert_close(cosines_in_units(pixels, rows, options), expected, atol=1e-6, rtol=1e-5)
+    same = Parts.of(pixels, options)
+    assert same.fit(options) == (points > 0)
+    torch.testing.assert_close(cosines_in_units(pixels, rows, options, same), expected, atol=1e-6, rtol=1e-5)
+    for other in (
+        UnitOptions(),
+        options.changed({"unit_points": 3}),
+        options.changed({"unit_threshold": 0.3}),
+    ):
+        kept = Parts.of(pixels, other)
+        assert not kept.fit(options)
+        torch.testing.assert_close(cosines_in_units(pixels, rows, options, kept), expected, atol=1e-6, rtol=1e-5)
+    half = same.to(dtype=torch.float16)
+    assert half.fit(options) == same.fit(options)
+    torch.testing.assert_close(cosines_in_units(pixels, rows, options, half), expected, atol=5e-3, rtol=0)
+
+
+def test_kept_parts_are_what_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, options = unit_pixels(1, 8, 6, 5), UnitOptions(unit_points=4, unit_threshold=0.1)
+    parts = Parts.of(pixels, options)
+    monkeypatch.setattr("tcl_core.methods.semantic_unit._parts", None)
+    with pytest.raises(TypeError):
+        cosines_in_units(pixels, torch.eye(8), options)
+    assert cosines_in_units(pixels, torch.eye(8), options, parts).isfinite().all()
+
+
+def test_what_would_be_larger_than_scores_is_not_kept() -> None:
+    pixels, options = unit_pixels(1, 8, 4, 4), UnitOptions(unit_points=64, unit_threshold=0.1)
+    assert Parts.of(pixels, options).units.shape[1] == 16
+    wide = unit_pixels(1, 2, 300, 300)
+    assert Parts.of(wide, options).nbytes < 2**24 * 4
+    many = Parts.of(wide, UnitOptions(unit_points=2**10, unit_threshold=0.1))
+    assert many.nbytes == 16 and not many.fit(options)
+
+
+def test_changed_options_do_not_need_the_image_again() -> None:
+    """Features that were made with other options give the same scores."""
+    method = TCL.example()
+    windows, prompts = example_windows(), prompts_of(method)
+    for values in ({"unit_points": 0}, {"unit_points": 9, "unit_threshold": 0.2}, {}):
+        own = method.configured(values)
+        expected = own.similarities(own.encode(windows), prompts)
+        torch.testing.assert_close(own.similarities(method.encode(windows), prompts), expected, atol=1e-6, rtol=1e-5)
+        off = method.configured({"unit_points": 0})
+        torch.testing.assert_close(own.similarities(off.encode(windows), prompts), expected, atol=1e-6, rtol=1e-5)

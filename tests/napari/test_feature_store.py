@@ -65,7 +65,7 @@ def test_file_is_small_and_exact_to_16_bits(features: ImageFeatures, tmp_path: P
     for name, tensor in features.windows.tensors().items():
         restored = found.windows.tensors()[name]
         assert restored.dtype == tensor.dtype
-        assert torch.equal(restored, tensor.half().to(tensor.dtype))
+        assert torch.equal(restored, tensor.half().to(tensor.dtype) if tensor.is_floating_point() else tensor)
     assert kept.nbytes < features.windows.nbytes / 2 + 2000
     assert (tmp_path / "f" / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
 

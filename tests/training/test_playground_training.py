@@ -252,7 +252,7 @@ def test_things_are_seen_where_their_masks_are() -> None:
     tcl.clip.encode_text = lambda _: next(said)
     planted = texts[0][None, :, None, None].repeat(1, 1, 8, 8)
     planted[..., 4:] = texts[1][None, :, None, None]
-    tcl.encode = lambda _: TCLFeatures(planted, planted, (32, 32), (32, 32), (0, 0))
+    tcl.encode = lambda _: TCLFeatures.of(planted, planted, tcl.options, (32, 32), (32, 32), (0, 0))
     with torch.no_grad():
         # As sharp as after training.
         tcl.masker.sim2mask.w.fill_(40.0)

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from tcl_core.devices import select_device
 from tcl_core.errors import TclError
 from tcl_core.evaluation.playground import Split, evaluate_playground, own_variants, rows_to_json
+from tcl_core.methods.semantic_unit import PIXELS, UNIT
 from tcl_core.models import load_model
 from training.config import Recipe
 from training.cpu import Precision, fast_attention, native_precision
@@ -40,7 +41,7 @@ from training.playground.method_data import NO_THINGS, SceneSource, draw, extend
 from training.playground.method_tables import scores_folder, table
 from training.playground.recipe import RECIPE
 
-__all__ = ["RUNS", "UNIT", "Run", "main", "recipe_of"]
+__all__ = ["RUNS", "Run", "main", "recipe_of"]
 
 _POSITIONS = 24
 # As TCL's settings for the playground, they were chosen on it; see docs/code.md.
@@ -53,8 +54,6 @@ _CODE = {
 # The copied blocks stay frozen, and masks have 16 x 16 pixels.
 _MGCA_STYLE = {"hard_pixels": 8}
 _FIRST_TERMS = 0.6
-UNIT = {"unit_points": 64, "unit_threshold": 0.6}
-"""Options of the adaptive semantic unit on the 16 x 16 pixels of a window."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,14 @@ class Run:
         method: its name.
         captions: their kind, see `captions_of`.
         config: settings of the method.
-        options: of the method, where it is scored.
+        options: of the method, where it is scored; by default without the adaptive semantic unit.
         model: name of the run whose model is scored, where it is not one of its own.
     """
 
     method: str
     captions: str
     config: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=lambda: PIXELS)
     model: str | None = None
 
 

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from tcl_core.evaluation.playground import Split
+from tcl_core.methods.semantic_unit import PIXELS
 
-__all__ = ["PIXELS", "comparison", "key_of", "scores_folder", "summary", "table", "unit_gains"]
+__all__ = ["comparison", "gains_of", "key_of", "scores_folder", "summary", "table", "unit_gains"]
 
-PIXELS: dict[str, Any] = {"unit_points": 0}
-"""Options of a method without the adaptive semantic unit."""
 _FIGURES = ("seen", "seen_kinds", "seen_stuff", "held_out")
 
 
@@ -137,20 +136,30 @@ def unit_gains(found: Sequence[Mapping[str, Any]]) -> str:
     titles = [f"{each['unit_points']} points, {each['unit_threshold']:g}" for each in chosen]
     lines = [f"| | PAMR | without the unit | {' | '.join(titles)} |", f"|{'---|' * (len(titles) + 3)}"]
     for model in dict.fromkeys(entry["model"] for entry in found):
-        means = {key_of(entry["options"]): _means(entry["rows"]) for entry in found if entry["model"] == model}
+        plain = _means_of(found, model)[key_of(PIXELS)]
+        gains = gains_of(found, model)
         for which, refined in enumerate(("no", "yes")):
-            plain = means[key_of(PIXELS)][which]
-            gains = [
-                f"{round(means[key][which] - plain, 1) + 0.0:+.1f}" if (key := key_of(each)) in means else ""
-                for each in chosen
+            cells = [
+                f"{round(gains[key][which], 1) + 0.0:+.1f}" if (key := key_of(each)) in gains else "" for each in chosen
             ]
-            lines.append(f"| `{model}` | {refined} | {plain:.1f} | {' | '.join(gains)} |")
+            lines.append(f"| `{model}` | {refined} | {plain[which]:.1f} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def gains_of(found: Sequence[Mapping[str, Any]], model: str) -> dict[str, tuple[float, float]]:
+    """What the unit gains a model without and with refinement, by `key_of` its options; see `unit_gains`."""
+    means = _means_of(found, model)
+    plain = means.pop(key_of(PIXELS))
+    return {key: (one[0] - plain[0], one[1] - plain[1]) for key, one in means.items()}
 
 
 def key_of(options: Mapping[str, Any]) -> str:
     """Options of a method as one text, equal for equal options."""
     return json.dumps(options, sort_keys=True)
+
+
+def _means_of(found: Sequence[Mapping[str, Any]], model: str) -> dict[str, list[float]]:
+    return {key_of(entry["options"]): _means(entry["rows"]) for entry in found if entry["model"] == model}
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -12,14 +12,18 @@ import numpy as np
 from tcl_core.errors import SettingsError
 from tcl_core.evaluation.playground import EvaluationRow, format_rows
 from tcl_core.evaluation.projects import ProjectRow, format_projects
+from tcl_core.methods.registry import method_class
+from tcl_core.methods.semantic_unit import UnitOptions
 from training.playground.method_tables import comparison, unit_gains
 
 __all__ = ["BASELINE", "MAIN", "Results", "Target", "parts_of", "targets_of", "with_parts", "write_pages"]
 
 Results = Mapping[str, Any]
-"""Contents of the files ``table``, ``projects``, ``training-free``, ``methods`` and ``units`` (``.json``) by name."""
+"""Contents of the files ``table``, ``projects``, ``training-free``, ``methods``, ``units`` and ``unit-thresholds``
+(``.json``) by name."""
 
 MAIN, BASELINE = "TCL + PAMR", "dense baseline: CLIP's value path"
+_IN_UNITS = "TCL + PAMR + unit"
 _UNBIASED = "TCL + PAMR, prompts not debiased"
 _METHODS = {
     "maskclip": "MaskCLIP",
@@ -104,8 +108,9 @@ def parts_of(results: Results) -> dict[Path, dict[str, str]]:
         for (page, part), names in tables.items():
             text = comparison(results["methods"], table["weights_sha256"], names)
             parts.setdefault(Path(page), {})[part] = text
-    if "units" in results:
-        parts.setdefault(Path("docs/mgca.md"), {})["unit"] = _units(results["units"])
+    for name, part in (("units", "unit"), ("unit-thresholds", "thresholds")):
+        if name in results:
+            parts.setdefault(Path("docs/mgca.md"), {})[part] = _units(results[name], name)
     if "projects" not in results:
         return parts
     return parts | {
@@ -276,16 +281,16 @@ def _training_free(results: Results) -> str:
     for entry in results["training-free"]:
         name = _METHODS[entry["model"].partition(":")[0]]
         for row in entry["rows"]:
-            lines.append(_row(f"{name} + PAMR" if row["variant"] == "+ PAMR" else name, row))
+            lines.append(_row(name if row["variant"] == "as it is" else f"{name} {row['variant']}", row))
     own = {row["variant"]: row for row in results["table"]["rows"]}
-    lines += [_row(f"**{name}**", own[name]) for name in ("TCL", MAIN)]
+    lines += [_row(f"**{name}**", own[name]) for name in ("TCL", MAIN, _IN_UNITS)]
     return "\n".join(lines)
 
 
-def _units(units: Mapping[str, Any]) -> str:
+def _units(units: Mapping[str, Any], name: str) -> str:
     about = (
         f"Mean IoU in percent over {units['scenes']} seen and {units['scenes']} held-out {units['split']} scenes, and "
-        "what the unit adds to it. [`units.json`](../training/playground/results/units.json) has every figure."
+        f"what the unit adds to it. [`{name}.json`](../training/playground/results/{name}.json) has every figure."
     )
     return f"{unit_gains(units['scores'])}\n\n{_paragraph(about)}"
 
@@ -295,16 +300,25 @@ def _row(name: str, row: Mapping[str, Any]) -> str:
 
 
 def _which(results: Results) -> str:
-    refined = {
-        f"`{entry['model']}`": row
-        for entry in results["training-free"]
-        for row in entry["rows"]
-        if row["variant"] == "+ PAMR" and not entry["model"].startswith("maskclip-refined:")
-    }
-    refined["TCL (`playground`)"] = next(row for row in results["table"]["rows"] if row["variant"] == MAIN)
+    """Each method with refinement, and with the unit where that is its default."""
+    refined = {}
+    for entry in results["training-free"]:
+        method = entry["model"].partition(":")[0]
+        (row,) = (
+            row for row in entry["rows"] if row["variant"] == ("+ PAMR + unit" if _unit_is_on(method) else "+ PAMR")
+        )
+        if method != "maskclip-refined":
+            refined[f"`{entry['model']}`"] = row
+    own = _IN_UNITS if _unit_is_on("tcl") else MAIN
+    refined["TCL (`playground`)"] = next(row for row in results["table"]["rows"] if row["variant"] == own)
     ordered = sorted(refined.items(), key=lambda item: -item[1]["seen"])
     lines = ["| | seen | held out |", "|---|---|---|"]
     return "\n".join(lines + [f"| {name} | {row['seen']:.1f} | {row['held_out']:.1f} |" for name, row in ordered])
+
+
+def _unit_is_on(method: str) -> bool:
+    options = method_class(method).options_class()
+    return isinstance(options, UnitOptions) and options.unit_points > 0
 
 
 def _remark(table: Mapping[str, Any], part: str) -> list[str]:

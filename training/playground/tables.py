@@ -10,7 +10,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from tcl_core.errors import SettingsError, TclError
-from tcl_core.evaluation.playground import SEEDS, evaluate_playground, rows_to_json
+from tcl_core.evaluation.playground import SEEDS, evaluate_playground, rows_to_json, variants_of
 from tcl_core.evaluation.projects import PROJECT_SEED, evaluate_projects, projects_to_json, synonyms_and_others
 from tcl_core.models import Model, load_model
 from tcl_core.models.modelfile import read_model_file
@@ -77,8 +77,9 @@ def _loaded(name: str) -> Model:
     return load_model(name, device="cpu", precision="float32", backend="torch")
 
 
-def _rows(name: str, scenes: int, variants: Collection[str] | None = None) -> dict[str, Any]:
+def _rows(name: str, scenes: int, only: str | None = None) -> dict[str, Any]:
     model = _loaded(name)
+    variants = variants_of(model) if only is None else {only: variants_of(model)[only]}
     with tqdm(total=2 * scenes, desc=f"scoring {model.name}", mininterval=5, disable=None) as bar:
         rows = evaluate_playground(model, scenes, lambda done, _: bar.update(done - bar.n), "test", variants)
     return {"rows": json.loads(rows_to_json(rows))}
@@ -128,7 +129,7 @@ def score(run: Path, scenes: int = 500, project_scenes: int = 300, draws: int = 
             folder / "scores" / "table.json",
             last[-1]["sha256"],
             scenes,
-            lambda at=other: _rows(str(at), scenes, [MAIN]),
+            lambda at=other: _rows(str(at), scenes, MAIN),
         )
         spread.append(_spread_row(last[0]["about"]["ground_seed"], found))
     interruptions = sum(entry["event"] == "resume" for entry in entries)

@@ -1,7 +1,7 @@
 """Whether the adaptive semantic unit gains: ``python -m training.playground.units``.
 
 Scores models with and without it on scenes that settings are chosen on, which no reported score is measured on. A
-method whose gain is positive with the same options with and without refinement may have the unit on by default.
+method whose gain is positive with the same options with and without refinement has the unit on by default.
 
 Scores are written after each choice of options; the same command goes on behind the last one.
 """
@@ -21,17 +21,19 @@ from tqdm import tqdm
 
 from tcl_core.errors import SettingsError, TclError, reason_of
 from tcl_core.evaluation.playground import SEEDS, EvaluationRow, evaluate_playground, own_variants
+from tcl_core.methods.semantic_unit import PIXELS
 from tcl_core.models import Model, load_model
 from tcl_core.models.paths import write_atomically
 from training.journal import origin
 from training.playground.arguments import at_least
-from training.playground.method_tables import PIXELS, key_of, unit_gains
+from training.playground.method_tables import key_of, unit_gains
 from training.playground.pages import write_pages
 
 __all__ = ["main", "scores", "settings_of"]
 
 _REPOSITORY = Path(__file__).parents[2]
 _RESULTS = _REPOSITORY / "training/playground/results"
+_PUBLISHED = {"thresholds": "unit-thresholds.json", "gains": "units.json"}
 
 
 def settings_of(points: Sequence[int], thresholds: Sequence[float]) -> list[dict[str, Any]]:
@@ -68,7 +70,7 @@ def _former(path: Path | None, about: Mapping[str, Any]) -> list[dict[str, Any]]
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = [dict(entry) for entry in content["scores"]]
-        complete = all({"model", "weights_sha256", "options", "rows"} <= set(entry) for entry in found)
+        complete = all({"model", "method", "weights_sha256", "options", "rows"} <= set(entry) for entry in found)
     except OSError as error:
         raise SettingsError(f"--json {path}: cannot be read: {reason_of(error)}") from error
     except (ValueError, KeyError, TypeError):
@@ -105,10 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=at_least(1), default=2, help="CPU threads")
     parser.add_argument("--json", type=Path, help="also write all scores to this file, and go on behind those in it")
     parser.add_argument(
-        "--publish", action="store_true", help="write results/units.json instead, and the table of docs/mgca.md"
+        "--publish",
+        choices=sorted(_PUBLISHED),
+        help="write the results of this name instead, and the tables of docs/mgca.md: thresholds to choose one, or the "
+        "gains that decide about the default",
     )
     options = parser.parse_args(arguments)
-    path: Path | None = _RESULTS / "units.json" if options.publish else options.json
+    path: Path | None = _RESULTS / _PUBLISHED[options.publish] if options.publish else options.json
     torch.set_num_threads(options.threads)
     seeds = {which: SEEDS["validation"][which] for which in ("seen", "held-out")}
     about: dict[str, Any] = {"split": "validation", "seeds": seeds, "scenes": options.scenes}
@@ -118,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for given, name in names.items():
             model = load_model(given, device="cpu", precision="float32", backend="torch")
             found = [one for one in found if one["model"] != name or one["weights_sha256"] == model.weights_sha256]
+            about_model = {"model": name, "method": model.method.name, "weights_sha256": model.weights_sha256}
             done = {key_of(one["options"]) for one in found if one["model"] == name}
             chosen = settings_of(options.points, options.thresholds)
             for each in chosen:
@@ -127,7 +133,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if key_of(each) in done:
                     continue
                 rows = [dataclasses.asdict(row) for row in scores(model, each, options.scenes)]
-                about_model = {"model": name, "weights_sha256": model.weights_sha256}
                 found.append({**about_model, "options": each, "recorded": here, "rows": rows})
                 if path is not None:
                     text = json.dumps({**about, "scores": found}, indent=1) + "\n"
@@ -137,10 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(unit_gains(found))
     if options.publish:
-        results = {
-            name: json.loads((_RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("table", "units")
-        }
-        write_pages(_REPOSITORY, results)
+        shown = ("table", *(Path(each).stem for each in _PUBLISHED.values()))
+        write_pages(
+            _REPOSITORY, {each: json.loads((_RESULTS / f"{each}.json").read_text(encoding="utf-8")) for each in shown}
+        )
     return 0
 
 

@@ -17,7 +17,7 @@ from tcl_core.methods.code.text import PromptedTexts, TextDecoder, check_text_to
 from tcl_core.methods.code.training import CoDeTraining
 from tcl_core.methods.code.upstream import from_upstream
 from tcl_core.methods.registry import register_method
-from tcl_core.methods.tcl.grounded import Grounded, InverseTemperature
+from tcl_core.methods.tcl.grounded import Grounded, InUnits, InverseTemperature
 from tcl_core.methods.tcl.losses import unit
 from tcl_core.methods.upstream import UpstreamModel
 from tcl_core.towers.open_clip_vit import FrozenClip
@@ -75,6 +75,7 @@ class CoDe(CoDeTraining, Grounded):
     optional_keys = frozenset({"learnable_image_bg", "bg_text", "text_mask_w", "text_mask_b", *_LOSSES, *_DECODER})
     config: CoDeConfig
     config_class = CoDeConfig
+    options_class = InUnits
 
     def __init__(self, clip: FrozenClip, config: CoDeConfig | None = None):
         config = config or CoDeConfig()

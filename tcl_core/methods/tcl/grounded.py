@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from tcl_core.errors import SettingsError
 from tcl_core.methods.base import Background, Features, PromptEmbeddings
 from tcl_core.methods.exportable import ExportableMethod, Run
-from tcl_core.methods.options import option
+from tcl_core.methods.options import option, preset
 from tcl_core.methods.prompts import texts_in_templates
-from tcl_core.methods.semantic_unit import UnitOptions, in_units
+from tcl_core.methods.semantic_unit import POINTS, Parts, UnitOptions, cosines_in_units
 from tcl_core.methods.tcl.config import GrounderConfig
 from tcl_core.methods.tcl.grounder import Grounder, cosine_maps
 from tcl_core.methods.tcl.losses import unit
@@ -26,7 +26,7 @@ from tcl_core.towers.base import Tower
 from tcl_core.towers.open_clip_vit import FrozenClip
 from tcl_core.towers.padding import pad_to_multiple
 
-__all__ = ["Grounded", "InverseTemperature", "TCLFeatures", "TCLOptions"]
+__all__ = ["Grounded", "InUnits", "InverseTemperature", "TCLFeatures", "TCLOptions"]
 
 _MAX_SCALE = 100.0
 _DECODED_TOGETHER = 8  # windows: 448 x 448 pixels each are 0.2 GB in float32 behind the decoder
@@ -44,6 +44,10 @@ class TCLOptions(UnitOptions):
     )
 
 
+InUnits = preset(TCLOptions, "InUnits", unit_points=POINTS)
+"""The options of those that gain by the adaptive semantic unit, see ``docs/mgca.md``."""
+
+
 @dataclass(frozen=True, eq=False)
 class TCLFeatures(Features):
     """All that TCL knows of B windows before it has seen a prompt.
@@ -51,6 +55,9 @@ class TCLFeatures(Features):
     Attributes:
         image_emb: ``[B, E, mh, mw]``, the grounder's embedding of each mask pixel, L2-normalized over E.
         dense: ``[B, E, h, w]``, CLIP's own dense embedding of each patch, L2-normalized over E.
+        affinity: see `tcl_core.methods.semantic_unit.Parts`.
+        units: the same.
+        made_with: the same.
         size: height and width of the windows in pixels.
         padded: height and width after zero padding to whole patches.
         offset: padding ``(top, left)`` in pixels.
@@ -58,9 +65,31 @@ class TCLFeatures(Features):
 
     image_emb: Tensor
     dense: Tensor
+    affinity: Tensor
+    units: Tensor
+    made_with: Tensor
     size: tuple[int, int]
     padded: tuple[int, int]
     offset: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls,
+        image_emb: Tensor,
+        dense: Tensor,
+        options: UnitOptions,
+        size: tuple[int, int],
+        padded: tuple[int, int],
+        offset: tuple[int, int],
+    ) -> Self:
+        """Features with the parts that the options ask for."""
+        parts = Parts.of(image_emb, options)
+        return cls(image_emb, dense, parts.affinity, parts.units, parts.made_with, size, padded, offset)
+
+    @property
+    def parts(self) -> Parts:
+        """Of the adaptive semantic unit, made with the options that windows were encoded with."""
+        return Parts(self.affinity, self.units, self.made_with)
 
 
 class InverseTemperature(nn.Module):
@@ -88,12 +117,12 @@ class Grounded(ExportableMethod):
 
     tower_names = ("clip",)
     config_class: ClassVar[type[GrounderConfig]]
-    options_class = TCLOptions
+    options_class: ClassVar[type[TCLOptions]] = TCLOptions
     options: TCLOptions
 
     def __init__(self, clip: FrozenClip, config: GrounderConfig):
         super().__init__(
-            TCLOptions().changed(
+            self.options_class().changed(
                 {
                     "kp_weight": config.kp_weight,
                     "kp_scale": config.kp_scale,
@@ -149,9 +178,10 @@ class Grounded(ExportableMethod):
         """Embed windows float32 ``[B, 3, H, W]`` for any number of prompts."""
         padded, offset = pad_to_multiple(windows, self.clip.patch_size)
         image_emb, dense = run(padded)
-        return TCLFeatures(
-            image_emb=image_emb,
-            dense=dense,
+        return TCLFeatures.of(
+            image_emb,
+            dense,
+            self.options,
             size=(int(windows.shape[-2]), int(windows.shape[-1])),
             padded=(int(padded.shape[-2]), int(padded.shape[-1])),
             offset=offset,
@@ -184,7 +214,7 @@ class Grounded(ExportableMethod):
         with torch.autocast(device_type=features.image_emb.device.type, enabled=False):
             device = features.image_emb.device
             text = self.rows(prompts).to(device)
-            masks = self.score(in_units(self.pixels(features), self.options), text)
+            masks = self._masks(features, text)
             if refine is not None:
                 masks = refine(masks)
             if options.kp_weight:
@@ -194,6 +224,12 @@ class Grounded(ExportableMethod):
         (top, left), (height, width) = features.offset, features.size
         # Rounding in the weighted means may leave the unit interval by some 1e-7.
         return masks[..., top : top + height, left : left + width].clamp_(0, 1)
+
+    def _masks(self, features: TCLFeatures, text: Tensor) -> Tensor:
+        """Masks ``[B, P, mh, mw]`` in ``[0, 1]`` before refinement: `score` of pixels in their units."""
+        logits = self.masker.sim2mask
+        cosines = cosines_in_units(features.image_emb, logits.w * text, self.options, features.parts)
+        return cosines.add_(logits.b).sigmoid_()
 
     def _preserved(self, features: TCLFeatures, text: Tensor, size: Sequence[int]) -> Tensor:
         """CLIP's own dense map (knowledge preservation), float32 ``[B, P, *size]`` in ``[0, 1]``."""
@@ -207,7 +243,7 @@ class Grounded(ExportableMethod):
         features = cast(TCLFeatures, features)
         with torch.autocast(device_type=features.image_emb.device.type, enabled=False):
             device = features.image_emb.device
-            masks = self.score(in_units(self.pixels(features), self.options), self.rows(names).to(device))
+            masks = self._masks(features, self.rows(names).to(device))
             if self.options.kp_weight:
                 kept = self.preserved_rows(names).to(device)
                 masks = masks.lerp_(self._preserved(features, kept, masks.shape[-2:]), self.options.kp_weight)

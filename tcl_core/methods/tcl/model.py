@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tcl_core.methods.registry import register_method
 from tcl_core.methods.tcl.config import TCLConfig
-from tcl_core.methods.tcl.grounded import InverseTemperature, TCLFeatures, TCLOptions
+from tcl_core.methods.tcl.grounded import InUnits, InverseTemperature, TCLFeatures, TCLOptions
 from tcl_core.methods.tcl.prompts import TCLPrompts, TemplateMeans
 from tcl_core.methods.tcl.training import TCLTraining
 from tcl_core.methods.tcl.upstream import from_upstream
@@ -40,6 +40,7 @@ class TCL(TCLTraining, TemplateMeans):
 
     config: TCLConfig
     config_class = TCLConfig
+    options_class = InUnits
     optional_keys = frozenset({"tcli_loss.logit_scale", "tclf_loss.logit_scale"})
 
     def __init__(self, clip: FrozenClip, config: TCLConfig | None = None):

@@ -7,6 +7,7 @@ from torch import Tensor
 from tcl_core.methods.exportable import ExportableMethod, Run
 from tcl_core.methods.options import option, preset
 from tcl_core.methods.registry import register_method
+from tcl_core.methods.semantic_unit import POINTS
 from tcl_core.methods.training_free.attention import Attention, gaussian_window, last_block
 from tcl_core.methods.training_free.base import DenseFeatures, DenseOptions, TrainingFree
 from tcl_core.towers.padding import pad_to_multiple
@@ -76,7 +77,13 @@ class MaskCLIP(LastBlock):
     """
 
     options_class = preset(
-        LastBlockOptions, "MaskCLIPOptions", attention="identity", residual=True, positions="size", scale=100.0
+        LastBlockOptions,
+        "MaskCLIPOptions",
+        attention="identity",
+        residual=True,
+        positions="size",
+        scale=100.0,
+        unit_points=POINTS,
     )
 
 
