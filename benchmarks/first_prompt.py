@@ -25,6 +25,7 @@ from benchmarks.compare_revision import REPOSITORY, BenchmarkError, last_line, w
 from tcl_core.backends import available_backends
 from tcl_core.benchmarks.machine import describe_machine, loaded_distributions, revision
 from tcl_core.devices import has_native_bfloat16
+from tcl_core.methods.semantic_unit import PIXELS, UNIT
 
 __all__ = ["Mode", "format_table", "main", "modes", "run_mode"]
 
@@ -65,7 +66,6 @@ def build(backend, precision, folder):
 _BUILD_OWN = """
 from pathlib import Path
 from tcl_core.backends import make_backend
-from tcl_core.methods.semantic_unit import PIXELS
 from tcl_core.methods.tcl import TCL
 from tcl_core.models import Model
 from tcl_core.models.metadata import ModelMetadata, Preprocess
@@ -79,8 +79,7 @@ def vocabulary(words):
     return Vocabulary.from_options(words, background_names=())
 
 def build(backend, precision, folder):
-    # Nor does it know the adaptive semantic unit.
-    method = finished(TCL(FrozenClip(make_clip(), OpenClipTokenizer(77)))).configured(PIXELS)
+    method = finished(TCL(FrozenClip(make_clip(), OpenClipTokenizer(77)))).configured(OPTIONS)
     preprocess = Preprocess(*PREPROCESS)
     return Segmenter(Model(
         name="random", method=method, preprocess=preprocess, templates="custom",
@@ -92,7 +91,7 @@ _MEASURE = """
 import json, resource, statistics, sys, time
 import numpy as np, open_clip, torch
 
-NETWORK, REPEATS, MANY = json.loads(sys.argv[4])
+NETWORK, REPEATS, MANY, OPTIONS = json.loads(sys.argv[4])
 SIDE = NETWORK["side"]
 PREPROCESS = ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758), SIDE, 4 * SIDE, SIDE, SIDE // 2)
 WORDS = ("aeroplane bicycle bird boat bottle bus car cat chair cow table dog horse motorbike person plant sheep sofa "
@@ -149,19 +148,25 @@ class Mode:
         name: in the table.
         backend: of this checkout; empty for the reference.
         precision: name of a dtype.
+        unit: whether the adaptive semantic unit is on, as it is by default; the reference does not know it.
     """
 
     name: str
     backend: str
     precision: str
+    unit: bool = False
 
 
 def modes() -> list[Mode]:
-    """The reference in float32, then what this machine offers: the backends in float32, and in bfloat16 if native."""
+    """The reference in float32, then what this machine offers: the backends in float32, and in bfloat16 if native.
+
+    Last come the backends in float32 with the adaptive semantic unit.
+    """
     backends = [name for name in available_backends("cpu") if name != "compile"]
     precisions = ["float32", *(["bfloat16"] if has_native_bfloat16() else [])]
     own = [Mode(f"{backend}, {precision}", backend, precision) for precision in precisions for backend in backends]
-    return [Mode("reference, float32", "", "float32"), *own]
+    grouped = [Mode(f"{backend}, float32, unit", backend, "float32", unit=True) for backend in backends]
+    return [Mode("reference, float32", "", "float32"), *own, *grouped]
 
 
 def format_table(measured: Mapping[str, Mapping[str, Sequence[float]]], many: int) -> str:
@@ -259,7 +264,7 @@ def run_mode(
     build = _BUILD_OWN if mode.backend else _BUILD_REFERENCE
     imports, rest = _MEASURE.split("segmenter = build", 1)
     code = f"{imports}\n{build}\nsegmenter = build{rest}"
-    settings = json.dumps([network, _REPEATS, many])
+    settings = json.dumps([network, _REPEATS, many, UNIT if mode.unit else PIXELS])
     command = [sys.executable, "-c", code, mode.backend, mode.precision, networks, settings]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     process = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)

@@ -36,7 +36,8 @@ PIXELS: dict[str, Any] = {"unit_points": 0}
 UNIT: dict[str, Any] = {"unit_points": POINTS, "unit_threshold": _THRESHOLD}
 """Options where the unit is on by default; chosen on validation scenes, see ``docs/mgca.md``."""
 
-# Affinities that are alive at a time; 196 points and the 112 x 112 pixels of a window of 448 fit.
+# Affinities that are alive at a time, and that are kept of a window; 196 points and the 112 x 112 pixels of a window of
+# 448 fit.
 _MOST_AFFINITIES = 2**22
 _MOST_POINTS = 2**16
 _TINY = torch.finfo(torch.float32).tiny
@@ -156,13 +157,13 @@ class Parts(TensorBundle):
 
     @classmethod
     def of(cls, pixels: Tensor, options: UnitOptions) -> Self:
-        """Parts to keep: none where the unit is off, or where they take more memory than the pixels' scores.
+        """Parts to keep: none where the unit is off, or where those of a window would take more than 16 MiB.
 
         Args:
             pixels: float ``[B, E, h, w]``, L2-normalized over E.
             options: of the method.
         """
-        count, depth, height, width = pixels.shape
+        count, _, height, width = pixels.shape
         places = meta_points((height, width), options.unit_points) if options.unit_points else torch.zeros(0)
         if not 0 < len(places) * height * width <= _MOST_AFFINITIES:
             none = pixels.new_zeros(count, 0, dtype=torch.float32)
@@ -220,9 +221,12 @@ def cosines_in_units(pixels: Tensor, rows: Tensor, options: UnitOptions, parts: 
             cosines.addmm_(rows @ (units * shares[:, None]).T, affinity)
             weights += shares @ affinity
         cosines /= weights.clamp(min=_TINY)
-        (lonely,) = torch.nonzero(weights <= 0, as_tuple=True)
-        if len(lonely):
-            cosines[:, lonely] = rows @ window[:, lonely].float()
+        lonely = weights <= 0
+        if count := int(lonely.sum()):
+            # Picking many pixels takes longer than comparing all of them.
+            some = torch.nonzero(lonely)[:, 0] if count < len(lonely) // 8 else slice(None)
+            own = rows @ window[:, some].float()
+            cosines[:, some] = torch.where(lonely[some], own, cosines[:, some])
         found.append(cosines)
     return torch.stack(found).unflatten(2, size)
 

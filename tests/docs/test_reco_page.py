@@ -26,7 +26,8 @@ def test_the_table_is_that_of_the_recorded_runs() -> None:
         "ReCo-style": read("training/playground/results/reco.json")["rows"],
     }
     for name, rows in runs.items():
-        for row, ending in zip(rows, ("", " + PAMR"), strict=True):
+        # ReCo has no adaptive semantic unit, so MaskCLIP is shown without it.
+        for row, ending in zip([row for row in rows if "unit" not in row["variant"]], ("", " + PAMR"), strict=True):
             figures = " | ".join(f"{row[column]:.1f}" for column in COLUMNS)
             assert f"| {name}{ending} | {figures} |" in page()
 
