@@ -148,12 +148,12 @@ class Parts(TensorBundle):
     Attributes:
         affinity: float32 ``[B, K, hw]``, the cosine of each point with each pixel above the threshold.
         units: float32 ``[B, K, E]``, the embedding of each part, L2-normalized over E.
-        made_with: int64 ``[B, 2]``, the points and the threshold in millionths; zeros where nothing is kept.
+        made_with: the points and the threshold in millionths; zeros where nothing is kept.
     """
 
     affinity: Tensor
     units: Tensor
-    made_with: Tensor
+    made_with: tuple[int, int]
 
     @classmethod
     def of(cls, pixels: Tensor, options: UnitOptions) -> Self:
@@ -167,22 +167,23 @@ class Parts(TensorBundle):
         places = meta_points((height, width), options.unit_points) if options.unit_points else torch.zeros(0)
         if not 0 < len(places) * height * width <= _MOST_AFFINITIES:
             none = pixels.new_zeros(count, 0, dtype=torch.float32)
-            return cls(none[..., None], none[..., None], torch.zeros(count, 2, dtype=torch.int64, device=pixels.device))
-        made_with = torch.tensor(_made_with(options), device=pixels.device).expand(count, 2)
+            return cls(none[..., None], none[..., None], (0, 0))
         with torch.autocast(device_type=pixels.device.type, enabled=False):
             found = [
                 next(_parts(window, places.to(pixels.device), options.unit_threshold))
                 for window in pixels.float().flatten(2)
             ]
-        return cls(torch.stack([each for each, _ in found]), torch.stack([each for _, each in found]), made_with)
+        return cls(
+            torch.stack([each for each, _ in found]), torch.stack([each for _, each in found]), _made_with(options)
+        )
 
     def fit(self, options: UnitOptions) -> bool:
         """Whether they were made with these options."""
-        return bool(self.units.shape[1]) and self.made_with[0].tolist() == _made_with(options)
+        return bool(options.unit_points) and self.made_with == _made_with(options)
 
 
-def _made_with(options: UnitOptions) -> list[int]:
-    return [options.unit_points, round(options.unit_threshold * 1_000_000)]
+def _made_with(options: UnitOptions) -> tuple[int, int]:
+    return options.unit_points, round(options.unit_threshold * 1_000_000)
 
 
 def cosines_in_units(pixels: Tensor, rows: Tensor, options: UnitOptions, parts: Parts | None = None) -> Tensor:
@@ -222,11 +223,13 @@ def cosines_in_units(pixels: Tensor, rows: Tensor, options: UnitOptions, parts: 
             weights += shares @ affinity
         cosines /= weights.clamp(min=_TINY)
         lonely = weights <= 0
-        if count := int(lonely.sum()):
+        # Looking how many there are would wait for another device.
+        count = int(lonely.sum()) if lonely.device.type == "cpu" else len(lonely)
+        if count > len(lonely) // 8:
             # Picking many pixels takes longer than comparing all of them.
-            some = torch.nonzero(lonely)[:, 0] if count < len(lonely) // 8 else slice(None)
-            own = rows @ window[:, some].float()
-            cosines[:, some] = torch.where(lonely[some], own, cosines[:, some])
+            cosines = torch.where(lonely, rows @ window.float(), cosines)
+        elif count:
+            cosines[:, lonely] = rows @ window[:, lonely].float()
         found.append(cosines)
     return torch.stack(found).unflatten(2, size)
 

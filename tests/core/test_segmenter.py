@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tcl_core.errors import ImageError, SettingsError, VocabularyError
 from tcl_core.images import ResizedImage, content_hash, resize_bilinear
 from tcl_core.methods import create_method
+from tcl_core.methods.semantic_unit import PIXELS
 from tcl_core.models import Model
 from tcl_core.models.metadata import ModelMetadata, Preprocess
 from tcl_core.segmentation import scoring
@@ -165,7 +166,7 @@ def reference_scores(model: Model, image: np.ndarray, vocabulary: Vocabulary, re
 )
 def test_agrees_with_a_plain_sliding_window(model: Model, size: tuple[int, int], refine: bool, kp: float) -> None:
     image = random_image(*size)
-    segmenter = Segmenter(model, refine=refine, options={"kp_weight": kp}, batch_size=3)
+    segmenter = Segmenter(model, refine=refine, options={"kp_weight": kp, **PIXELS}, batch_size=3)
     features = segmenter.encode(image)
     scores = segmenter.score_maps(features, VOCABULARY).numpy()
     expected = reference_scores(model, image, VOCABULARY, refine, kp)

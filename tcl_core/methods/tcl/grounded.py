@@ -67,7 +67,7 @@ class TCLFeatures(Features):
     dense: Tensor
     affinity: Tensor
     units: Tensor
-    made_with: Tensor
+    made_with: tuple[int, int]
     size: tuple[int, int]
     padded: tuple[int, int]
     offset: tuple[int, int]
