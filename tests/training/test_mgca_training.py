@@ -16,6 +16,7 @@ from napari_tcl.model_cache import Engine, ModelChoice
 from tcl_core.cli.main import run as command_line
 from tcl_core.evaluation.playground import Split, held_out_scene
 from tcl_core.methods.mgca import MGCAStyle
+from tcl_core.methods.semantic_unit import PIXELS, UNIT
 from tcl_core.models import load_model
 from tcl_core.playground import Scene
 from tcl_core.segmentation.segmenter import Segmenter
@@ -157,10 +158,11 @@ def test_runs_of_the_ablation_differ_in_their_terms_alone() -> None:
         )
     assert {run.captions for name, run in RUNS.items() if name in recipes and name != "tcl-two"} == {"brief"}
     # Units are of the inference, so that models of other runs are scored.
-    assert {name: run.model for name, run in RUNS.items() if run.options} == {
+    assert {name: run.model for name, run in RUNS.items() if run.options == UNIT} == {
         "tcl-unit": "tcl",
         "mgca-style-unit": "mgca-style-pixel",
     }
+    assert all(run.options == PIXELS and run.model is None for run in RUNS.values() if run.options != UNIT)
 
 
 @pytest.mark.slow
