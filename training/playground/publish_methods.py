@@ -111,6 +111,9 @@ def joined(former: Mapping[str, Any], methods: dict[str, Any]) -> dict[str, Any]
     runs = {_key(run): run for run in former["runs"]}
     for run in methods["runs"]:
         before = runs.get(_key(run), {})
+        if before and all(run.get(key) == before.get(key) for key in ("weights_sha256", "rows")):
+            # Published again, and not run again: machine and commit stay those of the run.
+            continue
         # The log may be gone since.
         same = not run.get("losses") and before.get("weights_sha256") == run.get("weights_sha256")
         kept = {"losses": before["losses"]} if same and "losses" in before else {}
