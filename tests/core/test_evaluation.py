@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from sklearn.metrics import jaccard_score
 
 from tcl_core.evaluation import MeanIoU
-from tcl_core.evaluation.playground import VARIANTS, EvaluationRow, evaluate_playground, format_rows, rows_to_json
+from tcl_core.evaluation.playground import (
+    VARIANTS,
+    EvaluationRow,
+    evaluate_playground,
+    format_rows,
+    rows_to_json,
+    variants_of,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 TABLE = REPOSITORY / "training" / "playground" / "results" / "table.json"
@@ -88,9 +95,10 @@ def test_a_model_that_debiases_nothing_has_no_row_for_it() -> None:
     rows = {row.variant: row for row in evaluate_playground(model, scenes=1)}
     plain = evaluate_playground(replace(model, debiasing=None), scenes=1)
     assert [row.variant for row in plain] == [name for name, variant in VARIANTS.items() if variant.debias]
-    (alone,) = evaluate_playground(model, scenes=1, variants={"TCL + PAMR": VARIANTS["TCL + PAMR"]})
+    only = {"TCL + PAMR": variants_of(model)["TCL + PAMR"]}
+    (alone,) = evaluate_playground(model, scenes=1, variants=only)
     assert alone == rows["TCL + PAMR"]
-    (other,) = evaluate_playground(model, scenes=1, split="test", variants={"TCL + PAMR": VARIANTS["TCL + PAMR"]})
+    (other,) = evaluate_playground(model, scenes=1, split="test", variants=only)
     assert other != alone
     assert plain[3].seen_stuff == rows["TCL + PAMR, prompts not debiased"].seen_stuff
 

@@ -111,7 +111,11 @@ def test_corrected_accepted_and_exported(
     idle(widget)
     assert np.array_equal(results.accepted.data, accepted)
     assert not results.draft.data[accepted > 0].any()
-    brush(widget.viewer, results.draft, 1, 80, 100)
+    # A stroke of ten pixels that begins and ends where nothing is accepted.
+    free = np.argwhere((accepted[10:-10, 10:-20] == 0) & (accepted[10:-10, 20:-10] == 0)) + 10
+    row, column = free[len(free) // 2]
+    brush(widget.viewer, results.draft, 1, int(row), int(column))
+    assert (results.draft.data[accepted == 0] == 1).any() and not results.draft.data[accepted > 0].any()
 
     widget.polygons.geometry.value = "rle"
     widget.export(tmp_path / "labels.json")
