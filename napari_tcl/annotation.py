@@ -170,27 +170,36 @@ class Annotation:
 
         Pixels that were erased from the accepted map stay empty: somebody said that nothing is there.
         """
-        self._record(self._changes(index))
+        found, _ = self._changes(index)
+        self._record(found)
 
-    def stroke(self, indices: Iterable[Index]) -> None:
+    def stroke(self, indices: Iterable[Index]) -> bool:
         """Take over what a person just did, or is about to do, in one of the maps as one stroke.
 
         Args:
             indices: the slices that it may have changed.
+
+        Returns:
+            Whether paint on accepted pixels was removed, so that the draft has to be drawn again.
         """
         found: dict[MapName, list[StrokePart]] = {"draft": [], "accepted": []}
+        removed = False
         for index in indices:
             self._pending.add(index)
-            for each, parts in self._changes(index).items():
+            changes, covered = self._changes(index)
+            removed |= covered
+            for each, parts in changes.items():
                 found[each] += parts
         self._record(found)
+        return removed
 
-    def _changes(self, index: Index) -> dict[MapName, list[StrokePart]]:
+    def _changes(self, index: Index) -> tuple[dict[MapName, list[StrokePart]], bool]:
         draft, accepted = self.draft[index], self.accepted[index]
         found: dict[MapName, list[StrokePart]] = {"draft": [], "accepted": []}
         painted = self._painted(index)
         covered = painted & (self._seen_accepted[index] > 0)
-        if covered.any():
+        removed = bool(covered.any())
+        if removed:
             # Paint on accepted pixels is none, and would be shown until the slice is next drawn.
             draft[covered] = 0
         changed = painted & ~covered
@@ -207,7 +216,7 @@ class Annotation:
                 found["accepted"].append(self._write(index, "hand", erased, ones))
             np.copyto(before, accepted)
             self._render(index)
-        return found
+        return found, removed
 
     def _record(self, found: Mapping[MapName, list[StrokePart]]) -> None:
         for name, parts in found.items():

@@ -152,8 +152,8 @@ class Results:
             return run
 
         def painted(_: object) -> None:
-            if self._layers.get(name) is layer:
-                self.annotation.stroke(self._indices_of_stroke(layer))
+            if self._layers.get(name) is layer and self.annotation.stroke(self._indices_of_stroke(layer)):
+                self.refresh()
 
         note = self._annotation
         layer.undo = after(note.undo_stroke)

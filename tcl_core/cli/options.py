@@ -154,10 +154,6 @@ class WorkersType(click.ParamType):
             return value
         if not (value.isascii() and value.isdigit()):
             self.fail(f"{value!r} is not valid; give auto, or a number of processes, 0 or more", param, ctx)
-        from tcl_core.jobs.processes import check_workers
-
-        # Before a model is loaded.
-        check_workers(int(value))
         return int(value)
 
 

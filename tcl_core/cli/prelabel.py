@@ -198,9 +198,13 @@ def command(
 
     from tcl_core.jobs.interrupt import InterruptGuard
     from tcl_core.jobs.job import PrelabelSettings, run_prelabel
+    from tcl_core.jobs.processes import check_workers
     from tcl_core.jobs.ray_cluster import RayCluster
 
     _check_ray_options(ray_address)
+    if workers != "auto" and ray_address in (None, "local"):
+        # The machines of a cluster may have more cores, and check it themselves.
+        check_workers(workers)
     settings = PrelabelSettings(tolerance, min_area, small, max_pixels, bit_depth)
     # From here on a polite kill (SIGTERM) ends like Ctrl-C.
     with InterruptGuard(), ExitStack() as stack:

@@ -34,7 +34,7 @@ POINTS, _THRESHOLD = 64, 0.7
 PIXELS: dict[str, Any] = {"unit_points": 0}
 """Options of a method without the unit, as in every paper but one."""
 UNIT: dict[str, Any] = {"unit_points": POINTS, "unit_threshold": _THRESHOLD}
-"""Options where the unit is on by default; chosen on validation scenes, see ``docs/mgca.md``."""
+"""Options where the unit is on by default; the threshold was chosen on validation scenes, see ``docs/mgca.md``."""
 
 # Affinities that are alive at a time, and that are kept of a window; 196 points and the 112 x 112 pixels of a window of
 # 448 fit.

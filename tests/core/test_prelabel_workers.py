@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tcl_core.cli.main import run
 from tcl_core.errors import ImageError, SettingsError
 from tcl_core.export.coco import CocoExporter
 from tcl_core.jobs import processes
@@ -318,3 +319,14 @@ def _killed_run(folder: Path, model_path: Path, out: Path, ahead: bool, anywhere
     assert process.exitcode in (-signal.SIGKILL, 0)
     assert _wait(lambda: not any(_is_alive(pid) for pid in workers)), "a worker outlived its parent"
     return process.exitcode != 0
+
+
+def test_the_limit_is_told_before_a_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["prelabel", str(tmp_path), "--label", "cat", "--model", "nothing", "--out", str(tmp_path / "out.json")]
+    words += ["--workers", "100000"]
+    save_image(tmp_path / "image.png", 0, (40, 48))
+    assert run([*words]) == 2
+    assert "--workers 100000: this machine has" in capsys.readouterr().err
+    # The machines of a cluster have cores of their own.
+    assert run([*words, "--ray", "127.0.0.1:9"]) == 2
+    assert "this machine has" not in capsys.readouterr().err

@@ -187,13 +187,14 @@ def test_kept_parts_are_what_is_compared(monkeypatch: pytest.MonkeyPatch) -> Non
     assert cosines_in_units(pixels, torch.eye(8), options, parts).isfinite().all()
 
 
-def test_what_would_be_larger_than_scores_is_not_kept() -> None:
+def test_parts_that_take_much_memory_are_not_kept() -> None:
     pixels, options = unit_pixels(1, 8, 4, 4), UnitOptions(unit_points=64, unit_threshold=0.1)
     assert Parts.of(pixels, options).units.shape[1] == 16
-    wide = unit_pixels(1, 2, 300, 300)
-    assert Parts.of(wide, options).nbytes < 2**24 * 4
-    many = Parts.of(wide, UnitOptions(unit_points=2**10, unit_threshold=0.1))
-    assert many.nbytes == 0 and not many.fit(options)
+    # 64 x 65,536 affinities are the most.
+    largest = Parts.of(unit_pixels(1, 2, 256, 256), options)
+    assert largest.fit(options) and largest.affinity.nbytes == 2**24
+    larger = Parts.of(unit_pixels(1, 2, 256, 257), options)
+    assert larger.nbytes == 0 and not larger.fit(options)
 
 
 def test_changed_options_do_not_need_the_image_again() -> None:

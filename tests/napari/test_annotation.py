@@ -34,6 +34,9 @@ def test_paint_on_an_accepted_region_goes_when_it_is_noticed() -> None:
     note.propose((), region)
     note.accept((), [2])
     note.draft[0, 0] = 1
+    assert note.stroke([()]) and not note.draft.any()
+    assert not note.stroke([()])
+    note.draft[0, 0] = 1
     # Nothing that the model says is new, so nothing else is drawn.
     assert note.accept((), [1]) == 0 and note.propose((), region) is None
     assert not note.draft.any() and (note.accepted == 2).all()

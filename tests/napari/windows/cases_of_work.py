@@ -111,6 +111,13 @@ def test_corrected_accepted_and_exported(
     idle(widget)
     assert np.array_equal(results.accepted.data, accepted)
     assert not results.draft.data[accepted > 0].any()
+    drawn: list[object] = []
+    results.draft.events.set_data.connect(drawn.append)
+    taken = np.argwhere(accepted[20:-20, 20:-20] > 0)[0] + 20
+    with pytest.raises(AssertionError, match="the brush painted elsewhere"):
+        brush(widget.viewer, results.draft, 1, int(taken[0]), int(taken[1]), size=2)
+    # Paint on what is accepted is gone, on the screen too.
+    assert not results.draft.data[accepted > 0].any() and drawn
     # A stroke of ten pixels that begins and ends where nothing is accepted.
     free = np.argwhere((accepted[10:-10, 10:-20] == 0) & (accepted[10:-10, 20:-10] == 0)) + 10
     row, column = free[len(free) // 2]
