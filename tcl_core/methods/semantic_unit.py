@@ -120,12 +120,8 @@ def semantic_units(pixels: Tensor, points: int, threshold: float) -> Tensor:
 
 def _units_of_window(window: Tensor, places: Tensor, threshold: float) -> Tensor:
     """The same for one window ``[E, hw]`` with points at these places."""
-    gathered, weights = torch.zeros_like(window), window.new_zeros(window.shape[1])
-    for affinity, units in _parts(window, places, threshold):
-        shares = _shares(affinity)
-        gathered.addmm_((units * shares[:, None]).T, affinity)
-        weights += shares @ affinity
-    return torch.where(weights > 0, gathered / weights.clamp(min=_TINY), window)
+    means, weights = _means_of_parts(_parts(window, places, threshold), torch.zeros_like(window))
+    return torch.where(weights > 0, means, window)
 
 
 def _parts(window: Tensor, places: Tensor, threshold: float) -> Iterator[tuple[Tensor, Tensor]]:
@@ -135,10 +131,28 @@ def _parts(window: Tensor, places: Tensor, threshold: float) -> Iterator[tuple[T
         yield affinity, F.normalize(affinity @ window.T, dim=1)
 
 
-def _shares(affinity: Tensor) -> Tensor:
-    """By what affinities ``[K, hw]`` are multiplied to be shares of their part."""
-    # A point of which not even itself is above the threshold makes no part.
-    return affinity.sum(dim=1).clamp(min=_TINY).reciprocal()
+def _means_of_parts(
+    parts: Iterable[tuple[Tensor, Tensor]], total: Tensor, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Weighted means over the parts of each pixel: of the parts' embeddings, or of their cosines with rows.
+
+    Args:
+        parts: see `_parts`.
+        total: zeros ``[E, hw]``, or ``[P, hw]`` with rows; written to.
+        rows: ``[P, E]``.
+
+    Returns:
+        The means like ``total``, and the weights ``[hw]``, 0 where a pixel belongs to no part.
+    """
+    weights = total.new_zeros(total.shape[1])
+    for affinity, units in parts:
+        # Affinities as shares of their part; a point of which not even itself is above the threshold makes none.
+        shares = affinity.sum(dim=1).clamp(min=_TINY).reciprocal()
+        weighted = (units * shares[:, None]).T
+        total.addmm_(weighted if rows is None else rows @ weighted, affinity)
+        weights += shares @ affinity
+    total /= weights.clamp(min=_TINY)
+    return total, weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,12 +230,7 @@ def cosines_in_units(pixels: Tensor, rows: Tensor, options: UnitOptions, parts: 
             made: Iterable[tuple[Tensor, Tensor]] = [(kept.affinity[number].float(), kept.units[number].float())]
         else:
             made = _parts(window.float(), places, options.unit_threshold)
-        cosines, weights = rows.new_zeros(len(rows), window.shape[1]), rows.new_zeros(window.shape[1])
-        for affinity, units in made:
-            shares = _shares(affinity)
-            cosines.addmm_(rows @ (units * shares[:, None]).T, affinity)
-            weights += shares @ affinity
-        cosines /= weights.clamp(min=_TINY)
+        cosines, weights = _means_of_parts(made, rows.new_zeros(len(rows), window.shape[1]), rows)
         lonely = weights <= 0
         # Looking how many there are would wait for another device.
         count = int(lonely.sum()) if lonely.device.type == "cpu" else len(lonely)
